@@ -1,0 +1,1 @@
+"""The composition root: settings, URLs and entry points; nothing imports it."""

@@ -1,0 +1,84 @@
+"""Typed readers of the environment; a bad value stops the start with one line that names it."""
+
+import os
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+class BadSetting(SystemExit):
+    """One line on stderr and exit status 1, instead of a traceback."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"modelyard: {name}: {problem}")
+
+
+def env_text(name: str, default: str = "") -> str:
+    """Read `name`, or the content of the file that `name_FILE` points at."""
+    if path := os.environ.get(f"{name}_FILE"):
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSetting(f"{name}_FILE", f"cannot read {path!r}: {error}") from error
+    return os.environ.get(name, "") or default
+
+
+def env_bool(name: str, *, default: bool) -> bool:
+    text = env_text(name, "1" if default else "0").lower()
+    if text in {"1", "true", "yes", "on"}:
+        return True
+    if text in {"0", "false", "no", "off"}:
+        return False
+    raise BadSetting(name, f"{text!r} is neither 1 nor 0")
+
+
+def env_int(name: str, *, default: int, low: int, high: int) -> int:
+    text = env_text(name, str(default))
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise BadSetting(name, f"{text!r} is not a whole number") from error
+    if not low <= value <= high:
+        raise BadSetting(name, f"{value} is not between {low} and {high}")
+    return value
+
+
+def env_list(name: str, default: str) -> list[str]:
+    return [part.strip() for part in env_text(name, default).split(",") if part.strip()]
+
+
+def env_database(name: str, default: str) -> dict[str, object]:
+    """Turn a `postgresql://` URL into Django's terms; a socket folder may stand in `?host=`."""
+    url = urlsplit(env_text(name, default))
+    if url.scheme not in {"postgresql", "postgres"}:
+        raise BadSetting(name, "must look like postgresql://user:password@host:5432/database")
+    query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+    try:
+        port = url.port
+    except ValueError as error:
+        raise BadSetting(name, f"bad port: {error}") from error
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(url.path.lstrip("/")) or "modelyard",
+        "USER": unquote(url.username or "") or query.pop("user", ""),
+        "PASSWORD": unquote(url.password or "") or query.pop("password", ""),
+        "HOST": query.pop("host", "") or (url.hostname or ""),
+        "PORT": query.pop("port", "") or (str(port) if port else ""),
+        "OPTIONS": dict(query),
+    }
+
+
+def env_redis(name: str, default: str) -> str:
+    url = env_text(name, default)
+    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+        raise BadSetting(name, "must look like redis://host:6379/0 or unix:///path/to/socket")
+    return url
+
+
+def env_storage(name: str, default: str) -> str:
+    url = env_text(name, default)
+    parts = urlsplit(url)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return url
+    if parts.scheme == "s3" and parts.netloc:
+        return url
+    raise BadSetting(name, "must look like file:///path or s3://bucket/prefix?endpoint=https://…")

@@ -1,0 +1,233 @@
+"""Every setting, read once from the environment; application code reads `django.conf.settings`."""
+
+import os
+import secrets
+from pathlib import Path
+
+from config.environment import (
+    BadSetting,
+    env_bool,
+    env_database,
+    env_int,
+    env_list,
+    env_redis,
+    env_storage,
+    env_text,
+)
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VERSION = "0.1.0"
+
+# --- Where data lives -------------------------------------------------------------------------
+HOME_DIR = Path(env_text("MODELYARD_HOME", str(BASE_DIR / "var"))).absolute()
+STORAGE_URL = env_storage("MODELYARD_STORAGE_URL", f"file://{HOME_DIR / 'storage'}")
+DATABASES = {
+    "default": {
+        **env_database("DATABASE_URL", f"postgresql://modelyard@/modelyard?host={HOME_DIR}/run"),
+        "CONN_HEALTH_CHECKS": True,
+    }
+}
+# One pool for each process: threads come and go, connections stay (a new connection for each
+# request costs a quarter of the throughput).
+DATABASES["default"]["OPTIONS"] = {
+    **DATABASES["default"]["OPTIONS"],
+    "pool": {
+        "min_size": 0,
+        "max_size": env_int("MODELYARD_DB_POOL", default=16, low=1, high=200),
+        "timeout": 10,
+    },
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+REDIS_URL = env_redis("REDIS_URL", f"unix://{HOME_DIR}/run/valkey.sock")
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
+}
+
+# --- Doors ------------------------------------------------------------------------------------
+WEB_PORT = env_int("MODELYARD_PORT", default=8000, low=1, high=65535)
+INFER_PORT = env_int("MODELYARD_INFER_PORT", default=8080, low=1, high=65535)
+GRPC_PORT = env_int("MODELYARD_GRPC_PORT", default=8081, low=1, high=65535)
+DEBUG = env_bool("MODELYARD_DEBUG", default=False)
+ALLOWED_HOSTS = env_list("MODELYARD_ALLOWED_HOSTS", "*")
+CSRF_TRUSTED_ORIGINS = env_list("MODELYARD_TRUSTED_ORIGINS", "")
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+APPEND_SLASH = False
+
+
+def _secret_key() -> str:
+    """Take the key from the environment, or make one that outlives restarts in the data folder."""
+    if key := env_text("MODELYARD_SECRET_KEY"):
+        if len(key) < 32:
+            raise BadSetting("MODELYARD_SECRET_KEY", "is shorter than 32 characters")
+        return key
+    path = HOME_DIR / "secret-key"
+    try:
+        HOME_DIR.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise BadSetting("MODELYARD_HOME", f"cannot write to {HOME_DIR}: {error}") from error
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key := secrets.token_urlsafe(48))
+    return key
+
+
+SECRET_KEY = _secret_key()
+SAMPLES = env_bool("MODELYARD_SAMPLES", default=True)
+
+# --- The application --------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "registry",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "django.contrib.humanize",
+    "django_htmx",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "csp",
+]
+MIDDLEWARE = [
+    "registry.web.middleware.request_context",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.template.context_processors.i18n",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+            "loaders": [
+                (
+                    "django.template.loaders.cached.Loader",
+                    [
+                        "django.template.loaders.filesystem.Loader",
+                        "django.template.loaders.app_directories.Loader",
+                    ],
+                )
+            ],
+        },
+    }
+]
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STATIC_ROOT = HOME_DIR / "static"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+# Static files are read from the tree itself: nothing to collect before the first page.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_MAX_AGE = 3600
+
+# --- Language and time ------------------------------------------------------------------------
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", "English"), ("zh-hans", "简体中文")]
+LOCALE_PATHS = [BASE_DIR / "locale"]
+USE_I18N = True
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+# --- People -----------------------------------------------------------------------------------
+AUTH_USER_MODEL = "registry.User"
+LOGIN_URL = "web:sign-in"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "/"
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("MODELYARD_HTTPS", default=False)
+
+# --- What a browser may do with our pages -----------------------------------------------------
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'none'"],
+        "script-src": ["'self'"],
+        "style-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "font-src": ["'self'"],
+        "connect-src": ["'self'"],
+        "form-action": ["'self'"],
+        "frame-ancestors": ["'none'"],
+        "base-uri": ["'none'"],
+    }
+}
+
+# --- Limits -----------------------------------------------------------------------------------
+MAX_UPLOAD_BYTES = env_int("MODELYARD_MAX_UPLOAD_BYTES", default=50 << 30, low=1, high=1 << 44)
+UPLOAD_EXPIRES_SECONDS = env_int("MODELYARD_UPLOAD_EXPIRES", default=86400, low=60, high=30 * 86400)
+DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
+
+# --- Jobs -------------------------------------------------------------------------------------
+JOB_LEASE_SECONDS = env_int("MODELYARD_JOB_LEASE_SECONDS", default=15, low=3, high=600)
+JOB_MAX_ATTEMPTS = env_int("MODELYARD_JOB_MAX_ATTEMPTS", default=5, low=1, high=100)
+JOB_MAX_QUEUED = env_int("MODELYARD_JOB_MAX_QUEUED", default=100, low=1, high=100_000)
+JOB_THREADS = env_int("MODELYARD_JOB_THREADS", default=0, low=0, high=1024)
+
+# --- The REST API -----------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["registry.api.v1.authentication.TokenAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_PARSER_CLASSES": ["registry.api.v1.parsers.StrictJSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "registry.api.problem.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Modelyard",
+    "VERSION": "1",
+    "DESCRIPTION": "Register, find, version, compress, train and run models.",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env_text("MODELYARD_LOG_LEVEL", "INFO").upper()},
+    "loggers": {
+        "django.request": {"level": "ERROR"},
+        "botocore": {"level": "WARNING"},
+    },
+}

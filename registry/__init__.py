@@ -1,0 +1,1 @@
+"""The control plane: models, versions, people and jobs; it knows no tensor."""

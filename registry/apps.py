@@ -1,0 +1,8 @@
+"""The one Django application of the project (ADR 0001)."""
+
+from django.apps import AppConfig
+
+
+class RegistryConfig(AppConfig):
+    name = "registry"
+    default_auto_field = "django.db.models.BigAutoField"

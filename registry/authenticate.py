@@ -1,0 +1,161 @@
+"""Who is asking: a token or a session becomes an actor; used by every door and by serving."""
+
+import base64
+import binascii
+import hashlib
+import secrets
+import zlib
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.db import SessionStore
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+
+from registry.errors import Unauthenticated
+from registry.models import ANONYMOUS, Actor, Grant, Membership, Token, User
+
+TOKEN_PREFIX = "my_"  # noqa: S105 - the public beginning of every token
+_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_RANDOM_CHARACTERS = 40
+_CHECKSUM_CHARACTERS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """Where a request came in, for the audit log."""
+
+    door: str
+    request_id: str = ""
+    ip: str | None = None
+
+
+def _checksum(text: str) -> str:
+    """Return six base-62 characters of CRC-32, so that a mistyped token never costs a query."""
+    value = zlib.crc32(text.encode("ascii"))
+    digits = []
+    for _ in range(_CHECKSUM_CHARACTERS):
+        value, rest = divmod(value, 62)
+        digits.append(_ALPHABET[rest])
+    return "".join(reversed(digits))
+
+
+def make_token() -> str:
+    """Return a new secret: `my_`, forty random base-62 characters (238 bits), a checksum."""
+    body = TOKEN_PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
+    return body + _checksum(body)
+
+
+def is_token_shaped(secret: str) -> bool:
+    """Say whether `secret` could be a token of ours, without asking the database."""
+    length = len(TOKEN_PREFIX) + _RANDOM_CHARACTERS + _CHECKSUM_CHARACTERS
+    if len(secret) != length or not secret.isascii() or not secret.startswith(TOKEN_PREFIX):
+        return False
+    body = secret[:-_CHECKSUM_CHARACTERS]
+    return constant_time_compare(_checksum(body), secret[-_CHECKSUM_CHARACTERS:])
+
+
+def digest_of(secret: str) -> str:
+    """Return the SHA-256 under which a token is stored; its 238 random bits need no salt."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def actor_for_user(user: User, visit: Visit) -> Actor:
+    """Make the actor of a signed-in person."""
+    return Actor(
+        user_id=user.pk,
+        username=user.username,
+        is_admin=user.is_superuser,
+        roles=dict(Membership.objects.filter(user=user).values_list("namespace_id", "role")),
+        grants=dict(Grant.objects.filter(user=user).values_list("repository_id", "role")),
+        door=visit.door,
+        request_id=visit.request_id,
+        ip=visit.ip,
+    )
+
+
+def actor_from_token(secret: str, visit: Visit) -> Actor:
+    """Make the actor of a token.
+
+    Raises:
+        Unauthenticated: it is mistyped, unknown, expired, revoked, or its person is inactive.
+
+    """
+    refusal = Unauthenticated("This token is unknown, expired or revoked; create a new one.")
+    secret = secret.strip()
+    if not secret.isascii() or not 8 <= len(secret) <= 200:
+        raise refusal
+    if secret.startswith(TOKEN_PREFIX) and not is_token_shaped(secret):
+        raise refusal
+    token = Token.objects.live().select_related("user").filter(digest=digest_of(secret)).first()
+    if token is None:
+        raise refusal
+    now = timezone.now()
+    if token.last_used_at is None or now - token.last_used_at > timedelta(minutes=5):
+        Token.objects.filter(pk=token.pk).update(last_used_at=now)
+    person = actor_for_user(token.user, visit)
+    scopes = frozenset(token.scopes)
+    return Actor(
+        user_id=person.user_id,
+        username=person.username,
+        is_admin=person.is_admin and "admin" in scopes,
+        roles=person.roles,
+        grants=person.grants,
+        scopes=scopes,
+        token_id=token.pk,
+        limited_namespace_id=token.namespace_id,
+        limited_repository_id=token.repository_id,
+        door=visit.door,
+        request_id=visit.request_id,
+        ip=visit.ip,
+    )
+
+
+def actor_from_authorization(header: str | None, visit: Visit) -> Actor:
+    """Make the actor of an `Authorization` header: Bearer, or Basic with the token as password.
+
+    No header is an anonymous actor.
+
+    Raises:
+        Unauthenticated: the header is of another scheme, or its token is not good.
+
+    """
+    if not header:
+        return Actor(
+            scopes=ANONYMOUS.scopes, door=visit.door, request_id=visit.request_id, ip=visit.ip
+        )
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return actor_from_token(value, visit)
+    if scheme.lower() == "basic":
+        try:
+            password = base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise Unauthenticated("The Basic credentials are not base64.") from error
+        return actor_from_token(password, visit)
+    raise Unauthenticated("Send the token as 'Authorization: Bearer my_…'.")
+
+
+def actor_from_session(session_key: str | None, visit: Visit) -> Actor:
+    """Make the actor of a session cookie, for the web UI's paths outside Django's request cycle.
+
+    An absent, expired or tampered session is an anonymous actor.
+    """
+    anonymous = Actor(
+        scopes=ANONYMOUS.scopes, door=visit.door, request_id=visit.request_id, ip=visit.ip
+    )
+    if not session_key:
+        return anonymous
+    session = SessionStore(session_key)
+    user_id = session.get(SESSION_KEY)
+    known = session.get(BACKEND_SESSION_KEY) in settings.AUTHENTICATION_BACKENDS
+    if user_id is None or not known:
+        return anonymous
+    user = User.objects.filter(pk=user_id, is_active=True).first()
+    if user is None or not constant_time_compare(
+        session.get(HASH_SESSION_KEY, ""), user.get_session_auth_hash()
+    ):
+        return anonymous
+    return actor_for_user(user, visit)

@@ -1,0 +1,77 @@
+"""The tables of the registry, gathered from one module per family."""
+
+from registry.models.access import (
+    ANONYMOUS,
+    ROLE_RANK,
+    Actor,
+    Grant,
+    Membership,
+    Namespace,
+    Role,
+    Token,
+    User,
+)
+from registry.models.artifacts import (
+    Artifact,
+    Blob,
+    Derivative,
+    Inspection,
+    Upload,
+    Verdict,
+)
+from registry.models.audit import Event
+from registry.models.catalog import (
+    Alias,
+    DownloadCount,
+    Kind,
+    Redirect,
+    Ref,
+    Repository,
+    Revision,
+    Stage,
+    Tag,
+    Version,
+    VersionState,
+    Visibility,
+)
+from registry.models.evidence import Evaluation, LineageEdge, LineageRole
+from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
+
+__all__ = [
+    "ANONYMOUS",
+    "ROLE_RANK",
+    "Actor",
+    "Alias",
+    "Artifact",
+    "Attempt",
+    "Blob",
+    "Derivative",
+    "DownloadCount",
+    "Evaluation",
+    "Event",
+    "Grant",
+    "Inspection",
+    "Job",
+    "JobEvent",
+    "JobState",
+    "Kind",
+    "LineageEdge",
+    "LineageRole",
+    "Membership",
+    "Namespace",
+    "Redirect",
+    "Ref",
+    "Repository",
+    "Revision",
+    "Role",
+    "Stage",
+    "Tag",
+    "Token",
+    "Upload",
+    "User",
+    "Verdict",
+    "Version",
+    "VersionState",
+    "Visibility",
+    "Worker",
+]

@@ -1,0 +1,165 @@
+"""People, the namespaces they own, and what they hold in their hands: roles, grants, tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from django.contrib.auth.models import AbstractUser
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+SLUG_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?$"
+
+
+class Role(models.TextChoices):
+    """What a person may do in a namespace; each role includes the ones before it."""
+
+    READER = "reader"
+    CONTRIBUTOR = "contributor"
+    MAINTAINER = "maintainer"
+    OWNER = "owner"
+
+
+ROLE_RANK: Mapping[str, int] = MappingProxyType({role: rank for rank, role in enumerate(Role, 1)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """On whose behalf something happens: a person or a token, through which door.
+
+    `roles` maps namespace ids to roles, `grants` repository ids to roles. A token narrows the
+    person it stands for: to its `scopes`, to one namespace, or to one repository.
+    """
+
+    user_id: int | None = None
+    username: str = ""
+    is_admin: bool = False
+    roles: Mapping[int, str] = field(default_factory=dict)
+    grants: Mapping[int, str] = field(default_factory=dict)
+    scopes: frozenset[str] = frozenset({"read", "write", "jobs", "admin"})
+    token_id: int | None = None
+    limited_namespace_id: int | None = None
+    limited_repository_id: int | None = None
+    door: str = ""
+    request_id: str = ""
+    ip: str | None = None
+
+    @property
+    def is_anonymous(self) -> bool:
+        return self.user_id is None
+
+
+ANONYMOUS = Actor(scopes=frozenset({"read"}))
+
+
+class User(AbstractUser):
+    """A person who signs in; what they own hangs on their namespace."""
+
+    class Meta:
+        db_table = "registry_user"
+        constraints = [
+            models.UniqueConstraint(Lower("username"), name="user_username_unique_without_case")
+        ]
+
+
+class Namespace(models.Model):
+    """The first half of a name: a person's or an organisation's."""
+
+    class Kind(models.TextChoices):
+        PERSON = "person"
+        ORGANISATION = "organisation"
+
+    slug = models.CharField(max_length=64, validators=[RegexValidator(SLUG_PATTERN)])
+    kind = models.CharField(max_length=16, choices=Kind, default=Kind.ORGANISATION)
+    display_name = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(Lower("slug"), name="namespace_slug_unique_without_case"),
+            models.CheckConstraint(
+                condition=models.Q(slug__regex=SLUG_PATTERN), name="namespace_slug_has_no_dots"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class Membership(models.Model):
+    """A person's role in a namespace."""
+
+    namespace = models.ForeignKey(Namespace, on_delete=models.CASCADE, related_name="memberships")
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=16, choices=Role)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["namespace", "user"], name="membership_once_per_namespace"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(role__in=Role.values), name="membership_role_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} is {self.role} of {self.namespace_id}"
+
+
+class Grant(models.Model):
+    """A role on one repository, on top of what the namespace gives."""
+
+    repository = models.ForeignKey(
+        "registry.Repository", on_delete=models.CASCADE, related_name="grants"
+    )
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="grants")
+    role = models.CharField(max_length=16, choices=Role)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["repository", "user"], name="grant_once_per_user"),
+            models.CheckConstraint(
+                condition=models.Q(role__in=Role.values), name="grant_role_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} is {self.role} of repository {self.repository_id}"
+
+
+class TokenQuerySet(models.QuerySet["Token"]):
+    def live(self) -> "TokenQuerySet":
+        return self.filter(
+            models.Q(expires_at=None) | models.Q(expires_at__gt=timezone.now()),
+            revoked_at=None,
+            user__is_active=True,
+        )
+
+
+class Token(models.Model):
+    """A secret that programs send; only its SHA-256 is kept, so it is shown once."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="tokens")
+    name = models.CharField(max_length=100)
+    prefix = models.CharField(max_length=16)
+    digest = models.CharField(max_length=64, unique=True)
+    scopes = ArrayField(models.CharField(max_length=16))
+    namespace = models.ForeignKey(Namespace, null=True, blank=True, on_delete=models.CASCADE)
+    repository = models.ForeignKey(
+        "registry.Repository", null=True, blank=True, on_delete=models.CASCADE
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    objects = TokenQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}...)"

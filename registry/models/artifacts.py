@@ -1,0 +1,151 @@
+"""Bytes and what is known about them: blobs, the paths they have, verdicts, uploads."""
+
+import uuid
+from typing import Self
+
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from registry.models.access import Actor, Namespace, User
+from registry.models.catalog import Repository, Revision, Version
+
+
+class Blob(models.Model):
+    """Unique bytes by SHA-256; the digest is always of the plain bytes, whatever the layout."""
+
+    sha256 = models.CharField(max_length=64, unique=True)
+    size_bytes = models.BigIntegerField()
+    # Git's id of the same bytes, for files small enough not to be a Git LFS object.
+    git_sha1 = models.CharField(max_length=40, blank=True)
+    layout = models.CharField(max_length=16, default="whole")
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(sha256__regex=r"^[0-9a-f]{64}$"), name="blob_sha256_is_hex"
+            ),
+            models.CheckConstraint(condition=Q(size_bytes__gte=0), name="blob_size_not_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return self.sha256[:12]
+
+
+class ArtifactQuerySet(models.QuerySet["Artifact"]):
+    def readable_by(self, actor: Actor) -> Self:
+        return self.filter(
+            revision__repository__in=Repository.objects.visible_to(actor).values("pk")
+        )
+
+
+class Artifact(models.Model):
+    """A path inside a revision."""
+
+    revision = models.ForeignKey(Revision, on_delete=models.CASCADE, related_name="artifacts")
+    path = models.CharField(max_length=1024)
+    blob = models.ForeignKey(Blob, on_delete=models.PROTECT, related_name="artifacts")
+
+    objects = ArtifactQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["revision", "path"], name="artifact_path_unique")
+        ]
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class Verdict(models.TextChoices):
+    """What an inspection concluded about bytes."""
+
+    SAFE = "safe"
+    OPAQUE = "opaque"
+    QUARANTINED = "quarantined"
+
+
+class Inspection(models.Model):
+    """What a reader of headers found in a blob; a verdict belongs to bytes, not to versions."""
+
+    blob = models.ForeignKey(Blob, on_delete=models.CASCADE, related_name="inspections")
+    inspector = models.CharField(max_length=32)
+    format = models.CharField(max_length=16)
+    verdict = models.CharField(max_length=16, choices=Verdict)
+    facts = models.JSONField(default=dict)
+    findings = models.JSONField(default=list)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["blob", "inspector"], name="inspection_once_per_inspector"
+            ),
+            models.CheckConstraint(
+                condition=Q(verdict__in=Verdict.values), name="inspection_verdict_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.format}: {self.verdict}"
+
+
+class Derivative(models.Model):
+    """A file made from a version (converted, compiled, tuned), beside its frozen manifest."""
+
+    version = models.ForeignKey(Version, on_delete=models.CASCADE, related_name="derivatives")
+    purpose = models.CharField(max_length=32)
+    toolchain = models.CharField(max_length=200)
+    path = models.CharField(max_length=1024)
+    blob = models.ForeignKey(Blob, on_delete=models.PROTECT, related_name="derivatives")
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["version", "purpose", "toolchain", "path"], name="derivative_unique"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.purpose} of {self.version_id}"
+
+
+class UploadQuerySet(models.QuerySet["Upload"]):
+    def owned_by(self, actor: Actor) -> Self:
+        return self.filter(user_id=actor.user_id) if actor.user_id else self.none()
+
+
+class Upload(models.Model):
+    """A resumable upload; it becomes a blob only after the server itself hashed it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="uploads")
+    namespace = models.ForeignKey(Namespace, null=True, blank=True, on_delete=models.CASCADE)
+    filename = models.CharField(max_length=1024, blank=True)
+    length_bytes = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64, blank=True)
+    blob = models.ForeignKey(
+        Blob, null=True, blank=True, on_delete=models.PROTECT, related_name="uploads"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+    completed_at = models.DateTimeField(null=True, blank=True)
+
+    objects = UploadQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(length_bytes__gte=0), name="upload_length_not_negative"
+            ),
+            models.CheckConstraint(
+                condition=Q(blob=None, completed_at=None) | ~Q(blob=None) & ~Q(completed_at=None),
+                name="upload_complete_with_blob",
+            ),
+        ]
+        indexes = [models.Index(fields=["expires_at"], name="upload_expiry")]
+
+    def __str__(self) -> str:
+        return str(self.id)

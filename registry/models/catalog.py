@@ -1,0 +1,416 @@
+"""What is registered: repositories, their revisions and numbered versions, aliases and tags."""
+
+from typing import Any, Self
+
+from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex, OpClass
+from django.contrib.postgres.search import SearchVector, SearchVectorField
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Lower
+from django.utils import timezone
+
+from registry.models.access import Actor, Namespace, User
+
+NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?$"
+
+
+class Kind(models.TextChoices):
+    """What a repository holds."""
+
+    MODEL = "model"
+    DATASET = "dataset"
+
+
+class Visibility(models.TextChoices):
+    """Who finds a repository: everybody, everybody who signed in, or its members."""
+
+    PUBLIC = "public"
+    INTERNAL = "internal"
+    PRIVATE = "private"
+
+
+class VersionState(models.TextChoices):
+    """Where a version stands in its life."""
+
+    PENDING = "pending"
+    READY = "ready"
+    QUARANTINED = "quarantined"
+    FAILED = "failed"
+    DEPRECATED = "deprecated"
+    ARCHIVED = "archived"
+
+
+class Stage(models.TextChoices):
+    """The four stages that old MLflow clients move versions through."""
+
+    NONE = "None"
+    STAGING = "Staging"
+    PRODUCTION = "Production"
+    ARCHIVED = "Archived"
+
+
+def _visible(actor: Actor, prefix: str = "") -> Q:
+    """Give the condition under which the repository at `prefix` exists for `actor`."""
+    if "read" not in actor.scopes:
+        return Q(pk__in=[])
+    if actor.is_admin:
+        seen = Q()
+    else:
+        seen = Q(**{f"{prefix}visibility": Visibility.PUBLIC})
+        if not actor.is_anonymous:
+            seen |= Q(**{f"{prefix}visibility": Visibility.INTERNAL})
+            seen |= Q(**{f"{prefix}namespace_id__in": list(actor.roles)})
+        if actor.grants:
+            seen |= Q(**{f"{prefix}id__in": list(actor.grants)})
+    if actor.limited_namespace_id is not None:
+        seen &= Q(**{f"{prefix}namespace_id": actor.limited_namespace_id})
+    if actor.limited_repository_id is not None:
+        seen &= Q(**{f"{prefix}id": actor.limited_repository_id})
+    return seen & Q(**{f"{prefix}deleted_at": None})
+
+
+class RepositoryQuerySet(models.QuerySet["Repository"]):
+    def visible_to(self, actor: Actor) -> Self:
+        return self.filter(_visible(actor))
+
+    def models(self) -> Self:
+        return self.filter(kind=Kind.MODEL)
+
+    def datasets(self) -> Self:
+        return self.filter(kind=Kind.DATASET)
+
+    def named(self, namespace: str, name: str) -> Self:
+        return self.alias(name_lower=Lower("name"), slug_lower=Lower("namespace__slug")).filter(
+            slug_lower=namespace.lower(), name_lower=name.lower()
+        )
+
+
+class Repository(models.Model):
+    """A named line of versions: a registered model or a dataset.
+
+    The columns from `task` to `size_bytes` repeat facts of the card and of the latest main-line
+    version, so that lists and search read one table.
+    """
+
+    kind = models.CharField(max_length=8, choices=Kind)
+    namespace = models.ForeignKey(Namespace, on_delete=models.PROTECT, related_name="repositories")
+    name = models.CharField(max_length=96)
+    # A name that an MLflow client chose and that is not a valid name of ours (spaces, dots).
+    mlflow_name = models.CharField(max_length=255, null=True, blank=True)  # noqa: DJ001 - unique
+    visibility = models.CharField(max_length=8, choices=Visibility, default=Visibility.PUBLIC)
+    summary = models.CharField(max_length=1000, blank=True)
+    task = models.CharField(max_length=64, blank=True)
+    library = models.CharField(max_length=64, blank=True)
+    license = models.CharField(max_length=64, blank=True)
+    base_model = models.CharField(max_length=200, blank=True)
+    labels = ArrayField(models.CharField(max_length=100), default=list, blank=True)
+    formats = ArrayField(models.CharField(max_length=16), default=list, blank=True)
+    latest_number = models.PositiveIntegerField(null=True, blank=True)
+    last_number = models.PositiveIntegerField(default=0)
+    parameters_count = models.BigIntegerField(null=True, blank=True)
+    size_bytes = models.BigIntegerField(null=True, blank=True)
+    downloads_count = models.BigIntegerField(default=0)
+    created_by = models.ForeignKey(
+        User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+    updated_at = models.DateTimeField(default=timezone.now)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+    # Lower-case "namespace/name summary task library tags": what a substring is looked for in.
+    search_text = models.TextField(blank=True)
+    card_text = models.TextField(blank=True)
+    search_vector: Any = models.GeneratedField(
+        expression=SearchVector("search_text", config="simple", weight="A")
+        + SearchVector("card_text", config="simple", weight="D"),
+        output_field=SearchVectorField(),
+        db_persist=True,
+    )
+
+    objects = RepositoryQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = "repositories"
+        constraints = [
+            models.UniqueConstraint(
+                "kind",
+                "namespace",
+                Lower("name"),
+                condition=Q(deleted_at=None),
+                name="repository_name_unique_without_case",
+            ),
+            models.UniqueConstraint(
+                fields=["kind", "namespace", "mlflow_name"],
+                condition=Q(deleted_at=None),
+                name="repository_mlflow_name_unique",
+            ),
+            models.CheckConstraint(
+                condition=Q(name__regex=NAME_PATTERN), name="repository_name_is_plain"
+            ),
+            models.CheckConstraint(condition=Q(kind__in=Kind.values), name="repository_kind_known"),
+            models.CheckConstraint(
+                condition=Q(visibility__in=Visibility.values), name="repository_visibility_known"
+            ),
+        ]
+        indexes = [
+            models.Index(Lower("name"), name="repository_lower_name"),
+            GinIndex(
+                OpClass("search_text", name="gin_trgm_ops"), name="repository_search_trigrams"
+            ),
+            GinIndex(fields=["search_vector"], name="repository_search_words"),
+            GinIndex(fields=["labels"], name="repository_labels"),
+            models.Index(
+                fields=["kind", "-updated_at", "-id"],
+                condition=Q(deleted_at=None),
+                name="repository_recent",
+            ),
+            models.Index(
+                fields=["kind", "-downloads_count", "-id"],
+                condition=Q(deleted_at=None),
+                name="repository_downloaded",
+            ),
+            models.Index(
+                fields=["kind", "-created_at", "-id"],
+                condition=Q(deleted_at=None),
+                name="repository_new",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.namespace.slug}/{self.name}"
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.namespace.slug}/{self.name}"
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.pk}-{int(self.updated_at.timestamp() * 1_000_000):x}"'
+
+
+class Redirect(models.Model):
+    """A name that a repository used to have; reading it leads to the repository."""
+
+    kind = models.CharField(max_length=8, choices=Kind)
+    namespace = models.ForeignKey(Namespace, on_delete=models.CASCADE, related_name="+")
+    name = models.CharField(max_length=96)
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="redirects")
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint("kind", "namespace", Lower("name"), name="redirect_name_unique")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} -> {self.repository_id}"
+
+
+class Revision(models.Model):
+    """A snapshot of a repository's files, named by 40 hex digits; the Hub calls it a commit."""
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="revisions")
+    commit = models.CharField(max_length=40)
+    parent = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="children"
+    )
+    author = models.ForeignKey(User, null=True, blank=True, on_delete=models.SET_NULL)
+    message = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["repository", "commit"], name="revision_unique_per_repository"
+            ),
+            models.CheckConstraint(
+                condition=Q(commit__regex=r"^[0-9a-f]{40}$"), name="revision_commit_is_hex"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.commit
+
+
+class Ref(models.Model):
+    """A branch, a tag or a proposal (`main`, `v1.0`, `refs/pr/1`) that points at a revision."""
+
+    class Kind(models.TextChoices):
+        BRANCH = "branch"
+        TAG = "tag"
+        PROPOSAL = "proposal"
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="refs")
+    kind = models.CharField(max_length=8, choices=Kind, default=Kind.BRANCH)
+    name = models.CharField(max_length=255)
+    revision = models.ForeignKey(Revision, on_delete=models.PROTECT, related_name="refs")
+    updated_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["repository", "name"], name="ref_unique_per_repository")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class VersionQuerySet(models.QuerySet["Version"]):
+    def visible_to(self, actor: Actor) -> Self:
+        return self.filter(_visible(actor, "repository__"), deleted_at=None)
+
+    def live(self) -> Self:
+        return self.filter(deleted_at=None)
+
+    def main_line(self) -> Self:
+        return self.filter(variant="")
+
+    def latest(self, *_fields: str | None) -> "Version":
+        """Return the newest usable main-line version; a variant is never the latest."""
+        return (
+            self.main_line()
+            .live()
+            .filter(state__in=[VersionState.READY, VersionState.DEPRECATED])
+            .order_by("-number")[:1]
+            .get()
+        )
+
+    def with_names(self) -> Self:
+        return self.select_related("repository__namespace", "revision", "created_by", "job")
+
+
+class Version(models.Model):
+    """A numbered revision; a job's output is one with a `variant`, beside the main line."""
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    revision = models.ForeignKey(Revision, on_delete=models.PROTECT, related_name="versions")
+    variant = models.CharField(max_length=64, blank=True)
+    state = models.CharField(max_length=16, choices=VersionState, default=VersionState.READY)
+    state_reason = models.TextField(blank=True)
+    stage = models.CharField(max_length=16, choices=Stage, default=Stage.NONE)
+    # Where the bytes came from, as a client said; an opaque string that is never opened.
+    source = models.TextField(blank=True)
+    message = models.TextField(blank=True)
+    formats = ArrayField(models.CharField(max_length=16), default=list, blank=True)
+    # {"inputs": [{name, dtype, shape}], "outputs": [...]}, from the file that runs.
+    signature = models.JSONField(default=dict, blank=True)
+    config = models.JSONField(default=dict, blank=True)
+    parameters_count = models.BigIntegerField(null=True, blank=True)
+    size_bytes = models.BigIntegerField(default=0)
+    files_count = models.PositiveIntegerField(default=0)
+    job = models.ForeignKey(
+        "registry.Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="versions"
+    )
+    created_by = models.ForeignKey(
+        User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+    updated_at = models.DateTimeField(default=timezone.now)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+
+    objects = VersionQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["repository", "number"], name="version_number_unique_per_repository"
+            ),
+            # Running a job twice yields one version.
+            models.UniqueConstraint(
+                fields=["repository", "job"],
+                condition=~Q(job=None),
+                name="version_once_per_job",
+            ),
+            models.CheckConstraint(condition=Q(number__gte=1), name="version_number_from_one"),
+            models.CheckConstraint(
+                condition=Q(state__in=VersionState.values), name="version_state_known"
+            ),
+            models.CheckConstraint(condition=Q(stage__in=Stage.values), name="version_stage_known"),
+        ]
+        indexes = [
+            models.Index(
+                fields=["repository", "-number"],
+                condition=Q(variant="", deleted_at=None),
+                name="version_main_line",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.number}"
+
+    @property
+    def ref(self) -> str:
+        return f"{self.repository.full_name}@{self.number}"
+
+    @property
+    def etag(self) -> str:
+        return f'"v{self.pk}-{int(self.updated_at.timestamp() * 1_000_000):x}"'
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state in {VersionState.READY, VersionState.DEPRECATED}
+
+
+class Alias(models.Model):
+    """A movable name for exactly one version (`champion`)."""
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="aliases")
+    name = models.CharField(max_length=255)
+    version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="aliases")
+    updated_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name_plural = "aliases"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["repository", "name"], name="alias_unique_per_repository"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Tag(models.Model):
+    """A key-value label on a repository or on one of its versions."""
+
+    repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="tags")
+    version = models.ForeignKey(
+        Version, null=True, blank=True, on_delete=models.CASCADE, related_name="tags"
+    )
+    key = models.CharField(max_length=250)
+    value = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["repository", "key"],
+                condition=Q(version=None),
+                name="tag_key_unique_on_repository",
+            ),
+            models.UniqueConstraint(
+                fields=["version", "key"],
+                condition=~Q(version=None),
+                name="tag_key_unique_on_version",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}"
+
+
+class DownloadCount(models.Model):
+    """How often files of a version were downloaded on one day."""
+
+    version = models.ForeignKey(Version, on_delete=models.CASCADE, related_name="download_counts")
+    day = models.DateField()
+    count = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["version", "day"], name="download_count_once_a_day")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version_id} {self.day}: {self.count}"

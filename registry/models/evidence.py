@@ -1,0 +1,80 @@
+"""Measured numbers and where versions came from."""
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+
+from registry.models.access import User
+from registry.models.catalog import Version
+
+
+class Evaluation(models.Model):
+    """One number about one version, measured by a job or declared from outside; append-only."""
+
+    version = models.ForeignKey(Version, on_delete=models.CASCADE, related_name="evaluations")
+    dataset_version = models.ForeignKey(
+        Version, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    metric = models.CharField(max_length=64)
+    value = models.FloatField()
+    unit = models.CharField(max_length=32, blank=True)
+    split = models.CharField(max_length=64, blank=True)
+    # How many rows the number rests on, and its 95 % confidence interval.
+    n = models.BigIntegerField(null=True, blank=True)
+    low = models.FloatField(null=True, blank=True)
+    high = models.FloatField(null=True, blank=True)
+    device = models.CharField(max_length=100, blank=True)
+    details = models.JSONField(default=dict, blank=True)
+    measured = models.BooleanField(default=False)
+    job = models.ForeignKey(
+        "registry.Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="evaluations"
+    )
+    created_by = models.ForeignKey(
+        User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["version", "metric", "-created_at"], name="evaluation_of_version")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.metric}={self.value}"
+
+
+class LineageRole(models.TextChoices):
+    """What the parent gave to the child."""
+
+    WEIGHTS = "weights"
+    DATA = "data"
+    TEACHER = "teacher"
+    CALIBRATION = "calibration"
+    MERGED = "merged"
+
+
+class LineageEdge(models.Model):
+    """Version `child` came from version `parent`; a child is always the newer row: no cycles."""
+
+    child = models.ForeignKey(Version, on_delete=models.CASCADE, related_name="parent_edges")
+    parent = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="child_edges")
+    role = models.CharField(max_length=16, choices=LineageRole)
+    job = models.ForeignKey(
+        "registry.Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["child", "parent", "role"], name="lineage_edge_unique"),
+            # Rows are written once with the child, so a parent is always older than its child.
+            models.CheckConstraint(
+                condition=Q(child_id__gt=F("parent_id")), name="lineage_parent_is_older"
+            ),
+            models.CheckConstraint(
+                condition=Q(role__in=LineageRole.values), name="lineage_role_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.parent_id} -> {self.child_id} ({self.role})"

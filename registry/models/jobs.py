@@ -1,0 +1,167 @@
+"""Background jobs: the row is the truth, the broker's message only wakes a worker."""
+
+import uuid
+from typing import Self
+
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from registry.models.access import Actor, Namespace, User
+from registry.models.catalog import Repository, Version
+
+
+class JobState(models.TextChoices):
+    """Where a job stands; only `registry.services.jobs` moves it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def visible_to(self, actor: Actor) -> Self:
+        """Keep the jobs of namespaces the actor belongs to, when all they name is visible too."""
+        if "read" not in actor.scopes or actor.is_anonymous:
+            return self.none()
+        seen = self
+        if not actor.is_admin:
+            seen = seen.filter(Q(namespace_id__in=list(actor.roles)) | Q(created_by=actor.user_id))
+            hidden = Repository.objects.exclude(
+                pk__in=Repository.objects.visible_to(actor).values("pk")
+            )
+            seen = seen.exclude(
+                pk__in=Job.inputs.through.objects.filter(
+                    version__repository__in=hidden.values("pk")
+                ).values("job_id")
+            )
+        if actor.limited_namespace_id is not None:
+            seen = seen.filter(namespace_id=actor.limited_namespace_id)
+        if actor.limited_repository_id is not None:
+            seen = seen.filter(inputs__repository_id=actor.limited_repository_id).distinct()
+        return seen
+
+    def with_names(self) -> Self:
+        return self.select_related("namespace", "created_by", "result__repository__namespace")
+
+
+class Job(models.Model):
+    """One request to run a recipe.
+
+    `fence` grows with every attempt and goes with every write of a worker, so that one that was
+    thought dead cannot overwrite its successor. `lease_expires_at` is renewed while it runs.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    kind = models.CharField(max_length=32)
+    recipe = models.JSONField()
+    namespace = models.ForeignKey(Namespace, on_delete=models.PROTECT, related_name="jobs")
+    inputs = models.ManyToManyField(Version, related_name="read_by_jobs", blank=True)
+    parent = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.CASCADE, related_name="children"
+    )
+    state = models.CharField(max_length=16, choices=JobState, default=JobState.QUEUED)
+    queue = models.CharField(max_length=16)
+    priority = models.SmallIntegerField(default=0)
+    attempts_count = models.PositiveIntegerField(default=0)
+    max_attempts = models.PositiveIntegerField(default=3)
+    fence = models.PositiveIntegerField(default=0)
+    worker = models.CharField(max_length=200, blank=True)
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    # {done, total, unit, step}: the last progress line.
+    progress = models.JSONField(default=dict, blank=True)
+    report = models.JSONField(default=dict, blank=True)
+    error_code = models.CharField(max_length=64, blank=True)
+    error_detail = models.TextField(blank=True)
+    result = models.ForeignKey(
+        Version, null=True, blank=True, on_delete=models.SET_NULL, related_name="result_of_jobs"
+    )
+    created_by = models.ForeignKey(
+        User, null=True, blank=True, on_delete=models.SET_NULL, related_name="jobs"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(state__in=JobState.values), name="job_state_known"),
+            models.CheckConstraint(
+                condition=~Q(state=JobState.RUNNING) | Q(lease_expires_at__isnull=False),
+                name="job_running_has_lease",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["queue", "-priority", "created_at"],
+                condition=Q(state=JobState.QUEUED),
+                name="job_waiting",
+            ),
+            models.Index(
+                fields=["lease_expires_at"],
+                condition=Q(state=JobState.RUNNING),
+                name="job_leased",
+            ),
+            models.Index(fields=["-created_at", "-id"], name="job_recent"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+
+class Attempt(models.Model):
+    """One try of a worker at a job."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="attempts")
+    fence = models.PositiveIntegerField()
+    worker = models.CharField(max_length=200)
+    device = models.CharField(max_length=100, blank=True)
+    started_at = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    outcome = models.CharField(max_length=32, blank=True)
+    detail = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["job", "fence"], name="attempt_fence_unique_per_job")
+        ]
+
+    def __str__(self) -> str:
+        return f"attempt {self.fence} of {self.job_id}"
+
+
+class JobEvent(models.Model):
+    """Something a job said: a state, progress, a metric, a line of its log."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="events")
+    type = models.CharField(max_length=16)
+    data = models.JSONField(default=dict)
+    at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        indexes = [models.Index(fields=["job", "id"], name="job_event_in_order")]
+
+    def __str__(self) -> str:
+        return f"{self.type} of {self.job_id}"
+
+
+class Worker(models.Model):
+    """A worker process that is or was there: its queues, its devices, when it was last heard."""
+
+    name = models.CharField(max_length=200, unique=True)
+    queues = models.JSONField(default=list)
+    devices = models.JSONField(default=list)
+    started_at = models.DateTimeField(default=timezone.now)
+    seen_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,68 @@
+"""Opaque cursors of keyset pages: what a client hands back to get the rows after the last one."""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry.errors import FieldError, Invalid
+
+MAX_LIMIT = 100
+DEFAULT_LIMIT = 20
+_LONGEST_CURSOR = 600
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows, the cursor of the rows after them, and counts beside them when asked for."""
+
+    items: list[dict[str, Any]]
+    next_cursor: str | None = None
+    facets: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_cursor(order: str, *key: str | float) -> str:
+    """Write the sort order and the sort key of the last row as URL-safe text."""
+    raw = json.dumps([order, *key], separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, order: str, *types: type) -> list[Any]:
+    """Read a cursor back into its sort key.
+
+    Raises:
+        Invalid: it was not made here, or for another sort order.
+
+    """
+    refusal = Invalid(
+        "The cursor is not one of ours, or belongs to another sort order; start without it.",
+        code="bad_cursor",
+        errors=[FieldError("cursor", "bad_cursor", "Leave it out to start from the first page.")],
+    )
+    if len(cursor) > _LONGEST_CURSOR:
+        raise refusal
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        key = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (binascii.Error, UnicodeError, ValueError, RecursionError) as error:
+        raise refusal from error
+    if not isinstance(key, list) or len(key) != len(types) + 1 or key[0] != order:
+        raise refusal
+    for value, wanted in zip(key[1:], types, strict=True):
+        bad_number = isinstance(value, int) and not -(1 << 63) <= value < 1 << 63
+        if type(value) is not wanted or bad_number or (wanted is str and "\0" in value):
+            raise refusal
+    return key[1:]
+
+
+def check_limit(limit: int | None) -> int:
+    """Return how many rows a page holds."""
+    if limit is None:
+        return DEFAULT_LIMIT
+    if not 1 <= limit <= MAX_LIMIT:
+        raise Invalid(
+            f"limit is {limit}; it must be between 1 and {MAX_LIMIT}.",
+            errors=[FieldError("limit", "out_of_range", f"Choose 1 to {MAX_LIMIT}.")],
+        )
+    return limit

@@ -1,0 +1,288 @@
+"""Discovery: one query over repositories, filters, facet counts and keyset pages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from django.contrib.postgres.search import SearchQuery as WordQuery
+from django.db import connection
+from django.db.models import Case, F, IntegerField, Q, Value, When
+from django.db.models.functions import Lower
+
+from registry.errors import FieldError, Invalid
+from registry.models import Actor, Repository, Tag
+from registry.models.catalog import RepositoryQuerySet
+from registry.pages import Page, check_limit, decode_cursor, encode_cursor
+
+# Facets and the total are exact up to here; past it they say "at least".
+COUNTED = 10_000
+_FACET_VALUES = 20
+_MAX_QUERY_CHARACTERS = 200
+_MAX_WORDS = 8
+
+SORTS = ("relevance", "updated", "created", "downloads", "name", "size")
+_FIELDS = (
+    "id",
+    "namespace__slug",
+    "name",
+    "summary",
+    "task",
+    "library",
+    "license",
+    "base_model",
+    "visibility",
+    "labels",
+    "formats",
+    "latest_number",
+    "parameters_count",
+    "size_bytes",
+    "downloads_count",
+    "created_at",
+    "updated_at",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchQuery:
+    """What somebody looks for; empty fields do not narrow."""
+
+    q: str = ""
+    task: str = ""
+    library: str = ""
+    license: str = ""
+    format: str = ""
+    owner: str = ""
+    label: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    min_params: int | None = None
+    max_params: int | None = None
+    max_bytes: int | None = None
+    sort: str = ""
+    limit: int | None = None
+    cursor: str = ""
+
+    @property
+    def order(self) -> str:
+        return self.sort or ("relevance" if self.q.strip() else "updated")
+
+
+def search_repositories(
+    actor: Actor, kind: str, query: SearchQuery, *, with_facets: bool | None = None
+) -> Page:
+    """Find repositories the actor may see.
+
+    Facets come with the first page unless `with_facets` says otherwise.
+
+    Raises:
+        Invalid: a filter, the sort order or the cursor is not understood.
+
+    """
+    _check(query)
+    matches = _narrow(Repository.objects.visible_to(actor).filter(kind=kind), query)
+    if with_facets is None:
+        with_facets = not query.cursor
+    facets = count_facets(matches) if with_facets else {}
+    limit = check_limit(query.limit)
+    rows = list(_ordered(matches, query).values(*_FIELDS, *_extra(query))[: limit + 1])
+    more = len(rows) > limit
+    rows = rows[:limit]
+    next_cursor = _cursor_after(rows[-1], query.order) if more else None
+    return Page(_with_tags(rows), next_cursor, facets)
+
+
+def _check(query: SearchQuery) -> None:
+    if query.order not in SORTS:
+        raise _invalid("sort", f"{query.sort!r} is not one of {', '.join(SORTS)}.")
+    if query.order == "relevance" and not query.q.strip():
+        raise _invalid("sort", "Sorting by relevance needs words to look for in q.")
+    if len(query.q) > _MAX_QUERY_CHARACTERS:
+        raise _invalid("q", f"Look for at most {_MAX_QUERY_CHARACTERS} characters.")
+    texts = [query.q, query.task, query.library, query.license, query.format, query.owner]
+    texts += [query.label, *query.tags, *query.tags.values()]
+    if any("\0" in text or not _encodable(text) for text in texts):
+        raise _invalid("q", "A filter holds a character that no text here can hold.")
+    for name in ("min_params", "max_params", "max_bytes"):
+        number = getattr(query, name)
+        if number is not None and not 0 <= number < 1 << 63:
+            raise _invalid(name, f"{name} must be a number from 0 to 2^63 - 1.")
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _invalid(name: str, detail: str) -> Invalid:
+    return Invalid(detail, code="bad_filter", errors=[FieldError(name, "bad_filter", detail)])
+
+
+def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:
+    for word in query.q.lower().split()[:_MAX_WORDS]:
+        matches = matches.filter(
+            Q(search_text__contains=word) | Q(search_vector=WordQuery(word, config="simple"))
+        )
+    exact = {
+        "task": query.task,
+        "library": query.library,
+        "license": query.license,
+        "namespace__slug__iexact": query.owner,
+    }
+    matches = matches.filter(**{name: value for name, value in exact.items() if value})
+    if query.format:
+        matches = matches.filter(formats__contains=[query.format])
+    if query.label:
+        matches = matches.filter(labels__contains=[query.label])
+    for key, value in query.tags.items():
+        matches = matches.filter(
+            pk__in=Tag.objects.filter(version=None, key=key, value=value).values("repository_id")
+        )
+    if query.min_params is not None:
+        matches = matches.filter(parameters_count__gte=query.min_params)
+    if query.max_params is not None:
+        matches = matches.filter(parameters_count__lte=query.max_params)
+    if query.max_bytes is not None:
+        matches = matches.filter(size_bytes__lte=query.max_bytes)
+    return matches
+
+
+# --- Order and pages ---------------------------------------------------------------------------
+
+
+def _extra(query: SearchQuery) -> Sequence[str]:
+    return {"relevance": ("rank",), "name": ("name_lower",)}.get(query.order, ())
+
+
+def _ordered(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:
+    order, cursor = query.order, query.cursor
+    if order == "relevance":
+        return _by_relevance(matches, query)
+    if order == "name":
+        named = matches.annotate(name_lower=Lower("name")).order_by("name_lower", "id")
+        if cursor:
+            name, row_id = decode_cursor(cursor, order, str, int)
+            named = named.filter(Q(name_lower__gt=name) | Q(name_lower=name, id__gt=row_id))
+        return named
+    if order == "size":
+        sized = matches.exclude(size_bytes=None).order_by("size_bytes", "id")
+        if cursor:
+            size, row_id = decode_cursor(cursor, order, int, int)
+            sized = sized.filter(Q(size_bytes__gt=size) | Q(size_bytes=size, id__gt=row_id))
+        return sized
+    column = {"updated": "updated_at", "created": "created_at", "downloads": "downloads_count"}[
+        order
+    ]
+    newest = matches.order_by(f"-{column}", "-id")
+    if cursor:
+        value, row_id = decode_cursor(cursor, order, int, int)
+        bound = value if order == "downloads" else _moment(value)
+        newest = newest.filter(
+            Q(**{f"{column}__lt": bound}) | Q(**{column: bound, "id__lt": row_id})
+        )
+    return newest
+
+
+def _by_relevance(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:
+    """Order by how the name matches the whole text, then by downloads."""
+    text = query.q.strip().lower()
+    ranked = matches.alias(name_lower=Lower("name")).annotate(
+        rank=Case(
+            When(name_lower=text, then=Value(3)),
+            When(name_lower__startswith=text, then=Value(2)),
+            When(name_lower__contains=text, then=Value(1)),
+            default=Value(0),
+            output_field=IntegerField(),
+        )
+    )
+    if query.cursor:
+        rank, downloads, row_id = decode_cursor(query.cursor, "relevance", int, int, int)
+        ranked = ranked.filter(
+            Q(rank__lt=rank)
+            | Q(rank=rank, downloads_count__lt=downloads)
+            | Q(rank=rank, downloads_count=downloads, id__lt=row_id)
+        )
+    return ranked.order_by("-rank", "-downloads_count", "-id")
+
+
+def _cursor_after(row: Mapping[str, Any], order: str) -> str:
+    if order == "relevance":
+        return encode_cursor(order, row["rank"], row["downloads_count"], row["id"])
+    if order == "name":
+        return encode_cursor(order, row["name_lower"], row["id"])
+    if order == "size":
+        return encode_cursor(order, row["size_bytes"], row["id"])
+    if order == "downloads":
+        return encode_cursor(order, row["downloads_count"], row["id"])
+    return encode_cursor(order, _microseconds(row[f"{order}_at"]), row["id"])
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _microseconds(moment: datetime) -> int:
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _moment(microseconds: int) -> datetime:
+    try:
+        seconds, rest = divmod(microseconds, 1_000_000)
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+    except (OverflowError, ValueError, OSError) as error:
+        raise Invalid("The cursor is not one of ours.", code="bad_cursor") from error
+
+
+# --- Beside the rows ---------------------------------------------------------------------------
+
+
+def count_facets(matches: RepositoryQuerySet) -> dict[str, Any]:
+    """Count values of task, library, license, format and owner among the matches.
+
+    One statement; exact to `COUNTED` matches, past which `total_is_exact` is false.
+    """
+    sample = matches.order_by().values(
+        "task", "library", "license", "formats", owner=F("namespace__slug")
+    )[: COUNTED + 1]
+    inner, parameters = sample.query.sql_with_params()
+    statement = f"""
+        WITH m (task, library, license, formats, owner) AS MATERIALIZED ({inner})
+        SELECT 'total', '', count(*) FROM m
+        UNION ALL
+        (SELECT CASE WHEN grouping(task) = 0 THEN 'task'
+                     WHEN grouping(library) = 0 THEN 'library'
+                     WHEN grouping(license) = 0 THEN 'license'
+                     ELSE 'owner' END,
+                coalesce(task, library, license, owner), count(*)
+         FROM m GROUP BY GROUPING SETS ((task), (library), (license), (owner)))
+        UNION ALL
+        (SELECT 'format', f, count(*) FROM m, unnest(formats) AS f GROUP BY f)
+    """  # noqa: S608 - `inner` is Django's own SQL; the values travel as parameters
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        rows = cursor.fetchall()
+    facets: dict[str, Any] = {
+        name: [] for name in ("task", "library", "license", "format", "owner")
+    }
+    total = 0
+    for name, value, count in rows:
+        if name == "total":
+            total = count
+        elif value:
+            facets[name].append({"value": value, "count": count})
+    for values in (values for values in facets.values() if isinstance(values, list)):
+        values.sort(key=lambda entry: (-entry["count"], entry["value"]))
+        del values[_FACET_VALUES:]
+    facets["total"] = min(total, COUNTED)
+    facets["total_is_exact"] = total <= COUNTED
+    return facets
+
+
+def _with_tags(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    tags: dict[int, dict[str, str]] = {row["id"]: {} for row in rows}
+    for repository_id, key, value in Tag.objects.filter(
+        repository_id__in=list(tags), version=None
+    ).values_list("repository_id", "key", "value"):
+        tags[repository_id][key] = value
+    for row in rows:
+        row["namespace"] = row.pop("namespace__slug")
+        row["tags"] = tags[row["id"]]
+    return rows

@@ -1,0 +1,33 @@
+"""The audit log's one writer; it runs in the transaction of what it records."""
+
+from typing import Any
+
+from registry.models import Actor, Event, Namespace, Repository
+
+
+def record_event(
+    actor: Actor,
+    action: str,
+    *,
+    namespace: Namespace | None = None,
+    repository: Repository | None = None,
+    target: str = "",
+    **data: Any,
+) -> Event:
+    """Write one line of the audit log: who did `action` to what, through which door."""
+    if repository is not None:
+        namespace = namespace or repository.namespace
+        target = target or repository.full_name
+    return Event.objects.create(
+        action=action,
+        user_id=actor.user_id,
+        actor=actor.username,
+        token_id=actor.token_id,
+        door=actor.door,
+        ip=actor.ip,
+        request_id=actor.request_id,
+        namespace=namespace,
+        repository_id=repository.pk if repository else None,
+        target=target[:300],
+        data=data,
+    )

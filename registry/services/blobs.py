@@ -1,0 +1,94 @@
+"""Bytes that arrived become blobs, and are looked into once, by their headers only."""
+
+from registry.errors import NotFound
+from registry.formats import INSPECTOR, Facts, check_extension, inspect
+from registry.models import Actor, Artifact, Blob, Inspection, Upload, Verdict
+from registry.services.texts import invalid_field
+from registry.storage import Stored, default_storage
+
+# Formats that jobs and serving open themselves; see ADR 0004.
+RUNNABLE = frozenset({"safetensors", "onnx"})
+
+
+def record_blob(stored: Stored) -> Blob:
+    """Keep the row of bytes that the storage holds; the same bytes are one row."""
+    blob, _ = Blob.objects.get_or_create(
+        sha256=stored.sha256,
+        defaults={"size_bytes": stored.size_bytes, "git_sha1": stored.git_sha1 or ""},
+    )
+    return blob
+
+
+def inspect_blob(path: str, blob: Blob) -> Inspection:
+    """Return what the headers of a blob say, reading them at most once for each inspector.
+
+    Raises:
+        Invalid: the file is malformed, or `path` has the extension of another format.
+
+    """
+    known = Inspection.objects.filter(blob=blob, inspector=INSPECTOR).first()
+    if known is not None:
+        check_extension(path, known.format)
+        return known
+    storage = default_storage()
+    facts = inspect(
+        path,
+        blob.size_bytes,
+        lambda start, end: storage.read(blob.sha256, start=start, end=end),
+    )
+    row, _ = Inspection.objects.get_or_create(
+        blob=blob,
+        inspector=INSPECTOR,
+        defaults={
+            "format": facts.format,
+            "verdict": _verdict(facts),
+            "facts": facts.to_json(),
+            "findings": list(facts.findings),
+        },
+    )
+    return row
+
+
+def _verdict(facts: Facts) -> str:
+    if facts.executable:
+        return Verdict.QUARANTINED
+    return Verdict.OPAQUE if facts.format == "opaque" else Verdict.SAFE
+
+
+def find_readable_blob(actor: Actor, sha256: str) -> Blob:
+    """Find bytes by digest among those the actor may read or has uploaded; nothing else exists.
+
+    Raises:
+        NotFound: unknown, or not theirs to know about.
+
+    """
+    blob = Blob.objects.filter(sha256=sha256.lower()).first() if sha256.isascii() else None
+    if blob is not None and "\0" not in sha256:
+        if Upload.objects.owned_by(actor).filter(blob=blob).exists():
+            return blob
+        if Artifact.objects.readable_by(actor).filter(blob=blob).exists():
+            return blob
+    raise NotFound(
+        f"There are no bytes {sha256[:64]!r} that you may read; upload the file first.",
+        code="blob_not_found",
+    )
+
+
+def find_uploaded_blob(actor: Actor, upload_id: str) -> Blob:
+    """Find the blob that a finished upload of the actor became.
+
+    Raises:
+        NotFound: the actor has no such upload.
+        Invalid: it is not finished yet.
+
+    """
+    upload = Upload.objects.owned_by(actor).select_related("blob").filter(pk=upload_id).first()
+    if upload is None:
+        raise NotFound(f"You have no upload {upload_id}.", code="upload_not_found")
+    if upload.blob is None:
+        raise invalid_field(
+            "files",
+            "upload_unfinished",
+            f"The upload {upload_id} is not finished; send the rest with PATCH first.",
+        )
+    return upload.blob

@@ -1,0 +1,510 @@
+"""Repositories (models and datasets): registered, described, tagged, given aliases, deleted."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from registry.errors import AlreadyExists, Conflict, NotFound, PreconditionFailed
+from registry.models import (
+    Actor,
+    Alias,
+    JobState,
+    Kind,
+    Namespace,
+    Redirect,
+    Ref,
+    Repository,
+    Revision,
+    Tag,
+    Version,
+    Visibility,
+)
+from registry.models.catalog import NAME_PATTERN
+from registry.permissions import require
+from registry.services.audit import record_event
+from registry.services.namespaces import find_namespace
+from registry.services.texts import check_text, invalid_field
+
+# Field of a repository -> the longest text it takes.
+DESCRIBABLE: Mapping[str, int] = {
+    "summary": 1000,
+    "task": 64,
+    "library": 64,
+    "license": 64,
+    "base_model": 200,
+}
+_SEARCHED_CHARACTERS = 4000
+
+
+# --- Reading one -------------------------------------------------------------------------------
+
+
+def find_repository(actor: Actor, kind: str, namespace: str, name: str) -> Repository:
+    """Find what the actor may see; what they may not see answers as if it did not exist.
+
+    Raises:
+        NotFound: nothing visible has that name, nor had it once.
+
+    """
+    visible = Repository.objects.visible_to(actor).select_related("namespace").filter(kind=kind)
+    found = None
+    if "\0" not in namespace + name:
+        found = visible.named(namespace, name).first()
+        if found is None:
+            moved = Redirect.objects.filter(
+                kind=kind, namespace__slug__iexact=namespace, name__iexact=name
+            )
+            found = visible.filter(redirects__in=moved).first()
+    if found is None:
+        raise NotFound(
+            f"There is no {Kind(kind).value} {namespace}/{name} that you may see.",
+            code=f"{Kind(kind).value}_not_found",
+        )
+    return found
+
+
+def find_version(actor: Actor, repository: Repository, reference: str) -> Version:
+    """Find a version by number (`3`), alias (`@champion`) or `latest`.
+
+    Raises:
+        NotFound: there is no such version, or the repository is not visible.
+
+    """
+    versions = Version.objects.visible_to(actor).filter(repository=repository)
+    versions = versions.select_related("revision", "created_by", "job")
+    found = None
+    if re.fullmatch(r"[0-9]{1,9}", reference):
+        found = versions.filter(number=int(reference)).first()
+    elif reference.startswith("@") and "\0" not in reference:
+        found = versions.filter(aliases__name=reference[1:], aliases__repository=repository).first()
+    elif reference == "latest" and repository.latest_number:
+        found = versions.filter(number=repository.latest_number).first()
+    if found is None:
+        raise NotFound(
+            f"{repository} has no version {reference!r}; a version is a number, an @alias "
+            "or 'latest'.",
+            code="version_not_found",
+        )
+    found.repository = repository
+    return found
+
+
+# --- Registering -------------------------------------------------------------------------------
+
+
+def check_name(name: object) -> str:
+    """Return the second half of a name, or refuse it."""
+    text = check_text("name", name, max_length=96)
+    if "/" in text:
+        raise invalid_field(
+            "name",
+            "bad_name",
+            f"The name {text!r} holds a slash; send the namespace in its own field.",
+        )
+    if (
+        not re.fullmatch(NAME_PATTERN, text)
+        or ".." in text
+        or "--" in text
+        or text.lower().endswith((".git", ".ipynb"))
+    ):
+        raise invalid_field(
+            "name",
+            "bad_name",
+            f"The name {text!r} is not valid: use 1 to 96 letters, digits, '-', '_' and '.', "
+            "starting with a letter or digit, without '..' or '--'.",
+        )
+    return text
+
+
+def register_repository(  # noqa: PLR0913 - a registration is this wide
+    *,
+    actor: Actor,
+    kind: str,
+    namespace: str,
+    name: object,
+    visibility: str = Visibility.PUBLIC,
+    summary: object = "",
+    task: object = "",
+    library: object = "",
+    license: object = "",  # noqa: A002 - the glossary's word
+    base_model: object = "",
+    tags: Mapping[str, str] | None = None,
+) -> Repository:
+    """Register a model or a dataset; its first, empty revision gives it an id for every protocol.
+
+    Raises:
+        NotFound: the namespace does not exist.
+        AlreadyExists: the name is taken in it, in whatever case.
+
+    """
+    space = find_namespace(actor, namespace)
+    require(actor, "write", space)
+    plain = check_name(name)
+    if visibility not in Visibility.values:
+        raise _bad_visibility(visibility)
+    facts = {
+        "summary": summary,
+        "task": task,
+        "library": library,
+        "license": license,
+        "base_model": base_model,
+    }
+    checked = {
+        field: check_text(field, facts[field], max_length=longest)
+        for field, longest in DESCRIBABLE.items()
+    }
+    labelled = {check_tag_key(key): check_tag_value(value) for key, value in (tags or {}).items()}
+    try:
+        with transaction.atomic():
+            repository = Repository.objects.create(
+                kind=kind,
+                namespace=space,
+                name=plain,
+                visibility=visibility,
+                created_by_id=actor.user_id,
+                **checked,
+            )
+            _first_revision(repository, actor)
+            Tag.objects.bulk_create(
+                Tag(repository=repository, key=key, value=value) for key, value in labelled.items()
+            )
+            Redirect.objects.filter(kind=kind, namespace=space, name__iexact=plain).delete()
+            refresh_search(repository)
+            record_event(actor, f"{kind}.register", repository=repository, visibility=visibility)
+    except IntegrityError as error:
+        if "repository_name_unique" not in str(error):
+            raise
+        raise AlreadyExists(
+            f"{space}/{plain} already exists; add a version to it, or choose another name.",
+            code=f"{kind}_already_exists",
+        ) from error
+    return repository
+
+
+def _first_revision(repository: Repository, actor: Actor) -> None:
+    seed = f"{repository.pk}/{repository.created_at.isoformat()}".encode()
+    revision = Revision.objects.create(
+        repository=repository,
+        commit=hashlib.sha1(seed, usedforsecurity=False).hexdigest(),
+        author_id=actor.user_id,
+        message="initial",
+    )
+    Ref.objects.create(repository=repository, name="main", revision=revision)
+
+
+def _bad_visibility(value: object) -> Exception:
+    return invalid_field(
+        "visibility", "bad_choice", f"{value!r} is not one of {', '.join(Visibility.values)}."
+    )
+
+
+# --- Describing --------------------------------------------------------------------------------
+
+
+def describe_repository(
+    *,
+    actor: Actor,
+    repository: Repository,
+    changes: Mapping[str, object],
+    expected_etag: str | None = None,
+) -> Repository:
+    """Change what is said about a repository: its summary, facts, visibility or name.
+
+    Raises:
+        PreconditionFailed: it changed since the caller read `expected_etag`.
+
+    """
+    require(actor, "write", repository)
+    if "name" in changes or "visibility" in changes:
+        require(actor, "maintain", repository)
+    with transaction.atomic():
+        row = (
+            Repository.objects.select_for_update(of=("self",))
+            .select_related("namespace")
+            .get(pk=repository.pk)
+        )
+        check_etag(expected_etag, row.etag, row.full_name)
+        for field, value in changes.items():
+            _apply_change(row, field, value)
+        _touch(row)
+        try:
+            with transaction.atomic():
+                row.save()
+        except IntegrityError as error:
+            raise AlreadyExists(f"{row.full_name} already exists; choose another name.") from error
+        if row.name.lower() != repository.name.lower():
+            Redirect.objects.filter(
+                kind=row.kind, namespace=row.namespace, name__iexact=row.name
+            ).delete()
+            Redirect.objects.update_or_create(
+                kind=row.kind,
+                namespace=row.namespace,
+                name=repository.name,
+                defaults={"repository": row},
+            )
+        refresh_search(row)
+        record_event(
+            actor, f"{row.kind}.describe", repository=row, fields=sorted(changes), name=row.name
+        )
+    return row
+
+
+def _apply_change(row: Repository, field: str, value: object) -> None:
+    if field == "name":
+        row.name = check_name(value)
+    elif field == "visibility":
+        if not isinstance(value, str) or value not in Visibility.values:
+            raise _bad_visibility(value)
+        row.visibility = value
+    elif field in DESCRIBABLE:
+        setattr(row, field, check_text(field, value, max_length=DESCRIBABLE[field]))
+    else:
+        raise invalid_field(
+            field,
+            "unknown_field",
+            f"{field!r} cannot be changed; there are name, visibility, {', '.join(DESCRIBABLE)}.",
+        )
+
+
+def check_etag(expected: str | None, present: str, what: str) -> None:
+    """Refuse a write that was based on an older state (RFC 9110 `If-Match`)."""
+    if expected is None or expected.strip() == "*":
+        return
+    if present not in {tag.strip().removeprefix("W/") for tag in expected.split(",")}:
+        raise PreconditionFailed(f"{what} changed since you read it; read it again and retry.")
+
+
+def _touch(repository: Repository) -> None:
+    repository.updated_at = timezone.now()
+
+
+def refresh_search(repository: Repository) -> None:
+    """Rewrite what a search looks through, from the row and its tags; bumps `updated_at`."""
+    tags = Tag.objects.filter(repository=repository, version=None).order_by("key")
+    words: Iterable[str] = [
+        repository.full_name,
+        repository.summary,
+        repository.task,
+        repository.library,
+        repository.license,
+        *repository.labels,
+        *(f"{tag.key} {tag.value[:200]}" for tag in tags),
+    ]
+    repository.search_text = " ".join(word for word in words if word).lower()[:_SEARCHED_CHARACTERS]
+    _touch(repository)
+    repository.save(update_fields=["search_text", "updated_at"])
+
+
+def delete_repository(*, actor: Actor, repository: Repository) -> None:
+    """Delete a repository; its bytes stay until garbage collection, its numbers are never reused.
+
+    Raises:
+        Conflict: a job that is queued or running reads one of its versions.
+
+    """
+    require(actor, "own", repository)
+    with transaction.atomic():
+        row = Repository.objects.select_for_update(of=("self",)).get(pk=repository.pk)
+        if Version.objects.filter(
+            repository=row, read_by_jobs__state__in=[JobState.QUEUED, JobState.RUNNING]
+        ).exists():
+            raise Conflict(f"A job is reading {repository}; cancel it or wait for it to end.")
+        row.deleted_at = timezone.now()
+        row.save(update_fields=["deleted_at"])
+        record_event(actor, f"{row.kind}.delete", repository=repository)
+
+
+# --- Tags --------------------------------------------------------------------------------------
+
+
+def check_tag_key(key: object) -> str:
+    """Return a tag's key, or refuse it."""
+    text = check_text("key", key, max_length=250)
+    if not text or "/" in text or "\n" in text or "\r" in text:
+        raise invalid_field(
+            "key", "bad_key", f"The tag key {text!r} is empty or holds a slash or a line break."
+        )
+    return text
+
+
+def check_tag_value(value: object) -> str:
+    return check_text("value", value, max_length=100_000)
+
+
+def set_tag(
+    *,
+    actor: Actor,
+    repository: Repository,
+    key: object,
+    value: object,
+    version: Version | None = None,
+) -> Tag:
+    """Set a tag of a repository, or of one of its versions."""
+    require(actor, "write", repository)
+    checked_key, checked_value = check_tag_key(key), check_tag_value(value)
+    with transaction.atomic():
+        Repository.objects.select_for_update(of=("self",)).get(pk=repository.pk)
+        tag, _ = Tag.objects.update_or_create(
+            repository=repository,
+            version=version,
+            key=checked_key,
+            defaults={"value": checked_value},
+        )
+        _after_tag(actor, repository, version, "tag.set", checked_key)
+    return tag
+
+
+def delete_tag(
+    *, actor: Actor, repository: Repository, key: str, version: Version | None = None
+) -> None:
+    """Delete a tag.
+
+    Raises:
+        NotFound: there is none with that key.
+
+    """
+    require(actor, "write", repository)
+    with transaction.atomic():
+        deleted, _ = Tag.objects.filter(
+            repository=repository, version=version, key=check_tag_key(key)
+        ).delete()
+        if not deleted:
+            raise NotFound(f"{version or repository} has no tag {key!r}.", code="tag_not_found")
+        _after_tag(actor, repository, version, "tag.delete", key)
+
+
+def _after_tag(
+    actor: Actor, repository: Repository, version: Version | None, action: str, key: str
+) -> None:
+    if version is None:
+        refresh_search(repository)
+    else:
+        Version.objects.filter(pk=version.pk).update(updated_at=timezone.now())
+    record_event(
+        actor,
+        action,
+        repository=repository,
+        target=str(version.ref if version else repository.full_name),
+        key=key,
+    )
+
+
+# --- Aliases -----------------------------------------------------------------------------------
+
+
+def check_alias(alias: object) -> str:
+    """Return an alias, or refuse it; the grammar is MLflow's, less names that look like numbers."""
+    text = check_text("alias", alias, max_length=255)
+    if not re.fullmatch(r"[\w\-]+", text):
+        raise invalid_field(
+            "alias",
+            "bad_alias",
+            f"The alias {text!r} is not valid: use letters, digits, '-' and '_'.",
+        )
+    if text.lower() == "latest" or re.fullmatch(r"v?[0-9]+", text, re.IGNORECASE):
+        raise invalid_field(
+            "alias",
+            "reserved_alias",
+            f"The alias {text!r} is reserved: it would read like a version number or 'latest'.",
+        )
+    return text
+
+
+def set_alias(
+    *,
+    actor: Actor,
+    repository: Repository,
+    alias: object,
+    version: Version,
+    expected_version: int | None = None,
+) -> Alias:
+    """Point an alias at a version; it always points at exactly one.
+
+    Raises:
+        Conflict: the version cannot be used, or the alias is no longer at `expected_version`.
+
+    """
+    require(actor, "write", repository)
+    name = check_alias(alias)
+    with transaction.atomic():
+        Repository.objects.select_for_update(of=("self",)).get(pk=repository.pk)
+        fresh = Version.objects.get(pk=version.pk)
+        if fresh.deleted_at is not None or not fresh.is_usable:
+            raise Conflict(
+                f"{version.ref} is {'deleted' if fresh.deleted_at else fresh.state}; "
+                "an alias needs a version that is ready.",
+                code="version_not_ready",
+            )
+        current = (
+            Alias.objects.filter(repository=repository, name=name).select_related("version").first()
+        )
+        if expected_version is not None and (
+            current is None or current.version.number != expected_version
+        ):
+            raise PreconditionFailed(
+                f"The alias {name!r} is no longer at version {expected_version}; read it again."
+            )
+        moved, _ = Alias.objects.update_or_create(
+            repository=repository,
+            name=name,
+            defaults={"version": version, "updated_at": timezone.now()},
+        )
+        repository.updated_at = timezone.now()
+        repository.save(update_fields=["updated_at"])
+        record_event(
+            actor,
+            "alias.set",
+            repository=repository,
+            target=f"{repository.full_name}@{name}",
+            version=version.number,
+            before=current.version.number if current else None,
+        )
+    return moved
+
+
+def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
+    """Delete an alias.
+
+    Raises:
+        NotFound: there is none of that name.
+
+    """
+    require(actor, "write", repository)
+    with transaction.atomic():
+        found = find_alias(repository, alias)
+        found.delete()
+        repository.updated_at = timezone.now()
+        repository.save(update_fields=["updated_at"])
+        record_event(
+            actor,
+            "alias.delete",
+            repository=repository,
+            target=f"{repository.full_name}@{alias}",
+            version=found.version.number,
+        )
+
+
+def find_alias(repository: Repository, alias: str) -> Alias:
+    """Find an alias of a repository by its exact name."""
+    found = (
+        Alias.objects.filter(repository=repository, name=alias).select_related("version").first()
+        if "\0" not in alias
+        else None
+    )
+    if found is None:
+        raise NotFound(f"{repository} has no alias {alias!r}.", code="alias_not_found")
+    return found
+
+
+def namespaces_writable_by(actor: Actor) -> list[Namespace]:
+    """List the namespaces in which `actor` may register, their own first."""
+    if actor.is_anonymous:
+        return []
+    spaces = Namespace.objects.order_by("kind", "slug")
+    if not actor.is_admin:
+        roles = {space for space, role in actor.roles.items() if role != "reader"}
+        spaces = spaces.filter(pk__in=roles)
+    return sorted(spaces, key=lambda space: space.slug.lower() != actor.username.lower())

@@ -1,0 +1,147 @@
+"""Namespaces and the people in them."""
+
+import re
+
+from django.db import IntegrityError, transaction
+
+from registry.errors import AlreadyExists, Invalid, NotFound
+from registry.models import ROLE_RANK, Actor, Membership, Namespace, Role, User
+from registry.models.access import SLUG_PATTERN
+from registry.permissions import require, require_scope
+from registry.services.audit import record_event
+from registry.services.texts import check_text, invalid_field
+
+# The first segments of paths that the server itself answers under.
+RESERVED = frozenset(
+    """
+    .well-known accounts admin-panel api assets auth collections compare datasets docs endpoints
+    events favicon.ico healthz hub jobs login logout members metrics mlflow models namespaces new
+    notifications organizations play playground predict readyz robots.txt search serving sessions
+    settings sign-in sign-out similar spaces static status tokens uploads users v1 v2 webhooks
+    whoami zh zh-hans
+    """.split()  # noqa: SIM905 - reads better as words
+)
+
+
+def check_slug(slug: object) -> str:
+    """Return a namespace name that may be taken, or refuse it."""
+    text = check_text("namespace", slug, max_length=64)
+    if not re.fullmatch(SLUG_PATTERN, text):
+        raise invalid_field(
+            "namespace",
+            "bad_name",
+            f"The namespace {text!r} is not valid: use 1 to 64 letters, digits, '-' and '_', "
+            "starting and ending with a letter or digit.",
+        )
+    if text.lower() in RESERVED:
+        raise invalid_field(
+            "namespace", "reserved_name", f"The namespace {text!r} is reserved; choose another."
+        )
+    return text
+
+
+def find_namespace(actor: Actor, slug: str) -> Namespace:
+    """Find a namespace by name, without regard to case.
+
+    Raises:
+        NotFound: there is none.
+
+    """
+    found = Namespace.objects.filter(slug__iexact=slug).first() if "\0" not in slug else None
+    if found is None:
+        way_out = (
+            "" if actor.is_anonymous else ' Create it with POST /api/v1/namespaces {"slug": …}.'
+        )
+        raise NotFound(f"There is no namespace {slug!r}.{way_out}", code="namespace_not_found")
+    return found
+
+
+@transaction.atomic
+def create_namespace(*, actor: Actor, slug: object, display_name: object = "") -> Namespace:
+    """Create an organisation that `actor` owns."""
+    require_scope(actor, "write")
+    if actor.limited_namespace_id or actor.limited_repository_id:
+        require_scope(actor, "admin")
+    name = check_slug(slug)
+    title = check_text("display_name", display_name, max_length=200)
+    try:
+        with transaction.atomic():
+            namespace = Namespace.objects.create(slug=name, display_name=title)
+    except IntegrityError as error:
+        raise AlreadyExists(f"The namespace {name!r} already exists; choose another.") from error
+    Membership.objects.create(namespace=namespace, user_id=actor.user_id, role=Role.OWNER)
+    record_event(actor, "namespace.create", namespace=namespace, target=namespace.slug)
+    return namespace
+
+
+@transaction.atomic
+def set_member(*, actor: Actor, namespace: Namespace, username: str, role: str) -> Membership:
+    """Give a person a role in a namespace, or change the one they have."""
+    require(actor, "own", namespace)
+    if role not in ROLE_RANK:
+        raise invalid_field("role", "bad_role", f"The role is one of {', '.join(Role.values)}.")
+    user = User.objects.filter(username__iexact=username).first()
+    if user is None:
+        raise NotFound(f"There is no user {username!r}.", code="user_not_found")
+    _keep_an_owner(namespace, user, role)
+    membership, _ = Membership.objects.update_or_create(
+        namespace=namespace, user=user, defaults={"role": role}
+    )
+    record_event(
+        actor, "member.set", namespace=namespace, target=f"{namespace}/{user.username}", role=role
+    )
+    return membership
+
+
+@transaction.atomic
+def remove_member(*, actor: Actor, namespace: Namespace, username: str) -> None:
+    """Take a person out of a namespace; its last owner stays."""
+    require(actor, "own", namespace)
+    membership = (
+        Membership.objects.filter(namespace=namespace, user__username__iexact=username)
+        .select_related("user")
+        .first()
+    )
+    if membership is None:
+        raise NotFound(f"{username!r} is not a member of {namespace}.", code="member_not_found")
+    _keep_an_owner(namespace, membership.user, role=None)
+    membership.delete()
+    record_event(actor, "member.remove", namespace=namespace, target=f"{namespace}/{username}")
+
+
+def _keep_an_owner(namespace: Namespace, user: User, role: str | None) -> None:
+    Namespace.objects.select_for_update().get(pk=namespace.pk)
+    others = namespace.memberships.filter(role=Role.OWNER).exclude(user=user)
+    was_owner = namespace.memberships.filter(role=Role.OWNER, user=user).exists()
+    if was_owner and role != Role.OWNER and not others.exists():
+        raise Invalid(
+            f"{user.username} is the last owner of {namespace}; make somebody else owner first.",
+            code="last_owner",
+        )
+
+
+@transaction.atomic
+def create_user(
+    *, username: str, password: str | None, email: str = "", is_admin: bool = False
+) -> User:
+    """Create a person and the namespace of their name; used at installation and by administrators.
+
+    Raises:
+        AlreadyExists: the name is taken by a person or a namespace.
+
+    """
+    slug = check_slug(username)
+    if (
+        User.objects.filter(username__iexact=slug).exists()
+        or Namespace.objects.filter(slug__iexact=slug).exists()
+    ):
+        raise AlreadyExists(f"The name {slug!r} is taken; choose another.")
+    user = User(username=slug, email=email, is_superuser=is_admin, is_staff=is_admin)
+    if password is None:
+        user.set_unusable_password()
+    else:
+        user.set_password(password)
+    user.save()
+    namespace = Namespace.objects.create(slug=slug, kind=Namespace.Kind.PERSON)
+    Membership.objects.create(namespace=namespace, user=user, role=Role.OWNER)
+    return user

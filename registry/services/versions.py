@@ -1,0 +1,508 @@
+"""Versions: numbered snapshots of files, with their facts, parents and measured numbers."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from registry.errors import Conflict, Invalid, NotFound
+from registry.formats import Card, check_paths, parse_card
+from registry.models import (
+    Actor,
+    Artifact,
+    Blob,
+    Evaluation,
+    Inspection,
+    Job,
+    JobState,
+    LineageEdge,
+    Ref,
+    Repository,
+    Revision,
+    Tag,
+    Verdict,
+    Version,
+    VersionState,
+)
+from registry.permissions import require
+from registry.services.audit import record_event
+from registry.services.blobs import RUNNABLE, inspect_blob
+from registry.services.catalog import (
+    DESCRIBABLE,
+    check_etag,
+    check_tag_key,
+    check_tag_value,
+    refresh_search,
+)
+from registry.services.texts import check_text, invalid_field
+from registry.storage import default_storage
+
+CARD_PATH = "README.md"
+CONFIG_PATH = "config.json"
+MAX_FILES = 10_000
+_CARD_BYTES = 1 << 20
+_CONFIG_BYTES = 1 << 20
+_CARD_SEARCHED_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentSpec:
+    """A version that the new one came from, and what it gave."""
+
+    version: Version
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """A number about a version: measured by a job of ours, or declared from outside."""
+
+    metric: str
+    value: float
+    unit: str = ""
+    split: str = ""
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    device: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Version | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What the files of a version say about it, gathered before the transaction."""
+
+    formats: list[str]
+    signature: dict[str, Any]
+    config: dict[str, Any]
+    parameters_count: int | None
+    size_bytes: int
+    state: str
+    state_reason: str
+    card: Card | None
+
+
+def create_version(  # noqa: PLR0913 - a version is this wide
+    *,
+    actor: Actor,
+    repository: Repository,
+    files: Mapping[str, Blob],
+    message: object = "",
+    variant: object = "",
+    tags: Mapping[str, str] | None = None,
+    source: object = "",
+    parents: Sequence[ParentSpec] = (),
+    job: Job | None = None,
+    evaluations: Sequence[EvaluationSpec] = (),
+) -> Version:
+    """Register the next version of a repository.
+
+    `files` maps paths to blobs that the caller has shown to be theirs to use. A version without
+    files registers metadata alone. With a `variant` it stands beside the main line: it never
+    becomes the latest. The same job yields the same version, however often it asks.
+
+    Raises:
+        Invalid: a path, a file's header or a field is wrong; nothing was written.
+        Denied: the actor may not write here.
+
+    """
+    require(actor, "write", repository)
+    text = check_text("message", message, max_length=10_000)
+    beside = check_text("variant", variant, max_length=64)
+    origin = check_text("source", source, max_length=2000)
+    labelled = {check_tag_key(key): check_tag_value(value) for key, value in (tags or {}).items()}
+    if len(files) > MAX_FILES:
+        raise invalid_field("files", "too_many", f"A version holds at most {MAX_FILES} files.")
+    check_paths(list(files))
+    facts = _gather(files)
+    with transaction.atomic():
+        row = (
+            Repository.objects.select_for_update(of=("self",))
+            .select_related("namespace")
+            .get(pk=repository.pk)
+        )
+        if row.deleted_at is not None:
+            raise NotFound(f"{row.full_name} was deleted.", code="repository_deleted")
+        if job is not None:
+            done = Version.objects.filter(repository=row, job=job).first()
+            if done is not None:
+                return done
+        number = row.last_number + 1
+        revision = _commit(row, actor, files, number=number, message=text, move_main=not beside)
+        version = Version.objects.create(
+            repository=row,
+            number=number,
+            revision=revision,
+            variant=beside,
+            state=facts.state,
+            state_reason=facts.state_reason,
+            source=origin,
+            message=text,
+            formats=facts.formats,
+            signature=facts.signature,
+            config=facts.config,
+            parameters_count=facts.parameters_count,
+            size_bytes=facts.size_bytes,
+            files_count=len(files),
+            job=job,
+            created_by_id=actor.user_id,
+        )
+        Tag.objects.bulk_create(
+            Tag(repository=row, version=version, key=key, value=value)
+            for key, value in labelled.items()
+        )
+        LineageEdge.objects.bulk_create(
+            LineageEdge(child=version, parent=parent.version, role=parent.role, job=job)
+            for parent in parents
+        )
+        _add_evaluations(version, evaluations, measured=job is not None, job=job, actor=actor)
+        row.last_number = number
+        if not beside:
+            _follow_main_line(row, version, facts.card)
+        row.save()
+        refresh_search(row)
+        record_event(actor, "version.create", repository=row, target=version.ref, files=len(files))
+    return version
+
+
+def _commit(
+    repository: Repository,
+    actor: Actor,
+    files: Mapping[str, Blob],
+    *,
+    number: int,
+    message: str,
+    move_main: bool,
+) -> Revision:
+    """Write the snapshot; its id is the SHA-1 of its manifest, parent, number and message."""
+    main = (
+        Ref.objects.select_for_update(of=("self",))
+        .select_related("revision")
+        .get(repository=repository, name="main")
+    )
+    manifest = [[path, files[path].sha256] for path in sorted(files)]
+    seed = json.dumps([repository.pk, number, main.revision.commit, message, manifest])
+    revision = Revision.objects.create(
+        repository=repository,
+        commit=hashlib.sha1(seed.encode(), usedforsecurity=False).hexdigest(),
+        parent=main.revision,
+        author_id=actor.user_id,
+        message=message,
+    )
+    Artifact.objects.bulk_create(
+        Artifact(revision=revision, path=path, blob=blob) for path, blob in files.items()
+    )
+    if move_main:
+        main.revision = revision
+        main.updated_at = timezone.now()
+        main.save(update_fields=["revision", "updated_at"])
+    return revision
+
+
+# --- What the files say --------------------------------------------------------------------------
+
+
+def _gather(files: Mapping[str, Blob]) -> _Facts:
+    inspections = {path: inspect_blob(path, blob) for path, blob in files.items()}
+    formats = sorted({row.format for row in inspections.values()} - {"json", "text", "opaque"})
+    config = _read_config(files.get(CONFIG_PATH))
+    card = None
+    if CARD_PATH in files:
+        card = parse_card(_read_text(files[CARD_PATH], _CARD_BYTES))
+    state, reason = _judge(inspections)
+    return _Facts(
+        formats=formats,
+        signature=_signature(config, inspections),
+        config=config,
+        parameters_count=_count_parameters(inspections),
+        size_bytes=sum(blob.size_bytes for blob in files.values()),
+        state=state,
+        state_reason=reason,
+        card=card,
+    )
+
+
+def _judge(inspections: Mapping[str, Inspection]) -> tuple[str, str]:
+    """Quarantine a version only when it has executable files and none that runs without them."""
+    held = sorted(path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED)
+    if held and not any(row.format in RUNNABLE for row in inspections.values()):
+        return VersionState.QUARANTINED, (
+            f"{held[0]} can execute code when it is loaded, and there is no safetensors or ONNX "
+            "file beside it; it can be downloaded, not run."
+        )
+    return VersionState.READY, ""
+
+
+def _count_parameters(inspections: Mapping[str, Inspection]) -> int | None:
+    """Count the parameters of the weights, in one format: the same weights are often there twice.
+
+    Files of one format are added up (shards); of ONNX the largest counts, for the others are
+    usually its quantized siblings.
+    """
+    for format_name, combine in (("safetensors", sum), ("onnx", max), ("gguf", sum)):
+        counts = [
+            row.facts["parameters_count"]
+            for row in inspections.values()
+            if row.format == format_name and row.facts.get("parameters_count") is not None
+        ]
+        if counts:
+            return int(combine(counts))
+    return None
+
+
+def _signature(config: Mapping[str, Any], inspections: Mapping[str, Inspection]) -> dict[str, Any]:
+    declared = config.get("signature")
+    if isinstance(declared, dict) and {"inputs", "outputs"} <= declared.keys():
+        return {"inputs": declared["inputs"], "outputs": declared["outputs"]}
+    for path in sorted(inspections):
+        facts = inspections[path].facts
+        if facts.get("inputs") and facts.get("outputs"):
+            return {"inputs": facts["inputs"], "outputs": facts["outputs"]}
+    return {}
+
+
+def _read_config(blob: Blob | None) -> dict[str, Any]:
+    if blob is None or blob.size_bytes > _CONFIG_BYTES:
+        return {}
+    try:
+        loaded = json.loads(_read_text(blob, _CONFIG_BYTES))
+    except (ValueError, RecursionError):
+        return {}
+    return loaded if isinstance(loaded, dict) and "\\u0000" not in json.dumps(loaded) else {}
+
+
+def _read_text(blob: Blob, limit: int) -> str:
+    raw = default_storage().read(blob.sha256, start=0, end=min(blob.size_bytes, limit))
+    return raw.decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+def read_card(version: Version) -> Card | None:
+    """Read the README.md of a version, its YAML head apart from its text."""
+    artifact = (
+        Artifact.objects.filter(revision_id=version.revision_id, path=CARD_PATH)
+        .select_related("blob")
+        .first()
+    )
+    return parse_card(_read_text(artifact.blob, _CARD_BYTES)) if artifact else None
+
+
+def _follow_main_line(repository: Repository, version: Version, card: Card | None) -> None:
+    """Let the columns of the repository repeat its newest main-line version."""
+    if version.is_usable or repository.latest_number is None:
+        repository.formats = version.formats
+        repository.parameters_count = version.parameters_count
+        repository.size_bytes = version.size_bytes
+    if version.is_usable:
+        repository.latest_number = version.number
+    if card is None:
+        return
+    said = {
+        "license": card.license,
+        "task": card.task,
+        "library": card.library,
+        "base_model": card.base_models[0] if card.base_models else "",
+    }
+    for name, value in said.items():
+        if value:
+            setattr(repository, name, value[: DESCRIBABLE[name]])
+    if card.summary and not repository.summary:
+        repository.summary = card.summary[: DESCRIBABLE["summary"]]
+    repository.labels = [label[:100] for label in card.tags][:100]
+    repository.card_text = card.body[:_CARD_SEARCHED_CHARACTERS]
+
+
+# --- Numbers ----------------------------------------------------------------------------------
+
+
+def _add_evaluations(
+    version: Version,
+    evaluations: Sequence[EvaluationSpec],
+    *,
+    measured: bool,
+    job: Job | None,
+    actor: Actor,
+) -> list[Evaluation]:
+    return Evaluation.objects.bulk_create(
+        Evaluation(
+            version=version,
+            dataset_version=spec.dataset,
+            metric=spec.metric[:64],
+            value=spec.value,
+            unit=spec.unit[:32],
+            split=spec.split[:64],
+            n=spec.n,
+            low=spec.low,
+            high=spec.high,
+            device=spec.device[:100],
+            details=dict(spec.details),
+            measured=measured,
+            job=job,
+            created_by_id=actor.user_id,
+        )
+        for spec in evaluations
+    )
+
+
+def add_evaluations(
+    *,
+    actor: Actor,
+    version: Version,
+    evaluations: Sequence[EvaluationSpec],
+    job: Job | None = None,
+) -> list[Evaluation]:
+    """Append numbers to a version: measured when a job of ours made them, else declared."""
+    require(actor, "write", version.repository)
+    with transaction.atomic():
+        if job is not None and (done := list(Evaluation.objects.filter(version=version, job=job))):
+            return done
+        rows = _add_evaluations(
+            version, evaluations, measured=job is not None, job=job, actor=actor
+        )
+        record_event(
+            actor,
+            "version.evaluate",
+            repository=version.repository,
+            target=version.ref,
+            metrics=[row.metric for row in rows],
+        )
+    return rows
+
+
+# --- Describing and deleting -----------------------------------------------------------------
+
+_SETTABLE_STATES = frozenset({VersionState.READY, VersionState.DEPRECATED, VersionState.ARCHIVED})
+
+
+def describe_version(
+    *,
+    actor: Actor,
+    version: Version,
+    changes: Mapping[str, object],
+    expected_etag: str | None = None,
+) -> Version:
+    """Change a version's message or state; its files are frozen.
+
+    Raises:
+        Conflict: the state cannot be left by hand (pending, quarantined, failed).
+
+    """
+    require(actor, "write", version.repository)
+    with transaction.atomic():
+        repository = (
+            Repository.objects.select_for_update(of=("self",))
+            .select_related("namespace")
+            .get(pk=version.repository_id)
+        )
+        row = Version.objects.select_for_update(of=("self",)).get(pk=version.pk)
+        row.repository = repository
+        check_etag(expected_etag, row.etag, row.ref)
+        for name, value in changes.items():
+            if name == "message":
+                row.message = check_text("message", value, max_length=10_000)
+            elif name == "state_reason":
+                row.state_reason = check_text("state_reason", value, max_length=2000)
+            elif name == "state":
+                _change_state(row, value)
+            else:
+                raise invalid_field(
+                    name,
+                    "unknown_field",
+                    f"{name!r} cannot be changed; there are message, state and state_reason.",
+                )
+        row.updated_at = timezone.now()
+        row.save()
+        _find_latest(repository)
+        record_event(
+            actor,
+            "version.describe",
+            repository=repository,
+            target=row.ref,
+            fields=sorted(changes),
+            state=row.state,
+        )
+    return row
+
+
+def _change_state(row: Version, value: object) -> None:
+    if not isinstance(value, str) or value not in _SETTABLE_STATES:
+        raise invalid_field(
+            "state", "bad_choice", f"The state can be set to {', '.join(sorted(_SETTABLE_STATES))}."
+        )
+    if row.state not in _SETTABLE_STATES:
+        raise Conflict(f"{row.ref} is {row.state}; that cannot be changed by hand.")
+    if value == VersionState.ARCHIVED and row.aliases.exists():
+        raise Conflict(f"{row.ref} has aliases; move them before you archive it.")
+    row.state = value
+
+
+def _find_latest(repository: Repository) -> None:
+    latest = (
+        Version.objects.filter(repository=repository)
+        .main_line()
+        .live()
+        .filter(state__in=[VersionState.READY, VersionState.DEPRECATED])
+        .order_by("-number")
+        .first()
+    )
+    repository.latest_number = latest.number if latest else None
+    repository.formats = latest.formats if latest else []
+    repository.parameters_count = latest.parameters_count if latest else None
+    repository.size_bytes = latest.size_bytes if latest else None
+    repository.updated_at = timezone.now()
+    repository.save()
+
+
+def delete_version(*, actor: Actor, version: Version) -> None:
+    """Delete a version; its number is never given again.
+
+    Raises:
+        Conflict: an alias points at it, or a job that is not finished reads it.
+
+    """
+    require(actor, "maintain", version.repository)
+    with transaction.atomic():
+        repository = (
+            Repository.objects.select_for_update(of=("self",))
+            .select_related("namespace")
+            .get(pk=version.repository_id)
+        )
+        aliases = sorted(version.aliases.values_list("name", flat=True))
+        if aliases:
+            raise Conflict(
+                f"{version.ref} has the alias {aliases[0]!r}; move or delete the alias first.",
+                code="version_aliased",
+            )
+        if version.read_by_jobs.filter(state__in=[JobState.QUEUED, JobState.RUNNING]).exists():
+            raise Conflict(
+                f"A job is reading {version.ref}; cancel it or wait for it to end.",
+                code="version_in_use",
+            )
+        Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
+        _find_latest(repository)
+        record_event(actor, "version.delete", repository=repository, target=version.ref)
+
+
+def require_runnable(version: Version) -> None:
+    """Pass when jobs can open the version's files.
+
+    Raises:
+        Conflict: it is not ready.
+        Invalid: none of its files is in a format that is opened directly.
+
+    """
+    if not version.is_usable:
+        raise Conflict(
+            f"{version.ref} is {version.state}: {version.state_reason or 'it cannot be used.'}",
+            code="version_not_ready",
+        )
+    if not RUNNABLE & set(version.formats):
+        raise Invalid(
+            f"{version.ref} has no safetensors or ONNX file, so it cannot be run; register one "
+            "converted to safetensors with a config.json, or exported to ONNX.",
+            code="not_runnable",
+        )
