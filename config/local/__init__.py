@@ -1,0 +1,1 @@
+"""What `./dev up` adds on one machine: embedded Postgres and Valkey, and their supervisor."""

@@ -1,0 +1,101 @@
+"""One supervised child: its log, its restarts with growing pauses, and how it is stopped."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config.local.account import OWN, Account, spawn
+
+LOG_BYTES = 10 << 20
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+# A child that ran this long was well: its next restart comes at once again.
+WELL_SECONDS = 60.0
+
+
+@dataclass
+class Child:
+    """A program that is kept running until it is told to stop."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    environment: Mapping[str, str] | None = None
+    account: Account = OWN
+    folder: Path | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    grace_seconds: float = 10.0
+    # Runs to its end once; only a failure starts it again.
+    once: bool = False
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    finished: bool = field(default=False, init=False)
+    pause_seconds: float = field(default=0.0, init=False)
+    started_at: float = field(default=0.0, init=False)
+    due_at: float = field(default=0.0, init=False)
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with self.log.open("ab") as output:
+            self.process = spawn(
+                self.command,
+                account=self.account,
+                output=output,
+                environment=self.environment,
+                folder=self.folder,
+                when_orphaned=self.stop_signal,
+            )
+        self.started_at = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def watch(self) -> str:
+        """Start the child again where it died; say so in one line, or nothing when all is well."""
+        if self.finished or self.alive:
+            return ""
+        now = time.monotonic()
+        if self.process is not None:
+            status = self.process.returncode
+            self.process = None
+            if self.once and status == 0:
+                self.finished = True
+                return ""
+            well = now - self.started_at > WELL_SECONDS
+            doubled = min(max(self.pause_seconds * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+            self.pause_seconds = FIRST_PAUSE_SECONDS if well else doubled
+            self.due_at = now + self.pause_seconds
+            return (
+                f"{self.name} ended with status {status}; starting it again in "
+                f"{self.pause_seconds:g} s (see {self.log})"
+            )
+        if now >= self.due_at:
+            self.start()
+        return ""
+
+    def stop(self) -> None:
+        """Ask, wait, then kill whatever is left of the child's whole session."""
+        self.finished = True
+        if self.process is None:
+            return
+        self.process.send_signal(self.stop_signal)
+        try:
+            self.process.wait(self.grace_seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            _kill_group(self.process.pid)
+            self.process.wait()
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return

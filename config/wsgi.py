@@ -1,0 +1,13 @@
+"""Django as a WSGI application: what `config.asgi` runs in threads."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+from config.celery import app as celery_app
+
+__all__ = ["application", "celery_app"]
+
+application = get_wsgi_application()

@@ -1,0 +1,40 @@
+"""The database of a test process and the browser; the servers come with config.settings_test."""
+
+import os
+import shutil
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings_parallel_suffix():
+    """Leave the database's name alone: config.settings_test names one for each process."""
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args):
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is missing: apt-get install chromium fonts-noto-cjk")
+        pytest.skip("chromium is not installed")
+    arguments = [
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    if os.geteuid() == 0:
+        arguments.append("--no-sandbox")
+    return {**browser_type_launch_args, "executable_path": CHROMIUM, "args": arguments}
+
+
+@pytest.fixture
+def process_environment(transactional_db, settings):
+    """Environment of a server or worker process that is to share this test's rows and files."""
+    name = settings.DATABASES["default"]["NAME"]
+    url = os.environ["DATABASE_URL"].replace("/modelyard?", f"/{name}?")
+    return {**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings", "DATABASE_URL": url}
