@@ -1,0 +1,1 @@
+"""Doors for machines: each protocol parses, calls a service, renders."""
