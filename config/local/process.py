@@ -1,5 +1,6 @@
 """One supervised child: its log, its restarts with growing pauses, and how it is stopped."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -79,23 +80,22 @@ class Child:
             self.start()
         return ""
 
+    def kill(self) -> None:
+        if self.process is not None:
+            _kill_group(self.process.pid)
+
     def stop(self) -> None:
         """Ask, wait, then kill whatever is left of the child's whole session."""
         self.finished = True
         if self.process is None:
             return
         self.process.send_signal(self.stop_signal)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(self.grace_seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            _kill_group(self.process.pid)
-            self.process.wait()
+        _kill_group(self.process.pid)
+        self.process.wait()
 
 
 def _kill_group(leader: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -7,6 +7,7 @@ folder to every user when it runs as root.
 import importlib.util
 import os
 import platform
+import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -41,8 +42,10 @@ def prepare_postgres(addresses: Addresses) -> Server:
     account = server_account(data, binaries / "postgres")
     _make_run_folder(addresses)
     account.make_folder(addresses.postgres_sockets)
-    if not (data / "PG_VERSION").exists():
-        _make_cluster(addresses, data, binaries, account)
+    if not data.exists():
+        draft = addresses.home / "postgres-draft"
+        _make_cluster(addresses, draft, binaries, account)
+        draft.rename(data)
     settings = {
         "listen_addresses": "",
         "unix_socket_directories": str(addresses.postgres_sockets),
@@ -56,6 +59,7 @@ def prepare_postgres(addresses: Addresses) -> Server:
 
 
 def _make_cluster(addresses: Addresses, data: Path, binaries: Path, account: Account) -> None:
+    shutil.rmtree(data, ignore_errors=True)  # what is left of an attempt that was killed
     account.make_folder(data)
     password_file = addresses.postgres_sockets / "initial-password"
     password_file.touch(mode=0o600)

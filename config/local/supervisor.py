@@ -1,0 +1,344 @@
+"""`manage.py up`: start every part in order, keep it running, stop all of it on Ctrl-C."""
+
+import contextlib
+import fcntl
+import http.client
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from config.environment import BadSetting, env_text
+from config.local.account import spawn
+from config.local.addresses import Addresses
+from config.local.process import Child
+from config.local.servers import (
+    Server,
+    ServerError,
+    broker_problem,
+    database_problem,
+    make_database,
+    prepare_postgres,
+    prepare_valkey,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_SECONDS = 60.0
+TICK_SECONDS = 0.1
+# Long enough for a job to write a checkpoint.
+WORKER_GRACE_SECONDS = 20.0
+STOP_SECONDS = 90.0
+
+
+class Stopped(Exception):  # noqa: N818 - a wish, not an error
+    """Somebody asked for the end while the parts were still starting."""
+
+
+def say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads on: no reason to stop serving
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+@dataclass
+class Installation:
+    """What runs on this machine: the settings that place it, and its children in start order."""
+
+    home: Path
+    host: str
+    port: int
+    samples: bool
+    environment: dict[str, str]
+    children: list[Child] = field(default_factory=list)
+    wanted: threading.Event = field(default_factory=threading.Event)
+
+    def stop_on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """Ask for the end; asked twice, stop waiting for anybody."""
+        if self.wanted.is_set():
+            for child in self.children:
+                child.kill()
+        self.wanted.set()
+
+    def tick(self) -> None:
+        """Start again what died, then wait a moment; raise when the end is wanted."""
+        for child in self.children:
+            if said := child.watch():
+                say(said)
+        if self.wanted.wait(TICK_SECONDS):
+            raise Stopped
+
+    def wait_for(self, what: str, problem: Callable[[], str], seconds: float) -> None:
+        patience = time.monotonic() + seconds
+        while found := problem():
+            if time.monotonic() > patience:
+                raise ServerError(f"{what}: {found}")
+            self.tick()
+
+    def start(self, child: Child) -> None:
+        self.children.append(child)
+        child.start()
+
+    def log(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+    def stop(self) -> None:
+        for child in reversed(self.children):
+            child.stop()
+
+
+def main(verb: str) -> int:
+    """Run `up` or `down`, and return the exit status."""
+    try:
+        return up() if verb == "up" else down()
+    except (BadSetting, ServerError) as error:
+        sys.stderr.write(f"modelyard: {str(error).removeprefix('modelyard: ')}\n")
+        return 1
+
+
+def up() -> int:
+    installation = read_installation()
+    with only_one(installation.home):
+        check_port(installation.host, installation.port)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, installation.stop_on_signal)
+        try:
+            start_servers(installation)
+            run_once(installation, "prepare")
+            start_programs(installation)
+            announce(installation)
+            while True:
+                installation.tick()
+        except Stopped:
+            say("Stopping.")
+        finally:
+            installation.wanted.set()
+            installation.stop()
+    return 0
+
+
+def read_installation() -> Installation:
+    """Read the settings, which refuse a bad value, and nothing of the rest of Django."""
+    from config import settings  # noqa: PLC0415 - reads the environment as it is imported
+
+    addresses = Addresses(settings.HOME_DIR)
+    environment = {**os.environ, "MODELYARD_HOME": str(addresses.home), "PYTHONUNBUFFERED": "1"}
+    return Installation(
+        home=addresses.home,
+        host=env_text("MODELYARD_BIND", "127.0.0.1"),
+        port=settings.WEB_PORT,
+        samples=settings.SAMPLES,
+        environment=environment,
+    )
+
+
+@contextlib.contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Hold the lock of the data folder; refuse when another `up` has it."""
+    home.mkdir(mode=0o711, parents=True, exist_ok=True)
+    with (home / "supervisor.lock").open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ServerError(
+                f"already running in {home} (process {file.read().strip()}); "
+                "./dev down stops it, or set MODELYARD_HOME to another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadSetting(
+                "MODELYARD_PORT", f"cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
+
+
+def start_servers(installation: Installation) -> None:
+    """Start the embedded servers, or see that the ones named in the environment answer."""
+    addresses = Addresses(installation.home)
+    database, broker = env_text("DATABASE_URL"), env_text("REDIS_URL")
+    if not database:
+        start_server(installation, prepare_postgres(addresses))
+    if not broker:
+        start_server(installation, prepare_valkey(addresses))
+    if database:
+        installation.wait_for("DATABASE_URL", lambda: database_problem(database), 15)
+    else:
+        admin_url = addresses.database("postgres")
+        installation.wait_for("postgres", lambda: database_problem(admin_url), READY_SECONDS)
+        make_database(addresses)
+    broker = broker or addresses.redis_url
+    installation.wait_for("REDIS_URL", lambda: broker_problem(broker), 15)
+    installation.environment["DATABASE_URL"] = database or addresses.database_url
+    installation.environment["REDIS_URL"] = broker
+
+
+def start_server(installation: Installation, server: Server) -> None:
+    installation.start(
+        Child(
+            name=server.name,
+            command=server.command,
+            log=installation.log(server.name),
+            account=server.account,
+            stop_signal=server.stop_signal,
+        )
+    )
+
+
+def run_once(installation: Installation, verb: str) -> None:
+    """Run one of our own commands to its end; a failure ends the start with its last words."""
+    log = installation.log(verb)
+    with log.open("wb") as output:
+        process = spawn(
+            [sys.executable, ROOT / "manage.py", verb],
+            output=output,
+            environment=installation.environment,
+            folder=ROOT,
+        )
+    try:
+        while process.poll() is None:
+            installation.tick()
+    except Stopped:
+        process.terminate()
+        process.wait()
+        raise
+    if process.returncode != 0:
+        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise ServerError(f"{words[-1] if words else f'{verb} failed'}; see {log}")
+
+
+def start_programs(installation: Installation) -> None:
+    installation.environment.pop("MODELYARD_ADMIN_TOKEN", None)
+    celery = (sys.executable, "-m", "celery", "--app", "config.celery")
+    for name, command, grace in (
+        ("web", web_command(installation), 10.0),
+        ("worker-default", (*celery, *worker_options("default", 4)), WORKER_GRACE_SECONDS),
+        ("worker-cpu", (*celery, *worker_options("cpu", cpu_jobs())), WORKER_GRACE_SECONDS),
+        *(
+            [("worker-gpu", (*celery, *worker_options("gpu", 1)), WORKER_GRACE_SECONDS)]
+            if has_gpu()
+            else []
+        ),
+        ("beat", (*celery, *beat_options(installation)), 5.0),
+    ):
+        installation.start(program(installation, name, command, grace))
+    if installation.samples:
+        seed = program(installation, "seed", (sys.executable, "manage.py", "seed"), 5.0)
+        seed.once = True
+        installation.start(seed)
+
+
+def program(installation: Installation, name: str, command: tuple[str, ...], grace: float) -> Child:
+    return Child(
+        name=name,
+        command=command,
+        log=installation.log(name),
+        environment=installation.environment,
+        folder=ROOT,
+        grace_seconds=grace,
+    )
+
+
+def web_command(installation: Installation) -> tuple[str, ...]:
+    workers = min(os.cpu_count() or 1, 4)
+    options = (
+        f"--interface asgi --no-ws --host {installation.host} --port {installation.port} "
+        f"--workers {workers} --respawn-failed-workers --workers-kill-timeout 5s"
+    )
+    return (sys.executable, "-m", "granian", *options.split(), "config.asgi:application")
+
+
+def worker_options(queue: str, threads: int) -> tuple[str, ...]:
+    """Wake on one queue; each thread waits for one job's own process, so threads are enough."""
+    options = (
+        f"worker --pool threads --concurrency {threads} --queues {queue} --hostname {queue}@%h "
+        "--loglevel INFO --without-gossip --without-mingle"
+    )
+    return tuple(options.split())
+
+
+def beat_options(installation: Installation) -> tuple[str, ...]:
+    return ("beat", "--schedule", str(installation.home / "beat-schedule"), "--loglevel", "INFO")
+
+
+def cpu_jobs() -> int:
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists()
+
+
+def announce(installation: Installation) -> None:
+    """Say where to look as soon as the first page answers."""
+    host = "127.0.0.1" if installation.host in {"0.0.0.0", "::"} else installation.host  # noqa: S104
+    installation.wait_for(
+        f"the web server does not answer; see {installation.log('web')}",
+        lambda: health_problem(host, installation.port),
+        READY_SECONDS,
+    )
+    home = shlex.quote(str(installation.home))
+    address = f"http://{host}:{installation.port}"
+    say(
+        f"\nModelyard is ready: {address}/  (API: {address}/api/docs)\n"
+        f"  sign in as    admin, with the password in {home}/admin-password\n"
+        f"  for programs  the token in {home}/admin-token\n"
+        f"  logs          {home}/logs\n"
+        "  stop          Ctrl-C"
+    )
+    if installation.samples:
+        say("An empty registry is filled with samples in the background.")
+
+
+def health_problem(host: str, port: int) -> str:
+    """Say why the web server is not healthy; nothing when it is."""
+    connection = http.client.HTTPConnection(host, port, timeout=3)
+    try:
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()
+    return "" if status == http.client.OK else f"/healthz answers {status}"
+
+
+def down() -> int:
+    """Stop the `up` that runs in the data folder, and wait until it has ended."""
+    home = read_installation().home
+    lock = home / "supervisor.lock"
+    if not lock.exists() or not (number := lock.read_text(encoding="ascii").strip()):
+        say(f"Nothing runs in {home}.")
+        return 0
+    patience = time.monotonic() + STOP_SECONDS
+    with lock.open("a+", encoding="ascii") as file:
+        asked = False
+        while time.monotonic() < patience:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not asked:
+                    os.kill(int(number), signal.SIGTERM)
+                    asked = True
+                time.sleep(TICK_SECONDS)
+                continue
+            say(f"Stopped what ran in {home}." if asked else f"Nothing runs in {home}.")
+            return 0
+    raise ServerError(f"process {number} in {home} has not stopped after {STOP_SECONDS:g} s")
