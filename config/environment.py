@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
@@ -46,7 +47,7 @@ def env_list(name: str, default: str) -> list[str]:
     return [part.strip() for part in env_text(name, default).split(",") if part.strip()]
 
 
-def env_database(name: str, default: str) -> dict[str, object]:
+def env_database(name: str, default: str) -> dict[str, Any]:
     """Turn a `postgresql://` URL into Django's terms; a socket folder may stand in `?host=`."""
     url = urlsplit(env_text(name, default))
     if url.scheme not in {"postgresql", "postgres"}:

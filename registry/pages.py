@@ -49,11 +49,22 @@ def decode_cursor(cursor: str, order: str, *types: type) -> list[Any]:
         raise refusal from error
     if not isinstance(key, list) or len(key) != len(types) + 1 or key[0] != order:
         raise refusal
-    for value, wanted in zip(key[1:], types, strict=True):
-        bad_number = isinstance(value, int) and not -(1 << 63) <= value < 1 << 63
-        if type(value) is not wanted or bad_number or (wanted is str and "\0" in value):
-            raise refusal
+    if not all(_fits(value, wanted) for value, wanted in zip(key[1:], types, strict=True)):
+        raise refusal
     return key[1:]
+
+
+def _fits(value: object, wanted: type) -> bool:
+    """Say whether a database column can be compared with `value`."""
+    if type(value) is not wanted:
+        return False
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    if isinstance(value, str):
+        return not any(
+            character == "\0" or "\ud800" <= character <= "\udfff" for character in value
+        )
+    return True
 
 
 def check_limit(limit: int | None) -> int:

@@ -20,6 +20,7 @@ COUNTED = 10_000
 _FACET_VALUES = 20
 _MAX_QUERY_CHARACTERS = 200
 _MAX_WORDS = 8
+_TRIGRAM = 3
 
 SORTS = ("relevance", "updated", "created", "downloads", "name", "size")
 _FIELDS = (
@@ -118,9 +119,11 @@ def _invalid(name: str, detail: str) -> Invalid:
 
 def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:
     for word in query.q.lower().split()[:_MAX_WORDS]:
-        matches = matches.filter(
-            Q(search_text__contains=word) | Q(search_vector=WordQuery(word, config="simple"))
-        )
+        found = Q(search_text__contains=word)
+        # A shorter word has no trigram, so the table is read; leave the long card text out of it.
+        if len(word) >= _TRIGRAM:
+            found |= Q(search_vector=WordQuery(word, config="simple"))
+        matches = matches.filter(found)
     exact = {
         "task": query.task,
         "library": query.library,

@@ -455,11 +455,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='repository',
-            index=django.contrib.postgres.indexes.GinIndex(django.contrib.postgres.indexes.OpClass('search_text', name='gin_trgm_ops'), name='repository_search_trigrams'),
+            index=django.contrib.postgres.indexes.GinIndex(django.contrib.postgres.indexes.OpClass('search_text', name='gin_trgm_ops'), fastupdate=False, name='repository_search_trigrams'),
         ),
         migrations.AddIndex(
             model_name='repository',
-            index=django.contrib.postgres.indexes.GinIndex(fields=['search_vector'], name='repository_search_words'),
+            index=django.contrib.postgres.indexes.GinIndex(fields=['search_vector'], fastupdate=False, name='repository_search_words'),
         ),
         migrations.AddIndex(
             model_name='repository',

@@ -154,10 +154,13 @@ class Repository(models.Model):
         ]
         indexes = [
             models.Index(Lower("name"), name="repository_lower_name"),
+            # Without fastupdate no search ever walks a pending list; registrations are rare.
             GinIndex(
-                OpClass("search_text", name="gin_trgm_ops"), name="repository_search_trigrams"
+                OpClass("search_text", name="gin_trgm_ops"),
+                name="repository_search_trigrams",
+                fastupdate=False,
             ),
-            GinIndex(fields=["search_vector"], name="repository_search_words"),
+            GinIndex(fields=["search_vector"], name="repository_search_words", fastupdate=False),
             GinIndex(fields=["labels"], name="repository_labels"),
             models.Index(
                 fields=["kind", "-updated_at", "-id"],
@@ -265,15 +268,8 @@ class VersionQuerySet(models.QuerySet["Version"]):
     def main_line(self) -> Self:
         return self.filter(variant="")
 
-    def latest(self, *_fields: str | None) -> "Version":
-        """Return the newest usable main-line version; a variant is never the latest."""
-        return (
-            self.main_line()
-            .live()
-            .filter(state__in=[VersionState.READY, VersionState.DEPRECATED])
-            .order_by("-number")[:1]
-            .get()
-        )
+    def usable(self) -> Self:
+        return self.live().filter(state__in=[VersionState.READY, VersionState.DEPRECATED])
 
     def with_names(self) -> Self:
         return self.select_related("repository__namespace", "revision", "created_by", "job")

@@ -444,8 +444,7 @@ def _find_latest(repository: Repository) -> None:
     latest = (
         Version.objects.filter(repository=repository)
         .main_line()
-        .live()
-        .filter(state__in=[VersionState.READY, VersionState.DEPRECATED])
+        .usable()
         .order_by("-number")
         .first()
     )
