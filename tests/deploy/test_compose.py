@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
-APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "beat"}
+APPLICATION = {"migrate", "web", "worker-default", "worker-cpu", "worker-gpu", "beat"}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,21 @@ def test_only_the_web_is_published(compose):
         for name, service in compose["services"].items()
         if set(service["networks"]) != {"inside"}
     } == {"web"}
+
+
+def test_every_queue_has_a_worker(compose):
+    commands = " ".join(str(service.get("command")) for service in compose["services"].values())
+    assert set(re.findall(r"--queues (\S+)", commands)) == {"default", "cpu", "gpu"}
+
+
+def test_every_part_has_a_health_check(compose):
+    images = {
+        f"modelyard-{path.stem}": "HEALTHCHECK" in path.read_text(encoding="utf-8")
+        for path in DOCKERFILES
+    }
+    for name, service in compose["services"].items():
+        checked = "healthcheck" in service or images.get(service["image"], False)
+        assert checked or service["restart"] == "on-failure", name
 
 
 def test_what_is_waited_for_can_be_healthy(compose):
@@ -155,6 +170,7 @@ def test_secrets_are_made_once(tmp_path):
         "postgres-password",
         "redis-password",
         "secret-key",
+        "admin-token",
         "database-url",
         "redis-url",
     }
