@@ -1,0 +1,183 @@
+"""Reads the header of a GGUF file: metadata, and where its tensors lie."""
+
+import struct
+from typing import Any
+
+from registry.formats.cursor import Cursor
+from registry.formats.facts import (
+    Facts,
+    ReadRange,
+    Tensor,
+    Tensors,
+    bounded_metadata,
+    malformed,
+    plain,
+)
+
+MAGIC = b"GGUF"
+MAX_HEADER_BYTES = 64 * 1024 * 1024
+MAX_KEYS = 10_000
+MAX_TENSORS = 100_000
+MAX_TEXTS = 1_000_000
+MAX_NESTING = 4
+
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+_STRING, _ARRAY = 8, 9
+# ggml type: name, elements in a block, bytes of a block
+_TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+}
+
+
+def read_gguf(size: int, read: ReadRange) -> Facts:
+    cursor = Cursor(read, size, what="GGUF", budget=MAX_HEADER_BYTES)
+    if cursor.take(4) != MAGIC:
+        raise malformed("The GGUF file does not begin as one.")
+    version = cursor.unpack("<I")
+    if version not in {2, 3}:
+        raise malformed(f"The GGUF file has the unknown version {version}; 2 and 3 are read.")
+    tensors_count = cursor.unpack("<Q")
+    keys_count = cursor.unpack("<Q")
+    if tensors_count > MAX_TENSORS or keys_count > MAX_KEYS:
+        raise malformed(
+            f"The GGUF header claims {tensors_count} tensors and {keys_count} keys; at most "
+            f"{MAX_TENSORS} and {MAX_KEYS} are read."
+        )
+    metadata = _read_metadata(cursor, keys_count)
+    spans = [_read_tensor(cursor) for _ in range(tensors_count)]
+    _check_spans(spans, cursor, metadata.get("general.alignment", 32))
+    tensors = Tensors.of(tensor for _, _, tensor in spans)
+    findings = (
+        ("The file carries a chat template; render it only in a sandboxed Jinja environment.",)
+        if "tokenizer.chat_template" in metadata
+        else ()
+    )
+    return Facts(
+        format="gguf",
+        parameters_count=tensors.elements_count,
+        tensors=tensors,
+        metadata=bounded_metadata({"gguf.version": version, **metadata}),
+        findings=findings,
+    )
+
+
+def _read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for _ in range(count):
+        key = _read_text(cursor, 65_535)
+        if key in metadata:
+            raise malformed(f"The GGUF key {key[:80]!r} stands twice.")
+        metadata[key] = _read_value(cursor, cursor.unpack("<I"), 0)
+    return metadata
+
+
+def _read_value(cursor: Cursor, kind: int, depth: int) -> Any:
+    if kind == _STRING:
+        return _read_text(cursor, 16 * 1024 * 1024)
+    if kind == _ARRAY:
+        return _read_array(cursor, depth)
+    if kind not in _SCALARS:
+        raise malformed(f"The GGUF metadata has the unknown value type {kind}.")
+    value = cursor.unpack(_SCALARS[kind])
+    # NaN and infinity are no JSON and nobody needs them here.
+    return value if value - value == 0 else None
+
+
+def _read_array(cursor: Cursor, depth: int) -> str:
+    kind, count = cursor.unpack("<I"), cursor.unpack("<Q")
+    if depth >= MAX_NESTING:
+        raise malformed("The GGUF metadata has arrays nested too deep.")
+    if kind in _SCALARS:
+        cursor.skip(count * struct.calcsize(_SCALARS[kind]))
+        return f"{count} values"
+    if count > MAX_TEXTS:
+        raise malformed(f"A GGUF array claims {count} items; at most {MAX_TEXTS} are read.")
+    for _ in range(count):
+        if kind == _STRING:
+            cursor.skip(cursor.unpack("<Q"))
+        else:
+            _read_value(cursor, kind, depth + 1)
+    return f"{count} values"
+
+
+def _read_tensor(cursor: Cursor) -> tuple[int, int, Tensor]:
+    name = _read_text(cursor, 65_535)
+    rank = cursor.unpack("<I")
+    if rank > 8:
+        raise malformed(f"The GGUF tensor {name[:80]!r} claims {rank} dimensions.")
+    shape = tuple(cursor.unpack("<Q") for _ in range(rank))
+    kind = cursor.unpack("<I")
+    offset = cursor.unpack("<Q")
+    if kind not in _TYPES:
+        raise malformed(f"The GGUF tensor {name[:80]!r} has the unknown type {kind}.")
+    dtype, block, block_bytes = _TYPES[kind]
+    tensor = Tensor(name[:500], dtype, shape)
+    if shape and shape[0] % block:
+        raise malformed(f"The GGUF tensor {name[:80]!r} has rows that are no multiple of {block}.")
+    return offset, offset + tensor.elements_count // block * block_bytes, tensor
+
+
+def _check_spans(spans: list[tuple[int, int, Tensor]], cursor: Cursor, alignment: Any) -> None:
+    if not isinstance(alignment, int) or not 1 <= alignment <= 65_536:
+        raise malformed("The GGUF alignment is out of bounds.")
+    data_start = -(-cursor.position // alignment) * alignment
+    reached = 0
+    for start, end, tensor in sorted(spans, key=lambda span: span[:2]):
+        shown = f"The GGUF tensor {tensor.name[:80]!r}"
+        if start % alignment:
+            raise malformed(f"{shown} is not aligned to {alignment} bytes.")
+        if start < reached:
+            raise malformed(f"{shown} overlaps the one before it.")
+        if data_start + end > cursor.size:
+            raise malformed(f"{shown} ends beyond the file; the file is cut short.")
+        reached = end
+
+
+def _read_text(cursor: Cursor, limit: int) -> str:
+    length = cursor.unpack("<Q")
+    if length > limit:
+        raise malformed(f"A GGUF text claims {length} bytes; at most {limit} are read.")
+    return plain(cursor.take(length))

@@ -1,0 +1,207 @@
+"""Reads the directory of a zip file and tells what kind of file it is; nothing is unpacked."""
+
+import struct
+import zlib
+from typing import NamedTuple
+
+from registry.errors import Invalid
+from registry.formats.facts import Facts, ReadRange, Tensor, Tensors, malformed, plain
+from registry.formats.npy import read_npy
+from registry.formats.paths import check_path
+from registry.formats.pickles import LOADS_CODE
+
+MAX_DIRECTORY_BYTES = 16 * 1024 * 1024
+MAX_ENTRIES = 100_000
+MAX_ARRAYS = 2000
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_CODE_ENDINGS = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".so", ".dll", ".class")
+
+
+class Entry(NamedTuple):
+    """A file as the directory describes it."""
+
+    name: str
+    method: int
+    compressed_bytes: int
+    size_bytes: int
+    offset: int
+
+
+def read_zip(size: int, read: ReadRange) -> Facts:
+    entries = list_entries(size, read)
+    names = [entry.name for entry in entries]
+    metadata = {"entries_count": len(entries)}
+    findings = _name_findings(names)
+    kind, why = _kind(names)
+    if kind == "npz":
+        return _read_npz(entries, size, read, findings)
+    if why:
+        findings = (why, *findings)
+    return Facts(format=kind, metadata=metadata, executable=bool(why), findings=findings)
+
+
+def list_entries(size: int, read: ReadRange) -> list[Entry]:
+    count, directory_bytes, offset = _find_directory(size, read)
+    if count > MAX_ENTRIES or directory_bytes > MAX_DIRECTORY_BYTES:
+        raise malformed(f"The zip file claims {count} entries; at most {MAX_ENTRIES} are read.")
+    if offset + directory_bytes > size:
+        raise malformed("The zip directory lies beyond the file; the file is cut short.")
+    raw = read(offset, offset + directory_bytes)
+    entries: list[Entry] = []
+    position = 0
+    while position < len(raw) and len(entries) < count:
+        entry, position = _read_entry(raw, position)
+        if entry.offset + entry.compressed_bytes > size:
+            raise malformed(f"The zip entry {entry.name[:80]!r} lies beyond the file.")
+        entries.append(entry)
+    if len(entries) != count:
+        raise malformed(f"The zip directory has {len(entries)} entries, not {count} as it claims.")
+    return entries
+
+
+def _find_directory(size: int, read: ReadRange) -> tuple[int, int, int]:
+    tail_start = max(0, size - 65_535 - _END.size)
+    tail = read(tail_start, size)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        raise malformed("The zip file has no directory at its end; the file is cut short.")
+    _, disk, first_disk, _, count, length, offset, _ = _END.unpack_from(tail, at)
+    if 0xFFFF in {count, disk} or 0xFFFF_FFFF in {length, offset}:
+        return _find_directory64(tail_start + at, size, read)
+    if disk or first_disk:
+        raise malformed("The zip file is spread over several files.")
+    return count, length, offset
+
+
+def _find_directory64(end_at: int, size: int, read: ReadRange) -> tuple[int, int, int]:
+    locator_at = end_at - _END64_LOCATOR.size
+    if locator_at < 0:
+        raise malformed("The zip64 directory is missing.")
+    magic, _, at, _ = _END64_LOCATOR.unpack(read(locator_at, end_at))
+    if magic != b"PK\x06\x07" or at + _END64.size > size:
+        raise malformed("The zip64 directory is missing.")
+    fields = _END64.unpack(read(at, at + _END64.size))
+    if fields[0] != b"PK\x06\x06":
+        raise malformed("The zip64 directory is broken.")
+    return fields[7], fields[8], fields[9]
+
+
+def _read_entry(raw: bytes, position: int) -> tuple[Entry, int]:
+    if position + _ENTRY.size > len(raw):
+        raise malformed("The zip directory is cut short.")
+    fields = _ENTRY.unpack_from(raw, position)
+    if fields[0] != b"PK\x01\x02":
+        raise malformed("The zip directory is broken.")
+    method, compressed, size = fields[4], fields[8], fields[9]
+    name_bytes, extra_bytes, comment_bytes, offset = fields[10], fields[11], fields[12], fields[16]
+    position += _ENTRY.size
+    name = raw[position : position + name_bytes]
+    extra = raw[position + name_bytes : position + name_bytes + extra_bytes]
+    if 0xFFFF_FFFF in {compressed, size, offset}:
+        size, compressed, offset = _zip64(extra, size, compressed, offset)
+    following = position + name_bytes + extra_bytes + comment_bytes
+    return Entry(plain(name)[:500], method, compressed, size, offset), following
+
+
+def _zip64(extra: bytes, *values: int) -> list[int]:
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, position)
+        position += 4
+        if kind == 1:
+            numbers = extra[position : position + length]
+            result = []
+            for value in values:
+                if value != 0xFFFF_FFFF:
+                    result.append(value)
+                elif len(numbers) >= 8:
+                    result.append(int.from_bytes(numbers[:8], "little"))
+                    numbers = numbers[8:]
+                else:
+                    break
+            if len(result) == len(values):
+                return result
+        position += length
+    raise malformed("A zip64 entry lacks its sizes.")
+
+
+def _kind(names: list[str]) -> tuple[str, str]:
+    """Name the kind of archive, and why it may run code if it may."""
+    ends = {name.partition("/")[2] for name in names}
+    ends.update(names)
+    if "constants.pkl" in ends or any(end.startswith("code/") for end in ends):
+        found = "torchscript", "A TorchScript file is a program; it is kept but never loaded."
+    elif not ends.isdisjoint({"archive_format", "serialized_exported_program.json"}):
+        found = "pt2", "An exported program (.pt2) carries pickles; it is kept but never loaded."
+    elif "data.pkl" in ends:
+        found = "torch-zip", LOADS_CODE
+    elif {"config.json", "metadata.json", "model.weights.h5"} <= set(names):
+        found = "keras", "A Keras file can carry Python code; it is kept but never loaded."
+    elif names and all(name.endswith(".npy") for name in names):
+        found = "npz", ""
+    elif risky := [name for name in names if name.lower().endswith(_CODE_ENDINGS)]:
+        found = "zip", f"The archive holds {risky[0][:80]}, which can run code as it is loaded."
+    else:
+        found = "zip", ""
+    return found
+
+
+def _name_findings(names: list[str]) -> tuple[str, ...]:
+    findings = []
+    if len(set(names)) < len(names):
+        findings.append("The archive has two entries of one name.")
+    for name in names:
+        try:
+            check_path(name.rstrip("/") or "/")
+        except Invalid as refusal:
+            findings.append(f"An entry would land elsewhere when unpacked: {refusal.detail}")
+            break
+    return tuple(findings)
+
+
+def _read_npz(entries: list[Entry], size: int, read: ReadRange, findings: tuple[str, ...]) -> Facts:
+    tensors: list[Tensor] = []
+    executable = False
+    for entry in entries[:MAX_ARRAYS]:
+        head = _entry_head(entry, size, read)
+        facts = read_npy(
+            entry.size_bytes,
+            lambda start, end, head=head: head[start:end],  # type: ignore[misc]
+            name=entry.name.removesuffix(".npy"),
+        )
+        executable = executable or facts.executable
+        tensors.extend(facts.tensors.items if facts.tensors else ())
+        findings = (*findings, *(text for text in facts.findings if text not in findings))
+    if len(entries) > MAX_ARRAYS:
+        executable = True
+        findings = (*findings, f"Only the first {MAX_ARRAYS} arrays were checked.")
+    return Facts(
+        format="npz",
+        tensors=Tensors.of(tensors),
+        metadata={"entries_count": len(entries)},
+        executable=executable,
+        findings=findings,
+    )
+
+
+def _entry_head(entry: Entry, size: int, read: ReadRange, limit: int = 12_000) -> bytes:
+    """Give the first bytes of an entry, inflated when it is deflated."""
+    local = read(entry.offset, min(size, entry.offset + _LOCAL.size))
+    if len(local) < _LOCAL.size or not local.startswith(b"PK\x03\x04"):
+        raise malformed(f"The zip entry {entry.name[:80]!r} is not where the directory says.")
+    fields = _LOCAL.unpack(local)
+    start = entry.offset + _LOCAL.size + fields[9] + fields[10]
+    raw = read(min(start, size), min(size, start + min(entry.compressed_bytes, limit)))
+    if entry.method == 0:
+        return raw
+    if entry.method != zlib.DEFLATED:
+        raise malformed(f"The zip entry {entry.name[:80]!r} is compressed in an unknown way.")
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, limit)
+    except zlib.error:
+        raise malformed(f"The zip entry {entry.name[:80]!r} is broken.") from None
