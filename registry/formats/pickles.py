@@ -82,6 +82,9 @@ def _inside(head: bytes, wrapping: str, unwrap: Callable[[bytes], bytes]) -> Fac
         inner = unwrap(head)
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError):
         return None
+    # A text may begin like a compressed stream does ("x"); only one that yields bytes is one.
+    if not inner:
+        return None
     if is_pickle(inner) or inner.startswith(TORCH_LEGACY):
         return Facts(
             format="pickle",

@@ -10,7 +10,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from registry.errors import Conflict, Invalid, NotFound
-from registry.formats import Card, check_paths, parse_card
+from registry.formats.card import Card, parse_card
+from registry.formats.paths import check_paths
 from registry.models import (
     Actor,
     Artifact,

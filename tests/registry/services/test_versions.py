@@ -1,0 +1,232 @@
+import threading
+
+import pytest
+from django.db import connection
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.models import ANONYMOUS, Blob, Repository, Version, VersionState
+from registry.services import blobs, catalog, transfers, uploads, versions
+from registry.storage import default_storage
+from tests.factories import (
+    UserFactory,
+    actor_of,
+    make_blob,
+    make_model,
+    make_version,
+    safetensors_bytes,
+)
+
+pytestmark = pytest.mark.django_db
+
+PICKLE = b"\x80\x04\x95\x0e\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94."
+
+
+@pytest.fixture
+def alice():
+    return UserFactory(username="alice")
+
+
+@pytest.fixture
+def model(alice):
+    return make_model(alice)
+
+
+def test_a_version_carries_its_facts_and_its_card_fills_the_model(alice, model):
+    version = make_version(alice, model, message="first", tags={"run": "7"})
+    assert (version.number, version.state, version.parameters_count) == (1, "ready", 3)
+    assert version.formats == ["safetensors"]
+    model.refresh_from_db()
+    assert (model.license, model.task, model.library) == (
+        "apache-2.0",
+        "image-classification",
+        "pytorch",
+    )
+    assert model.labels == ["digits", "vision"]
+    assert (model.latest_number, model.parameters_count) == (1, 3)
+    assert model.refs.get(name="main").revision == version.revision
+    assert versions.read_card(version).body.strip().endswith("It tells digits apart.")
+
+
+def test_a_variant_never_becomes_the_latest(alice, model):
+    parent = make_version(alice, model)
+    variant = make_version(
+        alice,
+        model,
+        variant="int8",
+        parents=[versions.ParentSpec(version=parent, role="weights")],
+    )
+    model.refresh_from_db()
+    assert (variant.number, model.latest_number) == (2, 1)
+    assert model.refs.get(name="main").revision == parent.revision
+    assert catalog.find_version(actor_of(alice), model, "latest") == parent
+    assert variant.parent_edges.get().parent == parent
+
+
+def test_numbers_are_never_reused(alice, model):
+    make_version(alice, model)
+    second = make_version(alice, model, message="second")
+    versions.delete_version(actor=actor_of(alice), version=second)
+    model.refresh_from_db()
+    assert model.latest_number == 1
+    assert make_version(alice, model, message="third").number == 3
+
+
+@pytest.mark.parametrize(
+    "path", ["../evil", "/etc/passwd", "a/../b", "a\\b", "a\0b", "", "a//b", "CON", "x" * 2000]
+)
+def test_bad_paths_leave_nothing_behind(alice, model, path):
+    with pytest.raises(Invalid):
+        make_version(alice, model, {path: b"text"})
+    assert not Version.objects.exists()
+
+
+def test_two_names_that_differ_only_in_case_are_refused(alice, model):
+    with pytest.raises(Invalid):
+        make_version(alice, model, {"a.txt": b"1", "A.TXT": b"2"})
+
+
+def test_a_lying_safetensors_header_is_refused(alice, model):
+    lying = bytearray(safetensors_bytes(weight=[1.0, 2.0]))
+    lying[lying.index(b"[2]") + 1] = ord("9")
+    with pytest.raises(Invalid) as refusal:
+        make_version(alice, model, {"model.safetensors": bytes(lying)})
+    assert refusal.value.reason == "malformed_file"
+    assert not Version.objects.exists()
+
+
+def test_a_pickle_is_quarantined_unless_something_safe_stands_beside_it(alice, model):
+    alone = make_version(alice, model, {"model.pkl": PICKLE})
+    assert alone.state == VersionState.QUARANTINED
+    with pytest.raises(Conflict, match="quarantined"):
+        versions.require_runnable(alone)
+    with pytest.raises(Conflict):
+        catalog.set_alias(actor=actor_of(alice), repository=model, alias="champion", version=alone)
+    beside = make_version(
+        alice,
+        model,
+        {"model.pkl": PICKLE, "model.safetensors": safetensors_bytes(weight=[1.0])},
+    )
+    assert beside.state == VersionState.READY
+    versions.require_runnable(beside)
+
+
+def test_opaque_files_are_kept_but_cannot_run(alice, model):
+    version = make_version(alice, model, {"weights.bin2": b"\x01\x02nothing known"})
+    assert version.state == VersionState.READY
+    with pytest.raises(Invalid, match="converted to safetensors") as refusal:
+        versions.require_runnable(version)
+    assert refusal.value.reason == "not_runnable"
+
+
+def test_a_version_of_a_model_one_may_not_write_to(alice, model):
+    with pytest.raises(Denied):
+        versions.create_version(actor=actor_of(UserFactory()), repository=model, files={})
+
+
+def test_metadata_alone_is_a_version_too(alice, model):
+    version = make_version(alice, model, {}, source="s3://elsewhere/model")
+    assert (version.files_count, version.source) == (0, "s3://elsewhere/model")
+
+
+def test_states_move_only_where_people_may_move_them(alice, model):
+    actor, version = actor_of(alice), make_version(alice, model)
+    row = versions.describe_version(
+        actor=actor, version=version, changes={"state": "deprecated", "state_reason": "old"}
+    )
+    assert row.state == "deprecated"
+    versions.describe_version(actor=actor, version=version, changes={"state": "archived"})
+    model.refresh_from_db()
+    assert model.latest_number is None
+    with pytest.raises(Invalid):
+        versions.describe_version(actor=actor, version=version, changes={"state": "pending"})
+    quarantined = make_version(alice, model, {"model.pkl": PICKLE})
+    with pytest.raises(Conflict):
+        versions.describe_version(actor=actor, version=quarantined, changes={"state": "ready"})
+
+
+def test_bytes_are_found_by_digest_only_by_those_who_may_read_them(alice):
+    secret = make_model(alice, "secret", visibility="private")
+    make_version(alice, secret)
+    digest = Blob.objects.order_by("-size_bytes").first().sha256
+    stranger = actor_of(UserFactory())
+    assert blobs.find_readable_blob(actor_of(alice), digest)
+    with pytest.raises(NotFound):
+        blobs.find_readable_blob(stranger, digest)
+    with pytest.raises(NotFound):
+        transfers.find_download(
+            actor=ANONYMOUS,
+            kind="model",
+            namespace="alice",
+            name="secret",
+            version="1",
+            path="README.md",
+        )
+
+
+def test_an_upload_becomes_a_blob_of_its_owner(alice):
+    actor = actor_of(alice)
+    upload = uploads.begin_upload(actor=actor, length=5, filename="a.txt")
+    with pytest.raises(Invalid, match="not finished"):
+        blobs.find_uploaded_blob(actor, str(upload.pk))
+    storage = default_storage()
+    storage.append_upload(str(upload.pk), 0, [b"hello"])
+    uploads.complete_upload(
+        actor=actor, upload=upload, stored=storage.finish_upload(str(upload.pk))
+    )
+    blob = blobs.find_uploaded_blob(actor, str(upload.pk))
+    assert blob.size_bytes == 5
+    with pytest.raises(NotFound):
+        blobs.find_uploaded_blob(actor_of(UserFactory()), str(upload.pk))
+    with pytest.raises(NotFound):
+        uploads.find_upload(actor, "not-a-uuid")
+
+
+def test_measured_and_declared_numbers_are_told_apart(alice, model):
+    version = make_version(alice, model)
+    [row] = versions.add_evaluations(
+        actor=actor_of(alice),
+        version=version,
+        evaluations=[versions.EvaluationSpec(metric="accuracy", value=0.9, n=100)],
+    )
+    assert not row.measured
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(max_size=300))
+def test_find_version_answers_any_text(text):
+    user = UserFactory()
+    row = make_version(user, make_model(user), {})
+    try:
+        assert catalog.find_version(actor_of(user), row.repository, text) == row
+    except NotFound:
+        assert text not in {"1", "latest"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_fifty_at_once_get_fifty_consecutive_numbers():
+    alice = UserFactory(username="alice")
+    model = make_model(alice)
+    blob = make_blob(b"text")
+    failures: list[Exception] = []
+
+    def create() -> None:
+        try:
+            versions.create_version(
+                actor=actor_of(alice),
+                repository=Repository.objects.get(pk=model.pk),
+                files={"a.txt": blob},
+            )
+        except Exception as error:  # noqa: BLE001 - any failure at all fails the test below
+            failures.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=create) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(model.versions.values_list("number", flat=True)) == list(range(1, 51))

@@ -1,0 +1,72 @@
+"""Rules of the layout that the import contracts cannot say."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WRITES = {
+    "save",
+    "create",
+    "delete",
+    "update",
+    "bulk_create",
+    "bulk_update",
+    "get_or_create",
+    "update_or_create",
+    "raw",
+    "execute",
+}
+DOORS = sorted(
+    path
+    for folder in ("api", "web", "stream")
+    for path in (ROOT / "registry" / folder).rglob("*.py")
+)
+
+
+def test_there_are_doors_to_look_at():
+    assert DOORS
+
+
+@pytest.mark.parametrize("path", DOORS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_doors_write_nothing_themselves(path):
+    writes = [
+        f"{path.name}:{node.lineno} {ast.unparse(node.func)}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in WRITES
+        and _touches_rows(node.func.value)
+    ]
+    assert writes == []
+
+
+def _touches_rows(receiver: ast.expr) -> bool:
+    """Say whether an expression is a table's manager or a query of one."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "objects" for node in ast.walk(receiver)
+    )
+
+
+@pytest.mark.parametrize("folder", ["config", "registry", "workers"])
+def test_every_module_says_what_it_owns(folder):
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / folder).rglob("*.py")
+        if "migrations" not in path.parts
+        and path.read_text(encoding="utf-8").strip()
+        and ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) is None
+    ]
+    assert silent == []
+
+
+def test_no_module_is_called_after_nothing():
+    vague = {"utils", "helpers", "common", "core", "base", "misc"}
+    found = [
+        str(path.relative_to(ROOT))
+        for folder in ("config", "registry", "workers")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.stem in vague
+    ]
+    assert found == []
