@@ -69,7 +69,7 @@ def create_namespace(*, actor: Actor, slug: object, display_name: object = "") -
             namespace = Namespace.objects.create(slug=name, display_name=title)
     except IntegrityError as error:
         raise AlreadyExists(f"The namespace {name!r} already exists; choose another.") from error
-    Membership.objects.create(namespace=namespace, user_id=actor.user_id, role=Role.OWNER)
+    Membership.objects.create(namespace=namespace, user_id=actor.person_id, role=Role.OWNER)
     record_event(actor, "namespace.create", namespace=namespace, target=namespace.slug)
     return namespace
 

@@ -41,7 +41,7 @@ def create_token(
     title = check_text("name", name, max_length=100)
     if not title:
         raise invalid_field("name", "required", "Give the token a name that says what it is for.")
-    user = User.objects.get(pk=actor.user_id)
+    user = User.objects.get(pk=actor.person_id)
     secret = make_token()
     token = Token.objects.create(
         user=user,
@@ -74,7 +74,7 @@ def revoke_token(*, actor: Actor, token_id: int) -> Token:
     require_scope(actor, "admin" if actor.token_id and actor.token_id != token_id else "read")
     tokens = Token.objects.filter(revoked_at=None)
     if not actor.is_admin:
-        tokens = tokens.filter(user_id=actor.user_id)
+        tokens = tokens.filter(user_id=actor.person_id)
     token = tokens.filter(pk=token_id).first()
     if token is None:
         raise NotFound(f"You have no live token with the id {token_id}.", code="token_not_found")

@@ -44,7 +44,7 @@ def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str =
         raise Conflict(f"You have {_MAX_OPEN_UPLOADS} unfinished uploads; finish or end some.")
     upload = Upload.objects.create(
         id=uuid.uuid4(),
-        user_id=actor.user_id,
+        user_id=actor.person_id,
         filename=check_text("filename", filename, max_length=1024),
         length_bytes=length,
         sha256=sha256.lower(),
