@@ -1,6 +1,20 @@
 """Bounded readers of file headers: what a file is and says, without loading any of it."""
 
+from registry.formats.card import Card, parse_card
 from registry.formats.facts import Facts, Port, Tensor, Tensors
-from registry.formats.inspection import inspect
+from registry.formats.inspection import INSPECTOR, check_extension, inspect
+from registry.formats.paths import check_path, check_paths
 
-__all__ = ["Facts", "Port", "Tensor", "Tensors", "inspect"]
+__all__ = [
+    "INSPECTOR",
+    "Card",
+    "Facts",
+    "Port",
+    "Tensor",
+    "Tensors",
+    "check_extension",
+    "check_path",
+    "check_paths",
+    "inspect",
+    "parse_card",
+]

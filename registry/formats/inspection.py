@@ -12,6 +12,8 @@ from registry.formats.pickles import LOADS_CODE, PEEK_BYTES, recognise_pickle
 from registry.formats.safetensors import read_safetensors
 from registry.formats.zips import read_zip
 
+# Goes up when a reader learns to see more, so that old blobs are looked at again.
+INSPECTOR = "headers-1"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 
 _PICKLED = frozenset(
@@ -67,13 +69,20 @@ def inspect(name: str, size_bytes: int, read: ReadRange) -> Facts:
     facts = _by_bytes(ending, head, size_bytes, read)
     if ending in _ALWAYS_PICKLES and facts.format in {"opaque", "text", "compressed"}:
         facts = Facts(format="pickle", executable=True, findings=(LOADS_CODE,))
+    check_extension(name, facts.format)
+    return facts
+
+
+def check_extension(name: str, kind: str) -> None:
+    """Refuse a name whose ending promises another format than `kind`."""
+    ending = _ending(name)
     allowed = _ENDINGS.get(ending)
-    if allowed is None or ending in _MAY_HOLD_ANYTHING or facts.format in allowed:
-        return facts
-    if facts.format in {"opaque", "text"} and ending in {"pt", "pth"}:
-        return facts
+    if allowed is None or ending in _MAY_HOLD_ANYTHING or kind in allowed:
+        return
+    if kind in {"opaque", "text"} and ending in {"pt", "pth"}:
+        return
     raise malformed(
-        f"{name[-200:]!r} is {_described(facts.format)} inside, which its ending .{ending} denies; "
+        f"{name[-200:]!r} is {_described(kind)} inside, which its ending .{ending} denies; "
         "rename it, or upload the file that was meant."
     )
 

@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from registry.errors import Invalid
-from registry.formats import inspect
+from registry.formats import check_extension, inspect
 from tests.registry.formats import samples
 
 
@@ -361,3 +361,10 @@ def test_facts_fit_in_the_database_whatever_the_names():
     name = look("m.onnx", data).to_json()["tensors"]["items"][0]["name"]
     assert "\0" not in name
     assert len(name) <= 500
+
+
+def test_known_bytes_under_a_new_name_are_checked_again():
+    check_extension("copy.safetensors", "safetensors")
+    check_extension("weights.bin", "pickle")
+    with pytest.raises(Invalid, match="denies"):
+        check_extension("copy.json", "safetensors")
