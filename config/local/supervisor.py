@@ -1,6 +1,7 @@
 """`manage.py up`: start every part in order, keep it running, stop all of it on Ctrl-C."""
 
 import contextlib
+import errno
 import fcntl
 import http.client
 import os
@@ -31,6 +32,7 @@ from config.local.servers import (
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 60.0
+EXTERNAL_SECONDS = 5.0
 TICK_SECONDS = 0.1
 # Long enough for a job to write a checkpoint.
 WORKER_GRACE_SECONDS = 20.0
@@ -165,8 +167,9 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            name = "PORT" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "BIND"
             raise BadSetting(
-                "MODELYARD_PORT", f"cannot listen on {host}:{port}: {error.strerror}"
+                f"MODELYARD_{name}", f"cannot listen on {host}:{port}: {error.strerror}"
             ) from error
 
 
@@ -179,13 +182,13 @@ def start_servers(installation: Installation) -> None:
     if not broker:
         start_server(installation, prepare_valkey(addresses))
     if database:
-        installation.wait_for("DATABASE_URL", lambda: database_problem(database), 15)
+        installation.wait_for("DATABASE_URL", lambda: database_problem(database), EXTERNAL_SECONDS)
     else:
         admin_url = addresses.database("postgres")
         installation.wait_for("postgres", lambda: database_problem(admin_url), READY_SECONDS)
         make_database(addresses)
     broker = broker or addresses.redis_url
-    installation.wait_for("REDIS_URL", lambda: broker_problem(broker), 15)
+    installation.wait_for("REDIS_URL", lambda: broker_problem(broker), EXTERNAL_SECONDS)
     installation.environment["DATABASE_URL"] = database or addresses.database_url
     installation.environment["REDIS_URL"] = broker
 

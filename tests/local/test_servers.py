@@ -1,0 +1,150 @@
+"""The embedded servers: made, started, killed and started again with everything in place."""
+
+import os
+import pwd
+import stat
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from config.local.account import OWN, Account, server_account, spawn
+from config.local.addresses import Addresses
+from config.local.process import Child
+from config.local.servers import (
+    broker_problem,
+    database_problem,
+    make_database,
+    prepare_postgres,
+    prepare_valkey,
+)
+from tests.local.waiting import wait_until
+
+SHELL = Path("/bin/sh")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand a server to others")
+
+
+@pytest.fixture
+def run_server(tmp_path):
+    children = []
+
+    def run(server):
+        child = Child(
+            name=server.name,
+            command=server.command,
+            log=tmp_path / f"{server.name}.log",
+            account=server.account,
+            stop_signal=server.stop_signal,
+        )
+        children.append(child)
+        child.start()
+        return child
+
+    yield run
+    for child in children:
+        child.stop()
+
+
+def test_postgres_keeps_its_rows_when_it_is_killed(tmp_path, run_server):
+    addresses = Addresses(tmp_path / "home")
+    child = run_server(prepare_postgres(addresses))
+    postgres_answers(addresses)
+    make_database(addresses)
+    make_database(addresses)
+    with psycopg.connect(addresses.database_url) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 'yes' AS answer")
+    child.kill()
+    child.process.wait()
+
+    run_server(prepare_postgres(addresses))
+    postgres_answers(addresses)
+    with psycopg.connect(addresses.database_url) as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchone() == ("yes",)
+        for extension in ("pg_trgm", "unaccent", "btree_gin"):
+            connection.execute(f"CREATE EXTENSION {extension}")
+
+
+def test_postgres_is_open_to_nobody_without_the_password(tmp_path, run_server):
+    addresses = Addresses(tmp_path / "home")
+    run_server(prepare_postgres(addresses))
+    postgres_answers(addresses)
+    url = addresses.database("postgres")
+    wrong = url.replace(addresses.password("postgres"), "wrong")
+    assert "password authentication failed" in database_problem(wrong)
+    assert stat.S_IMODE(addresses.postgres_sockets.stat().st_mode) == 0o700
+    assert not list(addresses.postgres_sockets.glob("initial-password"))
+
+
+def test_a_cluster_whose_making_was_killed_is_made_again(tmp_path, run_server):
+    addresses = Addresses(tmp_path / "home")
+    draft = addresses.home / "postgres-draft"
+    draft.mkdir(parents=True)
+    (draft / "PG_VERSION").write_text("18\n")
+    run_server(prepare_postgres(addresses))
+    postgres_answers(addresses)
+    assert not draft.exists()
+
+
+def test_valkey_keeps_its_keys_and_asks_for_the_password(tmp_path, run_server):
+    addresses = Addresses(tmp_path / "home")
+    child = run_server(prepare_valkey(addresses))
+    valkey_answers(addresses)
+    with redis.Redis.from_url(addresses.redis_url) as broker:
+        broker.set("kept", "yes")
+    child.stop()
+
+    run_server(prepare_valkey(addresses))
+    valkey_answers(addresses)
+    with redis.Redis.from_url(addresses.redis_url) as broker:
+        assert broker.get("kept") == b"yes"
+        assert broker.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+    wrong = addresses.redis_url.replace(addresses.password("valkey"), "wrong")
+    assert "invalid username-password pair" in broker_problem(wrong)
+    assert addresses.password("valkey") not in " ".join(child.command)
+
+
+@as_root
+def test_root_hands_a_server_to_a_user_who_can_reach_it():
+    account = server_account(Path("/modelyard-data"), SHELL)
+    assert not account.namespaced
+    assert account.uid != 0
+    child = spawn([SHELL, "-c", "id -u; id -G"], account=account, output=subprocess.PIPE)
+    assert child.communicate()[0].decode().split() == [str(account.uid), str(account.gid)]
+
+
+@as_root
+def test_root_runs_a_server_that_others_cannot_reach_in_a_namespace(tmp_path):
+    tmp_path.chmod(0o700)
+    assert server_account(tmp_path / "data", SHELL).namespaced
+
+
+@as_root
+def test_root_is_not_root_in_the_namespace_of_a_server():
+    nobody = pwd.getpwnam("nobody")
+    account = Account(nobody.pw_uid, nobody.pw_gid, namespaced=True)
+    child = spawn(["/bin/sh", "-c", "id -u"], account=account, output=subprocess.PIPE)
+    assert int(child.communicate()[0]) == nobody.pw_uid
+
+
+@as_root
+def test_data_stays_with_the_account_that_made_it(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    assert server_account(data, SHELL).namespaced
+    os.chown(data, 12345, 54321)
+    assert server_account(data, SHELL) == Account(12345, 54321)
+
+
+def test_an_ordinary_user_runs_the_servers_himself(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert server_account(tmp_path / "data", SHELL) == OWN
+
+
+def postgres_answers(addresses):
+    wait_until(lambda: not database_problem(addresses.database("postgres")), "Postgres")
+
+
+def valkey_answers(addresses):
+    wait_until(lambda: not broker_problem(addresses.redis_url), "Valkey")
