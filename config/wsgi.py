@@ -6,8 +6,4 @@ from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-from config.celery import app as celery_app
-
-__all__ = ["application", "celery_app"]
-
 application = get_wsgi_application()

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from config.celery import broker_url
 from config.environment import env_database
 from config.local.addresses import Addresses, fill_environment, kept_secret
+from registry.queue import broker_url
 
 
 def test_a_secret_is_made_once_and_only_we_can_read_it(tmp_path):
