@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+# Playwright leaves an event loop in the thread of the tests, which then use the database as before.
+os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

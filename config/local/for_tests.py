@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from config.local.addresses import Addresses
+from config.local.catalogues import compile_catalogues
 from config.local.process import Child
 from config.local.servers import (
     Server,
@@ -50,6 +51,7 @@ def fill_environment() -> int:
     starting = _lock("start", fcntl.LOCK_EX)
     if not _keeper_runs():
         _start_keeper(addresses)
+    compile_catalogues()
     os.close(starting)
     slot = _take_slot()
     home = FOLDER / f"home-{slot}"
