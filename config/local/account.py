@@ -17,6 +17,10 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class ServerError(RuntimeError):
+    """A part cannot be made ready; the message is for the person at the terminal."""
+
+
 @dataclass(frozen=True)
 class Account:
     """A user and group id; `namespaced` means our own id, seen as this one in a user namespace."""
@@ -78,19 +82,28 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own, that is told to stop should this process die."""
     changes_user = os.geteuid() == 0 and account.uid != 0 and not account.namespaced
-    return subprocess.Popen(  # noqa: S603 - the command is ours
-        [str(part) for part in command],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT if output is not None else None,
-        env=environment,
-        cwd=folder,
-        start_new_session=True,
-        user=account.uid if changes_user else None,
-        group=account.gid if changes_user else None,
-        extra_groups=[] if changes_user else None,
-        preexec_fn=_before_exec(account, when_orphaned),  # noqa: PLW1509 - we hold no threads
-    )
+    try:
+        return subprocess.Popen(  # noqa: S603 - the command is ours
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output is not None else None,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+            user=account.uid if changes_user else None,
+            group=account.gid if changes_user else None,
+            extra_groups=[] if changes_user else None,
+            preexec_fn=_before_exec(account, when_orphaned),  # noqa: PLW1509 - we hold no threads
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        way_out = (
+            "; root cannot run it here: start as an ordinary user, or keep the checkout and "
+            "MODELYARD_HOME where the user nobody can reach them"
+        )
+        raise ServerError(
+            f"cannot start {command[0]}: {error}{way_out if account.namespaced else ''}"
+        ) from error
 
 
 def _before_exec(account: Account, when_orphaned: signal.Signals) -> Callable[[], None]:

@@ -14,12 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+from config.local.account import ServerError
 from config.local.addresses import Addresses
 from config.local.catalogues import compile_catalogues
 from config.local.process import Child
 from config.local.servers import (
     Server,
-    ServerError,
     broker_problem,
     database_problem,
     make_database,

@@ -17,12 +17,8 @@ import psycopg
 import redis
 from psycopg import sql
 
-from config.local.account import Account, server_account, spawn
+from config.local.account import Account, ServerError, server_account, spawn
 from config.local.addresses import Addresses
-
-
-class ServerError(RuntimeError):
-    """An embedded server cannot be made ready; the message is for the person at the terminal."""
 
 
 @dataclass(frozen=True)

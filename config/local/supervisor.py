@@ -17,12 +17,11 @@ from pathlib import Path
 from types import FrameType
 
 from config.environment import BadSetting, env_text
-from config.local.account import spawn
+from config.local.account import ServerError, spawn
 from config.local.addresses import Addresses
 from config.local.process import Child
 from config.local.servers import (
     Server,
-    ServerError,
     broker_problem,
     database_problem,
     make_database,

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import redis
 
-from config.local.account import OWN, Account, server_account, spawn
+from config.local.account import OWN, Account, ServerError, server_account, spawn
 from config.local.addresses import Addresses
 from config.local.process import Child
 from config.local.servers import (
@@ -126,6 +126,13 @@ def test_root_is_not_root_in_the_namespace_of_a_server():
     account = Account(nobody.pw_uid, nobody.pw_gid, namespaced=True)
     child = spawn(["/bin/sh", "-c", "id -u"], account=account, output=subprocess.PIPE)
     assert int(child.communicate()[0]) == nobody.pw_uid
+
+
+@as_root
+def test_a_machine_without_namespaces_says_what_to_do_instead(monkeypatch):
+    monkeypatch.setattr("config.local.account._CLONE_NEWUSER", 0x7FFFFFFF)
+    with pytest.raises(ServerError, match="start as an ordinary user"):
+        spawn([SHELL], account=Account(65534, 65534, namespaced=True))
 
 
 @as_root
