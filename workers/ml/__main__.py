@@ -1,0 +1,77 @@
+"""`python -m workers.ml job.json`: run one job, write out/, say on stdout how it goes.
+
+Exit codes: 0 done, 2 refused (an error event says why), 143 stopped by SIGTERM, 1 a bug.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from registry import recipes
+from registry.errors import RegistryError
+from workers.ml.events import Events
+from workers.ml.interrupt import EXIT_CODE, Interrupt, Interrupted
+from workers.ml.job import Job, read_job
+
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Without this, matrix products on a GPU may add up in another order each time.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+def main(path: Path) -> int:
+    os.environ.update(_OFFLINE)
+    events = Events.on_stdout()
+    interrupt = Interrupt()
+    interrupt.install()
+    try:
+        job = read_job(path, events, interrupt)
+        job.start_over()
+        _run(job)
+    except Interrupted:
+        return EXIT_CODE
+    except RegistryError as error:
+        events.error(error.reason, error.detail)
+        return 2
+    except MemoryError:
+        events.error("out_of_memory", "The job needs more memory than it may use.")
+        return 2
+    except Exception as error:  # noqa: BLE001 - the last door: the traceback goes to the job log
+        traceback.print_exc()
+        if type(error).__name__ == "OutOfMemoryError":
+            events.error("out_of_memory", "The job needs more memory than the GPU has.")
+            return 2
+        events.error("internal", f"{type(error).__name__}: {str(error)[:500]}")
+        return 1
+    return 0
+
+
+def _run(job: Job) -> None:
+    """Choose by kind; what loads torch is imported here, after the job has been read."""
+    from workers.ml import assess  # noqa: PLC0415 - takes seconds
+    from workers.ml.compress import run as compression  # noqa: PLC0415
+    from workers.ml.device import prepare  # noqa: PLC0415
+    from workers.ml.infer import batch  # noqa: PLC0415
+    from workers.ml.train import run as training  # noqa: PLC0415
+
+    prepare(device=job.device, threads=job.threads)
+    recipe = job.recipe
+    match recipe:
+        case recipes.CompressRecipe():
+            report = compression.run(job, recipe)
+        case recipes.TrainRecipe():
+            report = training.run(job, recipe)
+        case recipes.InferRecipe():
+            report = batch.run(job, recipe)
+        case recipes.EvaluateRecipe():
+            report = assess.run(job, recipe)
+    report.write(job.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

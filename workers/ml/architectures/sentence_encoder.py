@@ -1,0 +1,105 @@
+"""A Transformers encoder with its pooling: texts in, unit vectors out."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from registry.errors import Invalid
+
+MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How one vector is made of a text's token vectors."""
+
+    mode: str = "mean"
+    normalize: bool = True
+
+
+class SentenceEncoder(nn.Module):
+    """Takes numbered word pieces; padding does not change the answer."""
+
+    def __init__(self, encoder: nn.Module, pooling: Pooling, *, token_types: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.token_types = token_types
+
+    @property
+    def input_names(self) -> list[str]:
+        names = ["input_ids", "attention_mask"]
+        return [*names, "token_type_ids"] if self.token_types else names
+
+    def forward(self, *tokens_BL: Tensor) -> Tensor:
+        named = dict(zip(self.input_names, tokens_BL, strict=True))
+        hidden_BLH = self.encoder(**named).last_hidden_state
+        if self.pooling.mode == "cls":
+            vector_BH = hidden_BLH[:, 0]
+        else:
+            mask_BL1 = named["attention_mask"].unsqueeze(2).to(hidden_BLH.dtype)
+            vector_BH = (hidden_BLH * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1e-9)
+        if self.pooling.normalize:
+            vector_BH = nn.functional.normalize(vector_BH, dim=1)
+        assert isinstance(vector_BH, Tensor)
+        return vector_BH
+
+
+def load_sentence_encoder(path: Path) -> SentenceEncoder:
+    """Load an encoder as Transformers writes it: safetensors only, offline, no code from files."""
+    from transformers import AutoConfig, AutoModel  # noqa: PLC0415 - takes seconds
+    from transformers.utils import logging  # noqa: PLC0415
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        encoder = AutoModel.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:  # Transformers raises whatever its parts raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise Invalid(
+            f"Transformers cannot load this model: {reason[:300]}", code="malformed_file"
+        ) from error
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(encoder, "forward"):
+        raise Invalid("Only encoders can be run.", code="unknown_architecture")
+    accepted = inspect.signature(encoder.forward).parameters
+    token_types = "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1
+    return SentenceEncoder(encoder.eval(), read_pooling(path), token_types=token_types).eval()
+
+
+def read_pooling(path: Path) -> Pooling:
+    """Read the pooling that the model's authors shipped; mean and unit length without one."""
+    pooling = _read(path / "1_Pooling" / "config.json")
+    modules = _read(path / "modules.json")
+    mode = "cls" if isinstance(pooling, dict) and pooling.get("pooling_mode_cls_token") else "mean"
+    if not isinstance(modules, list):
+        return Pooling(mode)
+    types = [str(module.get("type", "")) for module in modules if isinstance(module, dict)]
+    return Pooling(mode, normalize=any(name.endswith("Normalize") for name in types))
+
+
+def longest_text(path: Path, config: dict[str, Any]) -> int:
+    """Tell how many word pieces the model was meant for."""
+    shipped = _read(path / "sentence_bert_config.json")
+    given = shipped.get("max_seq_length") if isinstance(shipped, dict) else None
+    if not isinstance(given, int):
+        given = config.get("max_position_embeddings")
+    return min(given, MAX_LENGTH) if isinstance(given, int) and given > 0 else MAX_LENGTH // 2
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

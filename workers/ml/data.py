@@ -1,0 +1,428 @@
+"""Read a dataset version: its splits in safetensors, CSV or JSON lines; clean, label, bound.
+
+A split is read in batches and never held whole, unless somebody asks for `Split.load`.
+"""
+
+import csv
+import itertools
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from registry.errors import Invalid, NotFound
+from workers.ml.architectures import MAX_CLASSES
+from workers.ml.formats import malformed
+
+Column = NDArray[Any] | list[str | None]
+Rows = Mapping[str, Column]
+
+MAX_ROWS = 20_000_000
+MAX_LOADED_BYTES = 8 * 1024**3
+MAX_CELL_CHARACTERS = 1_000_000
+MAX_LINE_CHARACTERS = 16_000_000
+_BLOCK = 1024
+_DTYPES = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+}
+
+
+class Split(Protocol):
+    """One part of a dataset, such as train or test."""
+
+    @property
+    def file(self) -> Path: ...
+
+    def columns(self) -> list[str]: ...
+
+    def count(self) -> int:
+        """Count the rows; files of text are read through once for it."""
+        ...
+
+    def batches(self, columns: Sequence[str], size: int, *, start: int = 0) -> Iterator[Rows]:
+        """Yield the rows from `start` on, `size` at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """A safetensors file whose tensors are the columns; the first axis counts rows."""
+
+    file: Path
+
+    def columns(self) -> list[str]:
+        return sorted(self._shapes())
+
+    def count(self) -> int:
+        counts = {shape[0] if shape else -1 for shape in self._shapes().values()}
+        if len(counts) != 1 or -1 in counts:
+            raise Invalid(
+                f"Every tensor in {self.file.name} must have the same number of rows; "
+                f"found {sorted(counts)}.",
+                code="bad_dataset",
+            )
+        (count,) = counts
+        if count > MAX_ROWS:
+            raise _too_many_rows(self.file)
+        return count
+
+    def batches(self, columns: Sequence[str], size: int, *, start: int = 0) -> Iterator[Rows]:
+        check_columns(self, columns)
+        count = self.count()
+        with safe_open(self.file, framework="np") as tensors:
+            slices = {name: tensors.get_slice(name) for name in columns}
+            for low in range(start, count, size):
+                yield {name: found[low : min(low + size, count)] for name, found in slices.items()}
+
+    def _shapes(self) -> dict[str, list[int]]:
+        try:
+            with safe_open(self.file, framework="np") as tensors:
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+                for name, found in slices.items():
+                    if found.get_dtype() not in _DTYPES:
+                        raise Invalid(
+                            f"Column {name!r} of {self.file.name} has the type "
+                            f"{found.get_dtype()}; use one of {', '.join(_DTYPES)}.",
+                            code="bad_dataset",
+                        )
+                return {name: found.get_shape() for name, found in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise malformed(self.file, error) from error
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """A CSV file with a header, or a file of one JSON object a line."""
+
+    file: Path
+
+    def columns(self) -> list[str]:
+        """Name the columns; of JSON lines, those that the first hundred rows have."""
+        if self.file.suffix == ".csv":
+            with self._reading() as lines:
+                return _csv_header(self.file, lines)
+        first = itertools.islice(self._records(), 100)
+        return list(dict.fromkeys(name for record in first for name in record))
+
+    def count(self) -> int:
+        count = 0
+        for count, _ in enumerate(self._records(), 1):
+            if count > MAX_ROWS:
+                raise _too_many_rows(self.file)
+        return count
+
+    def batches(self, columns: Sequence[str], size: int, *, start: int = 0) -> Iterator[Rows]:
+        check_columns(self, columns)
+        records = itertools.islice(self._records(), start, None)
+        while block := list(itertools.islice(records, size)):
+            yield {name: [record.get(name) for record in block] for name in columns}
+
+    def _reading(self) -> Any:
+        return self.file.open(encoding="utf-8-sig", errors="replace", newline="")
+
+    def _records(self) -> Iterator[dict[str, str | None]]:
+        read = _csv_records if self.file.suffix == ".csv" else _json_records
+        with self._reading() as lines:
+            yield from read(self.file, lines)
+
+
+def _csv_header(file: Path, lines: Iterator[str]) -> list[str]:
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
+    try:
+        header = next(csv.reader(lines), [])
+    except csv.Error as error:
+        raise malformed(file, error) from error
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise Invalid(f"{file.name} has no header line with column names.", code="bad_dataset")
+    return names
+
+
+def _csv_records(file: Path, lines: Iterator[str]) -> Iterator[dict[str, str | None]]:
+    names = _csv_header(file, lines)
+    try:
+        for values in csv.reader(lines):
+            if values:
+                yield dict(itertools.zip_longest(names, values[: len(names)]))
+    except csv.Error as error:
+        raise malformed(file, error) from error
+
+
+def _json_records(file: Path, lines: Any) -> Iterator[dict[str, str | None]]:
+    for number in itertools.count(1):
+        line = lines.readline(MAX_LINE_CHARACTERS)
+        if not line:
+            return
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise Invalid(
+                f"Line {number} of {file.name} is not a JSON value: {error}", code="malformed_file"
+            ) from error
+        if not isinstance(record, dict):
+            raise Invalid(f"Line {number} of {file.name} is no object.", code="malformed_file")
+        yield {name: _as_text(value) for name, value in record.items()}
+
+
+def _as_text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+# --- a dataset ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset version laid out as files."""
+
+    path: Path
+    ref: str
+    splits: dict[str, Split]
+    description: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, where dataset.json has them."""
+        labels = self.description.get("labels")
+        return [str(label) for label in labels] if isinstance(labels, list) else []
+
+    def split(self, name: str) -> Split:
+        found = self.splits.get(name)
+        if found is None:
+            raise NotFound(
+                f"The dataset {self.ref} has no split {name!r}; it has {', '.join(self.splits)}.",
+                code="missing_split",
+            )
+        return found
+
+
+def open_dataset(path: Path, ref: str) -> Dataset:
+    """Find the splits of a dataset: files named after them, such as train.csv."""
+    splits: dict[str, Split] = {}
+    for file in sorted([*path.glob("*"), *path.glob("data/*")]):
+        if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
+            continue
+        if file.suffix == ".safetensors":
+            splits.setdefault(file.stem, TensorSplit(file))
+        elif file.suffix in {".csv", ".jsonl"}:
+            splits.setdefault(file.stem, TextSplit(file))
+    if not splits:
+        raise Invalid(
+            f"The dataset {ref} has no file that can be read; add train.safetensors, train.csv or "
+            "train.jsonl.",
+            code="unsupported_format",
+        )
+    return Dataset(path, ref, splits, _description(path))
+
+
+def _description(path: Path) -> dict[str, Any]:
+    file = path / "dataset.json"
+    if not file.is_file():
+        return {}
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise malformed(file, error) from error
+    if not isinstance(described, dict):
+        raise Invalid("dataset.json must be a JSON object.", code="bad_dataset")
+    return described
+
+
+def check_columns(split: Split, columns: Sequence[str]) -> None:
+    """Refuse to start on a split that lacks a column, naming the ones it has."""
+    present = split.columns()
+    for column in columns:
+        if column not in present:
+            raise Invalid(
+                f"{split.file.name} has no column {column!r}; its columns are "
+                f"{', '.join(map(repr, present)) or 'none'}.",
+                code="missing_column",
+            )
+
+
+def _too_many_rows(file: Path) -> Invalid:
+    return Invalid(f"{file.name} has more than {MAX_ROWS} rows.", code="too_large")
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+class Labels:
+    """The classes of a task, and the number of each."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._number = {name: number for number, name in enumerate(self.names)}
+        if len(self._number) != len(self.names):
+            raise Invalid("Two classes have the same name.", code="bad_labels")
+        if len(self.names) > MAX_CLASSES:
+            raise Invalid(f"More than {MAX_CLASSES} classes.", code="bad_labels")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def number(self, value: object, where: str) -> int:
+        """Return the number of a class given by name or by number."""
+        found = self._number.get(str(value).strip())
+        if found is None and _is_number(value):
+            found = int(str(value))
+        if found is None or not 0 <= found < len(self.names):
+            known = ", ".join(map(repr, self.names[:12]))
+            raise Invalid(
+                f"{where}: {str(value)[:60]!r} is no class; the classes are {known}"
+                f"{', ...' if len(self.names) > 12 else ''}.",
+                code="bad_label",
+            )
+        return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | np.integer) or (
+        isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10
+    )
+
+
+def find_labels(dataset: Dataset, split: Split, column: str) -> Labels:
+    """Take the classes from dataset.json, or else from the values in the split."""
+    if dataset.labels:
+        return Labels(dataset.labels)
+    seen: set[str] = set()
+    for rows in split.batches([column], _BLOCK):
+        values = rows[column]
+        _check_label_column(values, split, column)
+        seen.update(str(value).strip() for value in values if not _is_empty(value))
+        if len(seen) > MAX_CLASSES:
+            raise Invalid(
+                f"Column {column!r} of {split.file.name} has more than {MAX_CLASSES} different "
+                "values; that is no column of classes.",
+                code="bad_labels",
+            )
+    if seen and all(value.isascii() and value.isdecimal() and len(value) < 6 for value in seen):
+        return Labels([str(number) for number in range(max(map(int, seen)) + 1)])
+    return Labels(sorted(seen))
+
+
+def _check_label_column(values: Column, split: Split, column: str) -> None:
+    if isinstance(values, np.ndarray) and (values.ndim != 1 or values.dtype.kind not in "iub"):
+        raise Invalid(
+            f"Column {column!r} of {split.file.name} must hold one whole number a row, "
+            f"not {values.dtype} {list(values.shape[1:])}.",
+            code="bad_column",
+        )
+
+
+# --- cleaning -----------------------------------------------------------------------------------
+
+
+def clean_text(value: object) -> str:
+    """Normalise a text; what is empty afterwards is no row."""
+    if value is None:
+        return ""
+    text = unicodedata.normalize("NFC", str(value)[:MAX_CELL_CHARACTERS])
+    return " ".join(text.replace("\x00", " ").split())
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def check_images(values: Column, split: Split, column: str) -> NDArray[np.uint8]:
+    """Accept N x 28 x 28 bytes, with or without an axis for the one channel."""
+    if isinstance(values, np.ndarray) and values.dtype == np.uint8:
+        if values.shape[1:] == (28, 28):
+            return values
+        if values.shape[1:] in {(1, 28, 28), (28, 28, 1), (784,)}:
+            return values.reshape(-1, 28, 28)
+    found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "text"
+    raise Invalid(
+        f"Column {column!r} of {split.file.name} must be uint8 [rows, 28, 28], not {found}.",
+        code="bad_column",
+    )
+
+
+def number_labels(
+    values: Column, labels: Labels, split: Split, column: str, *, first_row: int = 0
+) -> NDArray[np.int64]:
+    """Turn a column of classes into numbers; a missing class is -1."""
+    _check_label_column(values, split, column)
+    numbers = np.empty(len(values), dtype=np.int64)
+    for at, value in enumerate(values):
+        where = f"row {first_row + at + 1} of {split.file.name}"
+        numbers[at] = -1 if _is_empty(value) else labels.number(value, where)
+    return numbers
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A whole split in memory, cleaned: rows without content or without a class are left out."""
+
+    inputs: NDArray[np.uint8] | list[str]
+    labels: NDArray[np.int64]
+    dropped: int
+
+
+def load_split(
+    split: Split, labels: Labels, *, input_column: str, label_column: str, images: bool
+) -> Loaded:
+    """Read and clean a whole split, within the memory limit."""
+    inputs: list[Any] = []
+    numbers: list[NDArray[np.int64]] = []
+    size = dropped = row = 0
+    for rows in split.batches([input_column, label_column], _BLOCK):
+        found = number_labels(rows[label_column], labels, split, label_column, first_row=row)
+        row += len(found)
+        if images:
+            block = check_images(rows[input_column], split, input_column)
+            good = found >= 0
+            inputs.append(block[good])
+            size += block.nbytes
+        else:
+            texts = [clean_text(value) for value in check_texts(rows[input_column], split)]
+            good = (found >= 0) & np.array([bool(text) for text in texts])
+            inputs.extend(itertools.compress(texts, good))
+            size += 2 * sum(map(len, texts))
+        numbers.append(found[good])
+        dropped += int((~good).sum())
+        if size > MAX_LOADED_BYTES:
+            raise Invalid(
+                f"{split.file.name} does not fit in {MAX_LOADED_BYTES // 1024**3} GiB of memory.",
+                code="too_large",
+            )
+    targets = np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
+    if not len(targets):
+        raise Invalid(f"{split.file.name} has no row that can be used.", code="empty_split")
+    return Loaded(np.concatenate(inputs) if images else inputs, targets, dropped)
+
+
+def check_texts(values: Column, split: Split) -> Sequence[str | None]:
+    if isinstance(values, np.ndarray):
+        raise Invalid(
+            f"{split.file.name} holds tensors; a text model needs CSV or JSON lines.",
+            code="bad_column",
+        )
+    return values
+
+
+def divide(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw the rows held out for validation at random; the same seed draws the same rows."""
+    order = np.random.default_rng((seed, 0x5EED)).permutation(count)
+    held_out = min(round(count * fraction), count - 1)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])

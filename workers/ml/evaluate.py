@@ -1,0 +1,359 @@
+"""The numbers of every report: quality with its uncertainty, latency, size and memory.
+
+A version and its parent are measured side by side in one run, on the same rows, so that the price
+of a change is seen and not the difference between two days.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.ml.compress.quantize import inspect_onnx
+from workers.ml.data import Labels, Rows, Split, check_columns, number_labels
+from workers.ml.environment import cpu_flags
+from workers.ml.formats import ModelFolder
+from workers.ml.infer.feeders import Feeds
+from workers.ml.infer.runtime import Runtime
+from workers.ml.report import Metric
+
+MAX_PROBES = 512
+LATENCY_BATCHES = (1, 32)
+_Z = 1.959963984540054
+_BOOTSTRAP_ROUNDS = 2000
+_LATENCY_SECONDS = 1.5
+_LATENCY_RUNS = 200
+_LATENCY_BLOCK = 10
+_WARM_UP_RUNS = 5
+_FOOTPRINT_SECONDS = 300
+_CONFUSION_CLASSES = 20
+
+
+# --- intervals ----------------------------------------------------------------------------------
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Bound a proportion at 95 %; honest near 0 and 1, where the normal interval is not."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bootstrap_mean(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Bound a mean at 95 % by drawing the rows again and again, from a fixed seed."""
+    drawn = np.random.default_rng(0)
+    means = [drawn.choice(values, len(values)).mean() for _ in range(_BOOTSTRAP_ROUNDS)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+# --- quality ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a quality was measured on."""
+
+    split: str
+    dataset: str | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The true classes, and what each model said for the same rows."""
+
+    actual: NDArray[np.int64]
+    predicted: dict[str, NDArray[np.int64]]
+
+
+def predict_side_by_side(
+    runtimes: Mapping[str, Runtime],
+    split: Split,
+    *,
+    labels: Labels,
+    label_column: str,
+    batch_size: int,
+) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]]:
+    """Run every model over every labelled row of the split, a batch at a time."""
+    first = next(iter(runtimes.values()))
+    columns = [*first.feeder.columns, label_column]
+    check_columns(split, columns)
+    row = 0
+    for rows in split.batches(columns, batch_size):
+        actual = number_labels(rows[label_column], labels, split, label_column, first_row=row)
+        row += len(actual)
+        said = {name: runtime.run(rows, split).argmax(1) for name, runtime in runtimes.items()}
+        known = actual >= 0
+        yield actual[known], {name: numbers[known] for name, numbers in said.items()}
+
+
+def collect(
+    batches: Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]],
+    names: Sequence[str],
+) -> Predictions:
+    blocks = list(batches)
+    empty = np.empty(0, dtype=np.int64)
+    return Predictions(
+        np.concatenate([empty, *(actual for actual, _ in blocks)]),
+        {name: np.concatenate([empty, *(said[name] for _, said in blocks)]) for name in names},
+    )
+
+
+def accuracy(predictions: Predictions, name: str, labels: Labels, where: Where) -> Metric:
+    """Tell the share of right answers, its interval, and the share that guessing would get."""
+    actual, said = predictions.actual, predictions.predicted[name]
+    n, right = len(actual), int((actual == said).sum())
+    low, high = wilson(right, n)
+    counts = np.bincount(actual, minlength=len(labels))
+    details: dict[str, Any] = {
+        "correct": right,
+        "interval": "Wilson, 95 %",
+        "majority_class": float(counts.max() / max(1, n)),
+        "recall": {
+            labels.names[k]: float((said[actual == k] == k).mean())
+            for k in np.flatnonzero(counts)[:100]
+        },
+    }
+    if len(labels) <= _CONFUSION_CLASSES:
+        confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
+        np.add.at(confusion, (actual, said), 1)
+        details["confusion"] = {"labels": labels.names, "rows_actual": confusion.tolist()}
+    return Metric(
+        metric="accuracy",
+        value=right / max(1, n),
+        unit="share",
+        n=n,
+        low=low,
+        high=high,
+        split=where.split,
+        dataset=where.dataset,
+        device=where.device,
+        details=details,
+    )
+
+
+def beside_parent(child: Metric, parent: Metric) -> dict[str, Any]:
+    """Say what the parent got on the same rows, for the details of the child's number."""
+    return {
+        "parent": {"value": parent.value, "low": parent.low, "high": parent.high},
+        "difference": child.value - parent.value,
+    }
+
+
+def agreement(predictions: Predictions, child: str, parent: str, where: Where) -> Metric:
+    """Tell how often two models say the same, and whether those that differ lean one way."""
+    first, second = predictions.predicted[child], predictions.predicted[parent]
+    n, same = len(first), int((first == second).sum())
+    low, high = wilson(same, n)
+    lost = int(((second == predictions.actual) & (first != predictions.actual)).sum())
+    won = int(((first == predictions.actual) & (second != predictions.actual)).sum())
+    return Metric(
+        metric="agreement_with_parent",
+        value=same / max(1, n),
+        unit="share",
+        n=n,
+        low=low,
+        high=high,
+        split=where.split,
+        dataset=where.dataset,
+        device=where.device,
+        details={"lost": lost, "won": won, "mcnemar_p": mcnemar(lost, won)},
+    )
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Return the exact two-sided p-value that losses and wins are equally likely."""
+    n = lost + won
+    tail = sum(math.comb(n, k) for k in range(min(lost, won) + 1)) / 2**n if n else 1.0
+    return min(1.0, 2 * tail)
+
+
+def fidelity(child: NDArray[Any], parent: NDArray[Any], where: Where, probes: str) -> Metric:
+    """Tell how close a model's vectors are to its parent's: the cosine, row by row."""
+    first, second = _unit(child), _unit(parent)
+    cosine = (first * second).sum(1)
+    low, high = bootstrap_mean(cosine)
+    return Metric(
+        metric="cosine_to_parent",
+        value=float(cosine.mean()),
+        unit="cosine",
+        n=len(cosine),
+        low=low,
+        high=high,
+        split=where.split,
+        dataset=where.dataset,
+        device=where.device,
+        details={
+            "interval": "bootstrap of the mean, 95 %",
+            "smallest": float(cosine.min()),
+            "quantile_05": float(np.quantile(cosine, 0.05)),
+            "same_nearest_neighbour": _same_neighbour(first, second),
+            "probes": probes,
+        },
+    )
+
+
+def _unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
+    flat = vectors.reshape(len(vectors), -1).astype(np.float64)
+    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12))
+
+
+def _same_neighbour(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    """Tell for what share of rows the nearest other row stays the same: what a search sees."""
+    if len(first) < 3:
+        return None
+    nearest = []
+    for vectors in (first, second):
+        alike = vectors @ vectors.T
+        np.fill_diagonal(alike, -np.inf)
+        nearest.append(alike.argmax(1))
+    return float((nearest[0] == nearest[1]).mean())
+
+
+# --- latency ------------------------------------------------------------------------------------
+
+
+def latency(
+    runtimes: Mapping[str, Runtime], feeds: Mapping[int, Feeds], *, device: str, threads: int
+) -> list[Metric]:
+    """Time the computation, without reading and tokenising, at each batch size.
+
+    The models take turns, so that a busy machine is unfair to all of them alike. The first one
+    is the one reported; the others stand in its details.
+    """
+    metrics = []
+    for batch, fed in feeds.items():
+        times = _take_turns(runtimes, fed)
+        child, *others = times
+        for name, share in (("p50", 0.5), ("p95", 0.95)):
+            metrics.append(
+                Metric(
+                    metric=f"latency_{name}_batch{batch}",
+                    value=_milliseconds(times[child], share),
+                    unit="ms",
+                    n=len(times[child]),
+                    device=device,
+                    details={
+                        "batch": batch,
+                        "threads": threads,
+                        "cpu_flags": list(cpu_flags()),
+                        "engine": runtimes[child].engine.name,
+                        "input": {key: list(value.shape) for key, value in fed.items()},
+                        **{
+                            other: {
+                                "value": _milliseconds(times[other], share),
+                                "engine": runtimes[other].engine.name,
+                            }
+                            for other in others
+                        },
+                    },
+                )
+            )
+    return metrics
+
+
+def _take_turns(runtimes: Mapping[str, Runtime], feeds: Feeds) -> dict[str, list[float]]:
+    for runtime in runtimes.values():
+        for _ in range(_WARM_UP_RUNS):
+            runtime.compute(feeds)
+    times: dict[str, list[float]] = {name: [] for name in runtimes}
+    end = time.perf_counter() + _LATENCY_SECONDS * len(runtimes)
+    for _ in range(_LATENCY_RUNS // _LATENCY_BLOCK):
+        for name, runtime in runtimes.items():
+            runtime.compute(feeds)  # untimed: the other model has just used the caches
+            for _ in range(_LATENCY_BLOCK):
+                start = time.perf_counter()
+                runtime.compute(feeds)
+                times[name].append(time.perf_counter() - start)
+        if time.perf_counter() > end:
+            break
+    return times
+
+
+def _milliseconds(times: list[float], share: float) -> float:
+    return round(float(np.quantile(times, share)) * 1000, 4)
+
+
+def latency_feeds(runtime: Runtime, rows: Rows, split: Split) -> dict[int, Feeds]:
+    """Cut the same rows to each batch size."""
+    feeds = runtime.feeder.feeds(rows, split)
+    most = min(len(value) for value in feeds.values())
+    return {
+        batch: {name: value[:batch] for name, value in feeds.items()}
+        for batch in LATENCY_BATCHES
+        if batch <= most
+    }
+
+
+# --- size ---------------------------------------------------------------------------------------
+
+
+def count_parameters(folder: ModelFolder) -> tuple[int, dict[str, Any]]:
+    """Count the numbers a model has learned, and say in what types they are stored."""
+    if folder.is_onnx:
+        contents = inspect_onnx(folder.weights)
+        return contents.parameters, {"bytes_by_type": contents.weight_bytes}
+    from safetensors import safe_open  # noqa: PLC0415 - beside its one use
+
+    count = 0
+    kinds: dict[str, int] = {}
+    with safe_open(folder.weights, framework="np") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - not a dict
+            found = tensors.get_slice(name)
+            size = math.prod(found.get_shape())
+            count += size
+            kinds[found.get_dtype()] = kinds.get(found.get_dtype(), 0) + size
+    return count, {"parameters_by_type": kinds}
+
+
+def size_metrics(child: ModelFolder, parent: ModelFolder | None, *, device: str) -> list[Metric]:
+    """Tell the stored bytes and the parameters, with the parent's beside them."""
+    parameters, kinds = count_parameters(child)
+    bytes_details: dict[str, Any] = {"file": child.weights.name}
+    if parent is not None:
+        before, _ = count_parameters(parent)
+        kinds["parent"] = {"value": before}
+        bytes_details["parent"] = {
+            "value": parent.weights_bytes,
+            "file": parent.weights.name,
+        }
+        bytes_details["times_smaller"] = round(parent.weights_bytes / child.weights_bytes, 3)
+    return [
+        Metric("stored_bytes", child.weights_bytes, "bytes", device=device, details=bytes_details),
+        Metric("parameters", parameters, "count", device=device, details=kinds),
+    ]
+
+
+def memory_metric(child: Path, parent: Path | None, *, device: str, threads: int) -> list[Metric]:
+    """Tell the memory that loading and running takes, each model in a process of its own."""
+    peak = _footprint(child, threads)
+    if peak is None:
+        return []
+    details: dict[str, Any] = {"batch": max(LATENCY_BATCHES), "threads": threads}
+    if parent is not None and (before := _footprint(parent, threads)) is not None:
+        details["parent"] = {"value": before}
+    return [Metric("peak_memory", peak, "bytes", device=device, details=details)]
+
+
+def _footprint(path: Path, threads: int) -> int | None:
+    command = [sys.executable, "-m", "workers.ml.footprint", str(path.resolve()), str(threads)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module
+            command, capture_output=True, check=True, timeout=_FOOTPRINT_SECONDS
+        )
+        return int(json.loads(done.stdout)["peak_bytes"])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        # Inside a strict sandbox there may be no second process; then there is no such number.
+        return None

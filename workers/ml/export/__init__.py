@@ -1,0 +1,1 @@
+"""Conversion to formats that other programs run."""

@@ -1,0 +1,107 @@
+"""Export a torch model to ONNX with free batch and sequence axes, and prove that it agrees."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from registry.errors import Invalid
+from workers.ml.infer.engines import OnnxEngine, TorchEngine
+from workers.ml.infer.feeders import Feeds
+
+MAX_BATCH = 4096
+TOLERANCE = 1e-3
+"""The largest relative difference between ONNX and torch that still counts as the same model."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the exported model is from the original, over all probes."""
+
+    largest_absolute: float
+    largest_relative: float
+    probes: int
+
+
+def export_onnx(engine: TorchEngine, example: Feeds, output_name: str, target: Path) -> None:
+    """Write the module as one ONNX file without external data."""
+    tensors = tuple(torch.from_numpy(_at_least_two(example[name])) for name in engine.input_names)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    axes: list[dict[int, Any]] = [{0: batch} for _ in tensors]
+    if "image" not in engine.input_names:
+        sequence = torch.export.Dim("sequence", min=1, max=4096)
+        if "input_ids" in engine.input_names:
+            sequence = torch.export.Dim("sequence", min=1, max=512)
+        axes = [{0: batch, 1: sequence} for _ in tensors]
+    module = engine.module.to("cpu").eval()
+    several = hasattr(module, "input_names")  # a module that takes *tensors takes axes in a tuple
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            tensors,
+            dynamo=True,
+            dynamic_shapes=(tuple(axes),) if several else tuple(axes),
+            input_names=list(engine.input_names),
+            output_names=[output_name],
+            verbose=False,
+        )
+    if program is None:
+        raise Invalid("torch did not export the model.", code="export_failed")
+    program.save(target, external_data=False)
+    strip_notes(target)
+
+
+def strip_notes(file: Path) -> None:
+    """Drop what exporters leave behind: stack traces with paths of this machine."""
+    model = onnx.load(file)
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for function in model.functions:
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    model.producer_name = "modelyard"
+    model.producer_version = ""
+    onnx.save(model, file)
+
+
+def verify(torch_engine: TorchEngine, onnx_engine: OnnxEngine, probes: list[Feeds]) -> Agreement:
+    """Run both on batches of different sizes; refuse an export that computes something else."""
+    absolute = relative = 0.0
+    for feeds in probes:
+        (expected,) = torch_engine.run(feeds).values()
+        (found,) = onnx_engine.run(feeds).values()
+        if expected.shape != found.shape:
+            raise Invalid(
+                f"The exported model answers {found.shape} where torch answers {expected.shape}.",
+                code="export_failed",
+            )
+        difference = float(np.abs(expected - found).max())
+        absolute = max(absolute, difference)
+        relative = max(relative, difference / max(1.0, float(np.abs(expected).max())))
+    if not relative <= TOLERANCE:
+        raise Invalid(
+            f"The exported model is off by {relative:.2g}, more than {TOLERANCE:g}.",
+            code="export_failed",
+        )
+    return Agreement(absolute, relative, len(probes))
+
+
+def _at_least_two(array: Any) -> Any:
+    """Trace with two rows or more: an axis of one would be taken for a fixed one."""
+    doubled = np.concatenate([array, array]) if len(array) < 2 else array[:8]
+    return np.ascontiguousarray(doubled)

@@ -1,0 +1,206 @@
+"""Load and save models: safetensors with a config.json, or ONNX; nothing else is ever opened."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from registry import recipes
+from registry.errors import Invalid
+from workers.ml.architectures import KINDS, build, read_parameters
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+SHAPES_OF_STATE = 2000
+
+SIDE_FILES = (
+    "vocabulary.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+)
+"""What a model needs beside its weights, and goes with every version made from it."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The files of one model version, and what its config.json says."""
+
+    path: Path
+    weights: Path
+    config: dict[str, Any]
+
+    @property
+    def is_onnx(self) -> bool:
+        return self.weights.suffix == ".onnx"
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether the files are laid out as Transformers writes them."""
+        return not self.is_onnx and isinstance(self.config.get("model_type"), str)
+
+    @property
+    def labels(self) -> list[str]:
+        labels = self.config.get("labels", [])
+        if not isinstance(labels, list):
+            raise Invalid("labels in config.json must be a list.", code="bad_config")
+        return [str(label) for label in labels]
+
+    @property
+    def weights_bytes(self) -> int:
+        return self.weights.stat().st_size
+
+
+def open_model(path: Path) -> ModelFolder:
+    """Find the weights of a version; say plainly what is there where they cannot be run."""
+    if (path / WEIGHTS).is_file():
+        weights = path / WEIGHTS
+    else:
+        found = sorted(path.glob("*.onnx")) or sorted(path.glob("onnx/*.onnx"))
+        if (path / ONNX) in found:
+            found = [path / ONNX]
+        if len(found) != 1:
+            raise Invalid(_no_weights(path, found), code="unsupported_format")
+        weights = found[0]
+    if not weights.resolve().is_relative_to(path.resolve()):
+        raise Invalid(f"{weights.name} leads out of the version.", code="unsupported_format")
+    config = read_config(path) if (path / CONFIG).is_file() else None
+    if config is None and weights.suffix != ".onnx":
+        raise Invalid(
+            f"{WEIGHTS} needs a {CONFIG} beside it that names the architecture.",
+            code="missing_config",
+        )
+    return ModelFolder(path, weights, config or {})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read config.json, bounded."""
+    try:
+        if (path / CONFIG).stat().st_size > MAX_CONFIG_BYTES:
+            raise Invalid(f"{CONFIG} is larger than 4 MiB.", code="bad_config")
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Invalid(f"{CONFIG} cannot be read: {error}", code="bad_config") from error
+    if not isinstance(config, dict):
+        raise Invalid(f"{CONFIG} must be a JSON object.", code="bad_config")
+    return config
+
+
+def load_module(folder: ModelFolder) -> tuple[nn.Module, recipes.Architecture]:
+    """Build the architecture that config.json names and fill it from model.safetensors."""
+    if "architecture" not in folder.config:
+        raise Invalid(
+            f"{CONFIG} has neither an architecture of this registry ({', '.join(KINDS)}) "
+            "nor a model_type.",
+            code="unknown_architecture",
+        )
+    parameters = read_parameters(folder.config["architecture"])
+    module = build(parameters, classes=len(folder.labels))
+    check_shapes(folder.weights, module)
+    fill(module, read_tensors(folder.weights))
+    return module.eval(), parameters
+
+
+def check_shapes(weights: Path, module: nn.Module) -> None:
+    """Compare the file's header with the module before one tensor is read."""
+    expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    try:
+        with safe_open(weights, framework="pt") as tensors:
+            found = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise malformed(weights, error) from error
+    wrong = [
+        name for name in sorted(expected.keys() | found) if expected.get(name) != found.get(name)
+    ]
+    if wrong:
+        name = wrong[0]
+        raise Invalid(
+            f"{weights.name} does not fit the architecture in {CONFIG}: tensor {name!r} is "
+            f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
+            f" ({len(wrong)} tensor(s) differ).",
+            code="weights_mismatch",
+        )
+
+
+def read_tensors(weights: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; a header that lies is refused by name."""
+    try:
+        return load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise malformed(weights, error) from error
+
+
+def fill(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    module.load_state_dict(tensors, strict=True)
+
+
+def malformed(file: Path, error: Exception) -> Invalid:
+    return Invalid(f"{file.name} is damaged or not what it says: {error}", code="malformed_file")
+
+
+def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Write model.safetensors and config.json."""
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_config(config, folder)
+
+
+def save_config(config: dict[str, Any], folder: Path) -> None:
+    text = json.dumps(config, ensure_ascii=False, indent=2, allow_nan=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def describe_module(
+    parameters: recipes.Architecture, labels: list[str], columns: dict[str, str]
+) -> dict[str, Any]:
+    """Say in config.json's words how a model of ours is fed and what it answers."""
+    kind = KINDS[parameters.name]
+    preprocessing: dict[str, Any] = {"kind": kind.preprocessing, "columns": columns}
+    if isinstance(parameters, recipes.TextClassifier):
+        preprocessing["max_length"] = parameters.max_length
+    return {
+        "architecture": parameters.model_dump(mode="json"),
+        "task": kind.task,
+        "labels": labels,
+        "preprocessing": preprocessing,
+        "signature": {
+            "inputs": [
+                {
+                    "name": kind.input_name,
+                    "dtype": kind.input_dtype,
+                    "shape": list(kind.input_shape),
+                }
+            ],
+            "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, len(labels)]}],
+        },
+    }
+
+
+def _no_weights(path: Path, found: list[Path]) -> str:
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:5])
+        return f"The version has several ONNX files ({names}); name the one to use {ONNX}."
+    there = [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
+    listed = ", ".join(there[:8]) or "no files"
+    more = f" and {len(there) - 8} more" if len(there) > 8 else ""
+    return (
+        f"Only {WEIGHTS} with {CONFIG}, or {ONNX}, can be run; the version has {listed}{more}. "
+        "Other formats, pickles among them, are stored and never opened: convert the model first."
+    )

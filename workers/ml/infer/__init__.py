@@ -1,0 +1,1 @@
+"""Running a version: one loaded model, and batches of rows through it."""

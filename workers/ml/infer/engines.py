@@ -1,0 +1,117 @@
+"""What computes: a torch module, or an ONNX Runtime session; both take and give plain arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from registry.errors import Invalid
+from workers.ml.infer.feeders import Feeds
+
+_DTYPES = {
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+}
+
+
+class Engine(Protocol):
+    """Computes a model's outputs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def input_names(self) -> list[str]: ...
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]: ...
+
+
+class TorchEngine:
+    """Runs a module in inference mode on one device."""
+
+    def __init__(
+        self, module: nn.Module, input_names: Sequence[str], output_name: str, device: str
+    ) -> None:
+        self.module = module.eval().to(device)
+        self._inputs = list(input_names)
+        self._output = output_name
+        self._device = device
+
+    @property
+    def name(self) -> str:
+        return f"torch/{self._device}"
+
+    @property
+    def input_names(self) -> list[str]:
+        return self._inputs
+
+    @torch.inference_mode()
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        tensors = [
+            torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self._device)
+            for name in self._inputs
+        ]
+        return {self._output: self.module(*tensors).float().cpu().numpy()}
+
+
+class OnnxEngine:
+    """Runs an ONNX file; on a GPU where this ONNX Runtime was built for one."""
+
+    def __init__(self, file: Path, *, device: str, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that spin for work win microseconds and take the cores from everybody else.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        except Exception as error:  # the library's own exception types are not exported
+            reason = str(error).strip().splitlines()[0][:300]
+            raise Invalid(
+                f"ONNX Runtime cannot load {file.name}: {reason}", code="malformed_file"
+            ) from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def name(self) -> str:
+        on_gpu = "CUDAExecutionProvider" in self._session.get_providers()
+        return f"onnxruntime/{'cuda' if on_gpu else 'cpu'}"
+
+    @property
+    def input_names(self) -> list[str]:
+        return [taken.name for taken in self._session.get_inputs()]
+
+    def inputs(self) -> dict[str, tuple[np.dtype[Any], list[int | str | None]]]:
+        """Tell each input's type and shape; a free axis is a name or nothing."""
+        found = {}
+        for taken in self._session.get_inputs():
+            if taken.type not in _DTYPES:
+                raise Invalid(
+                    f"Input {taken.name!r} is a {taken.type}, which no dataset column can feed.",
+                    code="unsupported_input",
+                )
+            found[taken.name] = (_DTYPES[taken.type], list(taken.shape))
+        return found
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        try:
+            answers = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:  # see above
+            reason = str(error).strip().splitlines()[0][:300]
+            raise Invalid(f"The model refused its input: {reason}", code="run_failed") from error
+        return dict(zip(self._outputs, answers, strict=True))

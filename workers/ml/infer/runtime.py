@@ -1,0 +1,126 @@
+"""One loaded version: rows in, answers out, whatever its format and preprocessing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.errors import Invalid
+from workers.ml.architectures import KINDS
+from workers.ml.architectures.sentence_encoder import load_sentence_encoder, longest_text
+from workers.ml.data import Rows, Split
+from workers.ml.formats import ModelFolder, load_module
+from workers.ml.infer.engines import Engine, OnnxEngine, TorchEngine
+from workers.ml.infer.feeders import (
+    Feeder,
+    Feeds,
+    ImageFeeder,
+    TensorFeeder,
+    WordPieceFeeder,
+    WordsFeeder,
+    load_tokenizer,
+)
+from workers.ml.vocabulary import load_vocabulary
+
+Answer = Literal["classes", "embedding", "tensors"]
+EMBEDDING = "sentence_embedding"
+DEFAULT_COLUMNS = {"image": "image", "text": "text", "label": "label"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A model ready to run."""
+
+    folder: ModelFolder
+    engine: Engine
+    feeder: Feeder
+    answers: Answer
+
+    @property
+    def labels(self) -> list[str]:
+        return self.folder.labels
+
+    def run(self, rows: Rows, split: Split) -> NDArray[Any]:
+        """Compute class scores, unit vectors, or the first output as it is."""
+        return self.compute(self.feeder.feeds(rows, split))
+
+    def compute(self, feeds: Feeds) -> NDArray[Any]:
+        output = next(iter(self.engine.run(feeds).values()))
+        if self.answers == "embedding" and output.ndim == 3:
+            return _pool(output, feeds["attention_mask"])
+        if self.answers == "classes" and output.shape[1:] != (len(self.labels),):
+            raise Invalid(
+                f"The model answers {list(output.shape[1:])} numbers a row for "
+                f"{len(self.labels)} labels.",
+                code="bad_config",
+            )
+        return output
+
+
+def load_runtime(
+    folder: ModelFolder, *, device: str, threads: int, columns: dict[str, str] | None = None
+) -> Runtime:
+    """Load a version; `columns` says which columns of the dataset to read."""
+    named = {**DEFAULT_COLUMNS, **(columns or {})}
+    if folder.is_onnx:
+        return _load_onnx(folder, named, device=device, threads=threads)
+    if folder.is_transformer:
+        encoder = load_sentence_encoder(folder.path)
+        engine: Engine = TorchEngine(encoder, encoder.input_names, EMBEDDING, device)
+        feeder: Feeder = _word_pieces(folder, named["text"], encoder.input_names)
+        return Runtime(folder, engine, feeder, "embedding")
+    module, parameters = load_module(folder)
+    kind = KINDS[parameters.name]
+    engine = TorchEngine(module, [kind.input_name], "logits", device)
+    return Runtime(folder, engine, _feeder(folder, kind.preprocessing, named), "classes")
+
+
+def _load_onnx(folder: ModelFolder, named: dict[str, str], *, device: str, threads: int) -> Runtime:
+    engine = OnnxEngine(folder.weights, device=device, threads=threads)
+    preprocessing = folder.config.get("preprocessing")
+    kind = preprocessing.get("kind") if isinstance(preprocessing, dict) else None
+    if kind in {"image", "words"}:
+        return Runtime(folder, engine, _feeder(folder, kind, named), "classes")
+    if kind == "wordpieces" or "input_ids" in engine.input_names:
+        return Runtime(
+            folder, engine, _word_pieces(folder, named["text"], engine.input_names), "embedding"
+        )
+    dtypes = {name: dtype for name, (dtype, _) in engine.inputs().items()}
+    answers: Answer = "classes" if len(folder.labels) > 1 else "tensors"
+    return Runtime(folder, engine, TensorFeeder(dtypes), answers)
+
+
+def _feeder(folder: ModelFolder, kind: str, named: dict[str, str]) -> Feeder:
+    if kind == "image":
+        return ImageFeeder(named["image"])
+    max_length = folder.config.get("preprocessing", {}).get("max_length")
+    if not isinstance(max_length, int) or not 1 <= max_length <= 4096:
+        raise Invalid("preprocessing.max_length must be 1 to 4096.", code="bad_config")
+    return WordsFeeder(named["text"], load_vocabulary(folder.path), max_length)
+
+
+def _word_pieces(folder: ModelFolder, column: str, input_names: Sequence[str]) -> Feeder:
+    known = {"input_ids", "attention_mask", "token_type_ids"}
+    if not {"input_ids", "attention_mask"} <= set(input_names) <= known:
+        raise Invalid(
+            f"A text encoder takes {', '.join(sorted(known))}; this one takes "
+            f"{', '.join(input_names)}.",
+            code="unsupported_input",
+        )
+    pad_id = folder.config.get("pad_token_id")
+    tokenizer = load_tokenizer(
+        folder.path,
+        max_length=longest_text(folder.path, folder.config),
+        pad_id=pad_id if isinstance(pad_id, int) else 0,
+    )
+    return WordPieceFeeder(column, tokenizer, list(input_names))
+
+
+def _pool(hidden_BLH: NDArray[Any], mask_BL: NDArray[Any]) -> NDArray[Any]:
+    """Average over real tokens and scale to unit length."""
+    mask_BL1 = mask_BL[..., None].astype(hidden_BLH.dtype)
+    vector_BH = (hidden_BLH * mask_BL1).sum(1) / np.maximum(mask_BL1.sum(1), 1e-9)
+    norm_B1 = np.linalg.norm(vector_BH, axis=1, keepdims=True)
+    return np.asarray(vector_BH / np.maximum(norm_B1, 1e-12))

@@ -1,0 +1,86 @@
+"""One job as the runner hands it over: the recipe, where its inputs lie, where results go."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.errors import Invalid
+from registry.recipes import Recipe, parse_recipe, parse_reference
+from workers.ml.events import Events
+from workers.ml.interrupt import Interrupt
+
+
+@dataclass(frozen=True)
+class Input:
+    """A version laid out as files, and its exact reference."""
+
+    path: Path
+    ref: str
+
+    @property
+    def repository(self) -> str:
+        reference = parse_reference(self.ref)
+        return f"{reference.namespace}/{reference.name}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that job.json says, checked, and the means to report on it."""
+
+    job_id: str
+    recipe: Recipe
+    inputs: dict[str, Input]
+    out: Path
+    checkpoints: Path
+    device: str
+    threads: int
+    events: Events
+    interrupt: Interrupt
+
+    @property
+    def files(self) -> Path:
+        """Where the files of the new version go."""
+        return self.out / "files"
+
+    def input(self, role: str) -> Input:
+        found = self.inputs.get(role)
+        if found is None:
+            raise Invalid(f"The job has no {role}.", code="missing_input")
+        return found
+
+    def start_over(self) -> None:
+        """Empty the result folder: a former attempt may have left half a result."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.files.mkdir(parents=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+
+def read_job(path: Path, events: Events, interrupt: Interrupt) -> Job:
+    """Read job.json; relative paths in it start at its own folder."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        folder = path.resolve().parent
+        inputs = {
+            role: Input(folder / given["path"], given["ref"])
+            for role, given in data["inputs"].items()
+        }
+        return Job(
+            job_id=str(data["job_id"]),
+            recipe=parse_recipe(data["recipe"]),
+            inputs=inputs,
+            out=folder / data["out"],
+            checkpoints=folder / data["checkpoints"],
+            device=_device(data.get("device", "cpu")),
+            threads=max(1, int(data.get("threads", 1))),
+            events=events,
+            interrupt=interrupt,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Invalid(f"{path.name} cannot be read: {error!r}", code="bad_job") from error
+
+
+def _device(name: object) -> str:
+    if name not in {"cpu", "cuda"}:
+        raise Invalid(f"{name!r} is no device; choose cpu or cuda.", code="bad_job")
+    return str(name)
