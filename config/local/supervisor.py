@@ -34,7 +34,7 @@ READY_SECONDS = 60.0
 EXTERNAL_SECONDS = 5.0
 TICK_SECONDS = 0.1
 # Long enough for a job to write a checkpoint.
-WORKER_GRACE_SECONDS = 20.0
+WORKER_GRACE_SECONDS = 25.0
 STOP_SECONDS = 90.0
 
 
@@ -231,13 +231,7 @@ def start_programs(installation: Installation) -> None:
     celery = (sys.executable, "-m", "celery", "--app", "config.celery")
     for name, command, grace in (
         ("web", web_command(installation), 10.0),
-        ("worker-default", (*celery, *worker_options("default", 4)), WORKER_GRACE_SECONDS),
-        ("worker-cpu", (*celery, *worker_options("cpu", cpu_jobs())), WORKER_GRACE_SECONDS),
-        *(
-            [("worker-gpu", (*celery, *worker_options("gpu", 1)), WORKER_GRACE_SECONDS)]
-            if has_gpu()
-            else []
-        ),
+        ("worker", (*celery, *worker_options()), WORKER_GRACE_SECONDS),
         ("beat", (*celery, *beat_options(installation)), 5.0),
     ):
         installation.start(program(installation, name, command, grace))
@@ -267,25 +261,18 @@ def web_command(installation: Installation) -> tuple[str, ...]:
     return (sys.executable, "-m", "granian", *options.split(), "config.asgi:application")
 
 
-def worker_options(queue: str, threads: int) -> tuple[str, ...]:
-    """Wake on one queue; each thread waits for one job's own process, so threads are enough."""
+def worker_options() -> tuple[str, ...]:
+    """Serve every queue; each thread waits for one job's own process, so threads are enough."""
+    jobs_at_once = max(1, (os.cpu_count() or 1) // 2)
     options = (
-        f"worker --pool threads --concurrency {threads} --queues {queue} --hostname {queue}@%h "
-        "--loglevel INFO --without-gossip --without-mingle"
+        f"worker --pool threads --concurrency {jobs_at_once} --queues default,cpu,gpu "
+        "--hostname worker@%h --loglevel INFO --without-gossip --without-mingle"
     )
     return tuple(options.split())
 
 
 def beat_options(installation: Installation) -> tuple[str, ...]:
     return ("beat", "--schedule", str(installation.home / "beat-schedule"), "--loglevel", "INFO")
-
-
-def cpu_jobs() -> int:
-    return max(1, (os.cpu_count() or 1) // 2)
-
-
-def has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists()
 
 
 def announce(installation: Installation) -> None:

@@ -183,7 +183,7 @@ def test_up_from_nothing_to_a_second_start(run_up, port):
     assert f"modelyard: already running in {home} (process {running.process.pid})" in second.stderr
 
     children = running.children()
-    assert {"postgres", "valkey", "web", "worker-default", "worker-cpu", "beat"} <= set(children)
+    assert {"postgres", "valkey", "web", "worker", "beat"} <= set(children)
     for name in ("web", "valkey"):
         os.kill(children[name], signal.SIGKILL)
     wait_until(lambda: running.children().get("web", children["web"]) != children["web"], "web")
