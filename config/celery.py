@@ -25,7 +25,8 @@ app.conf.update(
     worker_hijack_root_logger=False,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     timezone="UTC",
+    # Leases that ran out are no message's business: every worker's housekeeper looks after them.
     beat_schedule={
-        "requeue-expired-jobs": {"task": "workers.requeue_expired", "schedule": 5.0},
+        "clean-up": {"task": "workers.clean_up", "schedule": 600.0, "options": {"expires": 600}},
     },
 )

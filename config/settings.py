@@ -117,7 +117,12 @@ TEMPLATES = [
                 "django.template.context_processors.i18n",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "registry.web.context.page",
             ],
+            "libraries": {
+                "icons": "registry.web.templatetags.icons",
+                "modelyard": "registry.web.templatetags.modelyard",
+            },
             "loaders": [
                 (
                     "django.template.loaders.cached.Loader",
@@ -132,7 +137,6 @@ TEMPLATES = [
 ]
 STATIC_URL = "/static/"
 STATICFILES_DIRS = [BASE_DIR / "static"]
-STATIC_ROOT = HOME_DIR / "static"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
@@ -165,6 +169,7 @@ AUTH_PASSWORD_VALIDATORS = [
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_FAILURE_VIEW = "registry.web.views.errors.csrf_failure"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("MODELYARD_HTTPS", default=False)
 
 # --- What a browser may do with our pages -----------------------------------------------------
@@ -197,6 +202,8 @@ JOB_LEASE_SECONDS = env_int("MODELYARD_JOB_LEASE_SECONDS", default=15, low=3, hi
 JOB_MAX_ATTEMPTS = env_int("MODELYARD_JOB_MAX_ATTEMPTS", default=5, low=1, high=100)
 JOB_MAX_QUEUED = env_int("MODELYARD_JOB_MAX_QUEUED", default=100, low=1, high=100_000)
 JOB_THREADS = env_int("MODELYARD_JOB_THREADS", default=0, low=0, high=1024)
+JOB_MAX_SECONDS = env_int("MODELYARD_JOB_MAX_SECONDS", default=86400, low=1, high=30 * 86400)
+JOB_MAX_MEMORY_BYTES = env_int("MODELYARD_JOB_MAX_MEMORY_BYTES", default=0, low=0, high=1 << 50)
 
 # --- The REST API -----------------------------------------------------------------------------
 REST_FRAMEWORK = {

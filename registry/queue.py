@@ -1,0 +1,128 @@
+"""The broker: wakes workers and tells listeners what a job says; nobody else touches it.
+
+Whatever is sent here may be lost. The job's row is the truth, workers look at it now and then by
+themselves, and pages read it before they listen; so a broker that is down never fails a caller.
+"""
+
+import functools
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from celery import Celery
+from django.conf import settings
+from kombu.exceptions import OperationalError
+
+RUN_JOB = "workers.run_job"
+DEFAULT_QUEUE = "default"
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 1.0
+# After a failure nobody waits for the broker again for so long.
+_REST_SECONDS = 3.0
+
+
+class _Patience:
+    """Remembers that the broker just failed, so that not every caller waits for a timeout."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._resting_until = 0.0
+
+    @property
+    def resting(self) -> bool:
+        return time.monotonic() < self._resting_until
+
+    def failed(self, what: str, error: Exception) -> None:
+        with self._lock:
+            self._resting_until = time.monotonic() + _REST_SECONDS
+        logger.warning("The broker did not take %s: %s", what, error)
+
+
+_patience = _Patience()
+
+
+def broker_url(redis_url: str) -> str:
+    """Say a redis-py address in Celery's words: a Unix socket is `redis+socket://` there."""
+    url = urlsplit(redis_url)
+    if url.scheme != "unix":
+        return redis_url
+    database = parse_qs(url.query).get("db", ["0"])[-1]
+    login = f"{url.username or ''}:{url.password}@" if url.password else ""
+    return f"redis+socket://{login}{url.path}?virtual_host={database}"
+
+
+def wake(queue: str, job_id: object) -> bool:
+    """Tell the workers of `queue` that a job waits; give whether the broker took it."""
+    if _patience.resting:
+        return False
+    try:
+        _sender(settings.REDIS_URL).send_task(
+            RUN_JOB, args=[str(job_id)], queue=queue, expires=600, ignore_result=True
+        )
+    except (OperationalError, redis.RedisError, OSError) as error:
+        _patience.failed(f"the wake-up for job {job_id}", error)
+        return False
+    return True
+
+
+def job_channel(job_id: object) -> str:
+    """Name the pub/sub channel on which a job is heard."""
+    return f"modelyard:job:{job_id}"
+
+
+def publish(job_id: object, events: Sequence[Mapping[str, Any]]) -> None:
+    """Tell those who listen to a job what it just said."""
+    if _patience.resting or not events:
+        return
+    channel = job_channel(job_id)
+    try:
+        with _client(settings.REDIS_URL).pipeline(transaction=False) as pipeline:
+            for event in events:
+                pipeline.publish(channel, json.dumps(event))
+            pipeline.execute()
+    except (redis.RedisError, OSError) as error:
+        _patience.failed(f"events of job {job_id}", error)
+
+
+@functools.cache
+def _sender(redis_url: str) -> Celery:
+    """Make a sender of its own: the web process never loads the workers' tasks."""
+    sender = Celery("modelyard-sender", set_as_current=False)
+    sender.conf.update(
+        broker_url=broker_url(redis_url),
+        broker_connection_timeout=_TIMEOUT_SECONDS,
+        broker_transport_options={
+            "socket_timeout": _TIMEOUT_SECONDS,
+            "socket_connect_timeout": _TIMEOUT_SECONDS,
+            # A pooled connection may have died with an earlier broker: one more try, at once.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0,
+            "interval_max": 0,
+        },
+        task_publish_retry=True,
+        task_publish_retry_policy={
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0,
+            "interval_max": 0,
+        },
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+    )
+    return sender
+
+
+@functools.cache
+def _client(redis_url: str) -> redis.Redis:
+    return redis.Redis.from_url(
+        redis_url, socket_timeout=_TIMEOUT_SECONDS, socket_connect_timeout=_TIMEOUT_SECONDS
+    )

@@ -1,0 +1,606 @@
+"""Jobs as people and workers move them; the only place where a job's state changes.
+
+A worker holds a job by its fence, a number that grows with every attempt: each of its writes names
+the fence and is refused once somebody else has taken the job over.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from registry import queue
+from registry.authenticate import Visit, actor_for_user
+from registry.errors import (
+    Conflict,
+    Denied,
+    FieldError,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+    RegistryError,
+)
+from registry.models import (
+    Actor,
+    Attempt,
+    Job,
+    JobEvent,
+    JobState,
+    Kind,
+    Namespace,
+    Repository,
+    User,
+    Version,
+)
+from registry.permissions import require, require_scope
+from registry.recipes import Recipe, parse_recipe, parse_reference
+from registry.services.audit import record_event
+from registry.services.catalog import check_name, find_repository, find_version
+from registry.services.namespaces import find_namespace
+from registry.services.results import Outcome, keep_outcome
+from registry.services.versions import require_runnable
+from registry.services.workers import gpu_offered
+
+# What one job may leave in the database while it runs; further metrics and lines are dropped.
+MAX_EVENTS = 20_000
+_SWEEP = 100
+
+
+class LeaseLost(Conflict):
+    """The job belongs to somebody else by now; whoever hears this stops without a word."""
+
+    code = "lease_lost"
+
+
+class Message(NamedTuple):
+    """Something a running job says: `progress`, `metric` or `log`, and its fields."""
+
+    type: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's hold on a job for one attempt."""
+
+    job_id: uuid.UUID
+    fence: int
+    worker: str
+    queue: str
+    recipe: Recipe
+    events_count: int
+
+    @property
+    def kind(self) -> str:
+        return self.recipe.kind
+
+
+# --- What people ask for -------------------------------------------------------------------------
+
+
+def find_job(actor: Actor, job_id: str | uuid.UUID) -> Job:
+    """Find a job the actor may see.
+
+    Raises:
+        NotFound: there is none with that id.
+
+    """
+    try:
+        key = uuid.UUID(str(job_id))
+    except ValueError:
+        key = uuid.UUID(int=0)
+    found = Job.objects.visible_to(actor).with_names().filter(pk=key).first()
+    if found is None:
+        raise NotFound(f"There is no job {job_id} that you may see.", code="job_not_found")
+    return found
+
+
+def submit_job(*, actor: Actor, recipe: object) -> Job:
+    """Queue a recipe; references to versions are made exact, so the job reads what is there now.
+
+    Raises:
+        Invalid: the recipe has unknown, missing or wrong fields, or an input that cannot be run.
+        NotFound: an input does not exist for the actor.
+        Denied: the actor may not write where the result goes.
+        Conflict: an input is not ready, or the recipe asks for a GPU that nobody offers.
+        QuotaExceeded: the actor has as many jobs waiting as one may have.
+
+    """
+    require_scope(actor, "jobs")
+    asked = parse_recipe(recipe)
+    inputs = {
+        role: _find_input(actor, role, reference) for role, reference in asked.references().items()
+    }
+    namespace = _require_place(actor, asked, inputs)
+    exact = asked.resolved({role: version.ref for role, version in inputs.items()})
+    with transaction.atomic():
+        _require_room(actor)
+        _keep_inputs(inputs)
+        job = Job.objects.create(
+            kind=exact.kind,
+            recipe=exact.to_json(),
+            namespace=namespace,
+            queue=_choose_queue(exact),
+            max_attempts=settings.JOB_MAX_ATTEMPTS,
+            created_by_id=actor.user_id,
+        )
+        job.inputs.set(inputs.values())
+        record_event(
+            actor, "job.submit", namespace=namespace, target=str(job.pk), recipe=job.recipe
+        )
+        _tell_state(job)
+        _wake_later(job)
+    return job
+
+
+def _find_input(actor: Actor, role: str, text: str) -> Version:
+    reference = parse_reference(text)
+    try:
+        repository = find_repository(actor, Kind(role), reference.namespace, reference.name)
+        version = find_version(actor, repository, reference.version)
+        if repository.kind == Kind.MODEL:
+            require_runnable(version)
+        elif not version.is_usable or not version.files_count:
+            reason = version.state_reason or "it has no files that a job could read."
+            raise Conflict(f"{version.ref} cannot be read: {reason}", code="version_not_ready")
+    except RegistryError as error:
+        # The same refusal, and the field of the recipe that it is about.
+        problem = FieldError(role, error.reason, error.detail)
+        raise type(error)(error.detail, code=error.reason, errors=[problem]) from error
+    return version
+
+
+def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) -> Namespace:
+    """Check now that the result can be written later, and give the namespace it goes to."""
+    if recipe.kind not in {"train", "infer"}:
+        repository = inputs["model"].repository
+        require(actor, "write", repository)
+        return repository.namespace
+    reference = parse_reference(recipe.output)
+    kind = Kind.MODEL if recipe.produces == "model" else Kind.DATASET
+    try:
+        repository = find_repository(actor, kind, reference.namespace, reference.name)
+    except NotFound:
+        namespace = find_namespace(actor, reference.namespace)
+        require(actor, "write", namespace)
+        check_name(reference.name)
+        return namespace
+    require(actor, "write", repository)
+    return repository.namespace
+
+
+def _choose_queue(recipe: Recipe) -> str:
+    offered = gpu_offered()
+    if recipe.device == "gpu" and not offered:
+        raise Conflict(
+            "No worker offers a GPU right now; choose the device auto or cpu, or start a worker "
+            "on a machine that has one.",
+            code="no_gpu",
+            errors=[FieldError("device", "no_gpu", "No worker offers a GPU right now.")],
+        )
+    return recipe.queue(gpu_offered=offered)
+
+
+def _require_room(actor: Actor) -> None:
+    """Hold the actor's row, so that two submissions at once cannot both take the last place."""
+    assert actor.user_id is not None  # `require_scope` refuses the anonymous
+    User.objects.select_for_update(no_key=True).get(pk=actor.user_id)
+    waiting = Job.objects.filter(created_by_id=actor.user_id, state=JobState.QUEUED).count()
+    if waiting >= settings.JOB_MAX_QUEUED:
+        raise QuotaExceeded(
+            f"You have {waiting} jobs waiting, as many as one may have; wait for some to start, "
+            "or cancel some."
+        )
+
+
+def _keep_inputs(inputs: Mapping[str, Version]) -> None:
+    """Hold the inputs' repositories until the job is written: deleting looks for such jobs."""
+    ids = {version.repository_id for version in inputs.values()}
+    held = Repository.objects.select_for_update(no_key=True).filter(pk__in=ids, deleted_at=None)
+    found = {repository.pk for repository in held.order_by("pk")}
+    live = Version.objects.live().filter(pk__in=[version.pk for version in inputs.values()])
+    if found != ids or live.count() != len(set(inputs.values())):
+        raise NotFound("An input of the job was deleted just now.", code="version_not_found")
+
+
+def cancel_job(*, actor: Actor, job: Job) -> Job:
+    """Cancel a job: at once while it waits; a running one is stopped by its worker in a moment.
+
+    Raises:
+        Conflict: it has ended already, otherwise than by being cancelled.
+
+    """
+    _require_hold(actor, job)
+    with transaction.atomic():
+        row = _locked(job)
+        if row.state == JobState.CANCELLED:
+            return row
+        if row.is_finished:
+            raise Conflict(f"The job has {row.state} already.", code="job_finished")
+        if row.state == JobState.QUEUED:
+            _end(row, JobState.CANCELLED)
+        elif row.cancel_requested_at is None:
+            row.cancel_requested_at = timezone.now()
+            row.save(update_fields=["cancel_requested_at"])
+            _tell(row, "log", {"message": f"{actor.username} asked to cancel.", "level": "info"})
+        record_event(actor, "job.cancel", namespace=row.namespace, target=str(row.pk))
+    return row
+
+
+def resume_job(*, actor: Actor, job: Job) -> Job:
+    """Queue a failed or cancelled job once more; training goes on from its last checkpoint.
+
+    Raises:
+        Conflict: it is still going, or has succeeded.
+
+    """
+    _require_hold(actor, job)
+    recipe = parse_recipe(job.recipe)
+    inputs = inputs_of(job, recipe, actor)
+    _require_place(actor, recipe, inputs)
+    with transaction.atomic():
+        _require_room(actor)
+        _keep_inputs(inputs)
+        row = _locked(job)
+        if row.state not in {JobState.FAILED, JobState.CANCELLED}:
+            raise Conflict(
+                f"The job is {row.state}; only a failed or cancelled one can be resumed.",
+                code="job_not_resumable",
+            )
+        row.state = JobState.QUEUED
+        row.queue = _choose_queue(recipe)
+        row.max_attempts = row.attempts_count + settings.JOB_MAX_ATTEMPTS
+        row.cancel_requested_at = row.finished_at = None
+        row.error_code = row.error_detail = ""
+        row.save()
+        record_event(actor, "job.resume", namespace=row.namespace, target=str(row.pk))
+        _tell_state(row)
+        _wake_later(row)
+    return row
+
+
+def _require_hold(actor: Actor, job: Job) -> None:
+    """Let the person who submitted a job move it, and whoever may write in its namespace."""
+    require_scope(actor, "jobs")
+    if job.created_by_id != actor.user_id:
+        require(actor, "write", job.namespace)
+
+
+def inputs_of(job: Job, recipe: Recipe, actor: Actor) -> dict[str, Version]:
+    """Find a job's inputs by their role; the rows it was submitted with, under whatever name.
+
+    Raises:
+        NotFound: the actor may no longer see one of them.
+
+    """
+    rows = list(
+        Version.objects.visible_to(actor)
+        .filter(read_by_jobs=job)
+        .select_related("repository__namespace", "revision")
+    )
+    found = {}
+    for role, text in recipe.references().items():
+        number = int(parse_reference(text).selector)
+        same = [row for row in rows if row.number == number and row.repository.kind == role]
+        named = [row for row in same if row.ref.lower() == text.lower()] or same
+        if not named:
+            raise NotFound(
+                f"{text} cannot be read any more by {actor.username}, who submitted the job.",
+                code="version_not_found",
+            )
+        found[role] = named[0]
+    return found
+
+
+# --- What workers do -----------------------------------------------------------------------------
+
+
+def claim_job(
+    *, worker: str, queues: Sequence[str], devices: Mapping[str, str] | None = None
+) -> Claim | None:
+    """Take the first job waiting in `queues`, the most urgent and then the oldest, for a lease.
+
+    `devices` says, for each queue, what the attempt would run on.
+    """
+    with transaction.atomic():
+        waiting = Job.objects.select_for_update(skip_locked=True, of=("self",)).filter(
+            state=JobState.QUEUED, queue__in=list(queues)
+        )
+        job = waiting.order_by("-priority", "created_at", "pk").first()
+        if job is None:
+            return None
+        try:
+            recipe = parse_recipe(job.recipe)
+        except Invalid as error:
+            # Queued by another release; it must not stand in the way of those behind it.
+            _fail(job, "unknown_recipe", f"{error.detail} Submit the job again.")
+            return None
+        job.state = JobState.RUNNING
+        job.fence += 1
+        job.attempts_count += 1
+        job.worker = worker
+        job.started_at = job.started_at or timezone.now()
+        job.lease_expires_at = _lease_end()
+        job.save()
+        Attempt.objects.create(
+            job=job,
+            fence=job.fence,
+            worker=worker,
+            device=(devices or {}).get(job.queue, job.queue)[:100],
+        )
+        _tell_state(job, attempt=job.attempts_count)
+        return Claim(
+            job_id=job.pk,
+            fence=job.fence,
+            worker=worker,
+            queue=job.queue,
+            recipe=recipe,
+            events_count=job.events.count(),
+        )
+
+
+def renew_lease(claim: Claim) -> bool:
+    """Hold the job for another lease; give whether somebody asked to cancel it.
+
+    Raises:
+        LeaseLost: the job belongs to another attempt, or has ended.
+
+    """
+    held = Job.objects.filter(pk=claim.job_id, fence=claim.fence, state=JobState.RUNNING)
+    if not held.update(lease_expires_at=_lease_end()):
+        raise _lost(claim)
+    return is_cancel_requested(claim)
+
+
+def is_cancel_requested(claim: Claim) -> bool:
+    return Job.objects.filter(pk=claim.job_id).exclude(cancel_requested_at=None).exists()
+
+
+def find_inputs(claim: Claim) -> dict[str, Version]:
+    """Find what the job reads, as far as the person who submitted it may still see it."""
+    job = Job.objects.select_related("created_by").get(pk=claim.job_id)
+    inputs = inputs_of(job, claim.recipe, _creator(job))
+    for role, version in inputs.items():
+        if role == Kind.MODEL:
+            require_runnable(version)
+    return inputs
+
+
+def record_events(claim: Claim, messages: Sequence[Message]) -> None:
+    """Keep what a job said, and tell those who listen; of progress only the last word stays.
+
+    Raises:
+        LeaseLost: the job belongs to another attempt, or has ended.
+
+    """
+    with transaction.atomic():
+        job = _held(claim)
+        said = [message for message in messages if message.type == "progress"][-1:]
+        if said:
+            job.progress = dict(said[0].data)
+            job.save(update_fields=["progress"])
+        said += [message for message in messages if message.type != "progress"]
+        _tell_all(job, said)
+
+
+def finish_job(claim: Claim, outcome: Outcome) -> Version:
+    """Turn what a job made into rows and end it as succeeded, all in one transaction.
+
+    Raises:
+        LeaseLost: the job belongs to another attempt; nothing was written.
+        RegistryError: the result is refused (a malformed file, a right that is gone).
+
+    """
+    with transaction.atomic():
+        job = Job.objects.select_for_update(of=("self",)).get(pk=claim.job_id)
+        if job.fence == claim.fence and job.state == JobState.SUCCEEDED and job.result:
+            return job.result  # the answer to the first try was lost on its way
+        job = _held(claim)
+        creator = _creator(job)
+        version = keep_outcome(
+            actor=creator,
+            job=job,
+            recipe=claim.recipe,
+            inputs=inputs_of(job, claim.recipe, creator),
+            outcome=outcome,
+        )
+        job.result = version
+        job.report = dict(outcome.report)
+        _end_attempt(job, "succeeded")
+        _end(job, JobState.SUCCEEDED)
+        record_event(
+            creator,
+            "job.succeed",
+            namespace=job.namespace,
+            target=str(job.pk),
+            result=version.ref,
+        )
+    return version
+
+
+def fail_job(claim: Claim, *, code: str, detail: str, retryable: bool = False) -> JobState:
+    """End an attempt that went wrong; a retryable one goes back to the queue a few times.
+
+    Give the state that the job has now: a job that somebody cancelled ends as cancelled.
+    """
+    with transaction.atomic():
+        job = _held(claim)
+        _end_attempt(job, "failed", f"{code}: {detail}")
+        if job.cancel_requested_at is not None:
+            _end(job, JobState.CANCELLED)
+        elif retryable and job.attempts_count < job.max_attempts:
+            _tell(job, "log", {"message": f"{detail} Trying again.", "level": "error"})
+            _put_back(job)
+        else:
+            _fail(job, code, detail)
+        return JobState(job.state)
+
+
+def confirm_cancel(claim: Claim) -> None:
+    """End a job as cancelled after its worker stopped it."""
+    with transaction.atomic():
+        job = _held(claim)
+        _end_attempt(job, "cancelled")
+        _end(job, JobState.CANCELLED)
+
+
+def release_job(claim: Claim) -> None:
+    """Put a job back because its worker goes away; the attempt does not count against it."""
+    with transaction.atomic():
+        job = _held(claim)
+        job.max_attempts += 1
+        _end_attempt(job, "released")
+        if job.cancel_requested_at is not None:
+            _end(job, JobState.CANCELLED)
+            return
+        _put_back(job)
+        _wake_later(job)
+
+
+def requeue_expired() -> int:
+    """Put jobs whose worker fell silent back into the queue; give how many there were."""
+    with transaction.atomic():
+        rows = list(
+            Job.objects.select_for_update(skip_locked=True, of=("self",)).filter(
+                state=JobState.RUNNING, lease_expires_at__lt=Now()
+            )[:_SWEEP]
+        )
+        for job in rows:
+            _end_attempt(job, "lost", f"{job.worker} was not heard for a whole lease")
+            if job.cancel_requested_at is not None:
+                _end(job, JobState.CANCELLED)
+            elif job.attempts_count >= job.max_attempts:
+                _fail(
+                    job,
+                    "worker_lost",
+                    f"The worker died in each of {job.attempts_count} attempts, so the job itself "
+                    "is the likely cause (memory, most often); make it smaller and resume it.",
+                )
+            else:
+                _tell(job, "log", {"message": "The worker fell silent.", "level": "error"})
+                _put_back(job)
+                _wake_later(job)
+    return len(rows)
+
+
+def leave_gpu_queue() -> int:
+    """Move jobs that may run anywhere out of a GPU queue that no worker serves any more."""
+    if gpu_offered():
+        return 0
+    with transaction.atomic():
+        rows = list(
+            Job.objects.select_for_update(skip_locked=True, of=("self",)).filter(
+                state=JobState.QUEUED, queue="gpu", recipe__device="auto"
+            )[:_SWEEP]
+        )
+        for job in rows:
+            job.queue = "cpu"
+            job.save(update_fields=["queue"])
+            _wake_later(job)
+    return len(rows)
+
+
+# --- Moving one row ------------------------------------------------------------------------------
+
+
+def _lease_end() -> Any:
+    """Give the end of a lease by the database's clock, the one that all workers share."""
+    return Now() + timedelta(seconds=settings.JOB_LEASE_SECONDS)
+
+
+def _locked(job: Job) -> Job:
+    return Job.objects.select_for_update(of=("self",)).select_related("namespace").get(pk=job.pk)
+
+
+def _held(claim: Claim) -> Job:
+    """Lock the job's row, if the claim still holds it."""
+    job = (
+        Job.objects.select_for_update(of=("self",))
+        .select_related("namespace", "created_by")
+        .filter(pk=claim.job_id, fence=claim.fence, state=JobState.RUNNING)
+        .first()
+    )
+    if job is None:
+        raise _lost(claim)
+    return job
+
+
+def _lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(f"Attempt {claim.fence} no longer holds the job {claim.job_id}.")
+
+
+def _creator(job: Job) -> Actor:
+    if job.created_by is None or not job.created_by.is_active:
+        raise Denied("The person who submitted the job is gone, and their rights with them.")
+    return actor_for_user(job.created_by, Visit(door="worker", request_id=str(job.pk)))
+
+
+def _put_back(job: Job) -> None:
+    job.state = JobState.QUEUED
+    job.worker = ""
+    job.lease_expires_at = None
+    job.save()
+    _tell_state(job)
+
+
+def _fail(job: Job, code: str, detail: str) -> None:
+    job.error_code = code[:64]
+    job.error_detail = detail[:4000]
+    _end(job, JobState.FAILED)
+
+
+def _end(job: Job, state: JobState) -> None:
+    job.state = state
+    job.finished_at = timezone.now()
+    job.lease_expires_at = None
+    job.save()
+    JobEvent.objects.filter(job=job, type="progress").delete()
+    _tell_state(job)
+
+
+def _end_attempt(job: Job, outcome: str, detail: str = "") -> None:
+    Attempt.objects.filter(job=job, fence=job.fence, ended_at=None).update(
+        ended_at=timezone.now(), outcome=outcome, detail=detail[:4000]
+    )
+
+
+# --- Saying so -----------------------------------------------------------------------------------
+
+
+def _tell_state(job: Job, **facts: Any) -> None:
+    data: dict[str, Any] = {"state": str(job.state), **facts}
+    if job.error_code:
+        data["error"] = {"code": job.error_code, "detail": job.error_detail}
+    if job.result is not None:
+        repository = job.result.repository
+        data["result"] = {
+            "namespace": repository.namespace.slug,
+            "name": repository.name,
+            "number": job.result.number,
+        }
+    _tell(job, "state", data)
+
+
+def _tell(job: Job, type_name: str, data: Mapping[str, Any]) -> None:
+    _tell_all(job, [Message(type_name, data)])
+
+
+def _tell_all(job: Job, messages: Sequence[Message]) -> None:
+    rows = JobEvent.objects.bulk_create(
+        JobEvent(job=job, type=message.type, data=dict(message.data)) for message in messages
+    )
+    events = [
+        {"id": row.pk, "type": row.type, "data": row.data, "at": row.at.isoformat()} for row in rows
+    ]
+    transaction.on_commit(partial(queue.publish, job.pk, events))
+
+
+def _wake_later(job: Job) -> None:
+    transaction.on_commit(partial(queue.wake, job.queue, job.pk))

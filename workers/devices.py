@@ -1,0 +1,54 @@
+"""What this machine offers to jobs; asked of a process that ends again, never of this one.
+
+A process that has touched CUDA can neither fork safely nor give its memory on the device back.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_PROBE = """
+import json, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+found = [torch.cuda.get_device_properties(index) for index in range(count)]
+print(json.dumps([{"name": one.name, "memory_bytes": one.total_memory} for one in found]))
+"""
+_PROBE_SECONDS = 120
+
+
+def probe_devices() -> list[dict[str, Any]]:
+    """List the CPU and every GPU that PyTorch can use."""
+    cpu = {"kind": "cpu", "name": _cpu_name(), "threads": usable_cores()}
+    gpus = [{"kind": "gpu", "index": index, **gpu} for index, gpu in enumerate(_probe_gpus())]
+    return [cpu, *gpus]
+
+
+def usable_cores() -> int:
+    """Count the cores this process may run on, which a container limits."""
+    return len(os.sched_getaffinity(0))
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def _probe_gpus() -> list[dict[str, Any]]:
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+        return []
+    try:
+        answer = subprocess.run(  # noqa: S603 - our own interpreter and program
+            [sys.executable, "-I", "-c", _PROBE],
+            capture_output=True,
+            check=True,
+            timeout=_PROBE_SECONDS,
+        )
+        found = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+    return found if isinstance(found, list) else []

@@ -1,0 +1,98 @@
+"""A job's folder on this machine: laid out for an attempt, kept between attempts, cleaned up.
+
+    jobs/{id}/checkpoints/     outlives an attempt, and the job itself until it is pruned
+    jobs/{id}/attempt-{fence}/ job.json, inputs/, out/, tmp/: where the process works
+
+Each attempt has a folder of its own, so that a worker that was only paused cannot write into the
+files of its successor. Checkpoints do not follow a job to another machine: it starts over there.
+"""
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from registry.models import Artifact, Job, Version
+from registry.storage import Storage
+
+# Inputs up to this size are copied. A hard link would be the stored blob itself, and the process,
+# which runs as the same user, could make it writable. Beyond, a copy costs too much time and disk;
+# the link is read-only.
+COPY_BYTES = 256 * 1024 * 1024
+KEEP_SECONDS = 7 * 24 * 3600
+
+
+def jobs_folder() -> Path:
+    return Path(settings.HOME_DIR) / "jobs"
+
+
+class JobFolder:
+    """The folder of one attempt at a job."""
+
+    def __init__(self, job_id: uuid.UUID, fence: int) -> None:
+        self.root = jobs_folder() / str(job_id)
+        self.path = self.root / f"attempt-{fence}"
+        self.out = self.path / "out"
+        self.checkpoints = self.root / "checkpoints"
+
+    def make(self) -> None:
+        """Make the folder afresh; what earlier attempts left, but checkpoints, goes."""
+        for old in self.root.glob("attempt-*"):
+            shutil.rmtree(old)
+        for new in (self.path, self.out, self.path / "tmp", self.checkpoints):
+            new.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def lay_out(
+        self,
+        inputs: Mapping[str, Version],
+        storage: Storage,
+        go_on: Callable[[], None],
+    ) -> None:
+        """Put each input's files below inputs/{role}; `go_on` raises when it is time to stop."""
+        for role, version in inputs.items():
+            folder = self.path / "inputs" / role
+            folder.mkdir(parents=True)
+            artifacts = Artifact.objects.filter(revision=version.revision_id)
+            for path, sha256 in artifacts.values_list("path", "blob__sha256"):
+                go_on()
+                _place(storage, sha256, folder / path)
+
+    def write_job(self, described: Mapping[str, Any]) -> Path:
+        path = self.path / "job.json"
+        path.write_text(json.dumps(described, indent=2), encoding="utf-8")
+        return path
+
+    def clean(self, *, keep_checkpoints: bool) -> None:
+        """Remove the attempt; with nothing worth keeping, the job's whole folder."""
+        kept = keep_checkpoints and self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        shutil.rmtree(self.path if kept else self.root, ignore_errors=True)
+
+
+def _place(storage: Storage, sha256: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    storage.materialise(sha256, target)
+    found = target.stat()
+    if found.st_nlink > 1 and found.st_size <= COPY_BYTES:
+        copy = target.with_name(f".{uuid.uuid4().hex}")
+        shutil.copyfile(target, copy)
+        copy.chmod(0o444)
+        copy.replace(target)
+
+
+def prune_folders() -> int:
+    """Remove folders of jobs that ended long ago, or that nobody knows; give how many."""
+    removed = 0
+    limit = time.time() - KEEP_SECONDS
+    for folder in jobs_folder().glob("*"):
+        with suppress(ValueError, FileNotFoundError):
+            job = Job.objects.filter(pk=uuid.UUID(folder.name)).first()
+            if (job is None or job.is_finished) and folder.stat().st_mtime < limit:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+    return removed

@@ -1,0 +1,228 @@
+"""What a job's process says and leaves behind, checked before anything believes it.
+
+The process has opened files that strangers uploaded, so its words are input like any other.
+"""
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.errors import Invalid
+from registry.models import Version
+from registry.services.jobs import Message
+from registry.services.versions import MAX_FILES, EvaluationSpec
+from workers.ml.report import FILE_NAME as REPORT_NAME
+
+MAX_LINE_BYTES = 64 * 1024
+_MAX_REPORT_BYTES = 4 * 1024 * 1024
+_MAX_TEXT = 4000
+_MAX_METRICS = 1000
+_MAX_DEPTH = 20
+_BLOCK_BYTES = 4 * 1024 * 1024
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_FOLDERS = re.compile(r"(?<![\w/:.~-])/(?:[^\s/'\"`:,;()<>|]+/)+")
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """The reason a job gives for failing."""
+
+    code: str
+    detail: str
+
+
+def clean_text(text: object, *, longest: int = _MAX_TEXT) -> str:
+    """Take out what a database or a terminal would trip over, and the folders of this machine."""
+    plain = str(text).encode("utf-8", "replace").decode()
+    return _FOLDERS.sub("", _CONTROL.sub("", plain))[:longest]
+
+
+# --- Lines while it runs --------------------------------------------------------------------------
+
+
+def read_line(line: bytes) -> Message | Complaint | None:
+    """Read one line of a job's standard output; what is no event of ours is nothing."""
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    reader = _READERS.get(str(said.get("event")))
+    return reader(said) if reader else None
+
+
+def _checkpoint(said: Mapping[str, Any]) -> Message:
+    step = _whole(said.get("step"))
+    text = f"Wrote a checkpoint at step {step}."
+    return Message("log", {"message": text, "level": "info", "checkpoint": step})
+
+
+def _log(said: Mapping[str, Any]) -> Message:
+    return Message("log", {"message": clean_text(said.get("message", "")), "level": "info"})
+
+
+def _error(said: Mapping[str, Any]) -> Complaint:
+    return Complaint(
+        re.sub(r"[^a-z0-9_]", "", str(said.get("code", "")))[:64] or "failed",
+        clean_text(said.get("detail", "")) or "The job gave no reason.",
+    )
+
+
+def _progress(said: Mapping[str, Any]) -> Message:
+    total = _whole(said.get("total"))
+    return Message(
+        "progress",
+        {
+            "done": min(_whole(said.get("done")), total),
+            "total": total,
+            "unit": clean_text(said.get("unit", ""), longest=40),
+            "step": clean_text(said.get("step", ""), longest=200),
+        },
+    )
+
+
+def _metric(said: Mapping[str, Any]) -> Message | None:
+    value = _number(said.get("value"))
+    if value is None:
+        return None
+    name = clean_text(said.get("name", ""), longest=64)
+    return Message("metric", {"name": name, "value": value, "step": _whole(said.get("step"))})
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], Message | Complaint | None]] = {
+    "progress": _progress,
+    "metric": _metric,
+    "checkpoint": _checkpoint,
+    "log": _log,
+    "error": _error,
+}
+
+
+def _whole(value: object) -> int:
+    return min(max(value, 0), 2**53) if isinstance(value, int) else 0
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+# --- What it leaves behind ------------------------------------------------------------------------
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    """Read report.json as plain, bounded JSON.
+
+    Raises:
+        Invalid: it is missing, too large, or no JSON object.
+
+    """
+    path = out / REPORT_NAME
+    try:
+        with _open_plain(path) as file:
+            raw = file.read(_MAX_REPORT_BYTES + 1)
+    except OSError as error:
+        raise Invalid("The job left no report.", code="no_report") from error
+    if len(raw) > _MAX_REPORT_BYTES:
+        raise Invalid("The job's report is too large.", code="bad_report")
+    try:
+        report = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Invalid("The job's report is not JSON.", code="bad_report") from error
+    if not isinstance(report, dict):
+        raise Invalid("The job's report is not a JSON object.", code="bad_report")
+    plain = _plain(report, _MAX_DEPTH)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def evaluations_of(
+    report: Mapping[str, Any], inputs: Mapping[str, Version]
+) -> list[EvaluationSpec]:
+    """Give the measured numbers of a report, with the dataset version that each rests on."""
+    datasets = {version.ref: version for version in inputs.values()}
+    metrics = report.get("metrics")
+    found = []
+    for metric in (metrics if isinstance(metrics, list) else [])[:_MAX_METRICS]:
+        value = _number(metric.get("value")) if isinstance(metric, dict) else None
+        if value is None or not metric.get("metric"):
+            continue
+        details = metric.get("details")
+        count = metric.get("n")
+        found.append(
+            EvaluationSpec(
+                metric=str(metric["metric"])[:64],
+                value=value,
+                unit=str(metric.get("unit") or "")[:32],
+                split=str(metric.get("split") or "")[:64],
+                n=_whole(count) if isinstance(count, int) else None,
+                low=_number(metric.get("low")),
+                high=_number(metric.get("high")),
+                device=str(metric.get("device") or "")[:100],
+                details=details if isinstance(details, dict) else {},
+                dataset=datasets.get(str(metric.get("dataset"))),
+            )
+        )
+    return found
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Copy parsed JSON without what Postgres refuses: NUL, lone surrogates, NaN; bounded deep."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict | list) and depth == 0:
+        return None
+    if isinstance(value, dict):
+        return {_plain(name, depth): _plain(inner, depth - 1) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner, depth - 1) for inner in value]
+    return value
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """Give the files below `folder` by their relative path.
+
+    Raises:
+        Invalid: something there is no ordinary file, or there are too many.
+
+    """
+    found: dict[str, Path] = {}
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(parent) / name
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                continue
+            relative = path.relative_to(folder).as_posix()
+            if not stat.S_ISREG(mode):
+                raise Invalid(f"The job left {relative!r}, which is no ordinary file.")
+            found[relative] = path
+            if len(found) > MAX_FILES:
+                raise Invalid(f"The job left more than {MAX_FILES} files.", code="too_many_files")
+    return found
+
+
+def blocks_of(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes, never through a link."""
+    with _open_plain(path) as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
+
+
+def _open_plain(path: Path) -> Any:
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")

@@ -1,0 +1,433 @@
+"""One job, run by this worker: held by a lease, worked on by a process of its own, registered."""
+
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import InterfaceError, OperationalError, close_old_connections
+
+from registry.errors import Invalid, RegistryError, Unavailable
+from registry.models import Version
+from registry.services import jobs
+from registry.services.blobs import inspect_blob, record_blob
+from registry.services.jobs import Claim, LeaseLost, Message
+from registry.services.results import Outcome
+from registry.storage import default_storage
+from workers import report, sandbox
+from workers.folder import JobFolder
+
+logger = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.2
+_FLUSH_SECONDS = 0.5
+# How long a process may take to write a checkpoint after SIGTERM.
+GRACE_SECONDS = 15.0
+_DATABASE_PATIENCE_SECONDS = 120.0
+_STDERR_BYTES = 32 * 1024
+_READ_BYTES = 64 * 1024
+_MAX_PENDING = 2000
+_INTERRUPTED = 128 + signal.SIGTERM
+_REFUSED = 2
+
+_Result = TypeVar("_Result")
+
+
+class Ending(Enum):
+    """Why the watch over a process ended."""
+
+    EXITED = "exited"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+    TIMED_OUT = "timed_out"
+
+
+class _Stopped(Exception):  # noqa: N818 - no error: the worker goes away
+    """The worker shuts down; the job goes back to the queue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a job may use of this machine."""
+
+    threads: int
+    gpu: int | None = None
+
+
+def run_claimed(claim: Claim, *, place: Place, stopping: threading.Event) -> bool:
+    """Work on a claimed job to some end; give whether it makes sense to claim the next at once."""
+    lease = Lease(claim)
+    lease.start()
+    try:
+        return _Attempt(claim, place, lease, stopping).run()
+    except LeaseLost:
+        logger.warning("Job %s was taken over by another attempt", claim.job_id)
+        return True
+    except DatabaseError:
+        # The lease runs out by itself, and the job goes on elsewhere or here.
+        logger.exception("Job %s could not be brought to an end", claim.job_id)
+        return False
+    finally:
+        lease.stop()
+        close_old_connections()
+
+
+class Lease(threading.Thread):
+    """Keeps a claim alive while everything else is busy, and hears of cancellation."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(name=f"lease-{claim.job_id}", daemon=True)
+        self.claim = claim
+        self.lost = threading.Event()
+        self.cancelled = threading.Event()
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        every = settings.JOB_LEASE_SECONDS / 3
+        renewed = time.monotonic()
+        while not self._over.wait(min(1.0, every)):
+            try:
+                if time.monotonic() - renewed >= every:
+                    cancelled = jobs.renew_lease(self.claim)
+                    renewed = time.monotonic()
+                else:
+                    cancelled = jobs.is_cancel_requested(self.claim)
+                if cancelled:
+                    self.cancelled.set()
+            except LeaseLost:
+                self.lost.set()
+                return
+            except DatabaseError as error:
+                # Only the database can say that the job is lost: go on, the fence protects it.
+                logger.warning("The lease of job %s was not renewed: %s", self.claim.job_id, error)
+            finally:
+                close_old_connections()
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+class _Attempt:
+    """One attempt at one job."""
+
+    def __init__(self, claim: Claim, place: Place, lease: Lease, stopping: threading.Event) -> None:
+        self.claim = claim
+        self.place = place
+        self.lease = lease
+        self.stopping = stopping
+        self.folder = JobFolder(claim.job_id, claim.fence)
+
+    def run(self) -> bool:
+        try:
+            ended_well = self._work()
+        except LeaseLost:
+            raise
+        except _Stopped:
+            _insist(lambda: jobs.release_job(self.claim))
+            self.folder.clean(keep_checkpoints=True)
+            return False
+        except RegistryError as error:
+            return self._fail(error.reason, error.detail, retryable=isinstance(error, Unavailable))
+        except (InterfaceError, OperationalError):
+            raise
+        except OSError as error:
+            logger.exception("Job %s failed on this machine", self.claim.job_id)
+            return self._fail(
+                "machine_error", f"The worker's machine failed: {error.strerror}.", retryable=True
+            )
+        except Exception:
+            logger.exception("Job %s failed in the worker", self.claim.job_id)
+            return self._fail(
+                "internal_error",
+                f"The worker failed; its log tells more under {self.claim.job_id}.",
+            )
+        self.folder.clean(keep_checkpoints=not ended_well)
+        return True
+
+    def _work(self) -> bool:
+        """Do the work; give whether nothing needs to be kept for another attempt."""
+        sandbox.kill_leftovers(self.folder.root)
+        self.folder.make()
+        inputs = _insist(lambda: jobs.find_inputs(self.claim))
+        self.folder.lay_out(inputs, default_storage(), self._go_on)
+        self._write_job(inputs)
+        self._go_on()
+        _insist(lambda: jobs.renew_lease(self.claim))
+        watch = _Watch(self.claim, self._start(), self.lease, self.stopping)
+        ending = watch.run()
+        if ending is Ending.CANCELLED:
+            _insist(lambda: jobs.confirm_cancel(self.claim))
+            return False
+        if watch.code == 0:
+            outcome = self._gather(inputs)
+            _insist(lambda: jobs.finish_job(self.claim, outcome))
+            return True
+        if ending is Ending.STOPPED:
+            raise _Stopped
+        self._explain(watch, ending)
+        return False
+
+    def _go_on(self) -> None:
+        if self.lease.lost.is_set():
+            raise LeaseLost(f"Job {self.claim.job_id} has another attempt.")
+        if self.stopping.is_set():
+            raise _Stopped
+
+    def _write_job(self, inputs: dict[str, Version]) -> None:
+        self.folder.write_job(
+            {
+                "job_id": str(self.claim.job_id),
+                "recipe": self.claim.recipe.to_json(),
+                "inputs": {
+                    role: {"path": f"inputs/{role}", "ref": version.ref}
+                    for role, version in inputs.items()
+                },
+                "out": "out",
+                "checkpoints": "../checkpoints",
+                "device": "cpu" if self.place.gpu is None else "cuda",
+                "threads": self.place.threads,
+            }
+        )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return sandbox.start(
+            [sys.executable, "-P", "-s", "-m", "workers.ml", "job.json"],
+            folder=self.folder.path,
+            environment=sandbox.clean_environment(
+                self.folder.path, threads=self.place.threads, gpu=self.place.gpu
+            ),
+            limits=sandbox.Limits(
+                cpu_seconds=settings.JOB_MAX_SECONDS * max(1, self.place.threads),
+                memory_bytes=settings.JOB_MAX_MEMORY_BYTES,
+                file_bytes=settings.MAX_UPLOAD_BYTES,
+            ),
+        )
+
+    def _gather(self, inputs: dict[str, Version]) -> Outcome:
+        """Store the files that the process left, and read its report."""
+        said = report.read_report(self.folder.out)
+        storage = default_storage()
+        files = {}
+        for name, path in report.find_files(self.folder.out / "files").items():
+            blob = record_blob(storage.put(report.blocks_of(path)))
+            inspect_blob(name, blob)
+            files[name] = blob
+        if not files and self.claim.kind != "evaluate":
+            raise Invalid("The job left no files.", code="no_result")
+        return Outcome(
+            files=files,
+            evaluations=report.evaluations_of(said, inputs),
+            report=said,
+            message=report.clean_text(said.get("message") or f"Made by {self.claim.kind}."),
+        )
+
+    def _explain(self, watch: "_Watch", ending: Ending) -> None:
+        """Fail the job with the reason that it gave, or with the one that its end tells."""
+        if ending is Ending.TIMED_OUT:
+            limit = settings.JOB_MAX_SECONDS
+            self._fail(
+                "timeout",
+                f"The job ran for more than {limit} seconds; make it smaller, or resume it to go "
+                "on from its last checkpoint.",
+            )
+        elif watch.complaint is not None:
+            self._fail(watch.complaint.code, watch.complaint.detail)
+        elif watch.code < 0 or watch.code == _INTERRUPTED:
+            number = -watch.code if watch.code < 0 else signal.SIGTERM
+            name = signal.Signals(number).name
+            self._fail(
+                "killed",
+                f"The job's process was ended by {name} from outside; when memory ran out, a "
+                "smaller batch helps.",
+                retryable=True,
+            )
+        else:
+            self._fail(
+                "crashed",
+                f"The job's process ended with status {watch.code}; the end of its log says why.",
+            )
+
+    def _fail(self, code: str, detail: str, *, retryable: bool = False) -> bool:
+        state = _insist(
+            lambda: jobs.fail_job(
+                self.claim, code=code, detail=report.clean_text(detail), retryable=retryable
+            )
+        )
+        self.folder.clean(keep_checkpoints=True)
+        return state.value != "queued"
+
+
+class _Watch:
+    """Reads what a process says until it ends, and ends it when it should."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        process: subprocess.Popen[bytes],
+        lease: Lease,
+        stopping: threading.Event,
+    ) -> None:
+        self.claim = claim
+        self.process = process
+        self.lease = lease
+        self.stopping = stopping
+        self.complaint: report.Complaint | None = None
+        self.code = 0
+        self._pending: deque[Message] = deque(maxlen=_MAX_PENDING)
+        self._left = jobs.MAX_EVENTS - claim.events_count
+        self._lines = _Lines()
+        self._errors = bytearray()
+        self._deadline = time.monotonic() + settings.JOB_MAX_SECONDS
+        self._ending: Ending | None = None
+        self._kill_at = float("inf")
+
+    def run(self) -> Ending:
+        try:
+            self._follow()
+        finally:
+            # Also what the process started itself; its session ends with it, whatever happened.
+            sandbox.stop_group(self.process, signal.SIGKILL)
+            self.code = self.process.wait()
+            for stream in (self.process.stdout, self.process.stderr):
+                assert stream is not None
+                stream.close()
+        if self.code not in {0, _REFUSED} and self._ending is None:
+            self._keep_errors()
+        self._flush(insist=True)
+        return self._ending or Ending.EXITED
+
+    def _follow(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        flushed = time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ, self._hear)
+            selector.register(self.process.stderr, selectors.EVENT_READ, self._overhear)
+            while True:
+                ended = self.process.poll() is not None
+                ready = selector.select(timeout=0 if ended else _TICK_SECONDS)
+                for key, _ in ready:
+                    block = os.read(key.fd, _READ_BYTES)
+                    if block:
+                        key.data(block)
+                    else:
+                        selector.unregister(key.fileobj)
+                if ended and not ready:
+                    return
+                if not selector.get_map():
+                    # It closed its pipes; wait for the end without spinning.
+                    self.lease.lost.wait(_TICK_SECONDS)
+                self._steer()
+                if time.monotonic() - flushed >= _FLUSH_SECONDS:
+                    self._flush()
+                    flushed = time.monotonic()
+
+    def _steer(self) -> None:
+        """Stop the process when there is a reason to; first kindly, then not."""
+        if self.lease.lost.is_set():
+            raise LeaseLost(f"Job {self.claim.job_id} has another attempt.")
+        now = time.monotonic()
+        if self._ending is None:
+            if self.lease.cancelled.is_set():
+                self._ending = Ending.CANCELLED
+            elif self.stopping.is_set():
+                self._ending = Ending.STOPPED
+            elif now > self._deadline:
+                self._ending = Ending.TIMED_OUT
+            if self._ending is not None:
+                self._kill_at = now + GRACE_SECONDS
+                sandbox.stop_group(self.process, signal.SIGTERM)
+        elif now > self._kill_at:
+            sandbox.stop_group(self.process, signal.SIGKILL)
+
+    def _hear(self, block: bytes) -> None:
+        for line in self._lines.feed(block):
+            said = report.read_line(line)
+            if isinstance(said, report.Complaint):
+                self.complaint = said
+            elif said is not None:
+                self._keep(said)
+
+    def _overhear(self, block: bytes) -> None:
+        self._errors += block
+        del self._errors[:-_STDERR_BYTES]
+
+    def _keep(self, message: Message) -> None:
+        if message.type == "progress":
+            self._pending.append(message)
+            return
+        self._left -= 1
+        if self._left > 0:
+            self._pending.append(message)
+        elif self._left == 0:
+            text = "The job says more than is kept; the rest is dropped."
+            self._pending.append(Message("log", {"message": text, "level": "error"}))
+
+    def _keep_errors(self) -> None:
+        """Let the job's log end with what the process wrote to stderr, without our folders."""
+        text = report.clean_text(self._errors.decode(errors="replace"), longest=_STDERR_BYTES)
+        if text.strip():
+            self._pending.append(Message("log", {"message": text.strip(), "level": "error"}))
+
+    def _flush(self, *, insist: bool = False) -> None:
+        if not self._pending:
+            return
+        messages = list(self._pending)
+        try:
+            if insist:
+                _insist(lambda: jobs.record_events(self.claim, messages))
+            else:
+                jobs.record_events(self.claim, messages)
+        except (InterfaceError, OperationalError) as error:
+            logger.warning("Events of job %s wait: %s", self.claim.job_id, error)
+            return
+        finally:
+            close_old_connections()
+        self._pending.clear()
+
+
+class _Lines:
+    """Splits a stream into lines and drops those that are longer than an event can be."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._dropping = False
+
+    def feed(self, block: bytes) -> list[bytes]:
+        *whole, self._rest = (self._rest + block).split(b"\n")
+        if whole and self._dropping:
+            whole = whole[1:]
+            self._dropping = False
+        if len(self._rest) > report.MAX_LINE_BYTES:
+            self._rest = b""
+            self._dropping = True
+        return [line for line in whole if 0 < len(line) <= report.MAX_LINE_BYTES]
+
+
+def _insist(do: Callable[[], _Result]) -> _Result:
+    """Write to the database, waiting for it while it restarts."""
+    until = time.monotonic() + _DATABASE_PATIENCE_SECONDS
+    wait = 0.1
+    while True:
+        try:
+            return do()
+        except (InterfaceError, OperationalError):
+            if time.monotonic() + wait > until:
+                raise
+            logger.warning("The database does not answer; trying again")
+        finally:
+            close_old_connections()
+        threading.Event().wait(wait)
+        wait = min(wait * 2, 5.0)

@@ -1,0 +1,49 @@
+"""The Celery tasks and how a worker process begins and ends; task names are never changed."""
+
+from typing import Any
+
+from celery import shared_task
+from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+
+from registry.services.uploads import expire_uploads
+from registry.services.workers import forget_workers
+from workers.folder import prune_folders
+from workers.runner import GRACE_SECONDS
+from workers.slots import Slots
+
+_slots: list[Slots] = []
+
+
+@worker_ready.connect
+def _begin(sender: Any, **_: object) -> None:
+    slots = Slots(list(sender.app.amqp.queues.consume_from), count=sender.controller.concurrency)
+    _slots.append(slots)
+    slots.start()
+
+
+@worker_shutting_down.connect
+def _prepare_end(**_: object) -> None:
+    for slots in _slots:
+        slots.stop()
+
+
+@worker_shutdown.connect
+def _end(**_: object) -> None:
+    for slots in _slots:
+        slots.stop()
+        slots.join(GRACE_SECONDS + 5)
+
+
+@shared_task(name="workers.run_job")
+def run_job(job_id: str) -> None:  # noqa: ARG001 - which job it is the table decides
+    """Look for waiting jobs: the one that the message names, or a more urgent one."""
+    for slots in _slots:
+        slots.wake()
+
+
+@shared_task(name="workers.clean_up")
+def clean_up() -> None:
+    """Remove what nobody waits for any more."""
+    expire_uploads()
+    forget_workers()
+    prune_folders()
