@@ -34,7 +34,7 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, text: str, max_length: int) -> list[int]:
-        """Turn the first words of a text into numbers; never none, so that every row has a state."""
+        """Turn the first words of a text into numbers; never none: every row needs a state."""
         words = split_words(text, max_length)
         return [self._number.get(word, UNKNOWN) for word in words] or [UNKNOWN]
 

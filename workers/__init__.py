@@ -1,0 +1,1 @@
+"""Everything that may load torch: the tasks that run jobs, and the code that does the work."""
