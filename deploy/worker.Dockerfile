@@ -33,6 +33,6 @@ RUN python3 -m compileall -q config registry workers
 ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 VOLUME ["/data"]
-CMD ["celery", "--app", "config.celery", "worker", "--queues", "cpu", "--hostname", "cpu@%h", \
+CMD ["celery", "--app", "config.celery", "worker", "--queues", "default,cpu", "--hostname", "cpu@%h", \
      "--pool", "threads", "--concurrency", "1", "--loglevel", "INFO", \
      "--without-gossip", "--without-mingle"]
