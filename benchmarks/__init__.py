@@ -1,0 +1,1 @@
+"""Every number that the documents claim, and the script that makes it."""

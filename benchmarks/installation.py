@@ -1,0 +1,103 @@
+"""A whole installation of its own for a benchmark: empty, on a free port, gone afterwards."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """A running server: where it answers, where its data is, and the administrator's token."""
+
+    home: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def token(self) -> str:
+        return (self.home / "admin-token").read_text(encoding="ascii").strip()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+def environment(home: Path, port: int) -> dict[str, str]:
+    """Leave out what would lead to servers of somebody else."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MODELYARD_", "DATABASE_", "REDIS_", "DJANGO_"))
+    }
+    return {
+        **kept,
+        "MODELYARD_HOME": str(home),
+        "MODELYARD_PORT": str(port),
+        "MODELYARD_SAMPLES": "0",
+        "MODELYARD_LOG_LEVEL": "WARNING",
+    }
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], *, seconds: float = 600) -> None:
+    """Wait until `url` answers 200."""
+    patience = time.monotonic() + seconds
+    while time.monotonic() < patience:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with status {process.returncode}")
+        time.sleep(0.02)
+    raise TimeoutError(f"{url} does not answer after {seconds:g} s")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Installation]:
+    """Start an empty installation from this tree, and take it away again."""
+    home = Path(tempfile.mkdtemp(prefix="modelyard-bench-"))
+    home.chmod(0o711)
+    installation = Installation(home=home, port=free_port())
+    with (home / "up.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "up"],
+            cwd=ROOT,
+            env=environment(home, installation.port),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_for(f"{installation.url}/healthz", process, seconds=120)
+        yield installation
+    finally:
+        stop(process)
+        shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""What a benchmark leaves behind: figures as JSON, and one table of all of them."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results"
+_BEGIN, _END = "<!-- figures -->\n", "<!-- end of figures -->"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured number; `aim` is what it should be, such as "< 5"."""
+
+    what: str
+    value: float
+    unit: str
+    aim: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Say whether the aim is met; nothing where there is none."""
+        if not self.aim:
+            return None
+        sign, _, bound = self.aim.partition(" ")
+        return self.value < float(bound) if sign == "<" else self.value >= float(bound)
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine by what matters to the numbers, and by no name."""
+    cpu = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    return {
+        "cpu": cpu.group(1) if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(int(memory.group(1)) / 2**20, 1) if memory else None,
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "python": platform.python_version(),
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def keep(name: str, figures: Iterable[Figure], **details: Any) -> Path:
+    """Write the figures of one benchmark; an older run is replaced."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {
+        "benchmark": name,
+        "at": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "figures": [asdict(figure) for figure in figures],
+        **({"details": details} if details else {}),
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def table(names: Sequence[str] = ()) -> str:
+    """Draw the kept figures of these benchmarks (of all) as one Markdown table."""
+    lines = ["| benchmark | figure | value | aim | |", "|---|---|---:|---:|---|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        if names and path.stem not in names:
+            continue
+        for row in json.loads(path.read_text(encoding="utf-8"))["figures"]:
+            figure = Figure(**row)
+            mark = {True: "met", False: "missed", None: ""}[figure.met]
+            aim = f"{figure.aim} {figure.unit}".strip() if figure.aim else ""
+            value = f"{figure.value:,.4g}" if figure.value < 1000 else f"{figure.value:,.0f}"
+            lines.append(
+                f"| {path.stem} | {figure.what} | {value} {figure.unit} | {aim} | {mark} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def write_page() -> None:
+    """Put the table of all kept figures into the page of the benchmarks."""
+    page = FOLDER / "README.md"
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    page.write_text(before + _BEGIN + table() + _END + after, encoding="utf-8")
