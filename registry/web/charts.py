@@ -1,0 +1,258 @@
+"""Charts as geometry: what the templates draw as inline SVG, which prints."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+WIDTH: Final = 760
+HEIGHT: Final = 320
+LEFT, RIGHT, TOP, BOTTOM = 54, 20, 26, 46
+_MOST_POINTS: Final = 240
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A grid line and what it says."""
+
+    at: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One version as a point: what it costs, how good it is, and what to say about it."""
+
+    name: str
+    x: float
+    y: float
+    family: int
+    href: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A point, placed."""
+
+    name: str
+    x: str
+    y: str
+    family: int
+    href: str
+    facts: Sequence[tuple[str, str]]
+    on_front: bool
+    label_x: str = ""
+    label_y: str = ""
+    anchor: str = "middle"
+
+    @property
+    def spoken(self) -> str:
+        return f"{self.name}: " + ", ".join(f"{key} {value}" for key, value in self.facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """Quality against cost, with the line of what nothing beats on both."""
+
+    dots: Sequence[Dot]
+    front: str
+    area: str
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    families: Sequence[int]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    floor: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A metric over the steps of a job."""
+
+    name: str
+    path: str
+    area: str
+    last: str
+    last_x: str
+    last_y: str
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    steps: int
+    low: str
+    high: str
+    width: int = 380
+    height: int = 180
+    left: int = 46
+    floor: int = 150
+
+
+@dataclass
+class _Scale:
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+    span: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.span = (self._position(self.high) - self._position(self.low)) or 1.0
+
+    def _position(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+    def __call__(self, value: float) -> float:
+        share = (self._position(value) - self._position(self.low)) / self.span
+        return self.start + share * (self.end - self.start)
+
+
+def short(value: float) -> str:
+    """Write a number with as many digits as a reader needs: 0.0012, 0.35, 12.4, 1,280."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    digits = max(0, 3 - math.ceil(math.log10(size) + 1e-9)) if size >= 0.001 else 0
+    text = f"{value:.{digits}f}" if size >= 0.001 else f"{value:.1e}"
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def _coordinate(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _even_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    rough = (high - low) / count or 1.0
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    for marks in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)):
+        ticks = [mark * 10.0**power for power in powers for mark in marks]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) >= 3:
+            break
+    while len(inside) > 8:
+        inside = inside[::2]
+    return inside
+
+
+def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = (high - low) * share or abs(high) * share or share
+    return low - pad, high + pad
+
+
+def scatter(points: Iterable[Measured]) -> Scatter | None:
+    """Place `points`; cost runs on a logarithmic axis. Fewer than two make no picture."""
+    kept = sorted((p for p in points if p.x > 0), key=lambda p: (p.x, -p.y))
+    if len(kept) < 2:
+        return None
+    factor = max(1.15, (kept[-1].x / kept[0].x) ** 0.08)
+    x = _Scale(kept[0].x / factor, kept[-1].x * factor, LEFT, WIDTH - RIGHT, log=True)
+    y = _Scale(*_padded([p.y for p in kept], 0.16), HEIGHT - BOTTOM, TOP)
+    front = _front(kept)
+    corners = [(x(p.x), y(p.y)) for p in front]
+    path = f"M{corners[0][0]:.1f} {corners[0][1]:.1f}" + "".join(
+        f"H{at_x:.1f}V{at_y:.1f}" for at_x, at_y in corners[1:]
+    )
+    path += f"H{WIDTH - RIGHT}"
+    return Scatter(
+        dots=_labelled(kept, x, y, {id(p) for p in front}),
+        front=path,
+        area=f"{path}V{HEIGHT - BOTTOM}H{corners[0][0]:.1f}z",
+        x_ticks=[Tick(_coordinate(x(t)), short(t)) for t in _log_ticks(x.low, x.high)],
+        y_ticks=[Tick(_coordinate(y(t)), short(t)) for t in _even_ticks(y.low, y.high)],
+        families=sorted({p.family for p in kept}),
+    )
+
+
+def _front(points: Sequence[Measured]) -> list[Measured]:
+    """Keep what nothing cheaper equals; `points` run from cheap to dear."""
+    front: list[Measured] = []
+    for point in points:
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front
+
+
+def _labelled(points: Sequence[Measured], x: _Scale, y: _Scale, front: set[int]) -> list[Dot]:
+    taken: list[tuple[float, float, float]] = []
+    dots = []
+    # The points of the front get their names first.
+    for point in sorted(points, key=lambda p: id(p) not in front):
+        at_x, at_y = x(point.x), y(point.y)
+        half = len(point.name) * 3.4 + 6
+        anchor = (
+            "end" if at_x + half > WIDTH - RIGHT else "start" if at_x - half < LEFT else "middle"
+        )
+        middle = at_x + {"end": -half, "start": half}.get(anchor, 0.0)
+        place = next(
+            (
+                label_y
+                for label_y in (at_y - 13, at_y + 22)
+                if all(
+                    abs(middle - other_x) > half + other_half or abs(label_y - other_y) > 14
+                    for other_x, other_y, other_half in taken
+                )
+            ),
+            None,
+        )
+        if place is not None:
+            taken.append((middle, place, half))
+        taken.append((at_x, at_y + 4, 9))
+        dots.append(
+            Dot(
+                name=point.name,
+                x=_coordinate(at_x),
+                y=_coordinate(at_y),
+                family=point.family,
+                href=point.href,
+                facts=point.facts,
+                on_front=id(point) in front,
+                label_x=_coordinate(at_x),
+                label_y="" if place is None else _coordinate(place),
+                anchor=anchor,
+            )
+        )
+    return dots
+
+
+def curve(name: str, points: Sequence[tuple[float, float]]) -> Curve | None:
+    """Draw one metric over steps; long series are thinned, the last point always stays."""
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    if not finite:
+        return None
+    every = max(1, len(finite) // _MOST_POINTS)
+    thin = finite[::every]
+    if thin[-1] != finite[-1]:
+        thin.append(finite[-1])
+    values = [value for _, value in thin]
+    last_step = max(thin[-1][0], 1)
+    x = _Scale(min(thin[0][0], last_step - 1), last_step, 46, 368)
+    y = _Scale(*_padded(values, 0.08), 150, 14)
+    corners = [(x(step), y(value)) for step, value in thin]
+    path = "M" + "L".join(f"{at_x:.1f} {at_y:.1f}" for at_x, at_y in corners)
+    return Curve(
+        name=name,
+        path=path,
+        area=f"{path}V150H{corners[0][0]:.1f}z",
+        last=short(values[-1]),
+        last_x=_coordinate(corners[-1][0]),
+        last_y=_coordinate(corners[-1][1]),
+        x_ticks=[
+            Tick(_coordinate(x(t)), short(t)) for t in _even_ticks(x.low, x.high) if t == int(t)
+        ],
+        y_ticks=[Tick(_coordinate(y(t)), short(t)) for t in _even_ticks(y.low, y.high, 3)],
+        steps=int(last_step),
+        low=short(min(values)),
+        high=short(max(values)),
+    )

@@ -1,0 +1,228 @@
+"""The forms that people fill in; what a value may be is decided by the services."""
+
+from datetime import timedelta
+from typing import Any
+
+from django import forms
+from django.contrib.auth.forms import AuthenticationForm
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+from registry.errors import RegistryError
+from registry.models import Namespace, Repository, VersionState, Visibility
+from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES
+
+_VISIBILITY_HINTS = {
+    Visibility.PUBLIC: _("Everybody finds it, signed in or not."),
+    Visibility.INTERNAL: _("Everybody who signed in finds it."),
+    Visibility.PRIVATE: _("Only members of the namespace find it."),
+}
+
+
+def show_refusal(form: forms.BaseForm, error: RegistryError) -> None:
+    """Put a service's refusal beside the fields it names, else above the form."""
+    for item in error.errors:
+        name = item.field if item.field in form.fields else None
+        form.add_error(name, item.detail)
+    if not error.errors:
+        form.add_error(None, error.detail)
+
+
+class SignInForm(AuthenticationForm):
+    """Name and password."""
+
+    error_messages = {
+        "invalid_login": _("Name or password is wrong. Both are case-sensitive."),
+        "inactive": _("This account is switched off; ask an administrator."),
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["username"].label = pgettext_lazy("of an account", "Name")
+        self.fields["password"].label = _("Password")
+
+
+class _FactsForm(forms.Form):
+    """What is said about a repository."""
+
+    summary = forms.CharField(
+        label=_("Summary"),
+        required=False,
+        max_length=1000,
+        widget=forms.Textarea(attrs={"rows": 3}),
+        help_text=_("One or two sentences: what it does, on what, how well."),
+    )
+    task = forms.CharField(
+        label=_("Task"),
+        required=False,
+        max_length=64,
+        widget=forms.TextInput(attrs={"list": "tasks", "autocomplete": "off"}),
+    )
+    library = forms.CharField(
+        label=_("Library"),
+        required=False,
+        max_length=64,
+        widget=forms.TextInput(attrs={"list": "libraries", "autocomplete": "off"}),
+    )
+    license = forms.CharField(
+        label=_("License"),
+        required=False,
+        max_length=64,
+        widget=forms.TextInput(attrs={"list": "licenses", "autocomplete": "off"}),
+    )
+    visibility = forms.ChoiceField(label=_("Visibility"), choices=list(VISIBILITIES.items()))
+
+    suggestions = {"tasks": TASKS, "libraries": LIBRARIES, "licenses": LICENSES}
+    visibility_hints = _VISIBILITY_HINTS
+
+
+class RegisterForm(_FactsForm):
+    """A new model or dataset."""
+
+    namespace = forms.ChoiceField(label=_("Namespace"))
+    name = forms.CharField(
+        label=_("Name"),
+        max_length=96,
+        help_text=_("Letters, digits, '-', '_' and '.'; for example resnet18-cifar10."),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    field_order = ["namespace", "name", "summary", "task", "library", "license", "visibility"]
+
+    def __init__(self, namespaces: list[Namespace], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        chosen = self.fields["namespace"]
+        assert isinstance(chosen, forms.ChoiceField)
+        chosen.choices = [(space.slug, space.slug) for space in namespaces]
+        self.fields["visibility"].initial = Visibility.PUBLIC
+
+
+class DescribeForm(_FactsForm):
+    """What is said about a repository that exists."""
+
+    name = forms.CharField(
+        label=_("Name"),
+        max_length=96,
+        help_text=_("The old name goes on leading here."),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    base_model = forms.CharField(label=_("Base model"), required=False, max_length=200)
+    field_order = ["name", "summary", "task", "library", "license", "base_model", "visibility"]
+
+    @classmethod
+    def of(cls, repository: Repository) -> "DescribeForm":
+        return cls(initial={field: getattr(repository, field) for field in cls.base_fields})
+
+
+class TagForm(forms.Form):
+    """A key and a value."""
+
+    key = forms.CharField(label=pgettext_lazy("of a tag", "Key"), max_length=250)
+    value = forms.CharField(
+        label=pgettext_lazy("of a tag", "Value"), required=False, max_length=100_000
+    )
+    version = forms.IntegerField(required=False, min_value=1, widget=forms.HiddenInput)
+
+
+class AliasForm(forms.Form):
+    """A movable name for one version."""
+
+    alias = forms.CharField(
+        label=_("Alias"),
+        max_length=255,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    version = forms.IntegerField(label=_("Version"), min_value=1)
+
+
+class _SeveralFiles(forms.ClearableFileInput):
+    allow_multiple_selected = True
+
+
+class SeveralFilesField(forms.FileField):
+    """Any number of files."""
+
+    widget = _SeveralFiles
+
+    def clean(self, data: Any, initial: Any = None) -> list[Any]:
+        one = super().clean
+        return [one(item, initial) for item in data] if data else []
+
+
+class NewVersionForm(forms.Form):
+    """What a new version says about itself; its files come beside the form or as uploads."""
+
+    message = forms.CharField(
+        label=_("What changed"),
+        required=False,
+        max_length=10_000,
+        widget=forms.Textarea(attrs={"rows": 2}),
+    )
+    variant = forms.CharField(
+        label=_("Variant"),
+        required=False,
+        max_length=64,
+        help_text=_("Empty for the main line. A variant, such as int8, stands beside it."),
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Not a class attribute: `files` is what a form calls the uploads it was given.
+        self.fields["files"] = SeveralFilesField(label=_("Files"), required=False)
+
+
+class EditVersionForm(forms.Form):
+    """What is said about a version that exists."""
+
+    message = forms.CharField(
+        label=_("What changed"),
+        required=False,
+        max_length=10_000,
+        widget=forms.Textarea(attrs={"rows": 3}),
+    )
+    state = forms.ChoiceField(
+        label=pgettext_lazy("of a version", "State"),
+        choices=[
+            (VersionState.READY.value, pgettext_lazy("version state", "Ready")),
+            (VersionState.DEPRECATED.value, pgettext_lazy("version state", "Deprecated")),
+            (VersionState.ARCHIVED.value, pgettext_lazy("version state", "Archived")),
+        ],
+        required=False,
+    )
+
+
+class TokenForm(forms.Form):
+    """A token for a program."""
+
+    name = forms.CharField(
+        label=_("What it is for"),
+        max_length=100,
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+    )
+    scopes = forms.MultipleChoiceField(
+        label=_("What it may do"),
+        choices=[
+            ("read", _("Read: find and download")),
+            ("write", _("Write: register, upload, tag")),
+            ("jobs", _("Jobs: submit and cancel")),
+            ("admin", _("Administer: members, tokens, deletion")),
+        ],
+        initial=["read", "write", "jobs"],
+        widget=forms.CheckboxSelectMultiple,
+    )
+    days = forms.TypedChoiceField(
+        label=_("Valid for"),
+        coerce=int,
+        choices=[
+            (30, _("30 days")),
+            (90, _("90 days")),
+            (365, _("1 year")),
+            (0, _("Until revoked")),
+        ],
+        initial=90,
+    )
+
+    def expires_at(self) -> Any:
+        days = self.cleaned_data["days"]
+        return timezone.now() + timedelta(days=days) if days else None

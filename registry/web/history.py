@@ -1,0 +1,289 @@
+"""A repository's versions as people read them: the main line, variants by their parents."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from django.db.models import Exists, OuterRef, Q
+from django.urls import reverse
+from django.utils.translation import gettext as _
+
+from registry.models import (
+    Actor,
+    Alias,
+    Evaluation,
+    Job,
+    JobState,
+    LineageEdge,
+    LineageRole,
+    Repository,
+    Version,
+)
+from registry.web import charts, wording
+
+PAGE = 20
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+_DEEPEST = 4
+Numbers = Mapping[str, Evaluation]
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One line of the history: a version, its numbers, and how they differ from where it came."""
+
+    version: Version
+    depth: int
+    aliases: Sequence[str]
+    numbers: Numbers
+    before: "Row | None" = None
+    largest_bytes: int = 1
+
+    @property
+    def quality(self) -> Evaluation | None:
+        return quality_of(self.numbers)
+
+    @property
+    def latency(self) -> Evaluation | None:
+        return self.numbers.get(wording.LATENCY_METRIC)
+
+    @property
+    def meter(self) -> str:
+        return f"{44 * self.version.size_bytes / max(1, self.largest_bytes):.1f}"
+
+    @property
+    def quality_delta(self) -> str:
+        then = self.before and self.quality and self.before.numbers.get(self.quality.metric)
+        if not then or not self.quality:
+            return ""
+        change = self.quality.value - then.value
+        if self.quality.metric in wording.SHARES:
+            return _("%(points)s pt") % {"points": _signed(f"{change * 100:+.1f}")}
+        return _signed(f"{change:+.4f}")
+
+    @property
+    def quality_tone(self) -> str:
+        delta = self.quality_delta
+        return "down" if delta.startswith(MINUS) else "up" if delta.startswith("+") else "m"
+
+    @property
+    def size_delta(self) -> str:
+        if not self.before or not self.depth:
+            return ""
+        return ratio_text(self.before.version.size_bytes, self.version.size_bytes)
+
+    @property
+    def latency_delta(self) -> str:
+        then = self.before and self.before.latency
+        if not then or not self.latency or not self.depth:
+            return ""
+        return ratio_text(then.value, self.latency.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """One page of rows, newest first, and where the older ones begin."""
+
+    rows: Sequence[Row]
+    older: int | None = None
+    quality_metric: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A version in the tree of where things came from, and what came from it."""
+
+    version: Version
+    role: str = ""
+    job_id: str = ""
+    here: bool = False
+    children: list["Branch"] = field(default_factory=list)
+
+
+def _signed(text: str) -> str:
+    return "0" if not text.strip("+-0.") else text.replace("-", MINUS)
+
+
+def ratio_text(before: float, after: float) -> str:
+    """Say by what factor something shrank (or grew)."""
+    if before <= 0 or after <= 0:
+        return ""
+    return f"{before / after:.{1 if before >= after else 2}f}{TIMES}"
+
+
+def quality_of(numbers: Numbers) -> Evaluation | None:
+    return next((numbers[m] for m in wording.QUALITY_METRICS if m in numbers), None)
+
+
+def numbers_of(versions: Iterable[Version]) -> dict[int, dict[str, Evaluation]]:
+    """Give the newest number per version and metric; a measured one goes before a declared one."""
+    found: dict[int, dict[str, Evaluation]] = defaultdict(dict)
+    rows = Evaluation.objects.filter(version__in=[version.pk for version in versions])
+    for row in rows.order_by("measured", "created_at", "pk"):
+        found[row.version_id][row.metric] = row
+    return found
+
+
+def aliases_of(repository: Repository) -> list[Alias]:
+    return list(repository.aliases.select_related("version").order_by("name"))
+
+
+def history(repository: Repository, aliases: Sequence[Alias], before: int | None = None) -> History:
+    """Read one page of the history in a fixed number of queries."""
+    own_parent = LineageEdge.objects.filter(
+        child=OuterRef("pk"), role=LineageRole.WEIGHTS, parent__repository=repository
+    )
+    line = (
+        Version.objects.filter(repository=repository)
+        .live()
+        .filter(Q(variant="") | ~Exists(own_parent))
+        .select_related("created_by", "job")
+        .order_by("-number")
+    )
+    if before is not None:
+        line = line.filter(number__lt=before)
+    # One more than shown: it says whether there are older ones, and what the last is compared to.
+    page = list(line[: PAGE + 1])
+    shown, rest = page[:PAGE], page[PAGE:]
+    variants = _variants(repository, shown)
+    numbers = numbers_of([*page, *(v for group in variants.values() for v in group)])
+    named: dict[int, list[str]] = defaultdict(list)
+    for alias in aliases:
+        named[alias.version_id].append(alias.name)
+    rows: list[Row] = []
+
+    def add(version: Version, depth: int, origin: Row | None) -> Row:
+        version.repository = repository
+        row = Row(
+            version=version,
+            depth=depth,
+            aliases=named[version.pk],
+            numbers=numbers[version.pk],
+            before=origin,
+        )
+        rows.append(row)
+        for variant in variants.get(version.pk, []):
+            add(variant, depth + 1, row)
+        return row
+
+    tops = [add(version, 0, None) for version in shown]
+    if rest:
+        tops.append(Row(version=rest[0], depth=0, aliases=[], numbers=numbers[rest[0].pk]))
+    main = [row for row in tops if not row.version.variant]
+    for newer, older in pairwise(main):
+        newer.before = older
+    largest = max((row.version.size_bytes for row in rows), default=1)
+    for row in rows:
+        row.largest_bytes = largest
+    quality = next((row.quality.metric for row in rows if row.quality), "")
+    return History(rows=rows, older=shown[-1].number if rest else None, quality_metric=quality)
+
+
+def _variants(repository: Repository, origins: Sequence[Version]) -> dict[int, list[Version]]:
+    """Group variants by the version they were made from, variants of variants included."""
+    found: dict[int, list[Version]] = defaultdict(list)
+    frontier = [version.pk for version in origins]
+    seen = set(frontier)
+    for _depth in range(_DEEPEST):
+        edges = (
+            LineageEdge.objects.filter(
+                parent__in=frontier,
+                role=LineageRole.WEIGHTS,
+                child__repository=repository,
+                child__deleted_at=None,
+            )
+            .exclude(child__variant="")
+            .select_related("child__created_by", "child__job")
+            .order_by("-child__number")[:500]
+        )
+        frontier = []
+        for edge in edges:
+            if edge.child_id not in seen:
+                seen.add(edge.child_id)
+                found[edge.parent_id].append(edge.child)
+                frontier.append(edge.child_id)
+        if not frontier:
+            break
+    return found
+
+
+def quality_chart(rows: Sequence[Row], metric: str, axis: str) -> charts.Scatter | None:
+    """Draw quality against size or latency, every version of the page a point."""
+    points = []
+    for row in rows:
+        quality = row.numbers.get(metric)
+        cost = _cost(row, axis)
+        if quality is None or cost is None:
+            continue
+        scale = 100 if metric in wording.SHARES else 1
+        version = row.version
+        facts = [
+            (wording.metric_name(metric), wording.value_text(quality.value, quality.unit, metric)),
+            (_("Size"), wording.size_text(version.size_bytes)),
+        ]
+        if row.latency:
+            facts.append(
+                (
+                    wording.metric_name(wording.LATENCY_METRIC),
+                    wording.value_text(row.latency.value, row.latency.unit, row.latency.metric),
+                )
+            )
+        name = f"v{version.number}"
+        points.append(
+            charts.Measured(
+                name=f"{name} {version.variant}" if version.variant else name,
+                x=cost,
+                y=quality.value * scale,
+                family=wording.family_of(version.variant),
+                href=address_of(version),
+                facts=facts,
+            )
+        )
+    return charts.scatter(points)
+
+
+def _cost(row: Row, axis: str) -> float | None:
+    if axis == "latency":
+        return row.latency.value if row.latency else None
+    return row.version.size_bytes / 1e6
+
+
+def address_of(version: Version) -> str:
+    return reverse(
+        "web:version",
+        kwargs={
+            "kind": version.repository.kind,
+            "namespace": version.repository.namespace.slug,
+            "name": version.repository.name,
+            "number": version.number,
+        },
+    )
+
+
+def lineage(actor: Actor, version: Version) -> tuple[list[Branch], list[Branch]]:
+    """Tell what `version` came from and what came from it, as far as `actor` may see."""
+    visible = Version.objects.visible_to(actor).values("pk")
+    parents = (
+        LineageEdge.objects.filter(child=version, parent__in=visible)
+        .select_related("parent__repository__namespace")
+        .order_by("role", "pk")
+    )
+    children = (
+        LineageEdge.objects.filter(parent=version, child__in=visible)
+        .select_related("child__repository__namespace")
+        .order_by("pk")[:100]
+    )
+    return (
+        [Branch(version=edge.parent, role=edge.role) for edge in parents],
+        [Branch(version=edge.child, role=edge.role) for edge in children],
+    )
+
+
+def running_jobs(actor: Actor, repository: Repository) -> list[Job]:
+    return list(
+        Job.objects.visible_to(actor)
+        .filter(inputs__repository=repository, state__in=[JobState.QUEUED, JobState.RUNNING])
+        .with_names()
+        .distinct()
+        .order_by("created_at")[:3]
+    )

@@ -1,0 +1,53 @@
+"""A model card's Markdown as HTML that is safe to show: rendered first, then sanitised."""
+
+from typing import Final
+
+import nh3
+from markdown_it import MarkdownIt
+
+MAX_CHARACTERS: Final = 400_000
+# fmt: off
+_TAGS: Final = {
+    "a", "blockquote", "br", "code", "dd", "del", "dl", "dt", "em", "h1", "h2", "h3", "h4", "h5",
+    "h6", "hr", "img", "li", "ol", "p", "pre", "s", "strong", "sub", "sup", "table", "tbody",
+    "td", "th", "thead", "tr", "ul",
+}
+# fmt: on
+_ATTRIBUTES: Final = {
+    "a": {"href", "title"},
+    "img": {"src", "alt", "title"},
+    "ol": {"start"},
+    "code": {"class"},
+}
+
+
+def _allowed(tag: str, attribute: str, value: str) -> str | None:
+    if tag == "code" and attribute == "class":
+        return value if value.startswith("language-") else None
+    # Pictures from elsewhere would tell their host who reads the card, and the CSP refuses them.
+    if tag == "img" and attribute == "src" and not value.startswith("data:image/"):
+        return None
+    return value
+
+
+_SANITISER: Final = nh3.Cleaner(
+    tags=_TAGS,
+    attributes=_ATTRIBUTES,
+    attribute_filter=_allowed,
+    url_schemes={"http", "https", "mailto", "data"},
+    link_rel="noopener noreferrer nofollow",
+    strip_comments=True,
+)
+_MARKDOWN: Final = MarkdownIt("commonmark", {"html": False, "maxNesting": 40}).enable(
+    ["table", "strikethrough"]
+)
+
+
+def render_markdown(text: str) -> str:
+    """Return sanitised HTML; headings move down one level, so that the page keeps its one h1."""
+    tokens = _MARKDOWN.parse(text[:MAX_CHARACTERS])
+    for token in tokens:
+        if token.type in {"heading_open", "heading_close"}:
+            token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
+    html: str = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
+    return _SANITISER.clean(html)

@@ -1,0 +1,137 @@
+"""How to use a version from outside: snippets that run as they stand against this server."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from django.utils.html import escape
+from django.utils.safestring import SafeString, mark_safe
+
+from registry.models import Repository, Version, Visibility
+
+_WORDS: Final = re.compile(
+    r"(?P<c>(?:(?<=\s)|^)#[^\n]*)|(?P<s>f?\"[^\"\n]*\"|'[^'\n]*')"
+    r"|\b(?P<k>import|from|for|in|with|as|def|return)\b",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snippet:
+    """One way to use a version."""
+
+    key: str
+    title: str
+    code: str
+
+    @property
+    def html(self) -> SafeString:
+        return highlight(self.code)
+
+
+def highlight(code: str) -> SafeString:
+    """Mark comments, strings and keywords; everything is escaped."""
+    parts: list[str] = []
+    at = 0
+    for found in _WORDS.finditer(code):
+        parts.append(escape(code[at : found.start()]))
+        parts.append(f'<span class="{found.lastgroup}">{escape(found.group())}</span>')
+        at = found.end()
+    parts.append(escape(code[at:]))
+    return mark_safe("".join(parts))  # noqa: S308 - every piece is escaped above
+
+
+def snippets(
+    address: str, repository: Repository, version: Version, paths: Sequence[str], alias: str = ""
+) -> list[Snippet]:
+    """Write the snippets for one version of a repository; private ones send a token."""
+    reference = f"@{alias}" if alias else str(version.number)
+    base = f"{address}/api/v1/{repository.kind}s/{repository.full_name}"
+    private = repository.visibility != Visibility.PUBLIC
+    path = _most_useful(paths)
+    return [
+        Snippet(key="curl", title="curl", code=_curl(base, reference, path, private=private)),
+        Snippet(
+            key="python",
+            title="Python",
+            code=_python(base, reference, repository.name, private=private),
+        ),
+        Snippet(
+            key="requests",
+            title="requests",
+            code=_requests(base, reference, path, private=private),
+        ),
+    ]
+
+
+def _most_useful(paths: Sequence[str]) -> str:
+    for ending in (".safetensors", ".onnx", ".csv", ".jsonl", ".json"):
+        for path in paths:
+            if path.endswith(ending):
+                return path
+    return paths[0] if paths else ""
+
+
+def _curl(base: str, reference: str, path: str, *, private: bool) -> str:
+    token = ' \\\n  -H "Authorization: Bearer $MODELYARD_TOKEN"' if private else ""
+    lines = [
+        f"url={base}",
+        "",
+        "# what is known about it",
+        f"curl -s $url{token}",
+        "",
+        "# this version and its files",
+        f"curl -s $url/versions/{reference}{token}",
+    ]
+    if path:
+        target = f"$url/versions/{reference}/files/{path}"
+        lines += ["", "# one file", f"curl -sLO \\\n  {target}{token}"]
+    return "\n".join(lines)
+
+
+def _python(base: str, reference: str, name: str, *, private: bool) -> str:
+    token = (
+        '\ntoken = os.environ["MODELYARD_TOKEN"]\nheaders = {"Authorization": f"Bearer {token}"}'
+        if private
+        else ""
+    )
+    client = "httpx.Client(headers=headers)" if private else "httpx.Client()"
+    imports = "import os\nfrom pathlib import Path" if private else "from pathlib import Path"
+    return f"""{imports}
+
+import httpx
+
+url = "{base}/versions/{reference}"{token}
+with {client} as client:
+    version = client.get(url).raise_for_status().json()
+    for file in version["files"]:
+        target = Path("{name}", file["path"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with client.stream("GET", f"{{url}}/files/{{file['path']}}") as answer:
+            answer.raise_for_status()
+            with target.open("wb") as out:
+                for block in answer.iter_bytes():
+                    out.write(block)"""
+
+
+def _requests(base: str, reference: str, path: str, *, private: bool) -> str:
+    head = "import os\n\nimport requests\n" if private else "import requests\n"
+    token = (
+        ', headers={\n    "Authorization": f"Bearer {os.environ[\'MODELYARD_TOKEN\']}"}'
+        if private
+        else ""
+    )
+    lines = [
+        head,
+        f'url = "{base}/versions/{reference}"',
+        f"version = requests.get(url, timeout=30{token}).json()",
+        'print(version["number"], version["size_bytes"], "bytes")',
+    ]
+    if path:
+        lines += [
+            "",
+            f'answer = requests.get(url + "/files/{path}", timeout=600{token})',
+            f'open("{path.rpartition("/")[2]}", "wb").write(answer.content)',
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,194 @@
+"""Filters and tags of the pages: numbers with units, times, addresses."""
+
+import json
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from django import template
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+
+from registry.models import Evaluation, Repository, Version
+from registry.web import wording
+
+register = template.Library()
+
+register.filter("size", wording.size_text)
+register.filter("count", wording.count_text)
+register.filter("duration", wording.duration_text)
+register.filter("metric_name", wording.metric_name)
+register.filter("task_name", wording.task_name)
+register.filter("family_name", wording.family_name)
+
+
+@register.filter
+def grouped(number: int | None) -> str:
+    return wording.NOTHING if number is None else f"{number:,}"
+
+
+@register.filter
+def library_name(library: str) -> str:
+    return wording.LIBRARIES.get(library.lower(), library)
+
+
+@register.filter
+def license_name(license_id: str) -> str:
+    return wording.LICENSES.get(license_id.lower(), license_id)
+
+
+@register.filter
+def visibility_name(visibility: str) -> str:
+    return str(wording.VISIBILITIES.get(visibility, visibility))
+
+
+@register.filter
+def role_name(role: str) -> str:
+    return str(wording.ROLES.get(role, role))
+
+
+@register.filter
+def job_kind(kind: str) -> str:
+    return str(wording.JOB_KINDS.get(kind, kind))
+
+
+@register.filter
+def evaluation_value(evaluation: Evaluation) -> str:
+    return wording.value_text(evaluation.value, evaluation.unit, evaluation.metric)
+
+
+@register.filter
+def interval(evaluation: Evaluation) -> str:
+    return wording.interval_text(
+        evaluation.low, evaluation.high, evaluation.unit, evaluation.metric
+    )
+
+
+@register.filter
+def report_value(metric: dict[str, Any]) -> str:
+    value = metric.get("value")
+    if not isinstance(value, int | float):
+        return wording.NOTHING
+    return wording.value_text(value, str(metric.get("unit", "")), str(metric.get("metric", "")))
+
+
+@register.filter
+def report_interval(metric: dict[str, Any]) -> str:
+    return wording.interval_text(
+        metric.get("low"),
+        metric.get("high"),
+        str(metric.get("unit", "")),
+        str(metric.get("metric", "")),
+    )
+
+
+@register.filter
+def pretty(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+@register.filter
+def names(table: Any) -> str:
+    return ", ".join(str(key) for key in table) if table else ""
+
+
+@register.filter
+def pairs(table: Any) -> list[tuple[str, Any]]:
+    """List a file's own metadata, as far as a page has room for it."""
+    return list(table.items())[:8] if isinstance(table, dict) else []
+
+
+@register.filter
+def tensor_rows(tensors: Any) -> list[dict[str, Any]]:
+    return list((tensors or {})["items"])[:500] if tensors else []
+
+
+@register.filter("json")
+def as_json(value: object) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+@register.filter
+def lookup(table: dict[str, Any], key: str) -> Any:
+    return table.get(key)
+
+
+@register.filter
+def shape(sizes: Any) -> str:
+    """Write a tensor's shape: [N, 1, 28, 28]."""
+    if not isinstance(sizes, list | tuple):
+        return "" if sizes is None else str(sizes)
+    named = ("N" if size in (None, -1) else size for size in sizes)
+    return "[" + ", ".join(str(size) for size in named) + "]"
+
+
+@register.filter
+def ago(moment: datetime | None) -> SafeString | str:
+    """Show a time relative to now, the absolute one in its title."""
+    if moment is None:
+        return wording.NOTHING
+    utc = timezone.localtime(moment, timezone.get_fixed_timezone(0))
+    return format_html(
+        '<time datetime="{}" title="{} UTC">{}</time>',
+        utc.isoformat(timespec="seconds"),
+        utc.strftime("%Y-%m-%d %H:%M:%S"),
+        wording.relative_time(moment),
+    )
+
+
+@register.filter
+def short_digest(digest: str) -> str:
+    return f"{digest[:8]}…{digest[-4:]}" if len(digest) > 16 else digest
+
+
+@register.simple_tag
+def state_tag(state: str) -> SafeString:
+    return format_html(
+        '<span class="tag {}">{}</span>',
+        wording.STATE_TONES.get(state, ""),
+        wording.state_name(state),
+    )
+
+
+def plural_kind(repository: Repository) -> str:
+    return f"{repository.kind}s"
+
+
+@register.filter
+def repository_url(repository: Repository) -> str:
+    return reverse(
+        "web:repository",
+        kwargs={
+            "kind": plural_kind(repository),
+            "namespace": repository.namespace.slug,
+            "name": repository.name,
+        },
+    )
+
+
+@register.filter
+def version_url(version: Version) -> str:
+    return f"{repository_url(version.repository)}/versions/{version.number}"
+
+
+@register.simple_tag
+def file_url(version: Version, path: str) -> str:
+    """Give the address of a file: one path for every language, served by `registry.stream`."""
+    repository = version.repository
+    return (
+        f"/{plural_kind(repository)}/{repository.namespace.slug}/{repository.name}"
+        f"/versions/{version.number}/files/{quote(path)}"
+    )
+
+
+@register.simple_tag
+def version_name(version: Version) -> str:
+    return version.variant or _("main line")
+
+
+@register.inclusion_tag("components/copy.html")
+def copy(text: object, label: str = "", *, mini: bool = False) -> dict[str, object]:
+    return {"text": text, "label": label or _("Copy"), "mini": mini}

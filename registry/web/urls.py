@@ -1,0 +1,50 @@
+"""The addresses of the pages; every one exists in both languages."""
+
+from django.urls import path, register_converter
+
+from registry.models import Kind
+from registry.web.views import account, browse, home, jobs, repositories, versions
+
+
+class KindConverter:
+    """`models` and `datasets` in an address, the kind of a repository in a view."""
+
+    regex = "models|datasets"
+
+    def to_python(self, value: str) -> str:
+        return Kind.MODEL.value if value == "models" else Kind.DATASET.value
+
+    def to_url(self, value: str) -> str:
+        return value if value.endswith("s") else f"{value}s"
+
+
+register_converter(KindConverter, "kind")
+
+app_name = "web"
+_ONE = "<kind:kind>/<str:namespace>/<str:name>"
+_VERSION = f"{_ONE}/versions/<int:number>"
+urlpatterns = [
+    path("", home.home, name="home"),
+    path("login", account.SignIn.as_view(), name="sign-in"),
+    path("logout", account.sign_out, name="sign-out"),
+    path("settings/tokens", account.tokens, name="tokens"),
+    path("settings/tokens/<int:token_id>/revoke", account.revoke, name="revoke-token"),
+    path("jobs", jobs.job_list, name="jobs"),
+    path("jobs/new", jobs.new_job, name="new-job"),
+    path("jobs/<uuid:job_id>", jobs.job_page, name="job"),
+    path("jobs/<uuid:job_id>/cancel", jobs.cancel, name="cancel-job"),
+    path("<kind:kind>", browse.repositories, name="repositories"),
+    path("<kind:kind>/new", repositories.register, name="register"),
+    path("<kind:kind>/<str:namespace>", browse.of_namespace, name="namespace"),
+    path(_ONE, repositories.repository_page, name="repository"),
+    path(f"{_ONE}/settings", repositories.settings_page, name="repository-settings"),
+    path(f"{_ONE}/delete", repositories.delete, name="delete-repository"),
+    path(f"{_ONE}/tags", repositories.set_tag, name="set-tag"),
+    path(f"{_ONE}/tags/delete", repositories.delete_tag, name="delete-tag"),
+    path(f"{_ONE}/aliases", repositories.set_alias, name="set-alias"),
+    path(f"{_ONE}/aliases/delete", repositories.delete_alias, name="delete-alias"),
+    path(f"{_ONE}/versions/new", versions.new_version, name="new-version"),
+    path(_VERSION, versions.version_page, name="version"),
+    path(f"{_VERSION}/edit", versions.edit, name="edit-version"),
+    path(f"{_VERSION}/delete", versions.delete, name="delete-version"),
+]

@@ -1,0 +1,214 @@
+"""Background jobs: the list, the form of a new one, and the page that shows one live."""
+
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from django.contrib import messages
+from django.db.models import Min, Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from registry.errors import Invalid, RegistryError
+from registry.models import Actor, Job, JobEvent, JobState, Repository
+from registry.pages import decode_cursor, encode_cursor
+from registry.recipes import RECIPES
+from registry.services.catalog import namespaces_writable_by
+from registry.services.jobs import cancel_job, find_job, submit_job
+from registry.web import charts, recipe_forms, wording
+from registry.web.forms import show_refusal
+from registry.web.recipe_forms import RecipeForm
+from registry.web.visitor import actor_of, signed_in
+
+PAGE: Final = 20
+_LOG_LINES: Final = 300
+_METRIC_POINTS: Final = 20_000
+_SUGGESTED: Final = 60
+
+
+@require_GET
+@signed_in
+def job_list(request: HttpRequest) -> HttpResponse:
+    asked = {name: request.GET.get(name, "") for name in ("state", "kind")}
+    found = Job.objects.visible_to(actor_of(request)).with_names()
+    found = found.order_by("-created_at", "-pk")
+    for name, value in asked.items():
+        if value:
+            found = found.filter(**{name: value[:32].replace("\0", "")})
+    if cursor := request.GET.get("cursor", ""):
+        found = found.filter(_after(cursor))
+    rows = list(found[: PAGE + 1])
+    last = rows[PAGE - 1] if len(rows) > PAGE else None
+    context = {
+        "jobs": rows[:PAGE],
+        "asked": asked,
+        "states": [(state.value, wording.state_name(state.value)) for state in JobState],
+        "kinds": [(kind, str(wording.JOB_KINDS.get(kind, kind))) for kind in RECIPES],
+        "older": encode_cursor("recent", last.created_at.isoformat(), str(last.pk)) if last else "",
+        "host": request.build_absolute_uri("/").rstrip("/"),
+    }
+    return render(request, "job/list.html", context)
+
+
+def _after(cursor: str) -> Q:
+    moment, key = decode_cursor(cursor, "recent", str, str)
+    try:
+        bound, job_id = datetime.fromisoformat(moment), UUID(key)
+    except ValueError as error:
+        raise Invalid(_("The cursor is not one of ours.")) from error
+    return Q(created_at__lt=bound) | Q(created_at=bound, pk__lt=job_id)
+
+
+@signed_in
+@require_http_methods(["GET", "POST"])
+def new_job(request: HttpRequest) -> HttpResponse:
+    actor = actor_of(request)
+    kind = request.GET.get("kind", "")
+    if kind not in RECIPES:
+        return render(
+            request, "job/choose.html", {"kinds": recipe_forms.kinds(), "given": request.GET}
+        )
+    ways = recipe_forms.ways(kind)
+    default = recipe_forms.CONTINUE if kind == "train" and "model" in request.GET else ""
+    way = request.GET.get("way") or default
+    if ways and way not in {option.key for option in ways}:
+        way = ways[0].key
+    spaces = namespaces_writable_by(actor)
+    initial = {name: request.GET[name] for name in ("model", "dataset") if name in request.GET}
+    initial["output"] = request.GET.get("output") or (f"{spaces[0].slug}/" if spaces else "")
+    form = RecipeForm(kind, way, request.POST or None, initial=initial, auto_id="f-%s")
+    if request.method == "POST" and form.is_valid():
+        try:
+            job = submit_job(actor=actor, recipe=form.recipe())
+        except RegistryError as error:
+            show_refusal(form, error)
+        else:
+            return redirect("web:job", job_id=job.pk)
+    context = {
+        "form": form,
+        "kind": kind,
+        "way": way,
+        "ways": ways,
+        "kinds": recipe_forms.kinds(),
+        "given": request.GET,
+        "names": _names(actor),
+    }
+    return render(request, "job/new.html", context, status=422 if form.errors else 200)
+
+
+def _names(actor: Actor) -> dict[str, list[str]]:
+    """Suggest names of models and datasets that have a version to work on."""
+    rows = (
+        Repository.objects.visible_to(actor)
+        .exclude(latest_number=None)
+        .order_by("-updated_at", "-pk")
+        .values_list("kind", "namespace__slug", "name", "latest_number")
+    )
+    names: dict[str, list[str]] = {"model": [], "dataset": []}
+    for kind, namespace, name, number in rows[:_SUGGESTED]:
+        names[kind].append(f"{namespace}/{name}@{number}")
+    return names
+
+
+@never_cache
+@require_GET
+@signed_in
+def job_page(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    job = find_job(actor_of(request), job_id)
+    live = request.GET.get("part") == "live"
+    response = render(
+        request, "job/live.html" if live else "job/job.html", {"job": job, **_progress(job)}
+    )
+    if live and job.is_finished:
+        # The page is loaded again, without what kept it live.
+        response["HX-Refresh"] = "true"
+    return response
+
+
+@require_POST
+@signed_in
+def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    actor = actor_of(request)
+    try:
+        cancel_job(actor=actor, job=find_job(actor, job_id))
+    except RegistryError as error:
+        messages.error(request, error.detail)
+    else:
+        messages.success(request, _("The job is being cancelled."))
+    return redirect("web:job", job_id=job_id)
+
+
+def _progress(job: Job) -> dict[str, Any]:
+    events = JobEvent.objects.filter(job=job)
+    seen = list(
+        events.filter(type="progress")
+        .exclude(data__step=None)
+        .values("data__step")
+        .annotate(first=Min("pk"), since=Min("at"))
+        .order_by("first")
+    )
+    metrics: dict[str, list[tuple[float, float]]] = {}
+    for data in (
+        events.filter(type="metric").order_by("pk").values_list("data", flat=True)[:_METRIC_POINTS]
+    ):
+        metrics.setdefault(str(data.get("name")), []).append(
+            (float(data.get("step", 0)), float(data.get("value", 0)))
+        )
+    drawn = [charts.curve(name, points) for name, points in sorted(metrics.items())]
+    log = events.filter(type="log").order_by("-pk").values_list("at", "data")[:_LOG_LINES]
+    return {
+        "steps": _steps(job, [row["data__step"] for row in seen]),
+        "curves": [curve for curve in drawn if curve],
+        "log": [(at, data.get("message", "")) for at, data in reversed(list(log))],
+        "attempts": list(job.attempts.order_by("-fence")[:20]),
+        "left": _time_left(job, seen[-1]["since"] if seen else None),
+        "took": ((job.finished_at or timezone.now()) - job.started_at).total_seconds()
+        if job.started_at
+        else None,
+        "inputs": list(
+            job.inputs.select_related("repository__namespace").order_by("repository__kind", "pk")
+        ),
+        "percent": percent_of(job),
+    }
+
+
+def percent_of(job: Job) -> int | None:
+    done, total = job.progress.get("done"), job.progress.get("total")
+    if not isinstance(done, int | float) or not isinstance(total, int | float) or total <= 0:
+        return None
+    return max(0, min(100, int(100 * done / total)))
+
+
+def _steps(job: Job, seen: list[str]) -> list[dict[str, str]]:
+    """Make the stepper: what was done, what is being done, what is left."""
+    names = [wording.state_name("queued"), *(wording.step_name(step) for step in seen), _("Done")]
+    if job.state == JobState.SUCCEEDED:
+        now = len(names)
+    elif job.state == JobState.QUEUED:
+        now = 0
+    else:
+        now = max(1, len(names) - 2) if seen else 1
+        if not seen:
+            names.insert(1, _("Start"))
+    ended = job.state in {JobState.FAILED, JobState.CANCELLED}
+    return [
+        {
+            "name": name,
+            "state": "done" if at < now else "" if at > now else "failed" if ended else "now",
+        }
+        for at, name in enumerate(names)
+    ]
+
+
+def _time_left(job: Job, since: datetime | None) -> float | None:
+    done, total = job.progress.get("done"), job.progress.get("total")
+    if job.state != JobState.RUNNING or since is None or not done or not total:
+        return None
+    spent = timezone.now() - since
+    if spent < timedelta(seconds=2) or done >= total:
+        return None
+    return float(spent.total_seconds() / done * (total - done))

@@ -1,0 +1,182 @@
+"""The page of one version, and the form that makes a new one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib import messages
+from django.core.files.uploadedfile import UploadedFile
+from django.db.models import Exists, OuterRef
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from registry.errors import Invalid, RegistryError
+from registry.models import Actor, Artifact, Blob, Evaluation, Job, Version
+from registry.permissions import allowed, require
+from registry.services import catalog
+from registry.services.blobs import find_uploaded_blob, record_blob
+from registry.services.uploads import find_upload
+from registry.services.versions import (
+    create_version,
+    delete_version,
+    describe_version,
+    read_card,
+)
+from registry.storage import default_storage
+from registry.web import history
+from registry.web.forms import EditVersionForm, NewVersionForm, show_refusal
+from registry.web.markdown import render_markdown
+from registry.web.snippets import snippets
+from registry.web.views.repositories import address_of
+from registry.web.visitor import actor_of, signed_in
+
+
+def _find(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Version:
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    return catalog.find_version(actor, repository, str(number))
+
+
+@require_GET
+def version_page(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int
+) -> HttpResponse:
+    actor = actor_of(request)
+    version = _find(actor, kind, namespace, name, number)
+    repository = version.repository
+    files = list(
+        Artifact.objects.filter(revision_id=version.revision_id)
+        .select_related("blob")
+        .prefetch_related("blob__inspections")
+        .order_by("path")[:1000]
+    )
+    aliases = [a for a in history.aliases_of(repository) if a.version_id == version.pk]
+    parents, children = history.lineage(actor, version)
+    card = read_card(version)
+    host = request.build_absolute_uri("/").rstrip("/")
+    paths = [file.path for file in files]
+    context = {
+        "version": version,
+        "repository": repository,
+        "kind": kind,
+        "plural": f"{kind}s",
+        "files": files,
+        "inspections": _inspections(files),
+        "aliases": aliases,
+        "tags": list(version.tags.order_by("key")),
+        "evaluations": _evaluations(actor, version),
+        "parents": parents,
+        "children": children,
+        "card_html": render_markdown(card.body) if card else "",
+        "snippets": snippets(host, repository, version, paths, aliases[0].name if aliases else ""),
+        "may_write": allowed(actor, "write", repository),
+        "may_maintain": allowed(actor, "maintain", repository),
+        "job_is_visible": version.job is not None
+        and Job.objects.visible_to(actor).filter(pk=version.job.pk).exists(),
+        "edit_form": EditVersionForm(initial={"message": version.message, "state": version.state}),
+    }
+    return render(request, "version/version.html", context)
+
+
+def _evaluations(actor: Actor, version: Version) -> list[Evaluation]:
+    """List every number of a version; a dataset that `actor` may not see goes unnamed."""
+    visible = Version.objects.visible_to(actor).filter(pk=OuterRef("dataset_version"))
+    return list(
+        version.evaluations.annotate(dataset_is_visible=Exists(visible))
+        .select_related("dataset_version__repository__namespace")
+        .order_by("metric", "created_at", "pk")
+    )
+
+
+def _inspections(files: list[Artifact]) -> list[dict[str, Any]]:
+    """Gather what the headers said: one entry for each file that is more than text."""
+    found = []
+    for file in files:
+        for inspection in file.blob.inspections.all():
+            facts: Mapping[str, Any] = inspection.facts
+            if inspection.format not in {"json", "text", "opaque", "csv"}:
+                found.append({"path": file.path, "inspection": inspection, "facts": facts})
+    return found
+
+
+@signed_in
+@require_http_methods(["GET", "POST"])
+def new_version(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    require(actor, "write", repository)
+    form = NewVersionForm(request.POST or None, request.FILES or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            version = create_version(
+                actor=actor,
+                repository=repository,
+                files=_sent_files(actor, request, form.cleaned_data["files"]),
+                message=form.cleaned_data["message"],
+                variant=form.cleaned_data["variant"],
+            )
+        except RegistryError as error:
+            show_refusal(form, error)
+        else:
+            messages.success(
+                request, _("Version %(number)s is registered.") % {"number": version.number}
+            )
+            return redirect(history.address_of(version))
+    context = {"form": form, "repository": repository, "kind": kind, "plural": f"{kind}s"}
+    return render(request, "version/new.html", context, status=422 if form.errors else 200)
+
+
+def _sent_files(
+    actor: Actor, request: HttpRequest, attached: "list[UploadedFile[Any]]"
+) -> dict[str, Blob]:
+    """Take the files of finished uploads and those that came with the form itself."""
+    found: dict[str, Blob] = {}
+    uploads, paths = request.POST.getlist("upload"), request.POST.getlist("path")
+    if len(uploads) != len(paths):
+        raise Invalid(_("The form is incomplete; reload the page and choose the files again."))
+    for upload, path in zip(uploads, paths, strict=True):
+        found[path] = find_uploaded_blob(actor, str(find_upload(actor, upload).pk))
+    for file in attached:
+        found[file.name or "file"] = record_blob(default_storage().put(file.chunks()))
+    if not found:
+        raise Invalid(_("Choose at least one file."))
+    return found
+
+
+@signed_in
+@require_POST
+def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int) -> HttpResponse:
+    actor = actor_of(request)
+    version = _find(actor, kind, namespace, name, number)
+    changes = {
+        field: request.POST[field]
+        for field in ("message", "state")
+        if field in request.POST and request.POST[field] != getattr(version, field)
+    }
+    try:
+        describe_version(actor=actor, version=version, changes=changes)
+    except RegistryError as error:
+        messages.error(request, error.detail)
+    else:
+        messages.success(request, _("Saved."))
+    return redirect(history.address_of(version))
+
+
+@signed_in
+@require_POST
+def delete(request: HttpRequest, kind: str, namespace: str, name: str, number: int) -> HttpResponse:
+    actor = actor_of(request)
+    version = _find(actor, kind, namespace, name, number)
+    if request.POST.get("confirm", "") != version.ref:
+        messages.error(
+            request,
+            _("Nothing was deleted: type %(name)s to confirm.") % {"name": version.ref},
+        )
+        return redirect(history.address_of(version))
+    try:
+        delete_version(actor=actor, version=version)
+    except RegistryError as error:
+        messages.error(request, error.detail)
+        return redirect(history.address_of(version))
+    messages.success(request, _("%(name)s is deleted.") % {"name": version.ref})
+    return redirect(address_of(version.repository))

@@ -1,0 +1,263 @@
+"""How machine words read to people: sizes, counts, times, states, tasks, metrics."""
+
+from datetime import datetime
+from typing import Final
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext, pgettext_lazy
+
+from registry.web.charts import short
+
+TASKS: Final = {
+    "image-classification": gettext_lazy("Image classification"),
+    "text-classification": gettext_lazy("Text classification"),
+    "sentence-similarity": gettext_lazy("Sentence similarity"),
+    "feature-extraction": gettext_lazy("Feature extraction"),
+    "text-generation": gettext_lazy("Text generation"),
+    "token-classification": gettext_lazy("Token classification"),
+    "question-answering": gettext_lazy("Question answering"),
+    "translation": gettext_lazy("Translation"),
+    "summarization": gettext_lazy("Summarization"),
+    "fill-mask": gettext_lazy("Fill mask"),
+    "object-detection": gettext_lazy("Object detection"),
+    "image-segmentation": gettext_lazy("Image segmentation"),
+    "automatic-speech-recognition": gettext_lazy("Speech recognition"),
+    "tabular-classification": gettext_lazy("Tabular classification"),
+    "tabular-regression": gettext_lazy("Tabular regression"),
+}
+LIBRARIES: Final = {
+    "pytorch": "PyTorch",
+    "tensorflow": "TensorFlow",
+    "keras": "Keras",
+    "onnx": "ONNX",
+    "sentence-transformers": "Sentence Transformers",
+    "transformers": "Transformers",
+    "scikit-learn": "scikit-learn",
+}
+LICENSES: Final = {
+    "apache-2.0": "Apache-2.0",
+    "mit": "MIT",
+    "bsd-3-clause": "BSD-3-Clause",
+    "psf-2.0": "PSF-2.0",
+    "cc0-1.0": "CC0-1.0",
+    "cc-by-4.0": "CC-BY-4.0",
+}
+STATES: Final = {
+    "pending": pgettext_lazy("version state", "Pending"),
+    "ready": pgettext_lazy("version state", "Ready"),
+    "quarantined": pgettext_lazy("version state", "Quarantined"),
+    "deprecated": pgettext_lazy("version state", "Deprecated"),
+    "archived": pgettext_lazy("version state", "Archived"),
+    "queued": pgettext_lazy("job state", "Queued"),
+    "running": pgettext_lazy("job state", "Running"),
+    "succeeded": pgettext_lazy("job state", "Succeeded"),
+    "failed": pgettext_lazy("job state", "Failed"),
+    "cancelled": pgettext_lazy("job state", "Cancelled"),
+}
+STATE_TONES: Final = {
+    "ready": "good",
+    "succeeded": "good",
+    "running": "now",
+    "queued": "",
+    "pending": "now",
+    "failed": "bad",
+    "quarantined": "warn",
+    "deprecated": "warn",
+}
+VISIBILITIES: Final = {
+    "public": pgettext_lazy("visibility", "Public"),
+    "internal": pgettext_lazy("visibility", "Internal"),
+    "private": pgettext_lazy("visibility", "Private"),
+}
+ROLES: Final = {
+    "weights": pgettext_lazy("lineage role", "weights"),
+    "data": pgettext_lazy("lineage role", "data"),
+    "teacher": pgettext_lazy("lineage role", "teacher"),
+    "calibration": pgettext_lazy("lineage role", "calibration"),
+    "merged": pgettext_lazy("lineage role", "merged"),
+}
+JOB_KINDS: Final = {
+    "compress": gettext_lazy("Compress"),
+    "train": gettext_lazy("Train"),
+    "infer": gettext_lazy("Run over a dataset"),
+    "evaluate": gettext_lazy("Evaluate"),
+}
+STEPS: Final = {
+    "prepare": gettext_lazy("Prepare"),
+    "load": gettext_lazy("Load"),
+    "fetch": gettext_lazy("Fetch"),
+    "train": gettext_lazy("Train"),
+    "compare": gettext_lazy("Compare"),
+    "convert": gettext_lazy("Convert"),
+    "export": gettext_lazy("Export"),
+    "quantize": gettext_lazy("Quantize"),
+    "evaluate": gettext_lazy("Evaluate"),
+    "predict": gettext_lazy("Predict"),
+    "measure": gettext_lazy("Measure"),
+    "register": gettext_lazy("Register"),
+}
+METRICS: Final = {
+    "accuracy": gettext_lazy("Accuracy"),
+    "f1_macro": gettext_lazy("F1, macro"),
+    "loss": gettext_lazy("Loss"),
+    "cosine_to_parent": gettext_lazy("Cosine to parent"),
+    "agreement_with_parent": gettext_lazy("Agreement with parent"),
+    "stored_bytes": gettext_lazy("Stored size"),
+    "size_bytes": gettext_lazy("Stored size"),
+    "parameters": gettext_lazy("Parameters"),
+    "parameters_count": gettext_lazy("Parameters"),
+    "latency_p50_batch1": gettext_lazy("p50 latency, batch 1"),
+    "latency_p95_batch1": gettext_lazy("p95 latency, batch 1"),
+    "latency_p50_batch32": gettext_lazy("p50 latency, batch 32"),
+    "latency_p95_batch32": gettext_lazy("p95 latency, batch 32"),
+}
+# Numbers from 0 to 1 that read better as percentages.
+SHARES: Final = frozenset({"accuracy", "f1_macro", "agreement_with_parent"})
+# What says how good a model is, the first that a version has counts.
+QUALITY_METRICS: Final = ("accuracy", "f1_macro", "cosine_to_parent", "spearman")
+LATENCY_METRIC: Final = "latency_p50_batch1"
+_SIZES: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+NOTHING: Final = "\N{EN DASH}"
+_COUNTS: Final = ("", " k", " M", " B", " T")
+
+
+def size_text(size: float | None) -> str:
+    """Write bytes in decimal units: 10.8 MB."""
+    if size is None:
+        return NOTHING
+    value = float(size)
+    for unit in _SIZES:
+        if abs(value) < 999.95 or unit == _SIZES[-1]:
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def count_text(count: float | None) -> str:
+    """Write a large count in three digits: 22.7 M."""
+    if count is None:
+        return NOTHING
+    value = float(count)
+    for unit in _COUNTS:
+        if abs(value) < 999.5 or unit == _COUNTS[-1]:
+            break
+        value /= 1000
+    digits = 0 if unit == "" or value >= 100 else 1
+    return f"{value:.{digits}f}{unit}"
+
+
+def percent_text(share: float, digits: int = 1) -> str:
+    return f"{share * 100:.{digits}f}%"
+
+
+def value_text(value: float, unit: str, metric: str = "") -> str:
+    """Write a measured number with its unit."""
+    if unit in {"bytes", "B"} or metric.endswith("_bytes"):
+        return size_text(value)
+    if metric.startswith("parameters"):
+        return count_text(value)
+    if unit == "share" or (not unit and metric in SHARES):
+        return percent_text(value)
+    if unit == "%":
+        return f"{value:.1f}%"
+    if unit == "cosine":
+        return f"{value:.4f}"
+    return f"{short(value)} {unit}".strip()
+
+
+def interval_text(low: float | None, high: float | None, unit: str, metric: str) -> str:
+    """Write the 95 % interval of a number, or nothing."""
+    if low is None or high is None:
+        return ""
+    return f"{value_text(low, unit, metric)} {NOTHING} {value_text(high, unit, metric)}"
+
+
+def metric_name(metric: str) -> str:
+    return str(METRICS.get(metric, metric))
+
+
+def task_name(task: str) -> str:
+    return str(TASKS.get(task.lower(), task))
+
+
+def state_name(state: str) -> str:
+    return str(STATES.get(state, state))
+
+
+def step_name(step: str) -> str:
+    """Name what a job is doing; an unknown step reads as it was written."""
+    return str(STEPS.get(step, step[:1].upper() + step[1:].replace("_", " ")))
+
+
+def family_of(variant: str) -> int:
+    """Sort a variant into the five families of the charts: float, quantized, pruned and so on."""
+    name = variant.lower()
+    marks = [
+        ("int8", "int4", "uint8", "fp16", "bf16", "quant", "q8", "q4"),
+        ("prun", "sparse"),
+        ("distil", "student"),
+    ]
+    hits = [at for at, words in enumerate(marks, 2) if any(word in name for word in words)]
+    if not hits:
+        return 1
+    return hits[0] if len(hits) == 1 else 5
+
+
+def family_name(family: int) -> str:
+    return {
+        1: _("Float"),
+        2: _("Quantized"),
+        3: _("Pruned"),
+        4: _("Distilled"),
+        5: _("Combined"),
+    }[family]
+
+
+def relative_time(then: datetime, now: datetime | None = None) -> str:
+    """Say how long ago (or how far ahead) `then` is, in one unit."""
+    seconds = ((now or timezone.now()) - then).total_seconds()
+    if seconds < 0:
+        return _in_future(-seconds)
+    if seconds < 45:
+        return _("just now")
+    return _span_ago(seconds)
+
+
+def _span_ago(seconds: float) -> str:
+    minutes, hours, days = (round(seconds / unit) for unit in (60, 3600, 86400))
+    if minutes < 60:
+        return ngettext("%(n)d min ago", "%(n)d min ago", minutes) % {"n": minutes}
+    if hours < 24:
+        return ngettext("%(n)d h ago", "%(n)d h ago", hours) % {"n": hours}
+    if days < 31:
+        return ngettext("%(n)d day ago", "%(n)d days ago", days) % {"n": days}
+    months = round(days / 30.4)
+    if months < 12:
+        return ngettext("%(n)d month ago", "%(n)d months ago", months) % {"n": months}
+    years = max(1, round(days / 365.25))
+    return ngettext("%(n)d year ago", "%(n)d years ago", years) % {"n": years}
+
+
+def _in_future(seconds: float) -> str:
+    hours = round(seconds / 3600)
+    if hours < 48:
+        return ngettext("in %(n)d h", "in %(n)d h", hours) % {"n": hours}
+    days = round(seconds / 86400)
+    return ngettext("in %(n)d day", "in %(n)d days", days) % {"n": days}
+
+
+def duration_text(seconds: float | None) -> str:
+    """Write a span of time in at most two units: 2 min 05 s."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:
+        return _("%(seconds)s s") % {"seconds": f"{seconds:.1f}"}
+    whole = round(seconds)
+    if whole < 60:
+        return _("%(seconds)s s") % {"seconds": whole}
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return _("%(minutes)s min %(seconds)s s") % {"minutes": minutes, "seconds": f"{rest:02}"}
+    hours, minutes = divmod(minutes, 60)
+    return _("%(hours)s h %(minutes)s min") % {"hours": hours, "minutes": f"{minutes:02}"}
