@@ -1,0 +1,588 @@
+"""The bodies that the native API takes and gives; what programs may count on, field by field."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from registry.api.v1.requests import Body, Query
+
+Counted = Annotated[int, Field(ge=0, lt=1 << 63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+Reference = Annotated[str, Field(max_length=300, examples=["samples/digits-cnn@1"])]
+FullName = Annotated[str, Field(max_length=200, pattern=r"^[^/@]+/[^/@]+$")]
+Visibility = Literal["public", "internal", "private"]
+State = Literal["pending", "ready", "quarantined", "failed", "deprecated", "archived"]
+RoleName = Literal["reader", "contributor", "maintainer", "owner"]
+LineageRole = Literal["weights", "data", "teacher", "calibration", "merged"]
+
+
+def _text_only(value: object) -> object:
+    """Refuse what a lenient reader would take for an id or a time, such as a number."""
+    if isinstance(value, str):
+        return value
+    raise ValueError("Must be a text.")
+
+
+Id = Annotated[UUID, Field(strict=False), BeforeValidator(_text_only)]
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_text_only)]
+
+
+class Answer(BaseModel):
+    """What the API gives: each field is always there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+# --- Problems --------------------------------------------------------------------------------
+
+
+class FieldProblem(Answer):
+    field: str
+    code: str
+    detail: str
+
+
+class Problem(Answer):
+    """RFC 9457; `code` is stable, `detail` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    errors: list[FieldProblem]
+    request_id: str
+
+
+# --- Models and datasets ---------------------------------------------------------------------
+
+
+class NewRepository(Body):
+    namespace: str
+    name: str
+    visibility: Visibility = "public"
+    summary: str = ""
+    task: str = ""
+    library: str = ""
+    license: str = ""
+    base_model: str = ""
+    tags: dict[str, str] = {}
+
+
+class RepositoryChanges(Body):
+    """Only what is named changes."""
+
+    name: str = Field(default_factory=str)
+    visibility: Visibility = Field(default_factory=lambda: "private")
+    summary: str = Field(default_factory=str)
+    task: str = Field(default_factory=str)
+    library: str = Field(default_factory=str)
+    license: str = Field(default_factory=str)
+    base_model: str = Field(default_factory=str)
+
+
+class Repository(Answer):
+    """A model or a dataset."""
+
+    kind: Literal["model", "dataset"]
+    namespace: str
+    name: str
+    visibility: Visibility
+    summary: str
+    task: str
+    library: str
+    license: str
+    base_model: str
+    labels: list[str]
+    tags: dict[str, str]
+    formats: list[str]
+    latest_version: int | None
+    parameters_count: int | None
+    size_bytes: int | None
+    downloads: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class FacetCount(Answer):
+    value: str
+    count: int
+
+
+class Facets(Answer):
+    task: list[FacetCount]
+    library: list[FacetCount]
+    license: list[FacetCount]
+    format: list[FacetCount]
+    owner: list[FacetCount]
+    total: int
+    total_is_exact: bool
+
+
+class RepositoryPage(Answer):
+    """`facets` come with the first page."""
+
+    items: list[Repository]
+    next_cursor: str | None
+    facets: Facets | None
+
+
+class Paging(Query):
+    limit: int | None = Field(None, description="How many rows to give, 1 to 100; 20 unless told.")
+    cursor: str = Field("", description="The `next_cursor` of the page before.")
+
+
+class RepositorySearch(Paging):
+    q: str = Field("", description="Words or parts of words to look for.")
+    task: str = ""
+    library: str = ""
+    license: str = ""
+    format: str = Field("", description="A format among the files, such as `safetensors`.")
+    owner: str = Field("", description="A namespace.")
+    label: str = Field("", description="A tag of the card.")
+    tag: list[str] = Field([], description="`key:value`; may be repeated.")
+    min_params: int | None = None
+    max_params: int | None = None
+    max_bytes: int | None = None
+    sort: str = Field("", description="relevance, updated, created, downloads, name or size.")
+
+
+class TagValue(Body):
+    value: str
+
+
+class Tag(Answer):
+    key: str
+    value: str
+
+
+class AliasTarget(Body):
+    version: int = Field(ge=1, le=999_999_999)
+
+
+class Alias(Answer):
+    alias: str
+    version: int
+    updated_at: datetime
+
+
+class AliasList(Answer):
+    items: list[Alias]
+    next_cursor: None
+
+
+# --- Versions --------------------------------------------------------------------------------
+
+
+class NewFile(Body):
+    """A file by the upload that brought it, or by the digest of bytes that you may read."""
+
+    path: str
+    upload: Id | None = None
+    sha256: Sha256 | None = None
+
+
+class NewParent(Body):
+    """A version that this one came from."""
+
+    kind: Literal["model", "dataset"] = "model"
+    version: Reference
+    role: LineageRole = "weights"
+
+
+class NewVersion(Body):
+    """Finished uploads under their paths; without files only the metadata is registered."""
+
+    files: list[NewFile] = Field([], max_length=10_000)
+    message: str = ""
+    variant: str = ""
+    source: str = ""
+    tags: dict[str, str] = {}
+    parents: list[NewParent] = Field([], max_length=100)
+
+
+class VersionChanges(Body):
+    """Only what is named changes; the files are frozen."""
+
+    message: str = Field(default_factory=str)
+    state: Literal["ready", "deprecated", "archived"] = Field(default_factory=lambda: "ready")
+    state_reason: str = Field(default_factory=str)
+
+
+class File(Answer):
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class FileList(Answer):
+    items: list[File]
+    next_cursor: str | None
+
+
+class Version(Answer):
+    kind: Literal["model", "dataset"]
+    namespace: str
+    name: str
+    number: int
+    variant: str
+    revision: str
+    state: State
+    state_reason: str
+    stage: str
+    source: str
+    message: str
+    formats: list[str]
+    signature: dict[str, Any]
+    files: list[File]
+    files_count: int
+    parameters_count: int | None
+    size_bytes: int
+    aliases: list[str]
+    tags: dict[str, str]
+    job: UUID | None
+    created_by: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class VersionPage(Answer):
+    items: list[Version]
+    next_cursor: str | None
+
+
+class History(Paging):
+    with_variants: bool = Field(
+        default=True, description="Whether versions beside the main line are listed too."
+    )
+    state: str = ""
+
+
+class VersionName(Answer):
+    kind: Literal["model", "dataset"]
+    namespace: str
+    name: str
+    number: int
+    variant: str
+
+
+class Relative(VersionName):
+    role: LineageRole
+    job: UUID | None
+
+
+class Lineage(Answer):
+    version: VersionName
+    parents: list[Relative]
+    children: list[Relative]
+
+
+class FileChange(Answer):
+    path: str
+    before: File
+    after: File
+
+
+class FilesDiff(Answer):
+    added: list[File]
+    removed: list[File]
+    changed: list[FileChange]
+    unchanged_count: int
+
+
+class TextChange(Answer):
+    before: str
+    after: str
+
+
+class TagsDiff(Answer):
+    added: dict[str, str]
+    removed: dict[str, str]
+    changed: dict[str, TextChange]
+
+
+class NumberChange(Answer):
+    before: float | None
+    after: float | None
+
+
+class MetricChange(NumberChange):
+    metric: str
+    unit: str
+    split: str
+    dataset: str | None
+
+
+class Diff(Answer):
+    """What changed from the first version to the second."""
+
+    before: VersionName
+    after: VersionName
+    files: FilesDiff
+    tags: TagsDiff
+    parameters_count: NumberChange
+    size_bytes: NumberChange
+    metrics: list[MetricChange]
+
+
+class NewEvaluation(Body):
+    """A number that somebody declares; numbers of our own jobs are marked as measured."""
+
+    metric: str = Field(min_length=1, max_length=64)
+    value: float
+    unit: str = Field("", max_length=32)
+    split: str = Field("", max_length=64)
+    n: Counted | None = None
+    low: float | None = None
+    high: float | None = None
+    device: str = Field("", max_length=100)
+    details: dict[str, Any] = {}
+    dataset: Reference | None = None
+
+
+class Evaluation(Answer):
+    metric: str
+    value: float
+    unit: str
+    split: str
+    n: int | None
+    low: float | None
+    high: float | None
+    device: str
+    details: dict[str, Any]
+    measured: bool
+    dataset: str | None
+    job: UUID | None
+    created_by: str | None
+    created_at: datetime
+
+
+class EvaluationPage(Answer):
+    items: list[Evaluation]
+    next_cursor: str | None
+
+
+class EvaluationQuery(Paging):
+    metric: str = ""
+
+
+# --- Jobs ------------------------------------------------------------------------------------
+
+
+class NewJob(Body):
+    """`recipe` is one of the kinds under `recipes`, closed and bounded."""
+
+    recipe: dict[str, Any]
+
+
+class Progress(Answer):
+    done: float
+    total: float | None
+    unit: str
+    step: str
+
+
+class Result(Answer):
+    kind: Literal["model", "dataset"]
+    namespace: str
+    name: str
+    number: int
+
+
+class JobError(Answer):
+    code: str
+    detail: str
+
+
+class Job(Answer):
+    id: UUID
+    kind: str
+    namespace: str
+    state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    queue: str
+    recipe: dict[str, Any]
+    progress: Progress
+    result: Result | None
+    error: JobError | None
+    report: dict[str, Any]
+    attempts: int
+    max_attempts: int
+    worker: str
+    cancel_requested: bool
+    created_by: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class JobPage(Answer):
+    items: list[Job]
+    next_cursor: str | None
+
+
+class JobQuery(Paging):
+    state: str = Field("", description="queued, running, succeeded, failed or cancelled.")
+    kind: str = Field("", description="A kind of recipe.")
+    namespace: str = ""
+
+
+class RecipeKind(Answer):
+    kind: str
+    title: str
+    description: str
+    produces: Literal["new_variant", "model", "dataset", "evaluations"]
+
+
+class RecipeKinds(Answer):
+    items: list[RecipeKind]
+    next_cursor: None
+
+
+class RecipeSchema(BaseModel):
+    """A JSON Schema; which one depends on the kind."""
+
+    model_config = ConfigDict(extra="allow")
+
+    title: str
+    type: Literal["object"]
+    properties: dict[str, Any]
+
+
+# --- People ----------------------------------------------------------------------------------
+
+
+class NewToken(Body):
+    """A token reaches no further than its maker; it can be limited to one place."""
+
+    name: str
+    scopes: list[Literal["read", "write", "jobs", "admin"]] = ["read", "write", "jobs"]
+    expires_at: Moment | None = None
+    namespace: str | None = None
+    model: FullName | None = None
+    dataset: FullName | None = None
+
+
+class Token(Answer):
+    id: int
+    name: str
+    prefix: str
+    scopes: list[str]
+    namespace: str | None
+    model: str | None
+    dataset: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+class MadeToken(Token):
+    """`token` is the secret; this is the only time it is shown."""
+
+    token: str
+
+
+class TokenPage(Answer):
+    items: list[Token]
+    next_cursor: str | None
+
+
+class NewNamespace(Body):
+    slug: str
+    display_name: str = ""
+
+
+class Namespace(Answer):
+    slug: str
+    kind: Literal["person", "organisation"]
+    display_name: str
+    role: RoleName | None
+    created_at: datetime
+
+
+class NamespacePage(Answer):
+    items: list[Namespace]
+    next_cursor: str | None
+
+
+class MemberRole(Body):
+    role: RoleName
+
+
+class Member(Answer):
+    username: str
+    role: RoleName
+    created_at: datetime
+
+
+class MemberPage(Answer):
+    items: list[Member]
+    next_cursor: str | None
+
+
+class Place(Answer):
+    slug: str
+    role: RoleName
+
+
+class Whoami(Answer):
+    username: str
+    is_admin: bool
+    scopes: list[str]
+    namespaces: list[Place]
+    token: Token | None
+
+
+class Device(BaseModel):
+    """What a worker computes on; further fields depend on the device."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Worker(Answer):
+    name: str
+    queues: list[str]
+    devices: list[Device]
+    is_alive: bool
+    started_at: datetime
+    seen_at: datetime
+
+
+class WorkerList(Answer):
+    items: list[Worker]
+    next_cursor: None
+
+
+class EventQuery(Paging):
+    namespace: str = ""
+    action: str = Field("", description="Such as `model.register`; a prefix ending in `.` too.")
+
+
+class Event(Answer):
+    at: datetime
+    action: str
+    actor: str
+    token: int | None
+    door: str
+    ip: str | None
+    request_id: str
+    namespace: str | None
+    target: str
+    data: dict[str, Any]
+
+
+class EventPage(Answer):
+    items: list[Event]
+    next_cursor: str | None
+
+
+class Document(BaseModel):
+    """An OpenAPI 3.1 document."""
+
+    model_config = ConfigDict(extra="allow")
+
+    openapi: str
+    info: dict[str, Any]
+    paths: dict[str, Any]

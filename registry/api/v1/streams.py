@@ -1,0 +1,176 @@
+"""How the document describes the addresses that `registry.stream` answers before Django."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
+_REFUSED: dict[str, Any] = {
+    "default": {
+        "description": "Refused; the problem says why and what to do.",
+        "content": {
+            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+        },
+    }
+}
+
+
+def _parameter(name: str, where: str, description: str = "", *, required: bool = False) -> Any:
+    return {
+        "in": where,
+        "name": name,
+        "required": required or where == "path",
+        "schema": _TEXT,
+        "description": description,
+    }
+
+
+def _operation(
+    name: str,
+    summary: str,
+    tag: str,
+    parameters: list[Any],
+    responses: Mapping[str, Any],
+    *,
+    body: Mapping[str, Any] | None = None,
+    public: bool = False,
+) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "operationId": name,
+        "summary": summary,
+        "tags": [tag],
+        "security": [{"token": []}, {}] if public else [{"token": []}],
+        "parameters": parameters,
+        "responses": {**responses, **_REFUSED},
+    }
+    if body is not None:
+        document["requestBody"] = {"content": body}
+    return document
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"schema": _TEXT} for name in names}
+
+
+def _download(kind: str) -> dict[str, Any]:
+    file = {"application/octet-stream": {"schema": _BYTES}}
+    names = ("ETag", "Accept-Ranges", "Content-Disposition")
+    return _operation(
+        f"download_{kind}_file",
+        "Download one file; a Range gives a part of it.",
+        f"{kind}s",
+        [
+            _parameter("namespace", "path"),
+            _parameter("name", "path"),
+            _parameter("version", "path", "A number, an `@alias`, or `latest`."),
+            _parameter("path", "path", "The file's path; its slashes stay as they are."),
+            _parameter("Range", "header", "Such as `bytes=0-1023`."),
+            _parameter("If-None-Match", "header"),
+        ],
+        {
+            "200": {"description": "The file.", "content": file, "headers": _headers(*names)},
+            "206": {
+                "description": "The part.",
+                "content": file,
+                "headers": _headers(*names, "Content-Range"),
+            },
+            "304": {"description": "Not changed since that ETag."},
+        },
+        public=True,
+    )
+
+
+_TUS = _parameter("Tus-Resumable", "header", "1.0.0", required=True)
+_UPLOAD = [_parameter("upload", "path"), _TUS]
+_UPLOADS: dict[str, Any] = {
+    "/api/v1/uploads": {
+        "post": _operation(
+            "begin_upload",
+            "Begin a resumable upload (tus 1.0.0).",
+            "uploads",
+            [
+                _TUS,
+                _parameter("Upload-Length", "header", "Bytes of the whole file.", required=True),
+                _parameter("Upload-Metadata", "header", "`filename` and `sha256`, tus's way."),
+            ],
+            {
+                "201": {
+                    "description": "Begun; send the bytes to the Location.",
+                    "headers": _headers("Location", "Upload-Expires", "Upload-Offset"),
+                }
+            },
+        ),
+    },
+    "/api/v1/uploads/{upload}": {
+        "head": _operation(
+            "find_upload",
+            "See how far an upload is.",
+            "uploads",
+            _UPLOAD,
+            {
+                "200": {
+                    "description": "The offset to go on from.",
+                    "headers": _headers("Upload-Offset", "Upload-Length", "Upload-Expires"),
+                }
+            },
+        ),
+        "patch": _operation(
+            "continue_upload",
+            "Send the next bytes; the last ones finish it.",
+            "uploads",
+            [
+                *_UPLOAD,
+                _parameter("Upload-Offset", "header", required=True),
+                _parameter("Upload-Checksum", "header", "`sha256 ` and the digest in base64."),
+            ],
+            {"204": {"description": "Kept.", "headers": _headers("Upload-Offset")}},
+            body={"application/offset+octet-stream": {"schema": _BYTES}},
+        ),
+        "delete": _operation(
+            "cancel_upload",
+            "Give an upload up.",
+            "uploads",
+            _UPLOAD,
+            {"204": {"description": "Gone."}},
+        ),
+    },
+}
+
+
+def _paths() -> Iterator[tuple[str, dict[str, Any]]]:
+    for kind in ("model", "dataset"):
+        yield (
+            f"/api/v1/{kind}s/{{namespace}}/{{name}}/versions/{{version}}/files/{{path}}",
+            {"get": _download(kind)},
+        )
+    yield from _UPLOADS.items()
+    yield (
+        "/api/v1/jobs/{job}/events",
+        {
+            "get": _operation(
+                "follow_job",
+                "Follow a job live: its state first, then each event as it comes.",
+                "jobs",
+                [_parameter("job", "path"), _parameter("Last-Event-ID", "header")],
+                {
+                    "200": {
+                        "description": "Server-sent events: state, progress, metric, log.",
+                        "content": {"text/event-stream": {"schema": _TEXT}},
+                    }
+                },
+            )
+        },
+    )
+
+
+STREAMED: Mapping[str, Mapping[str, Any]] = dict(_paths())
+MULTIPART: Mapping[str, Any] = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "description": "Each part is a file, named by its path; `message`, `variant` and "
+            "`tags` (JSON) may come as plain fields.",
+            "additionalProperties": _BYTES,
+        }
+    }
+}

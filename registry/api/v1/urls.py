@@ -1,0 +1,56 @@
+"""The addresses of the native API; models and datasets share theirs but for the first word."""
+
+from collections.abc import Iterator
+
+from django.urls import URLPattern, path
+
+from registry.api.v1.views import document, evidence, jobs, people, repositories, versions
+
+
+def _repository_paths(kind: str) -> Iterator[URLPattern]:
+    one = f"{kind}s/<str:namespace>/<str:name>"
+    version = f"{one}/versions/<str:version>"
+    addresses = {
+        f"{kind}s": (f"{kind}s", repositories.RepositoryList),
+        one: (kind, repositories.RepositoryOne),
+        f"{one}/tags/<str:key>": (f"{kind}-tag", repositories.RepositoryTag),
+        f"{one}/aliases": (f"{kind}-aliases", repositories.AliasList),
+        f"{one}/aliases/<str:alias>": (f"{kind}-alias", repositories.AliasOne),
+        f"{one}/lineage": (f"{kind}-lineage", versions.LineageOne),
+        f"{one}/versions": (f"{kind}-versions", versions.VersionList),
+        version: (f"{kind}-version", versions.VersionOne),
+        f"{version}/files": (f"{kind}-files", versions.FileList),
+        f"{version}/tags/<str:key>": (f"{kind}-version-tag", versions.VersionTag),
+        f"{version}/lineage": (f"{kind}-version-lineage", versions.VersionLineage),
+        f"{version}/diff/<str:other>": (f"{kind}-diff", versions.VersionDiff),
+        f"{version}/evaluations": (f"{kind}-evaluations", evidence.EvaluationList),
+    }
+    for address, (name, view) in addresses.items():
+        yield path(address, view.as_view(kind=kind), name=name)
+
+
+urlpatterns = [
+    *_repository_paths("model"),
+    *_repository_paths("dataset"),
+    path("jobs", jobs.JobList.as_view(), name="jobs"),
+    path("jobs/<str:job>", jobs.JobOne.as_view(), name="job"),
+    path("jobs/<str:job>/log", jobs.JobLog.as_view(), name="job-log"),
+    path("jobs/<str:job>/cancel", jobs.JobCancel.as_view(), name="job-cancel"),
+    path("jobs/<str:job>/resume", jobs.JobResume.as_view(), name="job-resume"),
+    path("recipes", jobs.RecipeList.as_view(), name="recipes"),
+    path("recipes/<str:kind>", jobs.RecipeOne.as_view(), name="recipe"),
+    path("workers", jobs.WorkerList.as_view(), name="workers"),
+    path("whoami", people.Whoami.as_view(), name="whoami"),
+    path("tokens", people.TokenList.as_view(), name="tokens"),
+    path("tokens/<int:token>", people.TokenOne.as_view(), name="token"),
+    path("namespaces", people.NamespaceList.as_view(), name="namespaces"),
+    path("namespaces/<str:namespace>", people.NamespaceOne.as_view(), name="namespace"),
+    path("namespaces/<str:namespace>/members", people.MemberList.as_view(), name="members"),
+    path(
+        "namespaces/<str:namespace>/members/<str:username>",
+        people.MemberOne.as_view(),
+        name="member",
+    ),
+    path("events", people.EventList.as_view(), name="events"),
+    path("openapi.json", document.OpenAPI.as_view(), name="openapi"),
+]

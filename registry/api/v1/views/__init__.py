@@ -1,0 +1,1 @@
+"""The views of the native API, one module for each family of addresses."""

@@ -1,0 +1,257 @@
+"""Tokens, namespaces, their members, and what people did."""
+
+from django.db.models import Q, QuerySet
+from django.http.response import HttpResponseBase
+from django.urls import reverse
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from registry.api.pagination import page_response
+from registry.api.v1 import schemas, wire
+from registry.api.v1.openapi import operation
+from registry.api.v1.resource import Resource, created, idempotent, no_content
+from registry.errors import FieldError, Invalid
+from registry.models import (
+    ROLE_RANK,
+    Actor,
+    Event,
+    Membership,
+    Namespace,
+    Repository,
+    Role,
+    Token,
+)
+from registry.pages import Page
+from registry.permissions import require, require_scope, role_of
+from registry.services import catalog, namespaces, tokens
+
+
+class Whoami(Resource):
+    @operation("whoami", "See who your token makes you.", {200: schemas.Whoami})
+    def get(self, request: Request) -> Response:
+        actor = self.actor
+        places = Membership.objects.filter(user_id=self.user_id).select_related("namespace")
+        token = _tokens().filter(pk=actor.token_id).first() if actor.token_id else None
+        return Response(
+            {
+                "username": actor.username,
+                "is_admin": actor.is_admin,
+                "scopes": sorted(actor.scopes),
+                "namespaces": [
+                    {"slug": place.namespace.slug, "role": place.role}
+                    for place in places.order_by("namespace__slug")
+                ],
+                "token": wire.token_body(token) if token else None,
+            }
+        )
+
+
+# --- Tokens ----------------------------------------------------------------------------------
+
+
+def _tokens() -> QuerySet[Token]:
+    return Token.objects.select_related("namespace", "repository__namespace")
+
+
+class TokenList(Resource):
+    keeps_answers = False
+
+    @operation(
+        "list_tokens",
+        "List your live tokens, newest first; takes the scope admin.",
+        {200: schemas.TokenPage},
+        query=schemas.Paging,
+        gives=("Link",),
+    )
+    def get(self, request: Request) -> Response:
+        require_scope(self.actor, "admin")
+        asked = self.query(schemas.Paging)
+        rows = _tokens().filter(user_id=self.user_id, revoked_at=None)
+        found, after = wire.newest_first(rows, "tokens", asked.limit, asked.cursor)
+        return page_response(request, Page([wire.token_body(token) for token in found], after))
+
+    @operation(
+        "create_token",
+        "Make a token; its secret is shown this once. Takes the scope admin.",
+        {201: schemas.MadeToken},
+        body=schemas.NewToken,
+        headers=("Idempotency-Key",),
+    )
+    @idempotent
+    def post(self, request: Request) -> Response:
+        require_scope(self.actor, "admin")
+        new = self.body(schemas.NewToken)
+        token, secret = tokens.create_token(
+            actor=self.actor,
+            name=new.name,
+            scopes=new.scopes,
+            expires_at=new.expires_at,
+            namespace=(
+                namespaces.find_namespace(self.actor, new.namespace) if new.namespace else None
+            ),
+            repository=_one_place(self.actor, new),
+        )
+        address = reverse("api:token", args=[token.pk])
+        return created({**wire.token_body(token), "token": secret}, address)
+
+
+def _one_place(actor: Actor, new: schemas.NewToken) -> Repository | None:
+    given = [("model", new.model), ("dataset", new.dataset)]
+    named = [(kind, name) for kind, name in given if name]
+    if len(named) + (new.namespace is not None) > 1:
+        detail = "Limit a token to one of namespace, model and dataset."
+        raise Invalid(detail, errors=[FieldError("namespace", "one_of", detail)])
+    for kind, full_name in named:
+        namespace, _, name = full_name.partition("/")
+        return catalog.find_repository(actor, kind, namespace, name)
+    return None
+
+
+class TokenOne(Resource):
+    @operation("revoke_token", "Revoke a token, at once and everywhere.", {204: None})
+    def delete(self, request: Request, token: int) -> HttpResponseBase:
+        tokens.revoke_token(actor=self.actor, token_id=token)
+        return no_content()
+
+
+# --- Namespaces ------------------------------------------------------------------------------
+
+
+def _namespace_body(actor: Actor, namespace: Namespace) -> wire.Row:
+    return {
+        "slug": namespace.slug,
+        "kind": namespace.kind,
+        "display_name": namespace.display_name,
+        "role": role_of(actor, namespace),
+        "created_at": namespace.created_at,
+    }
+
+
+class NamespaceList(Resource):
+    @operation(
+        "list_namespaces",
+        "List the namespaces you belong to; an administrator sees all.",
+        {200: schemas.NamespacePage},
+        query=schemas.Paging,
+        gives=("Link",),
+    )
+    def get(self, request: Request) -> Response:
+        require_scope(self.actor, "read")
+        asked = self.query(schemas.Paging)
+        rows = Namespace.objects.all()
+        if not self.actor.is_admin:
+            rows = rows.filter(pk__in=list(self.actor.roles))
+        found, after = wire.newest_first(rows, "namespaces", asked.limit, asked.cursor)
+        return page_response(
+            request, Page([_namespace_body(self.actor, namespace) for namespace in found], after)
+        )
+
+    @operation(
+        "create_namespace",
+        "Create an organisation that you own.",
+        {201: schemas.Namespace},
+        body=schemas.NewNamespace,
+        headers=("Idempotency-Key",),
+    )
+    @idempotent
+    def post(self, request: Request) -> Response:
+        new = self.body(schemas.NewNamespace)
+        namespace = namespaces.create_namespace(actor=self.actor, **new.model_dump())
+        body = {**_namespace_body(self.actor, namespace), "role": Role.OWNER}
+        return created(body, reverse("api:namespace", args=[namespace.slug]))
+
+
+class NamespaceOne(Resource):
+    @operation("get_namespace", "Read one namespace.", {200: schemas.Namespace}, public=True)
+    def get(self, request: Request, namespace: str) -> Response:
+        found = namespaces.find_namespace(self.actor, namespace)
+        return Response(_namespace_body(self.actor, found))
+
+
+class MemberList(Resource):
+    @operation(
+        "list_members",
+        "List who belongs to a namespace, to those who do.",
+        {200: schemas.MemberPage},
+        query=schemas.Paging,
+        gives=("Link",),
+    )
+    def get(self, request: Request, namespace: str) -> Response:
+        space = namespaces.find_namespace(self.actor, namespace)
+        require(self.actor, "read", space)
+        asked = self.query(schemas.Paging)
+        rows = Membership.objects.filter(namespace=space).select_related("user")
+        found, after = wire.newest_first(rows, "members", asked.limit, asked.cursor)
+        return page_response(request, Page([_member_body(member) for member in found], after))
+
+
+def _member_body(member: Membership) -> wire.Row:
+    return {
+        "username": member.user.username,
+        "role": member.role,
+        "created_at": member.created_at,
+    }
+
+
+class MemberOne(Resource):
+    @operation(
+        "set_member",
+        "Give a person a role in a namespace.",
+        {200: schemas.Member},
+        body=schemas.MemberRole,
+    )
+    def put(self, request: Request, namespace: str, username: str) -> Response:
+        member = namespaces.set_member(
+            actor=self.actor,
+            namespace=namespaces.find_namespace(self.actor, namespace),
+            username=username,
+            role=self.body(schemas.MemberRole).role,
+        )
+        return Response(_member_body(member))
+
+    @operation("remove_member", "Take a person out of a namespace.", {204: None})
+    def delete(self, request: Request, namespace: str, username: str) -> HttpResponseBase:
+        space = namespaces.find_namespace(self.actor, namespace)
+        namespaces.remove_member(actor=self.actor, namespace=space, username=username)
+        return no_content()
+
+
+# --- What people did ---------------------------------------------------------------------------
+
+
+class EventList(Resource):
+    @operation(
+        "list_events",
+        "Read the audit log of the namespaces you maintain, newest first.",
+        {200: schemas.EventPage},
+        query=schemas.EventQuery,
+        gives=("Link",),
+    )
+    def get(self, request: Request) -> Response:
+        require_scope(self.actor, "write")
+        asked = self.query(schemas.EventQuery)
+        rows = Event.objects.select_related("namespace").filter(
+            _audited_by(self.actor, asked.namespace)
+        )
+        if asked.action:
+            exact = {"action__startswith" if asked.action.endswith(".") else "action": asked.action}
+            rows = rows.filter(**exact)
+        found, after = wire.newest_first(rows, "events", asked.limit, asked.cursor)
+        return page_response(request, Page([wire.event_body(event) for event in found], after))
+
+
+def _audited_by(actor: Actor, namespace: str) -> Q:
+    """Give the condition for events whose namespace `actor` maintains."""
+    if namespace:
+        space = namespaces.find_namespace(actor, namespace)
+        require(actor, "maintain", space)
+        return Q(namespace=space)
+    if actor.is_admin and not (actor.limited_namespace_id or actor.limited_repository_id):
+        return Q()
+    least = ROLE_RANK[Role.MAINTAINER]
+    held = [space for space, role in actor.roles.items() if ROLE_RANK[role] >= least]
+    if actor.limited_repository_id is not None:
+        return Q(namespace__in=held, repository_id=actor.limited_repository_id)
+    if actor.limited_namespace_id is not None:
+        held = [space for space in held if space == actor.limited_namespace_id]
+    return Q(namespace__in=held)

@@ -1,0 +1,250 @@
+"""Versions: registered, listed, read, described, tagged, compared, traced."""
+
+from collections.abc import Sequence
+
+from django.http.response import HttpResponseBase
+from django.urls import reverse
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from registry.api.pagination import page_response
+from registry.api.v1 import schemas, wire
+from registry.api.v1.comparison import compare_versions
+from registry.api.v1.openapi import operation
+from registry.api.v1.resource import Resource, created, idempotent, no_content
+from registry.errors import FieldError, Invalid
+from registry.models import Actor, Artifact, Blob, LineageEdge, Version, VersionState
+from registry.pages import Page, check_limit, decode_cursor, encode_cursor
+from registry.recipes import parse_reference
+from registry.services import blobs, catalog, versions
+
+
+def named_version(actor: Actor, kind: str, text: str) -> Version:
+    """Find the version that `ns/name@3` names."""
+    reference = parse_reference(text)
+    repository = catalog.find_repository(actor, kind, reference.namespace, reference.name)
+    return catalog.find_version(actor, repository, reference.version)
+
+
+def _find_blobs(actor: Actor, files: Sequence[schemas.NewFile]) -> dict[str, Blob]:
+    found: dict[str, Blob] = {}
+    for position, file in enumerate(files):
+        where = f"files.{position}"
+        if (file.upload is None) == (file.sha256 is None):
+            detail = "Name either the upload or the sha256 of bytes that are here already."
+            raise Invalid(detail, errors=[FieldError(where, "one_of", detail)])
+        if file.path in found:
+            detail = f"The path {file.path[:200]!r} stands there twice."
+            raise Invalid(detail, errors=[FieldError(f"{where}.path", "repeated", detail)])
+        if file.upload is not None:
+            found[file.path] = blobs.find_uploaded_blob(actor, str(file.upload))
+        else:
+            found[file.path] = blobs.find_readable_blob(actor, file.sha256 or "")
+    return found
+
+
+class VersionList(Resource):
+    @operation(
+        "list_{kind}_versions",
+        "List the versions of a {kind}, newest first.",
+        {200: schemas.VersionPage},
+        query=schemas.History,
+        gives=("Link",),
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        asked = self.query(schemas.History)
+        rows = Version.objects.live().filter(repository=self.repository())
+        if not asked.with_variants:
+            rows = rows.main_line()
+        if asked.state:
+            rows = rows.filter(state=_known_state(asked.state))
+        return page_response(request, wire.version_page(rows, asked.limit, asked.cursor))
+
+    @operation(
+        "create_{kind}_version",
+        "Register the next version of a {kind}.",
+        {201: schemas.Version},
+        body=schemas.NewVersion,
+        headers=("Idempotency-Key",),
+        gives=("ETag",),
+    )
+    @idempotent
+    def post(self, request: Request, /, **_: str) -> Response:
+        repository = self.repository()
+        new = self.body(schemas.NewVersion)
+        version = versions.create_version(
+            actor=self.actor,
+            repository=repository,
+            files=_find_blobs(self.actor, new.files),
+            parents=[
+                versions.ParentSpec(
+                    version=named_version(self.actor, parent.kind, parent.version),
+                    role=parent.role,
+                )
+                for parent in new.parents
+            ],
+            **new.model_dump(include={"message", "variant", "source", "tags"}),
+        )
+        row = wire.version_row(version)
+        address = reverse(
+            f"api:{self.kind}-version",
+            args=[row["namespace"], row["name"], version.number],
+        )
+        response = created(wire.one_version(row), address)
+        response["ETag"] = wire.version_etag(row)
+        return response
+
+
+def _known_state(state: str) -> str:
+    if state in VersionState.values:
+        return state
+    detail = f"Choose one of {', '.join(VersionState.values)}."
+    raise Invalid(detail, errors=[FieldError("state", "not_a_choice", detail)])
+
+
+class VersionOne(Resource):
+    @operation(
+        "get_{kind}_version",
+        "Read one version of a {kind}.",
+        {200: schemas.Version, 304: None},
+        headers=("If-None-Match",),
+        gives=("ETag",),
+        public=True,
+    )
+    def get(self, request: Request, namespace: str, name: str, version: str) -> HttpResponseBase:
+        row = wire.find_version_row(self.actor, self.kind, namespace, name, version)
+        if row is None:
+            row = wire.version_row(self.version())
+        if unchanged := self.not_modified(wire.version_etag(row)):
+            return unchanged
+        return Response(wire.one_version(row), headers={"ETag": wire.version_etag(row)})
+
+    @operation(
+        "describe_{kind}_version",
+        "Change a version's message or state; its files are frozen.",
+        {200: schemas.Version},
+        body=schemas.VersionChanges,
+        headers=("If-Match",),
+        gives=("ETag",),
+    )
+    def patch(self, request: Request, **_: str) -> Response:
+        version = versions.describe_version(
+            actor=self.actor,
+            version=self.version(),
+            changes=self.changes(schemas.VersionChanges),
+            expected_etag=self.if_match(),
+        )
+        row = wire.version_row(version)
+        return Response(wire.one_version(row), headers={"ETag": wire.version_etag(row)})
+
+    @operation(
+        "delete_{kind}_version",
+        "Delete a version; its number is never given again.",
+        {204: None},
+        headers=("If-Match",),
+    )
+    def delete(self, request: Request, **_: str) -> HttpResponseBase:
+        version = self.version()
+        catalog.check_etag(self.if_match(), version.etag, version.ref)
+        versions.delete_version(actor=self.actor, version=version)
+        return no_content()
+
+
+class VersionTag(Resource):
+    @operation(
+        "tag_{kind}_version", "Set a tag of a version.", {200: schemas.Tag}, body=schemas.TagValue
+    )
+    def put(self, request: Request, key: str, **_: str) -> Response:
+        value = self.body(schemas.TagValue).value
+        version = self.version()
+        tag = catalog.set_tag(
+            actor=self.actor, repository=version.repository, version=version, key=key, value=value
+        )
+        return Response({"key": tag.key, "value": tag.value})
+
+    @operation("untag_{kind}_version", "Delete a tag of a version.", {204: None})
+    def delete(self, request: Request, key: str, **_: str) -> HttpResponseBase:
+        version = self.version()
+        catalog.delete_tag(
+            actor=self.actor, repository=version.repository, version=version, key=key
+        )
+        return no_content()
+
+
+class FileList(Resource):
+    @operation(
+        "list_{kind}_files",
+        "List the files of a version.",
+        {200: schemas.FileList},
+        query=schemas.Paging,
+        gives=("Link",),
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        asked = self.query(schemas.Paging)
+        rows = Artifact.objects.filter(revision_id=self.version().revision_id)
+        if asked.cursor:
+            rows = rows.filter(path__gt=decode_cursor(asked.cursor, "files", str)[0])
+        wanted = check_limit(asked.limit)
+        found = list(rows.select_related("blob").order_by("path")[: wanted + 1])
+        kept = found[:wanted]
+        items = [
+            {"path": row.path, "size_bytes": row.blob.size_bytes, "sha256": row.blob.sha256}
+            for row in kept
+        ]
+        more = len(found) > wanted
+        after = encode_cursor("files", kept[-1].path) if more else None
+        return page_response(request, Page(items, after))
+
+
+class LineageOne(Resource):
+    @operation(
+        "trace_{kind}",
+        "See what a version came from and what came from it.",
+        {200: schemas.Lineage},
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        version = self.version()
+        seen = Version.objects.visible_to(self.actor).values("pk")
+        names = "repository__namespace"
+        parents = LineageEdge.objects.filter(child=version, parent__in=seen)
+        children = LineageEdge.objects.filter(parent=version, child__in=seen)
+        return Response(
+            {
+                "version": wire.version_name(version),
+                "parents": [
+                    {**wire.version_name(edge.parent), "role": edge.role, "job": edge.job_id}
+                    for edge in parents.select_related(f"parent__{names}").order_by("pk")[:500]
+                ],
+                "children": [
+                    {**wire.version_name(edge.child), "role": edge.role, "job": edge.job_id}
+                    for edge in children.select_related(f"child__{names}").order_by("pk")[:500]
+                ],
+            }
+        )
+
+
+class VersionLineage(LineageOne):
+    @operation(
+        "trace_{kind}_version",
+        "See what a version came from and what came from it.",
+        {200: schemas.Lineage},
+        public=True,
+    )
+    def get(self, request: Request, **kwargs: str) -> Response:
+        return super().get(request, **kwargs)
+
+
+class VersionDiff(Resource):
+    @operation(
+        "compare_{kind}_versions",
+        "See what changed between two versions of a {kind}.",
+        {200: schemas.Diff},
+        public=True,
+    )
+    def get(self, request: Request, other: str, **_: str) -> Response:
+        before = self.version()
+        after = catalog.find_version(self.actor, before.repository, other)
+        return Response(compare_versions(self.actor, before, after))

@@ -1,0 +1,328 @@
+"""Rows as the dictionaries that go out; the hot reads take them straight from SQL."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from django.contrib.postgres.expressions import ArraySubquery
+from django.db.models import F, Model, OuterRef, QuerySet
+from django.db.models.functions import JSONObject, Lower
+
+from registry.models import (
+    Actor,
+    Alias,
+    Artifact,
+    Evaluation,
+    Event,
+    Job,
+    Repository,
+    Tag,
+    Token,
+    Version,
+)
+from registry.models.catalog import VersionQuerySet
+from registry.pages import Page, check_limit, decode_cursor, encode_cursor
+
+Row = dict[str, Any]
+T = TypeVar("T", bound=Model)
+# Beyond so many files a page of versions ends early.
+_FILES_ON_A_PAGE = 5_000
+
+_REPOSITORY_COLUMNS = (
+    "name",
+    "visibility",
+    "summary",
+    "task",
+    "library",
+    "license",
+    "base_model",
+    "labels",
+    "formats",
+    "parameters_count",
+    "size_bytes",
+    "created_at",
+    "updated_at",
+)
+
+
+# --- Models and datasets ---------------------------------------------------------------------
+
+
+def repository_body(kind: str, row: Mapping[str, Any]) -> Row:
+    """Render a row of a search."""
+    return {
+        "kind": kind,
+        "namespace": row["namespace"],
+        **{name: row[name] for name in _REPOSITORY_COLUMNS},
+        "tags": row["tags"],
+        "latest_version": row["latest_number"],
+        "downloads": row["downloads_count"],
+    }
+
+
+def one_repository(repository: Repository) -> Row:
+    row = {name: getattr(repository, name) for name in _REPOSITORY_COLUMNS}
+    row["namespace"] = repository.namespace.slug
+    row["latest_number"] = repository.latest_number
+    row["downloads_count"] = repository.downloads_count
+    row["tags"] = dict(
+        Tag.objects.filter(repository=repository, version=None)
+        .order_by("key")
+        .values_list("key", "value")
+    )
+    return repository_body(repository.kind, row)
+
+
+def alias_body(alias: Alias) -> Row:
+    return {
+        "alias": alias.name,
+        "version": alias.version.number,
+        "updated_at": alias.updated_at,
+    }
+
+
+# --- Versions --------------------------------------------------------------------------------
+
+_VERSION_COLUMNS = (
+    "number",
+    "variant",
+    "state",
+    "state_reason",
+    "stage",
+    "source",
+    "message",
+    "formats",
+    "signature",
+    "files_count",
+    "parameters_count",
+    "size_bytes",
+    "created_at",
+    "updated_at",
+)
+_VERSION_NAMES = {
+    "kind": F("repository__kind"),
+    "namespace": F("repository__namespace__slug"),
+    "name": F("repository__name"),
+    "commit": F("revision__commit"),
+    "author": F("created_by__username"),
+}
+
+
+def _tags_of(outer: str) -> ArraySubquery:
+    return ArraySubquery(
+        Tag.objects.filter(version_id=OuterRef(outer))
+        .order_by("key")
+        .values(pair=JSONObject(key="key", value="value"))
+    )
+
+
+def _version_rows(versions: VersionQuerySet) -> Any:
+    """Read versions with their names, aliases and tags in one statement."""
+    aliases = Alias.objects.filter(version_id=OuterRef("pk")).order_by("name").values("name")
+    return versions.values(
+        *_VERSION_COLUMNS,
+        "pk",
+        "revision_id",
+        "job_id",
+        **_VERSION_NAMES,
+        alias_names=ArraySubquery(aliases),
+        tag_pairs=_tags_of("pk"),
+    )
+
+
+def _version_body(row: Mapping[str, Any], files: list[Row]) -> Row:
+    return {
+        **{name: row[name] for name in ("kind", "namespace", "name", *_VERSION_COLUMNS)},
+        "revision": row["commit"],
+        "files": files,
+        "aliases": row["alias_names"],
+        "tags": {tag["key"]: tag["value"] for tag in row["tag_pairs"]},
+        "job": row["job_id"],
+        "created_by": row["author"],
+    }
+
+
+def version_etag(row: Mapping[str, Any]) -> str:
+    """Give the same tag as `Version.etag`, from a row."""
+    return Version(pk=row["pk"], updated_at=row["updated_at"]).etag
+
+
+def find_version_row(
+    actor: Actor, kind: str, namespace: str, name: str, reference: str
+) -> Mapping[str, Any] | None:
+    """Find a version under its present name in one statement; None sends to the slower way."""
+    versions = (
+        Version.objects.visible_to(actor)
+        .alias(
+            slug_lower=Lower("repository__namespace__slug"), name_lower=Lower("repository__name")
+        )
+        .filter(repository__kind=kind, slug_lower=namespace.lower(), name_lower=name.lower())
+    )
+    if reference.isascii() and reference.isdecimal() and len(reference) <= 9:
+        versions = versions.filter(number=int(reference))
+    elif reference.startswith("@"):
+        versions = versions.filter(aliases__name=reference[1:])
+    elif reference == "latest":
+        versions = versions.filter(number=F("repository__latest_number"))
+    else:
+        return None
+    found: Mapping[str, Any] | None = _version_rows(versions).first()
+    return found
+
+
+def version_row(version: Version) -> Mapping[str, Any]:
+    row: Mapping[str, Any] = _version_rows(Version.objects.filter(pk=version.pk)).get()
+    return row
+
+
+def one_version(row: Mapping[str, Any]) -> Row:
+    return _version_body(row, list(files_of([row["revision_id"]]).get(row["revision_id"], [])))
+
+
+def files_of(revisions: Iterable[int]) -> dict[int, list[Row]]:
+    files: dict[int, list[Row]] = {}
+    rows = (
+        Artifact.objects.filter(revision_id__in=list(revisions))
+        .order_by("path")
+        .values_list("revision_id", "path", "blob__size_bytes", "blob__sha256")
+    )
+    for revision, path, size, sha256 in rows:
+        files.setdefault(revision, []).append({"path": path, "size_bytes": size, "sha256": sha256})
+    return files
+
+
+def version_page(versions: VersionQuerySet, limit: int | None, cursor: str) -> Page:
+    """Give versions newest first, with their files; a page with very many files ends early."""
+    if cursor:
+        (number,) = decode_cursor(cursor, "versions", int)
+        versions = versions.filter(number__lt=number)
+    wanted = check_limit(limit)
+    rows = list(_version_rows(versions.order_by("-number"))[: wanted + 1])
+    kept = rows[:wanted]
+    files_count = 0
+    for position, row in enumerate(kept):
+        files_count += row["files_count"]
+        if position and files_count > _FILES_ON_A_PAGE:
+            kept = kept[:position]
+            break
+    files = files_of(row["revision_id"] for row in kept)
+    items = [_version_body(row, files.get(row["revision_id"], [])) for row in kept]
+    more = len(rows) > len(kept)
+    return Page(items, encode_cursor("versions", items[-1]["number"]) if more else None)
+
+
+def version_name(version: Version) -> Row:
+    return {
+        "kind": version.repository.kind,
+        "namespace": version.repository.namespace.slug,
+        "name": version.repository.name,
+        "number": version.number,
+        "variant": version.variant,
+    }
+
+
+# --- Pages in order of the primary key ---------------------------------------------------------
+
+
+def newest_first(
+    rows: QuerySet[T], order: str, limit: int | None, cursor: str
+) -> tuple[list[T], str | None]:
+    """Give a page of rows by their number of arrival, and the cursor of the next one."""
+    if cursor:
+        (last,) = decode_cursor(cursor, order, int)
+        rows = rows.filter(pk__lt=last)
+    wanted = check_limit(limit)
+    found = list(rows.order_by("-pk")[: wanted + 1])
+    kept = found[:wanted]
+    more = len(found) > wanted
+    return kept, encode_cursor(order, kept[-1].pk) if more else None
+
+
+def evaluation_body(evaluation: Evaluation, visible: frozenset[int]) -> Row:
+    """Render a number; the dataset behind it is named only to those who may see it."""
+    dataset = evaluation.dataset_version
+    named = dataset is not None and dataset.pk in visible
+    return {
+        "metric": evaluation.metric,
+        "value": evaluation.value,
+        "unit": evaluation.unit,
+        "split": evaluation.split,
+        "n": evaluation.n,
+        "low": evaluation.low,
+        "high": evaluation.high,
+        "device": evaluation.device,
+        "details": evaluation.details,
+        "measured": evaluation.measured,
+        "dataset": dataset.ref if dataset is not None and named else None,
+        "job": evaluation.job_id,
+        "created_by": evaluation.created_by.username if evaluation.created_by else None,
+        "created_at": evaluation.created_at,
+    }
+
+
+# --- Jobs and people ---------------------------------------------------------------------------
+
+
+def job_body(job: Job) -> Row:
+    result = job.result if job.result and job.result.deleted_at is None else None
+    error = {"code": job.error_code, "detail": job.error_detail} if job.error_code else None
+    return {
+        "id": job.pk,
+        "kind": job.kind,
+        "namespace": job.namespace.slug,
+        "state": job.state,
+        "queue": job.queue,
+        "recipe": job.recipe,
+        "progress": {
+            "done": job.progress.get("done", 0),
+            "total": job.progress.get("total"),
+            "unit": job.progress.get("unit", ""),
+            "step": job.progress.get("step", ""),
+        },
+        "result": _result_body(result) if result else None,
+        "error": error,
+        "report": job.report,
+        "attempts": job.attempts_count,
+        "max_attempts": job.max_attempts,
+        "worker": job.worker,
+        "cancel_requested": job.cancel_requested_at is not None,
+        "created_by": job.created_by.username if job.created_by else None,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }
+
+
+def _result_body(version: Version) -> Row:
+    return {key: value for key, value in version_name(version).items() if key != "variant"}
+
+
+def token_body(token: Token) -> Row:
+    place = token.repository
+    full_name = place.full_name if place else None
+    return {
+        "id": token.pk,
+        "name": token.name,
+        "prefix": token.prefix,
+        "scopes": token.scopes,
+        "namespace": token.namespace.slug if token.namespace else None,
+        "model": full_name if place and place.kind == "model" else None,
+        "dataset": full_name if place and place.kind == "dataset" else None,
+        "created_at": token.created_at,
+        "expires_at": token.expires_at,
+        "last_used_at": token.last_used_at,
+    }
+
+
+def event_body(event: Event) -> Row:
+    return {
+        "at": event.at,
+        "action": event.action,
+        "actor": event.actor,
+        "token": event.token_id,
+        "door": event.door,
+        "ip": event.ip,
+        "request_id": event.request_id,
+        "namespace": event.namespace.slug if event.namespace else None,
+        "target": event.target,
+        "data": event.data,
+    }
