@@ -1,6 +1,7 @@
-"""A whole installation of its own for a benchmark: empty, on a free port, gone afterwards."""
+"""A whole installation of its own, on a free port and with its own data; gone afterwards."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,9 +12,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +44,7 @@ def free_port() -> int:
         return port
 
 
-def environment(home: Path, port: int) -> dict[str, str]:
+def environment(home: Path, port: int, *, samples: bool = False) -> dict[str, str]:
     """Leave out what would lead to servers of somebody else."""
     kept = {
         name: value
@@ -53,7 +55,7 @@ def environment(home: Path, port: int) -> dict[str, str]:
         **kept,
         "MODELYARD_HOME": str(home),
         "MODELYARD_PORT": str(port),
-        "MODELYARD_SAMPLES": "0",
+        "MODELYARD_SAMPLES": str(int(samples)),
         "MODELYARD_LOG_LEVEL": "WARNING",
     }
 
@@ -71,6 +73,17 @@ def wait_for(url: str, process: subprocess.Popen[bytes], *, seconds: float = 600
     raise TimeoutError(f"{url} does not answer after {seconds:g} s")
 
 
+def wait_for_json(url: str, enough: Callable[[Any], object], *, seconds: float) -> None:
+    """Wait until what `url` answers is enough."""
+    patience = time.monotonic() + seconds
+    while time.monotonic() < patience:
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(url) as answer:
+            if enough(json.load(answer)):
+                return
+        time.sleep(0.25)
+    raise TimeoutError(f"{url} does not say enough after {seconds:g} s")
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGINT)
     try:
@@ -81,8 +94,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Installation]:
-    """Start an empty installation from this tree, and take it away again."""
+def running(*, samples: bool = False) -> Iterator[Installation]:
+    """Start an installation of its own from this tree, and take it away again."""
     home = Path(tempfile.mkdtemp(prefix="modelyard-bench-"))
     home.chmod(0o711)
     installation = Installation(home=home, port=free_port())
@@ -90,7 +103,7 @@ def running() -> Iterator[Installation]:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "up"],
             cwd=ROOT,
-            env=environment(home, installation.port),
+            env=environment(home, installation.port, samples=samples),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

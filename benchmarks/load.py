@@ -31,89 +31,36 @@ from registry.models import (  # noqa: E402
 
 PER_NAMESPACE = 25
 BATCH = 2000
-FAMILIES = [
-    "bert",
-    "roberta",
-    "deberta",
-    "electra",
-    "albert",
-    "distilbert",
-    "minilm",
-    "mpnet",
-    "bge",
-    "e5",
-    "gte",
-    "llama",
-    "mistral",
-    "qwen",
-    "gemma",
-    "phi",
-    "falcon",
-    "bloom",
-    "opt",
-    "gpt2",
-    "t5",
-    "flan",
-    "bart",
-    "pegasus",
-    "whisper",
-    "wav2vec",
-    "hubert",
-    "clip",
-    "siglip",
-    "vit",
-    "swin",
-    "convnext",
-    "resnet",
-    "efficientnet",
-    "mobilenet",
-    "yolo",
-    "detr",
-    "unet",
-    "segformer",
-    "sam",
-]
-SIZES = ["tiny", "mini", "small", "base", "medium", "large", "xl", "7b", "13b", "70b"]
-SUBJECTS = [
-    "sentiment",
-    "news",
-    "legal",
-    "medical",
-    "finance",
-    "code",
-    "chat",
-    "retrieval",
-    "rerank",
-    "toxicity",
-    "intent",
-    "emotion",
-    "ner",
-    "summary",
-    "translation",
-    "captions",
-    "digits",
-    "plants",
-    "satellites",
-    "speech",
-    "music",
-    "invoices",
-    "reviews",
-]
-LANGUAGES = ["en", "zh", "de", "fr", "es", "it", "pt", "ja", "ko", "ar", "hi", "multilingual"]
-TASKS = [
-    "text-classification",
-    "token-classification",
-    "sentence-similarity",
-    "text-generation",
-    "summarization",
-    "translation",
-    "image-classification",
-    "object-detection",
-    "automatic-speech-recognition",
-]
-LIBRARIES = ["pytorch", "transformers", "onnx", "sentence-transformers", "timm"]
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+FAMILIES = words(
+    "bert roberta deberta electra albert distilbert minilm mpnet bge e5 gte llama mistral qwen "
+    "gemma phi falcon bloom opt gpt2 t5 flan bart pegasus whisper wav2vec hubert clip siglip vit "
+    "swin convnext resnet efficientnet mobilenet yolo detr unet segformer sam"
+)
+SIZES = words("tiny mini small base medium large xl 7b 13b 70b")
+SUBJECTS = words(
+    "sentiment news legal medical finance code chat retrieval rerank toxicity intent emotion "
+    "ner summary translation captions digits plants satellites speech music invoices reviews"
+)
+LANGUAGES = words("en zh de fr es it pt ja ko ar hi multilingual")
+TASKS = words(
+    "text-classification token-classification sentence-similarity text-generation summarization "
+    "translation image-classification object-detection automatic-speech-recognition"
+)
+LIBRARIES = words("pytorch transformers onnx sentence-transformers timm")
+LICENSES = words("apache-2.0 mit bsd-3-clause cc-by-4.0 other")
+PROSE = words(
+    "this model was trained on data that we collected and cleaned for the team it reads inputs of "
+    "moderate length and answers with one label for each row accuracy is measured on held out rows "
+    "limits apply results may be worse for older sources use with care the license allows changes "
+    "weights are stored as plain tensors load them with the library named above and see examples"
+)
 SEARCHED = ("summary", "task", "library", "license", "language", "subject")
-LICENSES = ["apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "other"]
 
 
 def describe(number: int, chance: random.Random) -> dict[str, str]:
@@ -128,7 +75,9 @@ def describe(number: int, chance: random.Random) -> dict[str, str]:
         "license": chance.choice(LICENSES),
         "subject": subject,
         "language": language,
-        "card": " ".join(chance.choices(SUBJECTS + FAMILIES + TASKS, k=60)),
+        "card": (
+            f"{family} {size} for {subject} in {language}. " + " ".join(chance.choices(PROSE, k=80))
+        ),
     }
 
 
