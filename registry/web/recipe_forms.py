@@ -46,20 +46,13 @@ class Way:
 
 def kinds() -> list[Way]:
     """List the kinds of jobs."""
-    return [
-        Way(key=kind, title=_(schema["title"]), about=_(_first_line(schema)))
-        for kind in RECIPES
-        for schema in [recipe_schema(kind)]
-    ]
+    return [_way(kind, recipe_schema(kind)) for kind in RECIPES]
 
 
 def ways(kind: str) -> list[Way]:
     """List what a kind of job can do; empty where there is nothing to choose."""
     schema = recipe_schema(kind)
-    found = [
-        Way(key=key, title=_(part["title"]), about=_(_first_line(part)))
-        for key, part in _tagged(schema).items()
-    ]
+    found = [_way(key, part) for key, part in _tagged(schema).items()]
     if "architecture" in schema["properties"]:
         found.append(
             Way(
@@ -69,6 +62,11 @@ def ways(kind: str) -> list[Way]:
             )
         )
     return found
+
+
+def _way(key: str, schema: Schema) -> Way:
+    title, about = schema["title"], _first_line(schema)
+    return Way(key=key, title=_(title), about=_(about))
 
 
 def _first_line(schema: Schema) -> str:
@@ -133,7 +131,8 @@ class RecipeForm(forms.Form):
         options = [option for option in part.get("anyOf", [part]) if option.get("type") != "null"]
         # Constraints sit on the alternative, titles on the whole.
         field = _field({**options[0], **part}, required=required)
-        field.label = _(part.get("title") or options[0].get("title", name))
+        title = part.get("title") or options[0].get("title", name)
+        field.label = _(title)
         if about := part.get("description") or options[0].get("description"):
             field.help_text = _(about)
         if part.get("advanced"):
