@@ -45,6 +45,8 @@ CACHES = {
 
 # --- Doors ------------------------------------------------------------------------------------
 WEB_PORT = env_int("MODELYARD_PORT", default=8000, low=1, high=65535)
+# Threads of one web process that run Django; streams need none of them.
+WEB_THREADS = env_int("MODELYARD_WEB_THREADS", default=8, low=1, high=200)
 INFER_PORT = env_int("MODELYARD_INFER_PORT", default=8080, low=1, high=65535)
 GRPC_PORT = env_int("MODELYARD_GRPC_PORT", default=8081, low=1, high=65535)
 DEBUG = env_bool("MODELYARD_DEBUG", default=False)

@@ -64,7 +64,7 @@ class Sink:
         self._flushed = start
         self._flusher: threading.Thread | None = None
 
-    def write(self, block: bytes | bytearray | memoryview) -> None:
+    def write(self, block: bytes | memoryview) -> None:
         with _out_of_space():
             view = memoryview(block)
             while view:
@@ -272,6 +272,18 @@ class Storage(ABC):
         finally:
             offset = self.close_upload(upload_id, sink, keep=keep)
         return offset
+
+    def read_upload(self, upload_id: str, start: int, end: int) -> bytes:
+        """Give a small range of an upload, finished or not, to look into its header."""
+        finished = self._finished(upload_id)
+        try:
+            with self._part(upload_id).open("rb") as part:
+                part.seek(start)
+                return part.read(max(0, end - start))
+        except FileNotFoundError:
+            if finished is None:
+                raise _no_upload(upload_id) from None
+        return self.read(finished.sha256, start=start, end=end)
 
     def finish_upload(self, upload_id: str, *, sha256: str | None = None) -> Stored:
         """Store the upload under its digest; safe to repeat until `discard_upload`."""

@@ -1,10 +1,16 @@
 """What a door hands to `registry.stream` once it has authorised a download."""
 
 import mimetypes
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
 from registry.errors import NotFound
-from registry.models import Actor, Artifact, Blob
+from registry.models import Actor, Artifact, Blob, DownloadCount, Repository, Version
 from registry.services.catalog import find_repository, find_version
 
 
@@ -57,3 +63,28 @@ def find_download(
         repository_id=repository.pk,
         version_id=row.pk,
     )
+
+
+def record_downloads(counts: Mapping[tuple[int, int], int]) -> None:
+    """Add a batch of downloads, counted by repository and version, to today's numbers.
+
+    Nobody acts here: the batch holds the downloads of many people.
+    """
+    today = timezone.now().date()
+    known = set(
+        Version.objects.filter(pk__in={version for _, version in counts}).values_list(
+            "pk", flat=True
+        )
+    )
+    repositories: Counter[int] = Counter()
+    # Batches of several processes take the rows in one order, so that they never deadlock.
+    with transaction.atomic():
+        for (repository_id, version_id), count in sorted(counts.items()):
+            repositories[repository_id] += count
+            if version_id in known:
+                row, _ = DownloadCount.objects.get_or_create(version_id=version_id, day=today)
+                DownloadCount.objects.filter(pk=row.pk).update(count=F("count") + count)
+        for repository_id, count in sorted(repositories.items()):
+            Repository.objects.filter(pk=repository_id).update(
+                downloads_count=F("downloads_count") + count
+            )

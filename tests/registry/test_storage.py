@@ -187,10 +187,12 @@ def test_an_upload_goes_on_where_it_stopped(storage):
     assert storage.upload_offset(upload_id) == 0
     assert storage.append_upload(upload_id, 0, [b"one ", b"two "]) == 8
     assert storage.append_upload(upload_id, 8, [b"three"]) == 13
+    assert storage.read_upload(upload_id, 4, 7) == b"two"
     stored = storage.finish_upload(upload_id, sha256=sha256(b"one two three"))
     assert storage.read(stored.sha256) == b"one two three"
     # Nobody knows yet that it is complete: the answer may have been lost.
     assert storage.upload_offset(upload_id) == 13
+    assert storage.read_upload(upload_id, 4, 7) == b"two"
     assert storage.finish_upload(upload_id) == stored
     with pytest.raises(Conflict, match="complete"):
         storage.append_upload(upload_id, 13, [b"more"])
@@ -201,6 +203,8 @@ def test_an_upload_goes_on_where_it_stopped(storage):
         storage.upload_offset(upload_id)
     with pytest.raises(NotFound):
         storage.finish_upload(upload_id)
+    with pytest.raises(NotFound):
+        storage.read_upload(upload_id, 0, 1)
 
 
 def test_another_process_may_finish_an_upload(storage, tmp_path):

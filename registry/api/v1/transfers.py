@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import orjson
 from django.http import HttpResponse
+from django.http.response import HttpResponseBase
 from django.urls import reverse
 from rest_framework.response import Response
 
@@ -61,23 +62,25 @@ def register_version(
     digests = {path: stored.sha256 for path, stored in files.items()}
     content = orjson.dumps([digests, texts], option=orjson.OPT_SORT_KEYS)
     claim = Claim.make(idempotency_key, actor, address, content)
+    answer: HttpResponseBase
     if claim is None:
         answer = _create(actor, repository, files, texts)
     else:
-        once = answer_once(claim, lambda: _create(actor, repository, files, texts), keep_body=True)
-        assert isinstance(once, HttpResponse)
-        answer = once
+        answer = answer_once(
+            claim, lambda: _create(actor, repository, files, texts), keep_body=True
+        )
+    assert isinstance(answer, HttpResponse)
     if isinstance(answer, Response):
-        body = JSONRenderer().render(answer.data)
-    else:
-        body = answer.content
+        answer.content = JSONRenderer().render(answer.data)
     headers = [(name.lower(), value) for name, value in answer.items()]
-    return Answer(answer.status_code, [one for one in headers if one[0] != "content-type"], body)
+    return Answer(
+        answer.status_code, [one for one in headers if one[0] != "content-type"], answer.content
+    )
 
 
 def _create(
     actor: Actor, repository: Repository, files: Mapping[str, Stored], texts: Mapping[str, str]
-) -> HttpResponse:
+) -> Response:
     fields = {
         name: parse_json(text.encode()) if name in _JSON_FIELDS else text
         for name, text in texts.items()

@@ -1,0 +1,158 @@
+"""Which addresses are streams, at which door, and who answers them."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+from registry.api.problem import MethodNotAllowed
+from registry.api.v1 import transfers as machine_door
+from registry.errors import NotFound
+from registry.models import Actor
+from registry.stream import upload
+from registry.stream.download import answer_download
+from registry.stream.events import answer_events
+from registry.stream.exchange import Exchange
+from registry.stream.refusals import refuse
+from registry.stream.registration import answer_registration
+from registry.stream.threads import in_database
+from registry.web import transfers as page_door
+
+Where: TypeAlias = Mapping[str, str]
+Identify: TypeAlias = Callable[[Exchange], Actor]
+Handler: TypeAlias = Callable[[Exchange, Identify, Where], Awaitable[None]]
+_ActorHandler: TypeAlias = Callable[[Exchange, Actor, Where], Awaitable[None]]
+
+
+class NoStream(Exception):  # noqa: N818 - a signal, not an error
+    """Let Django answer this request."""
+
+
+class Route(NamedTuple):
+    """An address, its door and its handlers by method."""
+
+    pattern: re.Pattern[str]
+    identify: Identify
+    handlers: Mapping[str, Handler]
+    # Where Django answers the methods (and, for pages, the refusals) that are not here.
+    shared: bool = False
+
+
+async def answer_stream(exchange: Exchange) -> bool:
+    """Answer a request to a stream; give False for one that Django is to answer."""
+    for route in ROUTES:
+        if match := route.pattern.fullmatch(exchange.path):
+            return await _answer(exchange, route, match.groupdict())
+    return False
+
+
+async def _answer(exchange: Exchange, route: Route, where: Where) -> bool:
+    handler = route.handlers.get(exchange.method)
+    if handler is None:
+        if route.shared:
+            return False
+        allowed = ", ".join(route.handlers)
+        refusal = MethodNotAllowed(f"This address takes {allowed}.")
+        await refuse(exchange, refusal, (("allow", allowed),))
+        return True
+    try:
+        await handler(exchange, route.identify, where)
+    except NoStream:
+        return False
+    return True
+
+
+def _at_machine_door(exchange: Exchange) -> Actor:
+    return machine_door.identify(exchange.headers, request_id=exchange.request_id, ip=exchange.ip)
+
+
+def _at_page_door(exchange: Exchange) -> Actor:
+    return page_door.identify(
+        exchange.headers,
+        method=exchange.method,
+        path=exchange.path,
+        scheme=exchange.scheme,
+        request_id=exchange.request_id,
+        ip=exchange.ip,
+    )
+
+
+def _as_actor(handler: _ActorHandler) -> Handler:
+    """Find out who is asking, then answer."""
+
+    async def answer(exchange: Exchange, identify: Identify, where: Where) -> None:
+        await handler(exchange, await in_database(identify, exchange), where)
+
+    return answer
+
+
+async def _download_page(exchange: Exchange, identify: Identify, where: Where) -> None:
+    """Answer a download in a browser; what is not there gets the page that says so."""
+    try:
+        await answer_download(exchange, await in_database(identify, exchange), where)
+    except NotFound:
+        if exchange.status:
+            raise
+        raise NoStream from None
+
+
+async def _register(exchange: Exchange, identify: Identify, where: Where) -> None:
+    if not exchange.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise NoStream
+    await answer_registration(exchange, await in_database(identify, exchange), where)
+
+
+async def _events(exchange: Exchange, identify: Identify, where: Where, *, replay: bool) -> None:
+    await answer_events(exchange, partial(identify, exchange), where, replay=replay)
+
+
+async def _options(exchange: Exchange, _identify: Identify, where: Where) -> None:
+    await upload.answer_options(exchange, where)
+
+
+_DOWNLOAD = _as_actor(answer_download)
+_CREATION: Mapping[str, Handler] = {
+    "OPTIONS": _options,
+    "POST": _as_actor(upload.answer_creation),
+}
+_UPLOAD: Mapping[str, Handler] = {
+    "OPTIONS": _options,
+    "HEAD": _as_actor(upload.answer_head),
+    "PATCH": _as_actor(upload.answer_patch),
+    "DELETE": _as_actor(upload.answer_delete),
+}
+_ONE = r"/(?P<kind>models|datasets)/(?P<namespace>[^/]+)/(?P<name>[^/]+)"
+_FILE = r"/versions/(?P<version>[^/]+)/files/(?P<path>.+)"
+_API = r"/api/v1"
+_LANGUAGE = r"(?:/zh-hans)?"
+
+ROUTES = (
+    Route(
+        re.compile(_API + _ONE + _FILE, re.DOTALL),
+        _at_machine_door,
+        {"GET": _DOWNLOAD, "HEAD": _DOWNLOAD},
+    ),
+    Route(
+        re.compile(_API + _ONE + r"/versions"), _at_machine_door, {"POST": _register}, shared=True
+    ),
+    Route(re.compile(_API + r"/uploads/?"), _at_machine_door, _CREATION),
+    Route(re.compile(_API + r"/uploads/(?P<upload>[^/]+)"), _at_machine_door, _UPLOAD),
+    Route(
+        re.compile(_API + r"/jobs/(?P<job>[^/]+)/events"),
+        _at_machine_door,
+        {"GET": partial(_events, replay=True)},
+    ),
+    Route(
+        re.compile(_LANGUAGE + _ONE + _FILE, re.DOTALL),
+        _at_page_door,
+        {"GET": _download_page, "HEAD": _download_page},
+        shared=True,
+    ),
+    Route(re.compile(_LANGUAGE + r"/uploads/?"), _at_page_door, _CREATION),
+    Route(re.compile(_LANGUAGE + r"/uploads/(?P<upload>[^/]+)"), _at_page_door, _UPLOAD),
+    Route(
+        re.compile(_LANGUAGE + r"/jobs/(?P<job>[^/]+)/events"),
+        _at_page_door,
+        {"GET": partial(_events, replay=False)},
+    ),
+)

@@ -1,0 +1,327 @@
+"""Resumable uploads by tus 1.0.0: creation, with upload, checksum, expiration, termination."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import format_datetime
+from typing import Any, NamedTuple
+
+from django.conf import settings
+
+from registry.errors import Conflict, Invalid, RegistryError, TooLarge
+from registry.formats import inspect
+from registry.models import Actor, Upload
+from registry.services.uploads import begin_upload, cancel_upload, complete_upload, find_upload
+from registry.storage import Sink, default_storage
+from registry.stream.exchange import ClientGone, Exchange
+from registry.stream.threads import in_database, on_disk, settled
+
+VERSION = "1.0.0"
+MEDIA_TYPE = "application/offset+octet-stream"
+ALGORITHMS = ("sha256", "sha1")
+TAKEOVER_SECONDS = 10.0
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_METADATA_KEY = re.compile(r"[^\s,]{1,100}")
+
+
+class WrongTusVersion(RegistryError):  # noqa: N818 - as in registry.errors
+    code = "wrong_tus_version"
+    status = 412
+    title = "Another version of the upload protocol"
+
+
+class WrongMediaType(RegistryError):  # noqa: N818 - as in registry.errors
+    code = "unsupported_media_type"
+    status = 415
+    title = "The body is of a kind that this address does not take"
+
+
+class UploadBusy(RegistryError):  # noqa: N818 - as in registry.errors
+    code = "upload_busy"
+    status = 423
+    title = "Another request is writing to this upload"
+
+
+class WrongChecksum(RegistryError):  # noqa: N818 - as in registry.errors
+    code = "checksum_mismatch"
+    status = 460
+    title = "The bytes arrived changed"
+
+
+class Checksum(NamedTuple):
+    """What the client says the digest of this request's body is."""
+
+    algorithm: str
+    digest: bytes
+
+
+# Which task is writing to which upload in this process: a client that comes back after a broken
+# line must not wait until its old, dead connection is noticed.
+_writers: dict[str, asyncio.Task[Any]] = {}
+
+
+def offer() -> list[tuple[str, str]]:
+    return [
+        ("tus-resumable", VERSION),
+        ("tus-version", VERSION),
+        ("tus-max-size", str(settings.MAX_UPLOAD_BYTES)),
+        ("tus-extension", "creation,creation-with-upload,checksum,expiration,termination"),
+        ("tus-checksum-algorithm", ",".join(ALGORITHMS)),
+    ]
+
+
+async def answer_options(exchange: Exchange, _where: Mapping[str, str]) -> None:
+    await exchange.respond(204, offer())
+
+
+async def answer_creation(exchange: Exchange, actor: Actor, _where: Mapping[str, str]) -> None:
+    _require_version(exchange)
+    length = _length(exchange)
+    metadata = read_metadata(exchange.headers.get("upload-metadata", ""))
+    checksum = _checksum(exchange)
+    with_body = exchange.headers.get("content-type", "") == MEDIA_TYPE
+    upload = await in_database(
+        begin_upload,
+        actor=actor,
+        length=length,
+        filename=metadata.get("filename") or metadata.get("name", ""),
+        sha256=metadata.get("sha256", ""),
+    )
+    offset = 0
+    if with_body:
+        offset = await _receive(exchange, actor, upload, 0, checksum)
+    elif length == 0:
+        await _complete(actor, upload)
+    await exchange.respond(
+        201,
+        [
+            ("location", f"{exchange.path.rstrip('/')}/{upload.pk}"),
+            ("upload-offset", str(offset)),
+            *_standing(upload),
+        ],
+    )
+
+
+async def answer_head(exchange: Exchange, actor: Actor, where: Mapping[str, str]) -> None:
+    _require_version(exchange)
+    upload = await in_database(find_upload, actor, where["upload"])
+    await _interrupt_writer(str(upload.pk))
+    offset = upload.length_bytes
+    if upload.completed_at is None:
+        offset = await on_disk(default_storage().upload_offset, str(upload.pk))
+        if offset == upload.length_bytes:
+            # All bytes came, and the process died before it could say so.
+            await _complete(actor, upload)
+    await exchange.respond(
+        200,
+        [
+            ("upload-offset", str(offset)),
+            ("upload-length", str(upload.length_bytes)),
+            ("cache-control", "no-store"),
+            *_standing(upload),
+        ],
+    )
+
+
+async def answer_patch(exchange: Exchange, actor: Actor, where: Mapping[str, str]) -> None:
+    _require_version(exchange)
+    if exchange.headers.get("content-type", "") != MEDIA_TYPE:
+        raise WrongMediaType(f"Send the bytes with Content-Type: {MEDIA_TYPE}.")
+    offset = _number(exchange, "upload-offset")
+    checksum = _checksum(exchange)
+    upload = await in_database(find_upload, actor, where["upload"])
+    if upload.completed_at is None:
+        offset = await _receive(exchange, actor, upload, offset, checksum)
+    elif offset != upload.length_bytes:
+        raise Conflict("This upload is complete.", code="upload_complete")
+    await exchange.respond(204, [("upload-offset", str(offset)), *_standing(upload)])
+
+
+async def answer_delete(exchange: Exchange, actor: Actor, where: Mapping[str, str]) -> None:
+    _require_version(exchange)
+    upload = await in_database(find_upload, actor, where["upload"])
+    await _interrupt_writer(str(upload.pk))
+    await in_database(cancel_upload, actor=actor, upload=upload)
+    await exchange.respond(204, [("tus-resumable", VERSION)])
+
+
+def read_metadata(header: str) -> dict[str, str]:
+    """Read `Upload-Metadata`: keys with base64 values, separated by commas."""
+    if len(header) > 16 * 1024:
+        raise Invalid("Upload-Metadata is longer than 16384 characters.")
+    metadata: dict[str, str] = {}
+    for pair in header.split(",") if header.strip() else ():
+        key, _, value = pair.strip().partition(" ")
+        if not _METADATA_KEY.fullmatch(key) or key in metadata:
+            raise Invalid(f"Upload-Metadata has the key {key[:80]!r} twice or with a bad name.")
+        try:
+            metadata[key] = base64.b64decode(value.strip(), validate=True).decode("utf-8")
+        except (binascii.Error, UnicodeDecodeError):
+            raise Invalid(f"The value of {key!r} in Upload-Metadata is no base64 text.") from None
+    return metadata
+
+
+# --- Moving the bytes ------------------------------------------------------------------------
+
+
+async def _receive(
+    exchange: Exchange, actor: Actor, upload: Upload, offset: int, checksum: Checksum | None
+) -> int:
+    """Append the body; give the new offset, or raise ClientGone with the bytes so far kept."""
+    upload_id = str(upload.pk)
+    announced = exchange.announced_bytes
+    if announced is not None and offset + announced > upload.length_bytes:
+        raise TooLarge(
+            f"{offset + announced} bytes would arrive, and Upload-Length said "
+            f"{upload.length_bytes}."
+        )
+    await _interrupt_writer(upload_id)
+    task = asyncio.current_task()
+    assert task is not None
+    _writers[upload_id] = task
+    try:
+        offset = await _append(exchange, upload, offset, checksum)
+    except asyncio.CancelledError:
+        raise ClientGone from None
+    finally:
+        if _writers.get(upload_id) is task:
+            del _writers[upload_id]
+    if offset == upload.length_bytes:
+        await _complete(actor, upload)
+    return offset
+
+
+async def _append(
+    exchange: Exchange, upload: Upload, offset: int, checksum: Checksum | None
+) -> int:
+    storage = default_storage()
+    upload_id = str(upload.pk)
+    try:
+        sink = await settled(
+            on_disk(storage.open_upload, upload_id, offset, provisional=checksum is not None)
+        )
+    except Conflict as refusal:
+        if refusal.reason == "upload_busy":
+            raise UploadBusy(refusal.detail) from None
+        raise
+    digest = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
+    keep = False
+    try:
+        await _pump(exchange, sink, upload.length_bytes, digest)
+        keep = True
+        if checksum is not None and digest is not None:
+            keep = digest.digest() == checksum.digest
+    except (ClientGone, asyncio.CancelledError):
+        # An unfinished body cannot be checked; without a checksum every byte counts.
+        keep = checksum is None
+        raise
+    finally:
+        offset = await settled(on_disk(storage.close_upload, upload_id, sink, keep=keep))
+    if checksum is not None and not keep:
+        raise WrongChecksum(
+            f"The {checksum.algorithm} of the bytes is not the one announced; send them again."
+        )
+    return offset
+
+
+async def _pump(exchange: Exchange, sink: Sink, limit: int, digest: Any) -> None:
+    """Write and hash one block in a thread while the next one arrives."""
+    writing: asyncio.Future[None] | None = None
+    start, expected = exchange.received_bytes, limit - sink.offset
+    try:
+        async for block in exchange.blocks():
+            if exchange.received_bytes - start > expected:
+                raise TooLarge(f"More bytes arrived than the {limit} of Upload-Length.")
+            if writing is not None:
+                await asyncio.shield(writing)
+            writing = on_disk(_write, sink, block, digest)
+    finally:
+        if writing is not None:
+            await settled(writing)
+
+
+def _write(sink: Sink, block: list[bytes], digest: Any) -> None:
+    for chunk in block:
+        sink.write(chunk)
+        if digest is not None:
+            digest.update(chunk)
+
+
+async def _complete(actor: Actor, upload: Upload) -> None:
+    """Look into the file, hash it, store it and write its row; safe to repeat at every step."""
+    try:
+        stored = await settled(on_disk(_keep, upload))
+    except Invalid:
+        # These bytes will not get better: the client has to begin again.
+        await in_database(cancel_upload, actor=actor, upload=upload)
+        raise
+    await in_database(complete_upload, actor=actor, upload=upload, stored=stored)
+    await on_disk(default_storage().discard_upload, str(upload.pk))
+
+
+def _keep(upload: Upload) -> Any:
+    storage = default_storage()
+    upload_id = str(upload.pk)
+    inspect(
+        upload.filename,
+        upload.length_bytes,
+        lambda start, end: storage.read_upload(upload_id, start, end),
+    )
+    return storage.finish_upload(upload_id, sha256=upload.sha256 or None)
+
+
+async def _interrupt_writer(upload_id: str) -> None:
+    """Stop an older request that still writes to this upload in this process."""
+    writer = _writers.get(upload_id)
+    if writer is None or writer is asyncio.current_task():
+        return
+    writer.cancel()
+    await asyncio.wait({writer}, timeout=TAKEOVER_SECONDS)
+
+
+# --- Reading headers -------------------------------------------------------------------------
+
+
+def _require_version(exchange: Exchange) -> None:
+    if exchange.headers.get("tus-resumable") != VERSION:
+        raise WrongTusVersion(
+            f"This server speaks tus {VERSION}; send the header Tus-Resumable: {VERSION}."
+        )
+
+
+def _length(exchange: Exchange) -> int:
+    if "upload-defer-length" in exchange.headers:
+        raise Invalid("The length must be known first; send Upload-Length.")
+    return _number(exchange, "upload-length")
+
+
+def _number(exchange: Exchange, name: str) -> int:
+    text = exchange.headers.get(name, "")
+    if not _NUMBER.fullmatch(text):
+        raise Invalid(f"The header {name.title()} must be a number of bytes, not {text[:40]!r}.")
+    return int(text)
+
+
+def _checksum(exchange: Exchange) -> Checksum | None:
+    header = exchange.headers.get("upload-checksum")
+    if header is None:
+        return None
+    algorithm, _, value = header.strip().partition(" ")
+    if algorithm not in ALGORITHMS:
+        raise Invalid(
+            f"Upload-Checksum must be one of {', '.join(ALGORITHMS)}, not {algorithm[:20]!r}."
+        )
+    try:
+        return Checksum(algorithm, base64.b64decode(value.strip(), validate=True))
+    except binascii.Error:
+        raise Invalid("The digest in Upload-Checksum is no base64.") from None
+
+
+def _standing(upload: Upload) -> list[tuple[str, str]]:
+    expires = format_datetime(upload.expires_at.astimezone(UTC), usegmt=True)
+    return [("tus-resumable", VERSION), ("upload-expires", expires)]

@@ -1,0 +1,126 @@
+"""Runs a WSGI application in threads for everything that is no stream; bodies are bounded."""
+
+import asyncio
+import contextvars
+import io
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from registry.errors import TooLarge
+from registry.stream.exchange import Exchange
+from registry.stream.refusals import refuse
+
+Application: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+# An answer up to this size goes out in one piece, with one change of thread.
+WHOLE_BYTES = 256 * 1024
+
+
+class ThreadedApplication:
+    """A WSGI application behind the event loop.
+
+    The whole request is read before a thread is taken, so that slow clients hold none.
+    """
+
+    def __init__(self, application: Application, *, threads: int, max_body_bytes: int) -> None:
+        self._application = application
+        self._max_body_bytes = max_body_bytes
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="django")
+
+    async def answer(self, exchange: Exchange) -> None:
+        body = await exchange.read(self._max_body_bytes)
+        if body is None:
+            limit = self._max_body_bytes
+            await refuse(
+                exchange,
+                TooLarge(f"A body here holds at most {limit} bytes; send files as uploads."),
+            )
+            return
+        call = Call(self._application, exchange, make_environ(exchange, body))
+        await asyncio.get_running_loop().run_in_executor(
+            self._pool, contextvars.copy_context().run, call.run
+        )
+        if not exchange.status:
+            await exchange.start_raw(call.status, call.headers)
+        await exchange.write(call.rest(), more=False)
+
+
+class Call:
+    """One call of the application, in its thread."""
+
+    def __init__(
+        self, application: Application, exchange: Exchange, environ: dict[str, Any]
+    ) -> None:
+        self._application = application
+        self._exchange = exchange
+        self._environ = environ
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def run(self) -> None:
+        answer = self._application(self._environ, self._start_response)
+        try:
+            for chunk in answer:
+                self._waiting.append(chunk)
+                self._size += len(chunk)
+                if self._size > WHOLE_BYTES:
+                    asyncio.run_coroutine_threadsafe(self._send_part(), self._loop).result()
+        finally:
+            if close := getattr(answer, "close", None):
+                close()
+
+    def rest(self) -> bytes:
+        body = b"".join(self._waiting)
+        self._waiting, self._size = [], 0
+        return body
+
+    async def _send_part(self) -> None:
+        if not self._exchange.status:
+            await self._exchange.start_raw(self.status, self.headers)
+        await self._exchange.write(self.rest())
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], _exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        self.status = int(status.split(" ", 1)[0])
+        self.headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers
+        ]
+        return self._waiting.append
+
+
+def make_environ(exchange: Exchange, body: bytes) -> dict[str, Any]:
+    """Translate a request; a header with an underscore could pose as another and is left out."""
+    scope = exchange.scope
+    raw_path = scope.get("raw_path") or exchange.path.encode("utf-8")
+    server = scope.get("server") or ("localhost", 80)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": exchange.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(raw_path.partition(b"?")[0]).decode("latin-1"),
+        "QUERY_STRING": exchange.query.decode("latin-1"),
+        "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
+        "SERVER_NAME": str(server[0]),
+        "SERVER_PORT": str(server[1]),
+        "REMOTE_ADDR": exchange.ip or "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": exchange.scheme,
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for name, value in exchange.headers.items():
+        if "_" not in name and name not in {"content-type", "content-length", "proxy"}:
+            environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
+    environ["HTTP_X_REQUEST_ID"] = exchange.request_id
+    environ["CONTENT_TYPE"] = exchange.headers.get("content-type", "")
+    environ["CONTENT_LENGTH"] = str(len(body))
+    return environ

@@ -1,0 +1,127 @@
+"""A real web server over the rows and files of the tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.factories import UserFactory, make_model, make_token
+
+ROOT = Path(__file__).parents[3]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class WebServer:
+    """One granian with one worker, started again at the same port after `kill`."""
+
+    def __init__(self, environment, log):
+        self.environment = environment
+        self.log = log
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        options = f"--interface asgi --no-ws --host 127.0.0.1 --port {self.port} --workers 1"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "granian", *options.split(), "config.asgi:application"],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return httpx.get(f"{self.url}/api/v1/whoami", timeout=5)
+            except httpx.TransportError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.05)
+
+    def worker_pid(self):
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        pids = [
+            pid
+            for pid in children.split()
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            or b"granian" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        return int(pids[-1])
+
+    def kill(self):
+        os.killpg(self.process.pid, 9)
+        self.process.wait()
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@pytest.fixture(scope="session")
+def running_server(django_db_setup, tmp_path_factory):
+    from django.conf import settings  # noqa: PLC0415 - ready only now
+
+    name = settings.DATABASES["default"]["NAME"]
+    url = os.environ["DATABASE_URL"].replace("/modelyard?", f"/{name}?")
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "config.settings",
+        "DATABASE_URL": url,
+        "MODELYARD_MAX_UPLOAD_BYTES": str(256 << 20),
+    }
+    server = WebServer(environment, tmp_path_factory.mktemp("web") / "web.log")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(running_server, transactional_db):
+    return running_server
+
+
+@pytest.fixture
+def alice(transactional_db):
+    return UserFactory(username="alice")
+
+
+@pytest.fixture
+def bob(transactional_db):
+    return UserFactory(username="bob")
+
+
+@pytest.fixture
+def model(alice):
+    return make_model(alice, "classifier")
+
+
+@pytest.fixture
+def client(server, alice):
+    """Send requests with a token of Alice."""
+    headers = {"Authorization": f"Bearer {make_token(alice)}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def stranger(server):
+    """Send requests without a token."""
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
