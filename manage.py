@@ -25,16 +25,20 @@ def main() -> None:
 
 def run_own(verb: str) -> None:
     import django  # noqa: PLC0415 - the environment is complete only now
+    from django.db import OperationalError  # noqa: PLC0415 - as above
 
     django.setup()
-    if verb == "prepare":
-        from config.local.prepare import prepare  # noqa: PLC0415 - needs the tables' classes
+    try:
+        if verb == "prepare":
+            from config.local.prepare import prepare  # noqa: PLC0415 - needs the tables' classes
 
-        prepare()
-    else:
-        from config.local.samples import seed  # noqa: PLC0415 - as above
+            prepare()
+        else:
+            from config.local.samples import seed  # noqa: PLC0415 - as above
 
-        seed()
+            seed()
+    except OperationalError as error:
+        sys.exit(f"modelyard: the database does not answer (is ./dev up running?): {error}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def up() -> int:
         try:
             start_servers(installation)
             run_once(installation, "prepare")
-            start_programs(installation)
+            start_web(installation)
+            start_workers(installation)
             announce(installation)
             while True:
                 installation.tick()
@@ -226,15 +227,23 @@ def run_once(installation: Installation, verb: str) -> None:
         raise ServerError(f"{words[-1] if words else f'{verb} failed'}; see {log}")
 
 
-def start_programs(installation: Installation) -> None:
+def start_web(installation: Installation) -> None:
+    """Start the web server and wait for its first answer, with the machine to itself."""
     installation.environment.pop("MODELYARD_ADMIN_TOKEN", None)
+    installation.start(program(installation, "web", web_command(installation), 10.0))
+    installation.wait_for(
+        f"the web server does not answer; see {installation.log('web')}",
+        lambda: health_problem(address_of(installation), installation.port),
+        READY_SECONDS,
+    )
+
+
+def start_workers(installation: Installation) -> None:
     celery = (sys.executable, "-m", "celery", "--app", "config.celery")
-    for name, command, grace in (
-        ("web", web_command(installation), 10.0),
-        ("worker", (*celery, *worker_options()), WORKER_GRACE_SECONDS),
-        ("beat", (*celery, *beat_options(installation)), 5.0),
-    ):
-        installation.start(program(installation, name, command, grace))
+    worker = (*celery, *worker_options())
+    installation.start(program(installation, "worker", worker, WORKER_GRACE_SECONDS))
+    beat = (*celery, *beat_options(installation))
+    installation.start(program(installation, "beat", beat, 5.0))
     if installation.samples:
         seed = program(installation, "seed", (sys.executable, "manage.py", "seed"), 5.0)
         seed.once = True
@@ -275,16 +284,17 @@ def beat_options(installation: Installation) -> tuple[str, ...]:
     return ("beat", "--schedule", str(installation.home / "beat-schedule"), "--loglevel", "INFO")
 
 
+def address_of(installation: Installation) -> str:
+    """Name the host that this machine itself can ask."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    return everywhere.get(installation.host, installation.host)
+
+
 def announce(installation: Installation) -> None:
-    """Say where to look as soon as the first page answers."""
-    host = "127.0.0.1" if installation.host in {"0.0.0.0", "::"} else installation.host  # noqa: S104
-    installation.wait_for(
-        f"the web server does not answer; see {installation.log('web')}",
-        lambda: health_problem(host, installation.port),
-        READY_SECONDS,
-    )
+    """Say where to look and how to sign in."""
     home = shlex.quote(str(installation.home))
-    address = f"http://{host}:{installation.port}"
+    host = address_of(installation)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{installation.port}"
     say(
         f"\nModelyard is ready: {address}/  (API: {address}/api/docs)\n"
         f"  sign in as    admin, with the password in {home}/admin-password\n"
@@ -293,7 +303,7 @@ def announce(installation: Installation) -> None:
         "  stop          Ctrl-C"
     )
     if installation.samples:
-        say("An empty registry is filled with samples in the background.")
+        say("An empty registry is being filled with samples in the background.")
 
 
 def health_problem(host: str, port: int) -> str:

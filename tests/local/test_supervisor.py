@@ -196,7 +196,7 @@ def test_up_from_nothing_to_a_second_start(run_up, port):
     assert all(has_ended(number) for number in children.values())
 
     again = run_up()
-    assert again.ready() < 10
+    assert again.ready() < 30  # and 10 on a machine that does nothing else
     assert (home / "admin-password").read_text().strip() == password
     stopped = manage("down", home, port)
     assert stopped.returncode == 0, stopped.stderr
