@@ -8,7 +8,8 @@ from django.conf import settings
 from registry.queue import DEFAULT_QUEUE, broker_url
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-
+# Django's checks import every URL, and with them all views; a worker needs none of those.
+os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 app = Celery("modelyard")
 app.conf.update(
