@@ -452,8 +452,7 @@ def set_alias(
             name=name,
             defaults={"version": version, "updated_at": timezone.now()},
         )
-        repository.updated_at = timezone.now()
-        repository.save(update_fields=["updated_at"])
+        _after_alias(repository, {version.pk, current.version_id if current else version.pk})
         record_event(
             actor,
             "alias.set",
@@ -463,6 +462,13 @@ def set_alias(
             before=current.version.number if current else None,
         )
     return moved
+
+
+def _after_alias(repository: Repository, versions: Iterable[int]) -> None:
+    """Let the repository and each version whose aliases changed have a new ETag."""
+    _touch(repository)
+    repository.save(update_fields=["updated_at"])
+    Version.objects.filter(pk__in=versions).update(updated_at=repository.updated_at)
 
 
 def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
@@ -476,8 +482,7 @@ def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
     with transaction.atomic():
         found = find_alias(repository, alias)
         found.delete()
-        repository.updated_at = timezone.now()
-        repository.save(update_fields=["updated_at"])
+        _after_alias(repository, {found.version_id})
         record_event(
             actor,
             "alias.delete",

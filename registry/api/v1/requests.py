@@ -35,7 +35,7 @@ _CODES = {
     "too_short": ("wrong_length", "Needs at least {min_length} items."),
     "string_too_long": ("wrong_length", "Takes at most {max_length} characters."),
     "string_too_short": ("wrong_length", "Needs at least {min_length} characters."),
-    "string_pattern_mismatch": ("bad_format", "Must match {pattern}."),
+    "string_pattern_mismatch": ("bad_format", "Must look like {pattern}."),
     "value_error": ("invalid", "{error}"),
 }
 

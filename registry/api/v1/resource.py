@@ -87,7 +87,9 @@ class Resource(APIView):
         known = {tag.strip().removeprefix("W/") for tag in sent.split(",")}
         if "*" not in known and etag not in known:
             return None
-        return HttpResponse(status=304, headers={"ETag": etag})
+        response = HttpResponse(status=304, headers={"ETag": etag})
+        del response["Content-Type"]
+        return response
 
     def if_match(self) -> str | None:
         return self.request.headers.get("If-Match")
@@ -117,4 +119,6 @@ def created(body: dict[str, Any], location: str, *, status: int = 201) -> Respon
 
 
 def no_content() -> HttpResponse:
-    return HttpResponse(status=204)
+    response = HttpResponse(status=204)
+    del response["Content-Type"]
+    return response

@@ -7,10 +7,11 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from registry.api.v1.requests import Body, Query
+from registry.recipes import REFERENCE_PATTERN
 
 Counted = Annotated[int, Field(ge=0, lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
-Reference = Annotated[str, Field(max_length=300, examples=["samples/digits-cnn@1"])]
+Reference = Annotated[str, Field(pattern=REFERENCE_PATTERN, examples=["samples/digits-cnn@1"])]
 FullName = Annotated[str, Field(max_length=200, pattern=r"^[^/@]+/[^/@]+$")]
 Visibility = Literal["public", "internal", "private"]
 State = Literal["pending", "ready", "quarantined", "failed", "deprecated", "archived"]

@@ -1,0 +1,132 @@
+"""Tokens, namespaces, members, the audit log and whoami over REST."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from registry.models import Event, Role
+from tests.factories import NamespaceFactory, make_member, make_model
+from tests.registry.api.conftest import Api, api_of, problem_of
+
+pytestmark = pytest.mark.django_db
+
+
+def test_whoami(api, alice, anonymous):
+    body = api.get("whoami").json()
+    assert body["username"] == "alice"
+    assert body["namespaces"] == [{"slug": "alice", "role": "owner"}]
+    assert body["token"]["name"] == "test"
+    problem_of(anonymous.get("whoami"), 401, "unauthenticated")
+
+
+def test_a_token_is_made_listed_and_revoked(api):
+    made = api.post("tokens", {"name": "laptop", "scopes": ["read"]})
+    assert made.status_code == 201
+    secret = made.json()["token"]
+    theirs = Api(secret)
+    assert theirs.get("whoami").json()["scopes"] == ["read"]
+    listed = api.get("tokens").json()["items"]
+    assert [token["name"] for token in listed] == ["laptop", "test"]
+    assert "token" not in listed[0]
+    assert secret not in api.get("tokens").content.decode()
+    assert api.delete(f"tokens/{made.json()['id']}").status_code == 204
+    problem_of(theirs.get("whoami"), 401, "unauthenticated")
+    problem_of(api.delete(f"tokens/{made.json()['id']}"), 404, "token_not_found")
+    problem_of(api.delete(f"tokens/{10**30}"), 404, "token_not_found")
+
+
+def test_a_token_can_be_limited(api, alice):
+    make_model(alice, "one", visibility="private")
+    make_model(alice, "two", visibility="private")
+    made = api.post("tokens", {"name": "ci", "model": "alice/one"}).json()
+    limited = Api(made["token"])
+    assert limited.get("models/alice/one").status_code == 200
+    problem_of(limited.get("models/alice/two"), 404, "model_not_found")
+    assert made["model"] == "alice/one"
+    body = {"name": "x", "model": "alice/one", "namespace": "alice"}
+    assert api.post("tokens", body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""},
+        {"name": 5},
+        {"scopes": ["everything"]},
+        {"scopes": []},
+        {"scopes": "read"},
+        {"expires_at": 5},
+        {"expires_at": "tomorrow"},
+        {"expires_at": "2030-01-01T00:00:00"},
+        {"expires_at": "2000-01-01T00:00:00Z"},
+        {"model": "noslash"},
+    ],
+)
+def test_a_wrong_token_is_refused(api, change):
+    refused = api.post("tokens", {"name": "x", **change})
+    assert refused.status_code == 400
+    assert refused.json()["errors"]
+
+
+def test_a_token_expires(api, alice):
+    soon = timezone.now() + timedelta(hours=1)
+    made = api.post("tokens", {"name": "x", "expires_at": soon.isoformat()}).json()
+    alice.tokens.filter(pk=made["id"]).update(expires_at=timezone.now())
+    problem_of(Api(made["token"]).get("whoami"), 401, "unauthenticated")
+
+
+def test_making_tokens_takes_the_scope_admin(alice):
+    plain = api_of(alice, ("read", "write", "jobs"))
+    problem_of(plain.get("tokens"), 403, "missing_scope")
+    problem_of(plain.post("tokens", {"name": "x"}), 403, "missing_scope")
+
+
+def test_namespaces_are_made_and_shared(api, alice, bob):
+    made = api.post("namespaces", {"slug": "team", "display_name": "The team"})
+    assert made.status_code == 201
+    assert made["Location"] == "/api/v1/namespaces/team"
+    assert made.json()["role"] == "owner"
+    assert [space["slug"] for space in api.get("namespaces").json()["items"]] == ["team", "alice"]
+    member = api.put("namespaces/team/members/bob", {"role": "contributor"})
+    assert member.json()["role"] == "contributor"
+    assert api_of(bob).post("models", {"namespace": "team", "name": "m"}).status_code == 201
+    assert len(api_of(bob).get("namespaces/team/members").json()["items"]) == 2
+    assert api.delete("namespaces/team/members/bob").status_code == 204
+    problem_of(api_of(bob).get("namespaces/team/members"), 403, "denied")
+    problem_of(api.delete("namespaces/team/members/alice"), 400, "last_owner")
+    problem_of(api.put("namespaces/team/members/nobody", {"role": "reader"}), 404, "user_not_found")
+    assert api.put("namespaces/team/members/bob", {"role": "king"}).status_code == 400
+    problem_of(api.post("namespaces", {"slug": "TEAM"}), 409, "already_exists")
+    assert api.post("namespaces", {"slug": "api"}).status_code == 400
+    assert api.post("namespaces", {"slug": "a.b"}).status_code == 400
+    assert api.get("namespaces/team").json()["display_name"] == "The team"
+    problem_of(api.get("namespaces/absent"), 404, "namespace_not_found")
+
+
+def test_the_audit_log_is_for_maintainers(api, alice, bob, admin):
+    make_model(alice)
+    team = NamespaceFactory(slug="team")
+    maintainer = make_member(team, Role.MAINTAINER)
+    reader = make_member(team, Role.READER)
+    api_of(maintainer).post("models", {"namespace": "team", "name": "m"})
+    events = api_of(maintainer).get("events").json()["items"]
+    assert [event["target"] for event in events if event["namespace"] == "team"] == ["team/m"]
+    named = api_of(maintainer).get("events", query={"namespace": "team", "action": "model."})
+    (event,) = named.json()["items"]
+    assert (event["action"], event["door"], event["actor"]) == (
+        "model.register",
+        "api",
+        maintainer.username,
+    )
+    assert event["request_id"]
+    assert event["ip"] == "127.0.0.1"
+    problem_of(api_of(reader).get("events", query={"namespace": "team"}), 403, "denied")
+    assert [
+        e for e in api_of(reader).get("events").json()["items"] if e["namespace"] == "team"
+    ] == []
+    assert len(api_of(admin).get("events").json()["items"]) == min(20, Event.objects.count())
+    first = api_of(admin).get("events", query={"limit": 1}).json()
+    assert api_of(admin).get("events", query={"cursor": first["next_cursor"]}).json()["items"]
+    everything = api_of(admin).get("events").content.decode()
+    assert "my_" not in everything
