@@ -96,6 +96,7 @@ INSTALLED_APPS = [
     "csp",
 ]
 MIDDLEWARE = [
+    "registry.api.metering.request_meter",
     "registry.web.middleware.request_context",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -230,6 +231,9 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "POSTPROCESSING_HOOKS": [],
 }
+
+# The folder in which several web processes add up their numbers; prometheus_client reads the same.
+METRICS_DIR = env_text("PROMETHEUS_MULTIPROC_DIR")
 
 LOGGING = {
     "version": 1,

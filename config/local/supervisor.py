@@ -6,6 +6,7 @@ import fcntl
 import http.client
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -230,6 +231,11 @@ def run_once(installation: Installation, verb: str) -> None:
 def start_web(installation: Installation) -> None:
     """Start the web server and wait for its first answer, with the machine to itself."""
     installation.environment.pop("MODELYARD_ADMIN_TOKEN", None)
+    # Where the web server's processes add up their numbers for Prometheus.
+    numbers = installation.home / "metrics"
+    shutil.rmtree(numbers, ignore_errors=True)
+    numbers.mkdir()
+    installation.environment["PROMETHEUS_MULTIPROC_DIR"] = str(numbers)
     installation.start(program(installation, "web", web_command(installation), 10.0))
     installation.wait_for(
         f"the web server does not answer; see {installation.log('web')}",
