@@ -133,8 +133,9 @@ def job_page(request: HttpRequest, job_id: UUID) -> HttpResponse:
 @signed_in
 def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
     actor = actor_of(request)
+    job = find_job(actor, job_id)
     try:
-        cancel_job(actor=actor, job=find_job(actor, job_id))
+        cancel_job(actor=actor, job=job)
     except RegistryError as error:
         messages.error(request, error.detail)
     else:

@@ -105,8 +105,9 @@ def new_version(request: HttpRequest, kind: str, namespace: str, name: str) -> H
     actor = actor_of(request)
     repository = catalog.find_repository(actor, kind, namespace, name)
     require(actor, "write", repository)
-    form = NewVersionForm(request.POST or None, request.FILES or None)
-    if request.method == "POST" and form.is_valid():
+    sent = request.method == "POST"
+    form = NewVersionForm(request.POST, request.FILES) if sent else NewVersionForm()
+    if sent and form.is_valid():
         try:
             version = create_version(
                 actor=actor,

@@ -1,4 +1,4 @@
-"""Gather every text that is translated; `python -m tests.registry.web.messages` updates the files."""
+"""Gather every translated text; `python -m tests.registry.web.messages` updates the files."""
 
 import io
 from collections.abc import Iterator
@@ -65,7 +65,9 @@ def _of_recipes() -> Iterator[tuple[Any, str | None, str]]:
                 if name in {"kind", "schema", "steps", "architecture"} or "const" in field:
                     continue
                 options = [field, *field.get("anyOf", [])]
-                for text in (option.get(key) for option in options for key in ("title", "description")):
+                for text in (
+                    option.get(key) for option in options for key in ("title", "description")
+                ):
                     if text:
                         yield text, None, "registry/recipes.py"
 

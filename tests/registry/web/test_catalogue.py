@@ -1,4 +1,4 @@
-"""Both languages are complete: nothing untranslated, nothing fuzzy, nothing missing or left over."""
+"""Both languages are complete: nothing untranslated, fuzzy, missing or left over."""
 
 import re
 

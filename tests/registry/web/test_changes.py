@@ -1,0 +1,236 @@
+"""What the forms change, and what they refuse."""
+
+import re
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+
+from registry.models import Alias, Job, Repository, Tag, Version
+from registry.services.uploads import begin_upload
+from tests.factories import actor_of, make_blob, safetensors_bytes
+
+pytestmark = pytest.mark.django_db
+
+MODEL = "/models/olga/digits-cnn"
+
+
+def page_after(client, response):
+    assert response.status_code == 302, response.content.decode()[:2000]
+    return client.get(response["Location"]).content.decode()
+
+
+def test_register_then_upload(as_owner, owner):
+    form = {"namespace": "olga", "name": "fresh", "visibility": "private", "task": "translation"}
+    response = as_owner.post("/models/new", form)
+    assert response["Location"] == "/models/olga/fresh/versions/new"
+    assert Repository.objects.get(name="fresh").visibility == "private"
+    files = [
+        SimpleUploadedFile("model.safetensors", safetensors_bytes(w=[1.0])),
+        SimpleUploadedFile("README.md", b"# Hello"),
+    ]
+    sent = as_owner.post(response["Location"], {"message": "First.", "files": files})
+    page = page_after(as_owner, sent)
+    assert "Version 1 is registered." in page
+    assert "model.safetensors" in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "a/b"}, "holds a slash"),
+        ({"name": ""}, "This field is required"),
+        ({"name": "digits-cnn"}, "already exists"),
+        ({"namespace": "stan"}, "Select a valid choice"),
+    ],
+)
+def test_bad_registration_names_the_field(as_owner, model, stranger, fields, words):
+    form = {"namespace": "olga", "name": "ok", "visibility": "public", **fields}
+    response = as_owner.post("/models/new", form)
+    assert response.status_code == 200
+    assert words in response.content.decode()
+
+
+def test_broken_file_is_refused_and_nothing_written(as_owner, model):
+    lying = b"\xff\xff\xff\xff\xff\xff\xff\x00{}"
+    for files in ([], [SimpleUploadedFile("model.safetensors", lying)]):
+        response = as_owner.post(f"{MODEL}/versions/new", {"files": files})
+        assert response.status_code == 422
+        assert "errors" in response.content.decode() or "alert" in response.content.decode()
+    assert Version.objects.filter(repository=model).count() == 3
+
+
+def test_uploads_of_others_cannot_be_used(as_owner, model, stranger):
+    theirs = begin_upload(actor=actor_of(stranger), length=5, filename="a")
+    for upload in (str(theirs.pk), "not-an-id"):
+        response = as_owner.post(f"{MODEL}/versions/new", {"upload": [upload], "path": ["a"]})
+        assert response.status_code == 422
+
+
+def test_tags_are_set_deleted_and_undone(as_owner, model):
+    assert "The tag color is set" in page_after(
+        as_owner, as_owner.post(f"{MODEL}/tags", {"key": "color", "value": "blue"})
+    )
+    page = page_after(as_owner, as_owner.post(f"{MODEL}/tags/delete", {"key": "color"}))
+    assert not Tag.objects.filter(key="color").exists()
+    assert "Undo" in page
+    form = page[page.index('class="notice') : page.index("Undo")]
+    fields = dict(re.findall(r'name="(key|value)" value="([^"]*)"', form))
+    as_owner.post(re.search(r'action="([^"]+)"', form).group(1), fields)
+    assert Tag.objects.get(key="color").value == "blue"
+    assert "Undo" not in as_owner.get(MODEL).content.decode()
+
+
+def test_version_tags_stay_with_the_version(as_owner, model):
+    form = {"key": "passed", "value": "yes", "version": "2", "page": "2"}
+    response = as_owner.post(f"{MODEL}/tags", form)
+    assert response["Location"] == f"{MODEL}/versions/2"
+    assert Tag.objects.get(key="passed").version.number == 2
+
+
+def test_aliases_move(as_owner, model):
+    page_after(as_owner, as_owner.post(f"{MODEL}/aliases", {"alias": "@champion", "version": "1"}))
+    assert Alias.objects.get(name="champion").version.number == 1
+    refused = as_owner.post(f"{MODEL}/aliases", {"alias": "latest", "version": "1"})
+    assert "is reserved" in page_after(as_owner, refused)
+    gone = as_owner.post(f"{MODEL}/aliases/delete", {"alias": "champion"})
+    assert "Undo" in page_after(as_owner, gone)
+    assert not Alias.objects.filter(name="champion").exists()
+
+
+def test_strangers_change_nothing(as_stranger, client, model):
+    posts = [
+        ("/tags", {"key": "a", "value": "b"}),
+        ("/tags/delete", {"key": "team"}),
+        ("/aliases", {"alias": "x", "version": "1"}),
+        ("/aliases/delete", {"alias": "champion"}),
+        ("/settings", {"name": "x", "visibility": "private"}),
+        ("/delete", {"confirm": "olga/digits-cnn"}),
+        ("/versions/new", {"files": [SimpleUploadedFile("a.txt", b"a")]}),
+        ("/versions/2/edit", {"message": "mine now"}),
+        ("/versions/3/delete", {"confirm": "olga/digits-cnn@3"}),
+    ]
+    for path, form in posts:
+        assert as_stranger.post(MODEL + path, form).status_code in {302, 403}, path
+        assert client.post(MODEL + path, form)["Location"].startswith("/login"), path
+    model.refresh_from_db()
+    assert model.deleted_at is None
+    assert model.name == "digits-cnn"
+    assert Tag.objects.filter(version=None).count() == 1
+    assert Alias.objects.get().version.number == 2
+    assert Version.objects.live().count() == 3
+    assert not Version.objects.filter(message="mine now").exists()
+
+
+def test_delete_asks_for_the_name(as_owner, model):
+    page = page_after(as_owner, as_owner.post(f"{MODEL}/delete", {"confirm": "digits-cnn"}))
+    assert "Nothing was deleted" in page
+    page = page_after(as_owner, as_owner.post(f"{MODEL}/delete", {"confirm": "olga/digits-cnn"}))
+    assert "olga/digits-cnn is deleted" in page
+    assert as_owner.get(MODEL).status_code == 404
+
+
+def test_version_is_described_and_deleted(as_owner, model):
+    form = {"message": "Better words.", "state": "deprecated"}
+    page = page_after(as_owner, as_owner.post(f"{MODEL}/versions/1/edit", form))
+    assert "Better words." in page
+    assert "Deprecated" in page
+    wrong = as_owner.post(f"{MODEL}/versions/2/delete", {"confirm": "olga/digits-cnn@2"})
+    assert "has the alias" in page_after(as_owner, wrong)
+    gone = as_owner.post(f"{MODEL}/versions/1/delete", {"confirm": "olga/digits-cnn@1"})
+    assert "is deleted" in page_after(as_owner, gone)
+    assert as_owner.get(f"{MODEL}/versions/1").status_code == 404
+
+
+COMPRESS = {
+    "model": "olga/digits-cnn@2",
+    "steps.0.per_channel": "on",
+    "steps.0.reduce_range": "on",
+    "device": "cpu",
+}
+
+
+def test_job_form_submits_the_recipe(as_owner, model):
+    response = as_owner.post("/jobs/new?kind=compress&way=quantize_dynamic", COMPRESS)
+    assert response.status_code == 302, response.content.decode()
+    job = Job.objects.get()
+    assert response["Location"] == f"/jobs/{job.pk}"
+    assert job.recipe["model"] == "olga/digits-cnn@2"
+    step = job.recipe["steps"][0]
+    assert (step["method"], step["per_channel"], step["embeddings"]) == (
+        "quantize_dynamic",
+        True,
+        False,
+    )
+
+
+def test_training_form_asks_for_an_architecture(as_owner, model, dataset):
+    page = as_owner.get("/jobs/new?kind=train&way=text_classifier").content.decode()
+    assert 'name="architecture.vocabulary_size"' in page
+    assert 'value="20000"' in page
+    again = as_owner.get("/jobs/new?kind=train&model=olga/digits-cnn@2").content.decode()
+    assert 'name="architecture.vocabulary_size"' not in again
+    assert 'value="olga/digits-cnn@2"' in again
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model": "olga/nowhere@1"}, "There is no model"),
+        ({"model": "not a name"}, "Write namespace/name"),
+        ({"model": ""}, "This field is required"),
+        ({"variant": "Has Spaces"}, "Must match"),
+    ],
+)
+def test_bad_recipe_names_the_field(as_owner, model, fields, words):
+    response = as_owner.post("/jobs/new?kind=compress", {**COMPRESS, **fields})
+    assert response.status_code == 422
+    assert words in response.content.decode()
+    assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize("value", ["1000000000", "-1", "many"])
+def test_numbers_of_a_recipe_are_bounded(as_owner, dataset, value):
+    form = {"dataset": "olga/digits@1", "output": "olga/new", "steps.0.epochs": value}
+    response = as_owner.post("/jobs/new?kind=train&way=digits_cnn", form)
+    assert response.status_code == 422
+    assert not Job.objects.exists()
+
+
+def test_learning_rate_must_be_a_number(as_owner, dataset):
+    form = {"dataset": "olga/digits@1", "output": "olga/new", "steps.0.learning_rate": "nan"}
+    response = as_owner.post("/jobs/new?kind=train&way=digits_cnn", form)
+    assert response.status_code == 422
+
+
+def test_cancel_says_so(as_owner, model):
+    address = as_owner.post("/jobs/new?kind=compress", COMPRESS)["Location"]
+    page = page_after(as_owner, as_owner.post(f"{address}/cancel"))
+    assert "Cancelled" in page or "being cancelled" in page
+    assert "hx-sse:connect" not in page
+
+
+def test_finished_job_tells_the_live_part_to_stop(as_owner, model):
+    address = as_owner.post("/jobs/new?kind=compress", COMPRESS)["Location"]
+    assert "HX-Refresh" not in as_owner.get(f"{address}?part=live")
+    as_owner.post(f"{address}/cancel")
+    assert as_owner.get(f"{address}?part=live")["HX-Refresh"] == "true"
+
+
+def test_sign_in_and_out(client, owner):
+    wrong = client.post("/login", {"username": "olga", "password": "nope"})
+    assert "Name or password is wrong" in wrong.content.decode()
+    right = {"username": "olga", "password": "correct horse battery", "next": "/jobs"}
+    assert client.post("/login", right)["Location"] == "/jobs"
+    elsewhere = {**right, "next": "https://evil.example/"}
+    client.post("/logout")
+    assert client.post("/login", elsewhere)["Location"] == "/"
+    assert client.post("/logout")["Location"] == "/"
+    assert client.get("/jobs").status_code == 302
+
+
+def test_blob_of_a_form_is_kept_once(as_owner, model):
+    before = make_blob(b"same bytes")
+    files = [SimpleUploadedFile("notes.txt", b"same bytes")]
+    as_owner.post(f"{MODEL}/versions/new", {"files": files})
+    newest = Version.objects.order_by("-number").first()
+    assert newest.revision.artifacts.get().blob_id == before.pk

@@ -1,0 +1,47 @@
+"""Charts place what they are given, and nothing where there is nothing to see."""
+
+import math
+
+import pytest
+
+from registry.web.charts import Measured, curve, scatter, short
+
+
+def point(name, x, y):
+    return Measured(name=name, x=x, y=y, family=1)
+
+
+def test_front_is_what_nothing_beats():
+    chart = scatter([point("big", 10, 95), point("small", 1, 90), point("bad", 5, 89)])
+    assert {dot.name for dot in chart.dots if dot.on_front} == {"big", "small"}
+    assert chart.front.startswith("M")
+
+
+@pytest.mark.parametrize("points", [[], [point("one", 1, 1)], [point("zero", 0, 1)] * 3])
+def test_too_little_makes_no_chart(points):
+    assert scatter(points) is None
+
+
+def test_equal_points_still_make_a_chart():
+    chart = scatter([point("a", 2, 90), point("b", 2, 90)])
+    assert all(math.isfinite(float(dot.x)) and math.isfinite(float(dot.y)) for dot in chart.dots)
+
+
+def test_long_curves_are_thinned_and_keep_their_end():
+    drawn = curve("loss", [(step, 1 / (step + 1)) for step in range(20_000)])
+    assert drawn.path.count("L") < 600
+    assert drawn.steps == 19_999
+    assert drawn.last == short(1 / 20_000)
+
+
+def test_curves_leave_out_what_is_no_number():
+    assert curve("loss", [(1, math.nan), (2, math.inf)]) is None
+    assert curve("loss", [(1, math.nan), (2, 3.0)]).last == "3"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.00001, "1.0e-05"), (0.1234, "0.123"), (12.34, "12.3"), (1280, "1,280"), (5, "5")],
+)
+def test_numbers_are_short(value, text):
+    assert short(value) == text

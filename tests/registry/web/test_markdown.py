@@ -1,0 +1,46 @@
+"""Cards come out as harmless HTML."""
+
+import pytest
+
+from registry.web.markdown import render_markdown
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "[a](javascript:alert(1))",
+        "[a](JaVaScRiPt:alert(1))",
+        "[a](data:text/html;base64,PHNjcmlwdD4=)",
+        "![a](https://tracker.example/pixel.png)",
+        "<svg><script>alert(1)</script></svg>",
+        "<iframe src='https://a.example'></iframe>",
+        "<a href='x' style='position:fixed'>a</a>",
+        '```js" onload=alert(1)\nx\n```',
+    ],
+)
+def test_nothing_active_gets_through(hostile):
+    html = render_markdown(hostile)
+    for trace in ("<script", "<img src=x", 'href="java', 'href="JaVa', 'href="data:', "<iframe"):
+        assert trace not in html
+    assert "tracker.example" not in html
+    assert "<a href='x'" not in html
+    assert " onload=" not in html.replace("&quot; onload=", "")
+
+
+def test_headings_move_down_one_level():
+    assert render_markdown("# One\n\n###### Six") == "<h2>One</h2>\n<h6>Six</h6>\n"
+
+
+def test_tables_code_and_links_work():
+    html = render_markdown("|a|\n|-|\n|1|\n\n```python\nx\n```\n\n[l](https://example.org) ~~s~~")
+    assert "<table>" in html
+    assert '<code class="language-python">' in html
+    assert 'rel="noopener noreferrer nofollow"' in html
+    assert "<s>s</s>" in html
+
+
+def test_deep_and_long_texts_end():
+    assert render_markdown("> " * 5000 + "x")
+    assert len(render_markdown("a" * 2_000_000)) < 500_000
