@@ -109,7 +109,11 @@ def running(*, samples: bool = False) -> Iterator[Installation]:
             start_new_session=True,
         )
     try:
-        wait_for(f"{installation.url}/healthz", process, seconds=120)
+        try:
+            wait_for(f"{installation.url}/healthz", process, seconds=180)
+        except (RuntimeError, TimeoutError) as error:
+            said = (home / "up.log").read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"{error}: {said[-2000:]}") from error
         yield installation
     finally:
         stop(process)

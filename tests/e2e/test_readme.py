@@ -1,0 +1,94 @@
+"""The README's tour and the how-to pages do what they say, block by block, on a fresh installation.
+
+The blocks run as they stand. Only the address of the server is another, and `var` is a link to the
+data folder of the installation.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.installation import running, wait_for_json
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = "http://127.0.0.1:8000"
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOW_TO = ("tokens", "register", "uploads", "compress", "train", "batch-inference")
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+def tour() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.partition("## A tour of five minutes\n")[2].partition("\n## ")[0]
+
+
+class Reader:
+    """Somebody who types what a page says: one shell and one Python prompt for each page."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder = folder
+        self.address = address
+        self.state = folder / ".state"
+
+    def follow(self, title: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state.write_text("", encoding="utf-8")
+        prompt: dict[str, object] = {"__name__": "__main__"}
+        blocks = BLOCK.findall(page)
+        assert blocks, title
+        for number, (language, text) in enumerate(blocks, 1):
+            code = text.replace(ADDRESS, self.address)
+            where = f"{title}, block {number}"
+            if language == "sh":
+                self.type(where, code)
+            else:
+                for name, value in self.exported().items():
+                    monkeypatch.setenv(name, value)
+                exec(compile(code, where, "exec"), prompt)
+
+    def type(self, where: str, code: str) -> None:
+        script = f"source .state\n{code}\n{{ declare -f; export -p; }} >.state"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, (
+            f"{where}:\n{code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+
+    def exported(self) -> dict[str, str]:
+        listed = subprocess.run(
+            ["bash", "-c", "source .state; env -0"],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        pairs = (line.partition("=") for line in listed.stdout.split("\0") if line)
+        return {name: value for name, _, value in pairs if name.startswith("MODELYARD_")}
+
+
+def test_the_documents_work_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with running(samples=True) as installation:
+        (tmp_path / "var").symlink_to(installation.home)
+        wait_for_json(
+            f"{installation.url}/api/v1/models/samples/digits-cnn",
+            lambda model: model["latest_version"],
+            seconds=600,
+        )
+        reader = Reader(tmp_path, installation.url)
+        reader.follow("README.md", tour(), monkeypatch)
+        for name in HOW_TO:
+            page = (ROOT / "docs/howto" / f"{name}.md").read_text(encoding="utf-8")
+            reader.follow(f"docs/howto/{name}.md", page, monkeypatch)
+
+
+def test_every_how_to_is_followed():
+    assert set(HOW_TO) == {path.stem for path in (ROOT / "docs/howto").glob("*.md")}
