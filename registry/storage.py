@@ -29,7 +29,8 @@ from registry.errors import Conflict, Invalid, NotFound, RegistryError, StorageF
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-BLOCK_BYTES = 4 * 1024 * 1024
+# What one read gives: enough to be worth a change of thread, little enough for many slow readers.
+BLOCK_BYTES = 1024 * 1024
 GIT_SHA1_BYTES = 10 * 1024 * 1024
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
