@@ -4,7 +4,7 @@
 #   deploy/check.sh lint         hadolint on every Dockerfile
 #   deploy/check.sh config       docker-compose.yml as Compose reads it
 #   deploy/check.sh build NAME   really build deploy/NAME.Dockerfile (web, worker) with buildah
-#   deploy/check.sh run          start the built web image against DATABASE_URL and REDIS_URL
+#   deploy/check.sh run          start the built web image against DATABASE_URL and REDIS_URL (over TCP)
 #   deploy/check.sh              lint and config, and what buildah can do if it is installed
 #
 # A build needs root, buildah and, where no image registry can be reached, debootstrap: then a bare
@@ -78,10 +78,8 @@ run() {
     : "${REDIS_URL:?names the broker that the web process is started against}"
     container=$(buildah from --pull-never localhost/modelyard-web)
     log=$(mktemp)
-    # A socket folder in either URL is lent to the container.
     set -- --env "DATABASE_URL=$DATABASE_URL" --env "REDIS_URL=$REDIS_URL"
-    for folder in ${SOCKETS:-}; do set -- "$@" --volume "$folder:$folder"; done
-    buildah run --isolation chroot "$@" "$container" -- python3 manage.py migrate --verbosity 0
+    buildah run --isolation chroot "$@" "$container" -- python3 manage.py prepare
     buildah run --isolation chroot "$@" "$container" -- \
         granian --interface asgi --host 127.0.0.1 --port "$PORT" config.asgi:application \
         >"$log" 2>&1 &
