@@ -67,6 +67,7 @@ class Child:
             return ""
         if self.process is not None:
             status = self.process.returncode
+            _kill_group(self.process.pid)  # what it leaves behind may hold its port or its files
             self.process = None
             return self._plan_restart(status)
         if self.clock() >= self.due_at:

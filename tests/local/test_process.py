@@ -58,6 +58,16 @@ def test_a_killed_child_is_started_again_after_a_pause(make_child, clock):
     assert child.process.pid != first
 
 
+def test_what_a_dead_child_leaves_behind_is_ended_before_it_starts_again(make_child, tmp_path):
+    child = make_child("sleep 1000 & echo $! >draft; mv draft pid; wait", folder=tmp_path)
+    child.start()
+    left_behind = int(wait_for_text(tmp_path / "pid"))
+    os.kill(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    child.watch()
+    wait_until(lambda: has_ended(left_behind), "the end of what was left behind")
+
+
 def test_pauses_double_up_to_a_limit_and_shrink_after_a_good_run(make_child, clock):
     child = make_child("exit 3")
     pauses = []

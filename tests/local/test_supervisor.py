@@ -109,7 +109,7 @@ class Running:
         self.home, self.port = home, port
         self.output = home.parent / "up.log"
         self.started_at = time.monotonic()
-        with self.output.open("ab") as log:
+        with self.output.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, ROOT / "manage.py", "up"],
                 env=environment(home, port, **more),
