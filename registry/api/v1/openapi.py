@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from registry.api.problem import MEDIA_TYPE as PROBLEM
 from registry.api.v1 import schemas
-from registry.api.v1.streams import STREAMED
+from registry.api.v1.streams import MULTIPART, STREAMED
 
 JSON = "application/json"
 TEXT = "text/plain"
@@ -216,5 +216,8 @@ def openapi_document() -> dict[str, Any]:
     document["components"]["securitySchemes"] = _SECURITY
     for path, methods in STREAMED.items():
         document["paths"].setdefault(path, {}).update(methods)
+    for kind in ("models", "datasets"):
+        versions = document["paths"][f"/api/v1/{kind}/{{namespace}}/{{name}}/versions"]
+        versions["post"]["requestBody"]["content"].update(MULTIPART)
     document["paths"] = dict(sorted(document["paths"].items()))
     return document

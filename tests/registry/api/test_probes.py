@@ -4,7 +4,7 @@ import re
 
 import redis
 from django.contrib.staticfiles import finders
-from django.db import OperationalError, connection
+from django.db import OperationalError
 
 from registry.api import probes
 from registry.errors import Unavailable
@@ -43,7 +43,7 @@ def test_readiness_without_the_database(client, db, monkeypatch):
     def away():
         raise OperationalError("connection to 10.0.0.1 refused")
 
-    monkeypatch.setattr(connection, "cursor", away)
+    monkeypatch.setattr(probes, "_ask_database", away)
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
     assert "10.0.0.1" not in answer.content.decode()
