@@ -79,6 +79,10 @@ run() {
     container=$(buildah from --pull-never localhost/modelyard-web)
     log=$(mktemp)
     set -- --env "DATABASE_URL=$DATABASE_URL" --env "REDIS_URL=$REDIS_URL"
+    buildah run --isolation chroot "$container" -- python3 -c '
+import importlib.util, sys
+found = [name for name in ("torch", "numpy", "workers") if importlib.util.find_spec(name)]
+sys.exit(f"the web image holds {found}" if found else 0)'
     buildah run --isolation chroot "$@" "$container" -- python3 manage.py prepare
     buildah run --isolation chroot "$@" "$container" -- \
         granian --interface asgi --host 127.0.0.1 --port "$PORT" config.asgi:application \
