@@ -23,7 +23,7 @@ from registry.recipes import MAX_SAMPLES_SEEN
 from workers.ml.events import Events
 from workers.ml.interrupt import Interrupt
 from workers.ml.train import checkpoint
-from workers.ml.train.examples import Examples
+from workers.ml.train.examples import Examples, draw_batches
 from workers.ml.train.optimize import build_optimizer, clip, learning_rate, set_learning_rate
 from workers.ml.train.precision import choose_precision
 
@@ -94,15 +94,16 @@ class Training:
         if self._resume():
             self._place.events.log(f"Resumed after step {self.progress.step}.")
         saved_at = self.progress.step
-        order_epoch, order = -1, np.empty(0, dtype=np.int64)
+        drawn_for, batches = -1, []
         self.module.train()
         with self._place.interrupt.deferred():
             while self.progress.step < self.total_steps:
                 epoch, position = divmod(self.progress.step, self._steps_per_epoch)
-                if epoch != order_epoch:
-                    order_epoch, order = epoch, self._order(epoch)
-                size = self.recipe.batch_size
-                self._take_step(order[position * size : (position + 1) * size])
+                if epoch != drawn_for:
+                    seed = (self.recipe.seed, epoch)
+                    batches = draw_batches(self._train, self.recipe.batch_size, seed)
+                    drawn_for = epoch
+                self._take_step(batches[position])
                 if position == self._steps_per_epoch - 1:
                     self._end_epoch(epoch + 1)
                 at = self.progress.step
@@ -114,10 +115,6 @@ class Training:
                     self._place.events.log(f"Stopped after step {saved_at}.")
                     return
         self._keep()
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        shuffled = np.random.default_rng((self.recipe.seed, epoch))
-        return shuffled.permutation(len(self._train.labels))
 
     def _take_step(self, rows: NDArray[np.int64]) -> None:
         progress, device = self.progress, self._place.device
