@@ -76,6 +76,10 @@ build() {
 run() {
     : "${DATABASE_URL:?names the database that the web process is started against}"
     : "${REDIS_URL:?names the broker that the web process is started against}"
+    if python3 -c "import socket; socket.create_connection(('127.0.0.1', $PORT))" 2>/dev/null; then
+        echo "run: port $PORT is taken; set PORT to another" >&2
+        exit 1
+    fi
     container=$(buildah from --pull-never localhost/modelyard-web)
     log=$(mktemp)
     set -- --env "DATABASE_URL=$DATABASE_URL" --env "REDIS_URL=$REDIS_URL"
@@ -84,7 +88,7 @@ import importlib.util, sys
 found = [name for name in ("torch", "numpy", "workers") if importlib.util.find_spec(name)]
 sys.exit(f"the web image holds {found}" if found else 0)'
     buildah run --isolation chroot "$@" "$container" -- python3 manage.py prepare
-    buildah run --isolation chroot "$@" "$container" -- \
+    setsid buildah run --isolation chroot "$@" "$container" -- \
         granian --interface asgi --host 127.0.0.1 --port "$PORT" config.asgi:application \
         >"$log" 2>&1 &
     process=$!
@@ -98,7 +102,7 @@ for path in ('healthz', 'readyz', ''):
 " 2>/dev/null) && break
         sleep 1
     done
-    kill "$process" 2>/dev/null || true
+    kill -- "-$process" 2>/dev/null || true
     wait "$process" 2>/dev/null || true
     buildah rm "$container" >/dev/null
     if [ "$answer" = none ] || [ -z "$answer" ]; then
