@@ -386,6 +386,7 @@ def record_events(claim: Claim, messages: Sequence[Message]) -> None:
         if said:
             job.progress = dict(said[0].data)
             job.save(update_fields=["progress"])
+            JobEvent.objects.filter(job=job, type="progress").delete()
         said += [message for message in messages if message.type != "progress"]
         _tell_all(job, said)
 

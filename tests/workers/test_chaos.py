@@ -61,7 +61,7 @@ def start_worker(process_environment, tmp_path):
             process.wait()
     sandbox.kill_leftovers(jobs_folder())
     for log in sorted(tmp_path.glob("worker-*.log")):
-        print(log.name, log.read_text(errors="replace"))
+        sys.stdout.write(f"{log.name}\n{log.read_text(errors='replace')}")
 
 
 def state_of(job):

@@ -1,6 +1,6 @@
 """Real jobs, run by the runner in this process: their process, their results, their folders."""
 
-from registry.models import Evaluation, Job, JobEvent, JobState, LineageEdge, Repository
+from registry.models import Evaluation, JobState, LineageEdge, Repository
 from registry.services import jobs
 from tests.factories import actor_of
 from tests.workers.tiny import run_next, training
