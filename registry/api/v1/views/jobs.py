@@ -107,6 +107,7 @@ class JobCancel(Resource):
     @operation("cancel_job", "Cancel a job.", {202: schemas.Job}, headers=("Idempotency-Key",))
     @idempotent
     def post(self, request: Request, job: str) -> Response:
+        require_scope(self.actor, "jobs")
         found = jobs.find_job(self.actor, job)
         jobs.cancel_job(actor=self.actor, job=found)
         return _accepted(self, job)
@@ -121,6 +122,7 @@ class JobResume(Resource):
     )
     @idempotent
     def post(self, request: Request, job: str) -> Response:
+        require_scope(self.actor, "jobs")
         found = jobs.find_job(self.actor, job)
         jobs.resume_job(actor=self.actor, job=found)
         return _accepted(self, job)
