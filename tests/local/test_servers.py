@@ -1,7 +1,6 @@
 """The embedded servers: made, started, killed and started again with everything in place."""
 
 import os
-import pwd
 import stat
 import subprocess
 from pathlib import Path
@@ -108,40 +107,44 @@ def test_valkey_keeps_its_keys_and_asks_for_the_password(tmp_path, run_server):
 @as_root
 def test_root_hands_a_server_to_a_user_who_can_reach_it():
     account = server_account(Path("/modelyard-data"), SHELL)
-    assert not account.namespaced
+    assert not account.passes
     assert account.uid != 0
-    child = spawn([SHELL, "-c", "id -u; id -G"], account=account, output=subprocess.PIPE)
-    assert child.communicate()[0].decode().split() == [str(account.uid), str(account.gid)]
+    assert run_as(account, "id -u; id -G").split() == [str(account.uid), str(account.gid)]
 
 
 @as_root
-def test_root_runs_a_server_that_others_cannot_reach_in_a_namespace(tmp_path):
-    tmp_path.chmod(0o700)
-    assert server_account(tmp_path / "data", SHELL).namespaced
+def test_root_hands_a_server_to_a_user_who_may_only_pass(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "program").write_text("#!/bin/sh\nid -u; id -G; touch $1 || echo refused\n")
+    (closed / "program").chmod(0o755)
+    account = server_account(closed / "data", closed / "program")
+    assert account.passes
+    said = run_as(account, f"{closed}/program {closed}/file").splitlines()
+    assert said[:2] == [str(account.uid), str(account.gid)]
+    assert said[-1] == "refused"
+    assert run_as(account, "grep CapEff /proc/self/status").split()[1] == f"{1 << 2:016x}"
 
 
 @as_root
-def test_root_is_not_root_in_the_namespace_of_a_server():
-    nobody = pwd.getpwnam("nobody")
-    account = Account(nobody.pw_uid, nobody.pw_gid, namespaced=True)
-    child = spawn(["/bin/sh", "-c", "id -u"], account=account, output=subprocess.PIPE)
-    assert int(child.communicate()[0]) == nobody.pw_uid
-
-
-@as_root
-def test_a_machine_without_namespaces_says_what_to_do_instead(monkeypatch):
-    monkeypatch.setattr("config.local.account._CLONE_NEWUSER", 0x7FFFFFFF)
+def test_a_machine_that_does_not_let_root_go_says_what_to_do_instead(monkeypatch):
+    monkeypatch.setattr("config.local.account._CAPABILITY_VERSION", 0)
     with pytest.raises(ServerError, match="start as an ordinary user"):
-        spawn([SHELL], account=Account(65534, 65534, namespaced=True))
+        spawn([SHELL], account=Account(65534, 65534, passes=True))
 
 
 @as_root
 def test_data_stays_with_the_account_that_made_it(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    assert server_account(data, SHELL).namespaced
+    assert server_account(data, SHELL).uid != 0
     os.chown(data, 12345, 54321)
-    assert server_account(data, SHELL) == Account(12345, 54321)
+    assert server_account(data, SHELL) == Account(12345, 54321, passes=True)
+
+
+def run_as(account, script):
+    child = spawn([SHELL, "-c", script], account=account, output=subprocess.PIPE)
+    return child.communicate(timeout=30)[0].decode()
 
 
 def test_an_ordinary_user_runs_the_servers_himself(tmp_path, monkeypatch):
