@@ -210,7 +210,9 @@ def find_files(folder: Path) -> dict[str, Path]:
                 continue
             relative = path.relative_to(folder).as_posix()
             if not stat.S_ISREG(mode):
-                raise Invalid(f"The job left {relative!r}, which is no ordinary file.")
+                raise Invalid(
+                    f"The job left {relative!r}, which is no ordinary file.", code="odd_file"
+                )
             found[relative] = path
             if len(found) > MAX_FILES:
                 raise Invalid(f"The job left more than {MAX_FILES} files.", code="too_many_files")

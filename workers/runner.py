@@ -30,6 +30,8 @@ from workers.folder import JobFolder
 
 logger = logging.getLogger(__name__)
 
+# -P and -s: modules come from the checkout and the environment, not from the job's own folder.
+COMMAND = (sys.executable, "-P", "-s", "-m", "workers.ml", "job.json")
 _TICK_SECONDS = 0.2
 _FLUSH_SECONDS = 0.5
 # How long a process may take to write a checkpoint after SIGTERM.
@@ -203,7 +205,7 @@ class _Attempt:
 
     def _start(self) -> subprocess.Popen[bytes]:
         return sandbox.start(
-            [sys.executable, "-P", "-s", "-m", "workers.ml", "job.json"],
+            COMMAND,
             folder=self.folder.path,
             environment=sandbox.clean_environment(
                 self.folder.path, threads=self.place.threads, gpu=self.place.gpu
@@ -303,6 +305,7 @@ class _Watch:
             for stream in (self.process.stdout, self.process.stderr):
                 assert stream is not None
                 stream.close()
+        self._hear(b"\n")
         if self.code not in {0, _REFUSED} and self._ending is None:
             self._keep_errors()
         self._flush(insist=True)

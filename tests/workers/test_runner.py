@@ -1,9 +1,31 @@
 """Real jobs, run by the runner in this process: their process, their results, their folders."""
 
-from registry.models import Evaluation, JobState, LineageEdge, Repository
+import json
+import os
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from registry.models import (
+    Blob,
+    Evaluation,
+    Job,
+    JobEvent,
+    JobState,
+    LineageEdge,
+    Repository,
+    Version,
+)
 from registry.services import jobs
+from registry.storage import default_storage
+from tests import factories
 from tests.factories import actor_of
 from tests.workers.tiny import run_next, training
+from workers import runner
+from workers.folder import jobs_folder, prune_folders
 
 
 def test_training_becomes_a_version(owner, digits_dataset):
@@ -70,3 +92,335 @@ def test_the_four_kinds_of_job(owner, digits_dataset):
     )
     assert measured.result == trained
     assert Evaluation.objects.filter(job=measured, version=trained).exists()
+
+
+# --- Processes that do other things than the ML code would --------------------------------------
+
+PREAMBLE = """
+import json, os, pathlib, signal, sys, time
+def say(**event): print(json.dumps(event), flush=True)
+def end(files={"config.json": "{}"}, report={"schema": 1, "metrics": []}):
+    for name, text in files.items():
+        path = pathlib.Path("out/files", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    pathlib.Path("out/report.json").write_text(json.dumps(report))
+"""
+
+
+@pytest.fixture
+def run_script(owner, digits_dataset, monkeypatch):
+    """Submit a job and run it with a script in the place of the ML code; give the job."""
+
+    def run(script, *, meanwhile=None, stopping=None, resume=None):
+        program = PREAMBLE + textwrap.dedent(script)
+        monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", program))
+        job = resume or jobs.submit_job(actor=actor_of(owner), recipe=training())
+        beside = threading.Thread(target=meanwhile or (lambda _: None), args=[job])
+        beside.start()
+        run_next(stopping=stopping)
+        beside.join()
+        job.refresh_from_db()
+        return job
+
+    return run
+
+
+def wait_for(job, text):
+    """Wait until the job has said `text`."""
+    until = time.monotonic() + 20
+    while not JobEvent.objects.filter(job=job, data__message=text).exists():
+        assert time.monotonic() < until
+        threading.Event().wait(0.05)
+
+
+def log_of(job):
+    rows = JobEvent.objects.filter(job=job, type="log").order_by("pk")
+    return [row.data["message"] for row in rows]
+
+
+def folder_of(job):
+    return jobs_folder() / str(job.pk)
+
+
+def test_the_process_sees_no_address_and_no_secret(run_script):
+    job = run_script(
+        """
+        pathlib.Path("out").mkdir(exist_ok=True)
+        end({"environment.json": json.dumps(dict(os.environ)), "where.txt": os.getcwd()})
+        """
+    )
+    assert job.state == JobState.SUCCEEDED, job.error_detail
+    found = read_file(job.result, "environment.json")
+    assert not {"DATABASE_URL", "REDIS_URL", "DJANGO_SETTINGS_MODULE"} & set(found)
+    assert not [name for name in found if name.startswith("MODELYARD")]
+    assert found["HOME"] == read_text(job.result, "where.txt")
+    assert not folder_of(job).exists()
+
+
+def read_text(version, path):
+    blob = Blob.objects.get(artifacts__path=path, artifacts__revision=version.revision)
+    return default_storage().read(blob.sha256).decode()
+
+
+def read_file(version, path):
+    return json.loads(read_text(version, path))
+
+
+def test_the_process_has_limits_and_no_way_to_more(run_script):
+    job = run_script(
+        """
+        import resource
+        status = pathlib.Path("/proc/self/status").read_text()
+        end({"limits.json": json.dumps({
+            "no_new_privs": "NoNewPrivs:\\t1" in status,
+            "core": resource.getrlimit(resource.RLIMIT_CORE),
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "leader": os.getsid(0) == os.getpid(),
+        })})
+        """
+    )
+    assert job.state == JobState.SUCCEEDED, job.error_detail
+    assert read_file(job.result, "limits.json") == {
+        "no_new_privs": True,
+        "core": [0, 0],
+        "files": [4096, 4096],
+        "leader": True,
+    }
+
+
+def test_what_the_process_does_to_its_inputs_stays_there(run_script, digits_dataset):
+    sha256 = Blob.objects.get(artifacts__path="train.safetensors").sha256
+    before = default_storage().read(sha256)
+    job = run_script(
+        """
+        path = pathlib.Path("inputs/dataset/train.safetensors")
+        assert path.stat().st_mode & 0o777 == 0o444
+        path.chmod(0o666)
+        path.write_bytes(b"spoiled")
+        end()
+        """
+    )
+    assert job.state == JobState.SUCCEEDED, log_of(job)
+    assert default_storage().read(sha256) == before
+
+
+def test_noise_between_the_events_does_no_harm(run_script):
+    job = run_script(
+        r"""
+        print("no json")
+        print("[1, 2]")
+        print("{" * 100_000)
+        print("x" * 1_000_000)
+        os.write(1, b"\xff\xfe\n")
+        say(event="unknown", more=1)
+        say(event="log", message="nul \0 bell \a lone \ud800 over \u202e")
+        say(event="metric", name="loss", value=1.5, step=3)
+        print('{"event": "metric", "name": "loss", "value": NaN, "step": 1}')
+        print('{"event": "metric", "name": "loss", "value": 1e999, "step": 1}')
+        print('{"event": "metric", "name": "loss", "value": "7", "step": 1}')
+        say(event="metric", name="huge", value=10**400, step=1)
+        say(event="progress", done=10**30, total=5, unit=None, step=["x"])
+        sys.stdout.write('{"event": "log", "message": "no line end"}')
+        sys.stdout.flush()
+        end()
+        """
+    )
+    assert job.state == JobState.SUCCEEDED, log_of(job)
+    assert log_of(job) == ["nul  bell  lone ? over ", "no line end"]
+    metrics = JobEvent.objects.filter(job=job, type="metric")
+    assert [row.data for row in metrics] == [{"name": "loss", "value": 1.5, "step": 3}]
+    assert job.progress["done"] == job.progress["total"] == 5
+
+
+def test_a_talkative_job_is_cut_short(run_script, monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_EVENTS", 50)
+    job = run_script(
+        """
+        for number in range(500):
+            say(event="log", message=str(number))
+        end()
+        """
+    )
+    assert job.state == JobState.SUCCEEDED
+    assert len(log_of(job)) < 55
+    assert "dropped" in log_of(job)[-1]
+
+
+def test_a_reason_that_the_job_gives_is_its_error(run_script):
+    job = run_script(
+        """
+        say(event="error", code="no_label", detail="No column in /srv/jobs/7/inputs/train.csv.")
+        sys.exit(2)
+        """
+    )
+    assert (job.state, job.error_code) == (JobState.FAILED, "no_label")
+    assert job.error_detail == "No column in train.csv."
+    assert job.attempts_count == 1
+
+
+def test_a_crash_shows_its_traceback_without_folders(run_script):
+    job = run_script("raise RuntimeError('broken')")
+    assert (job.state, job.error_code) == (JobState.FAILED, "crashed")
+    assert "RuntimeError: broken" in log_of(job)[-1]
+    assert str(jobs_folder()) not in log_of(job)[-1]
+    assert "status 1" in job.error_detail
+
+
+def test_a_killed_process_is_tried_again(run_script, settings):
+    settings.JOB_MAX_ATTEMPTS = 2
+    script = "os.kill(os.getpid(), signal.SIGKILL)"
+    job = run_script(script)
+    assert (job.state, job.attempts.get().outcome) == (JobState.QUEUED, "failed")
+    job = run_script(script, resume=job)
+    assert (job.state, job.error_code) == (JobState.FAILED, "killed")
+
+
+def test_a_job_that_runs_too_long_ends(run_script, settings):
+    settings.JOB_MAX_SECONDS = 1
+    job = run_script("time.sleep(60)")
+    assert (job.state, job.error_code) == (JobState.FAILED, "timeout")
+
+
+def test_cancelling_reaches_whatever_the_process_started(run_script, owner, monkeypatch):
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.5)
+
+    def cancel(job):
+        wait_for(job, "started")
+        jobs.cancel_job(actor=actor_of(owner), job=job)
+
+    job = run_script(
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = os.fork()
+        if child:
+            say(event="log", message="started")
+            say(event="log", message=f"child {child}")
+        time.sleep(60)
+        """,
+        meanwhile=cancel,
+    )
+    assert job.state == JobState.CANCELLED
+    child = int(log_of(job)[1].split()[1])
+    with pytest.raises(ProcessLookupError):
+        wait_gone(child)
+
+
+def wait_gone(process_id):
+    for _ in range(100):
+        os.kill(process_id, 0)
+        threading.Event().wait(0.05)
+
+
+def test_a_worker_that_stops_keeps_the_checkpoint(run_script):
+    stopping = threading.Event()
+
+    def stop(job):
+        wait_for(job, "started")
+        stopping.set()
+
+    job = run_script(
+        """
+        def leave(*_):
+            pathlib.Path("../checkpoints/last").write_text("7")
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, leave)
+        say(event="log", message="started")
+        time.sleep(60)
+        """,
+        meanwhile=stop,
+        stopping=stopping,
+    )
+    assert (job.state, job.attempts.get().outcome) == (JobState.QUEUED, "released")
+    assert [path.name for path in folder_of(job).iterdir()] == ["checkpoints"]
+    job = run_script("end({'at.txt': open('../checkpoints/last').read()})", resume=job)
+    assert read_text(job.result, "at.txt") == "7"
+    assert not folder_of(job).exists()
+
+
+def test_a_lost_lease_ends_the_process_silently(run_script):
+    def take_over(job):
+        wait_for(job, "started")
+        Job.objects.filter(pk=job.pk).update(fence=9)
+
+    began = time.monotonic()
+    job = run_script(
+        """
+        say(event="log", message="started")
+        time.sleep(60)
+        """,
+        meanwhile=take_over,
+    )
+    assert time.monotonic() - began < 20
+    assert (job.state, job.fence) == (JobState.RUNNING, 9)
+    assert not Version.objects.filter(job=job).exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("pass", "no_report"),
+        ("end(); pathlib.Path('out/report.json').write_text('{')", "bad_report"),
+        ("end(); pathlib.Path('out/report.json').write_text('[]')", "bad_report"),
+        ("end(); pathlib.Path('out/report.json').write_text('[' * 10**5)", "bad_report"),
+        ("end(); pathlib.Path('out/report.json').write_text(' ' * (5 << 20))", "bad_report"),
+        ("end({})", "no_result"),
+        ("end(); os.symlink('/etc/passwd', 'out/files/users')", "odd_file"),
+        ("end(); os.mkfifo('out/files/pipe')", "odd_file"),
+        ("end({'model.safetensors': 'lies'})", "malformed_file"),
+        ("end({'a:b\\\\c': 'x'})", "bad_path"),
+    ],
+)
+def test_a_result_that_cannot_be_believed_fails_the_job(run_script, script, code):
+    job = run_script(script)
+    assert (job.state, job.error_code) == (JobState.FAILED, code), job.error_detail
+    assert not Version.objects.filter(job=job).exists()
+    assert not Repository.objects.filter(name="tiny").exists()
+
+
+def test_numbers_in_a_report_are_checked(run_script, digits_dataset):
+    job = run_script(
+        """
+        good = {"metric": "accuracy", "value": 0.5, "n": 10, "dataset": "alice/digits@1"}
+        bad = [{"metric": "x", "value": None}, {"metric": "", "value": 1}, {"value": 1}, 7, None]
+        end(report={"metrics": [good, *bad], "summary": {"odd": "a\\0b"}, "message": "Trained."})
+        """
+    )
+    assert job.state == JobState.SUCCEEDED, job.error_detail
+    number = Evaluation.objects.get(version=job.result)
+    assert (number.metric, number.n, number.dataset_version) == ("accuracy", 10, digits_dataset)
+    assert job.report["summary"] == {"odd": "ab"}
+    assert job.result.message == "Trained."
+
+
+def test_a_dataset_without_the_label_column_fails_with_a_way_out(owner):
+    rows = b"text,topic\n" + b"hello there,greeting\n" * 30
+    repository = factories.make_model(owner, "texts", kind="dataset")
+    factories.make_version(owner, repository, {"train.csv": rows, "test.csv": rows})
+    recipe = training() | {
+        "dataset": "alice/texts",
+        "architecture": {"name": "text_classifier"},
+    }
+    job = jobs.submit_job(actor=actor_of(owner), recipe=recipe)
+    run_next()
+    job.refresh_from_db()
+    assert job.state == JobState.FAILED
+    assert job.error_code == "missing_column"
+    assert "label" in job.error_detail
+    assert "topic" in job.error_detail
+
+
+def test_old_folders_are_pruned(run_script):
+    job = run_script(
+        """
+        pathlib.Path("../checkpoints/last").write_text("7")
+        say(event="error", code="x", detail="y")
+        sys.exit(2)
+        """
+    )
+    assert folder_of(job).is_dir()
+    assert prune_folders() == 0
+    os.utime(folder_of(job), (0, 0))
+    (jobs_folder() / "lost+found").mkdir()
+    assert prune_folders() == 1
+    assert not folder_of(job).exists()
