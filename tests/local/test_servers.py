@@ -116,12 +116,12 @@ def test_root_hands_a_server_to_a_user_who_can_reach_it():
 def test_root_hands_a_server_to_a_user_who_may_only_pass(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    (closed / "program").write_text("#!/bin/sh\nid -u; id -G; touch $1 || echo refused\n")
+    (closed / "program").write_text("#!/bin/sh\nid -u; id -G; test -x $0 && echo found; touch $1 || echo refused\n")
     (closed / "program").chmod(0o755)
     account = server_account(closed / "data", closed / "program")
     assert account.passes
     said = run_as(account, f"{closed}/program {closed}/file").splitlines()
-    assert said[:2] == [str(account.uid), str(account.gid)]
+    assert said[:3] == [str(account.uid), str(account.gid), "found"]
     assert said[-1] == "refused"
     assert run_as(account, "grep CapEff /proc/self/status").split()[1] == f"{1 << 2:016x}"
 
