@@ -1,0 +1,223 @@
+"""The content of a new installation: two datasets, an encoder, and a model trained on the spot.
+
+Everything goes through the services that people's requests go through. Each part looks first
+whether it is there already, so it may be stopped anywhere and started again.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from config.local import sample_data
+from config.local.sample_data import MissingPackage
+from registry.authenticate import Visit, actor_for_user
+from registry.errors import NotFound, RegistryError
+from registry.models import Actor, Blob, Job, JobState, Kind, Repository, User, Version
+from registry.recipes import parse_reference
+from registry.services.blobs import record_blob
+from registry.services.catalog import (
+    describe_repository,
+    find_repository,
+    find_version,
+    register_repository,
+    set_alias,
+    set_tag,
+)
+from registry.services.jobs import submit_job
+from registry.services.namespaces import create_namespace, find_namespace
+from registry.services.versions import create_version
+from registry.storage import BLOCK_BYTES, default_storage
+
+NAMESPACE = "samples"
+DIGITS = f"{NAMESPACE}/mnist-digits"
+DOCS = f"{NAMESPACE}/stdlib-docs"
+ENCODER = f"{NAMESPACE}/all-minilm-l6-v2"
+DIGITS_MODEL = f"{NAMESPACE}/digits-cnn"
+WAIT_SECONDS = 1800.0
+_ASK_SECONDS = 1.0
+
+TRAIN_DIGITS = {
+    "kind": "train",
+    "schema": 1,
+    "dataset": DIGITS,
+    "output": DIGITS_MODEL,
+    "architecture": {"name": "digits_cnn"},
+    "steps": [
+        {
+            "method": "train",
+            "epochs": 8,
+            "batch_size": 64,
+            "learning_rate": 0.001,
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            "checkpoint_interval": 50,
+        }
+    ],
+}
+COMPRESS_DIGITS = {
+    "kind": "compress",
+    "schema": 1,
+    "model": f"{DIGITS_MODEL}@champion",
+    "dataset": DIGITS,
+    "steps": [{"method": "quantize_dynamic", "per_channel": True, "reduce_range": True}],
+}
+DIGITS_FACTS = {
+    "license": "bsd-3-clause",
+    "summary": "A two-convolution network that reads handwritten digits, trained here.",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def seed(*, wait_seconds: float = WAIT_SECONDS) -> None:
+    """Fill the namespace `samples`; what is there already is left as it is."""
+    admin = User.objects.filter(is_superuser=True, is_active=True).order_by("pk").first()
+    if admin is None:
+        _say("There is no administrator yet, so there are no samples.")
+        return
+    actor = actor_for_user(admin, Visit(door="samples"))
+    try:
+        find_namespace(actor, NAMESPACE)
+    except NotFound:
+        create_namespace(actor=actor, slug=NAMESPACE, display_name="Samples")
+        actor = actor_for_user(admin, Visit(door="samples"))
+    _part(DIGITS, lambda: _seed_dataset(actor, DIGITS, sample_data.digits_files))
+    _part(ENCODER, lambda: _seed_encoder(actor))
+    training = _part(DIGITS_MODEL, lambda: _train_digits(actor))
+    _part(DOCS, lambda: _seed_dataset(actor, DOCS, sample_data.docs_files))
+    if isinstance(training, Job):
+        _wait_for(training, wait_seconds)
+    _part(f"{DIGITS_MODEL}@champion", lambda: _crown_digits(actor))
+
+
+def _part(name: str, make: Callable[[], object]) -> object:
+    """Make one sample; one that cannot be made does not take the others with it."""
+    try:
+        return make()
+    except MissingPackage as missing:
+        _say(f"{name} is left out: the package {missing} is not installed.")
+    except RegistryError as error:
+        logger.exception("The sample %s could not be made", name)
+        _say(f"{name} could not be made: {error.detail}")
+    return None
+
+
+def _seed_dataset(actor: Actor, name: str, make: Callable[[], Mapping[str, bytes]]) -> None:
+    repository = _repository(actor, Kind.DATASET, name)
+    if repository is None or _latest(actor, repository) is not None:
+        return
+    files = {path: _store([content]) for path, content in make().items()}
+    create_version(
+        actor=actor, repository=repository, files=files, message="The sample as installed."
+    )
+    _say(f"{name} is there.")
+
+
+def _seed_encoder(actor: Actor) -> None:
+    sources = sample_data.encoder_files()
+    repository = _repository(actor, Kind.MODEL, ENCODER)
+    if repository is None or _latest(actor, repository) is not None:
+        return
+    files = {path: _store(_blocks(file)) for path, file in sources.items()}
+    create_version(
+        actor=actor,
+        repository=repository,
+        files=files,
+        message=f"As shipped in {sample_data.encoder_origin()}.",
+        source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+    )
+    _say(f"{ENCODER} is there.")
+
+
+def _train_digits(actor: Actor) -> Job | None:
+    """Give the job that makes the digits model; none where there is a model already."""
+    repository = _repository(actor, Kind.MODEL, DIGITS_MODEL)
+    if repository is None or _latest(actor, repository) is not None:
+        return None
+    going = Job.objects.filter(
+        kind="train",
+        recipe__output=DIGITS_MODEL,
+        state__in=[JobState.QUEUED, JobState.RUNNING],
+    ).first()
+    if going is not None:
+        return going
+    job = submit_job(actor=actor, recipe=TRAIN_DIGITS)
+    _say(f"{DIGITS_MODEL} is being trained by job {job.pk}.")
+    return job
+
+
+def _wait_for(job: Job, seconds: float) -> None:
+    """Look at the row until the job has ended; the worker does the work, this only follows."""
+    end = time.monotonic() + seconds
+    while not job.is_finished and time.monotonic() < end:
+        time.sleep(_ASK_SECONDS)
+        job.refresh_from_db()
+    if job.state != JobState.SUCCEEDED:
+        _say(f"The training job {job.pk} is {job.state}. {job.error_detail}".strip())
+
+
+def _crown_digits(actor: Actor) -> None:
+    """Name the trained version champion, tag it, and have it compressed."""
+    repository = _find(actor, Kind.MODEL, DIGITS_MODEL)
+    version = _latest(actor, repository) if repository is not None else None
+    if repository is None or version is None:
+        return
+    if not repository.aliases.filter(name="champion").exists():
+        set_alias(actor=actor, repository=repository, alias="champion", version=version)
+        set_tag(
+            actor=actor, repository=repository, version=version, key="data", value="mnist-digits"
+        )
+        describe_repository(actor=actor, repository=repository, changes=DIGITS_FACTS)
+    asked = Job.objects.filter(kind="compress", recipe__model=version.ref)
+    if not asked.exclude(state__in=[JobState.FAILED, JobState.CANCELLED]).exists():
+        job = submit_job(actor=actor, recipe=COMPRESS_DIGITS)
+        _say(f"{version.ref} is being compressed by job {job.pk}.")
+
+
+def _repository(actor: Actor, kind: Kind, full_name: str) -> Repository | None:
+    """Find or register a sample; one that somebody deleted stays deleted."""
+    found = _find(actor, kind, full_name)
+    if found is not None:
+        return found
+    name = parse_reference(full_name).name
+    if Repository.objects.filter(kind=kind, namespace__slug=NAMESPACE, name=name).exists():
+        return None
+    return register_repository(
+        actor=actor,
+        kind=kind,
+        namespace=NAMESPACE,
+        name=name,
+        tags={"sample": "true"},
+    )
+
+
+def _find(actor: Actor, kind: Kind, full_name: str) -> Repository | None:
+    reference = parse_reference(full_name)
+    try:
+        return find_repository(actor, kind, reference.namespace, reference.name)
+    except NotFound:
+        return None
+
+
+def _latest(actor: Actor, repository: Repository) -> Version | None:
+    try:
+        return find_version(actor, repository, "latest")
+    except NotFound:
+        return None
+
+
+def _store(chunks: Iterable[bytes]) -> Blob:
+    return record_blob(default_storage().put(chunks))
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK_BYTES):
+            yield block
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
