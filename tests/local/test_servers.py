@@ -116,7 +116,9 @@ def test_root_hands_a_server_to_a_user_who_can_reach_it():
 def test_root_hands_a_server_to_a_user_who_may_only_pass(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    (closed / "program").write_text("#!/bin/sh\nid -u; id -G; test -x $0 && echo found; touch $1 || echo refused\n")
+    (closed / "program").write_text(
+        "#!/bin/sh\nid -u; id -G; test -x $0 && echo found; touch $1 || echo refused\n"
+    )
     (closed / "program").chmod(0o755)
     account = server_account(closed / "data", closed / "program")
     assert account.passes
