@@ -1,5 +1,6 @@
 """One job, run by this worker: held by a lease, worked on by a process of its own, registered."""
 
+import errno
 import logging
 import os
 import selectors
@@ -42,6 +43,9 @@ _READ_BYTES = 64 * 1024
 _MAX_PENDING = 2000
 _INTERRUPTED = 128 + signal.SIGTERM
 _REFUSED = 2
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What failed for a passing reason is tried again after 2, 4, 8... seconds, but no more than this.
+_LONGEST_PAUSE_SECONDS = 60.0
 
 _Result = TypeVar("_Result")
 
@@ -142,10 +146,15 @@ class _Attempt:
             return False
         except RegistryError as error:
             return self._fail(error.reason, error.detail, retryable=isinstance(error, Unavailable))
-        except (InterfaceError, OperationalError):
+        except DatabaseError:
             raise
         except OSError as error:
             logger.exception("Job %s failed on this machine", self.claim.job_id)
+            if error.errno in _NO_SPACE:
+                return self._fail(
+                    "storage_full",
+                    "The worker's disk is full; make room in its data folder, then resume the job.",
+                )
             return self._fail(
                 "machine_error", f"The worker's machine failed: {error.strerror}.", retryable=True
             )
@@ -262,6 +271,8 @@ class _Attempt:
             )
 
     def _fail(self, code: str, detail: str, *, retryable: bool = False) -> bool:
+        if retryable:
+            self._pause()
         state = _insist(
             lambda: jobs.fail_job(
                 self.claim, code=code, detail=report.clean_text(detail), retryable=retryable
@@ -269,6 +280,15 @@ class _Attempt:
         )
         self.folder.clean(keep_checkpoints=True)
         return state.value != "queued"
+
+    def _pause(self) -> None:
+        """Let pass what made an attempt fail, holding the job meanwhile."""
+        until = time.monotonic() + min(2.0**self.claim.attempt, _LONGEST_PAUSE_SECONDS)
+        while time.monotonic() < until and not (
+            self.lease.lost.is_set() or self.lease.cancelled.is_set()
+        ):
+            if self.stopping.wait(_TICK_SECONDS):
+                return
 
 
 class _Watch:

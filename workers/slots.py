@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 from django.conf import settings
@@ -55,8 +56,9 @@ class Slots:
         self.wake()
 
     def join(self, timeout_seconds: float) -> None:
-        for thread in self._threads:
-            thread.join(timeout_seconds)
+        until = time.monotonic() + timeout_seconds
+        for thread in list(self._threads):
+            thread.join(max(0.0, until - time.monotonic()))
 
     # --- One thread that keeps house ----------------------------------------------------------
 

@@ -72,6 +72,7 @@ class Claim:
 
     job_id: uuid.UUID
     fence: int
+    attempt: int
     worker: str
     queue: str
     recipe: Recipe
@@ -339,6 +340,7 @@ def claim_job(
         return Claim(
             job_id=job.pk,
             fence=job.fence,
+            attempt=job.attempts_count,
             worker=worker,
             queue=job.queue,
             recipe=recipe,

@@ -1,5 +1,6 @@
 """Real jobs, run by the runner in this process: their process, their results, their folders."""
 
+import errno
 import json
 import os
 import sys
@@ -8,7 +9,9 @@ import threading
 import time
 
 import pytest
+from django.db import connection
 
+from registry.errors import Unavailable
 from registry.models import (
     Blob,
     Evaluation,
@@ -267,13 +270,51 @@ def test_a_crash_shows_its_traceback_without_folders(run_script):
     assert "status 1" in job.error_detail
 
 
-def test_a_killed_process_is_tried_again(run_script, settings):
+def test_a_killed_process_is_tried_again(run_script, settings, monkeypatch):
     settings.JOB_MAX_ATTEMPTS = 2
+    monkeypatch.setattr(runner, "_LONGEST_PAUSE_SECONDS", 0.1)
     script = "os.kill(os.getpid(), signal.SIGKILL)"
     job = run_script(script)
     assert (job.state, job.attempts.get().outcome) == (JobState.QUEUED, "failed")
     job = run_script(script, resume=job)
     assert (job.state, job.error_code) == (JobState.FAILED, "killed")
+
+
+def test_storage_that_does_not_answer_is_waited_for(run_script, monkeypatch):
+    monkeypatch.setattr(runner, "_LONGEST_PAUSE_SECONDS", 0.1)
+    storage = default_storage()
+
+    def refuse(*_):
+        raise Unavailable("The storage server does not answer.")
+
+    with monkeypatch.context() as down:
+        down.setattr(storage, "materialise", refuse)
+        job = run_script("end()")
+    assert job.state == JobState.QUEUED
+    assert "does not answer. Trying again" in log_of(job)[-1]
+    assert run_script("end()", resume=job).state == JobState.SUCCEEDED
+
+
+def test_a_full_disk_fails_the_job_with_a_way_out(run_script, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(default_storage(), "materialise", refuse)
+        job = run_script("end()")
+    assert (job.state, job.error_code) == (JobState.FAILED, "storage_full")
+    assert "make room" in job.error_detail
+    assert not folder_of(job).exists()
+
+
+def test_a_fault_of_ours_fails_the_job_without_its_details(run_script, monkeypatch):
+    def stumble(*_):
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(runner.report, "evaluations_of", stumble)
+    job = run_script("end()")
+    assert (job.state, job.error_code) == (JobState.FAILED, "internal_error")
+    assert "secret" not in job.error_detail
 
 
 def test_a_job_that_runs_too_long_ends(run_script, settings):
@@ -354,6 +395,32 @@ def test_a_lost_lease_ends_the_process_silently(run_script):
     assert time.monotonic() - began < 20
     assert (job.state, job.fence) == (JobState.RUNNING, 9)
     assert not Version.objects.filter(job=job).exists()
+
+
+def test_a_database_that_drops_its_connections_is_waited_for(run_script):
+    def drop(job):
+        wait_for(job, "started")
+        for _ in range(5):
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            threading.Event().wait(0.2)
+        connection.close()
+
+    job = run_script(
+        """
+        for step in range(40):
+            say(event="log", message="started" if step == 0 else str(step))
+            time.sleep(0.05)
+        end()
+        """,
+        meanwhile=drop,
+    )
+    assert job.state == JobState.SUCCEEDED, job.error_detail
+    assert log_of(job) == ["started", *map(str, range(1, 40))]
+    assert job.attempts_count == 1
 
 
 @pytest.mark.parametrize(
