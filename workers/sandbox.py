@@ -97,17 +97,17 @@ def kill_leftovers(folder: Path, *, patience_seconds: float = 10) -> int:
 
     A worker that was only paused, and lost its job meanwhile, still has its process running.
     """
-    found = _processes_in(folder)
+    found = processes_in(folder)
     for process_id in found:
         with suppress(ProcessLookupError):
             os.kill(process_id, signal.SIGKILL)
     until = time.monotonic() + patience_seconds
-    while found and _processes_in(folder) and time.monotonic() < until:
+    while found and processes_in(folder) and time.monotonic() < until:
         time.sleep(0.02)
     return len(found)
 
 
-def _processes_in(folder: Path) -> list[int]:
+def processes_in(folder: Path) -> list[int]:
     """Find the processes that work below `folder`; a recorded number may be somebody else's."""
     found = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
