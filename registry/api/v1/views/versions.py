@@ -54,7 +54,7 @@ class VersionList(Resource):
     )
     def get(self, request: Request, **_: str) -> Response:
         asked = self.query(schemas.History)
-        rows = Version.objects.live().filter(repository=self.repository())
+        rows = wire.live_versions(self.repository())
         if not asked.with_variants:
             rows = rows.main_line()
         if asked.state:
