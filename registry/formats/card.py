@@ -109,9 +109,17 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _first_paragraph(body: str) -> str:
-    for paragraph in re.split(r"\n[ \t]*\r?\n", body[: 32 * 1024]):
-        text = " ".join(paragraph.split())
-        if text and not _NOT_PROSE.match(text):
-            text = _LINK.sub(r"\1", text).replace("**", "").replace("`", "")
-            return text if len(text) <= MAX_SUMMARY else text[: MAX_SUMMARY - 1].rstrip() + "…"
-    return ""
+    """Take the first run of lines that are prose: no heading, list, table, image or code block."""
+    prose: list[str] = []
+    fence = ""
+    for raw in body[: 32 * 1024].splitlines():
+        line = raw.strip()
+        if fence or line.startswith(("```", "~~~")):
+            fence = ("" if line.startswith(fence) else fence) if fence else line[:3]
+            line = ""
+        if line and not _NOT_PROSE.match(line):
+            prose.append(line)
+        elif prose:
+            break
+    text = _LINK.sub(r"\1", " ".join(" ".join(prose).split())).replace("**", "").replace("`", "")
+    return text if len(text) <= MAX_SUMMARY else text[: MAX_SUMMARY - 1].rstrip() + "…"

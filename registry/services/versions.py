@@ -20,6 +20,7 @@ from registry.models import (
     Inspection,
     Job,
     JobState,
+    Kind,
     LineageEdge,
     Ref,
     Repository,
@@ -120,7 +121,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     if len(files) > MAX_FILES:
         raise invalid_field("files", "too_many", f"A version holds at most {MAX_FILES} files.")
     check_paths(list(files))
-    facts = _gather(files)
+    facts = _gather(repository.kind, files)
     with transaction.atomic():
         row = (
             Repository.objects.select_for_update(of=("self",))
@@ -208,7 +209,7 @@ def _commit(
 # --- What the files say --------------------------------------------------------------------------
 
 
-def _gather(files: Mapping[str, Blob]) -> _Facts:
+def _gather(kind: str, files: Mapping[str, Blob]) -> _Facts:
     inspections = {path: inspect_blob(path, blob) for path, blob in files.items()}
     formats = sorted({row.format for row in inspections.values()} - {"json", "text", "opaque"})
     config = _read_config(files.get(CONFIG_PATH))
@@ -220,7 +221,7 @@ def _gather(files: Mapping[str, Blob]) -> _Facts:
         formats=formats,
         signature=_signature(config, inspections),
         config=config,
-        parameters_count=_count_parameters(inspections),
+        parameters_count=_count_parameters(inspections) if kind == Kind.MODEL else None,
         size_bytes=sum(blob.size_bytes for blob in files.values()),
         state=state,
         state_reason=reason,

@@ -82,3 +82,10 @@ def test_a_huge_card_is_cut():
     assert len(card.body) <= 1024 * 1024
     assert len(card.summary) <= 300
     assert card.problems
+
+
+def test_the_summary_is_prose_even_right_below_a_heading_or_above_code():
+    below = parse_card("# Name\nThis is a [model](https://x.test) that\nmaps text.\n\nMore.\n")
+    assert below.summary == "This is a model that maps text."
+    assert parse_card("```\ncode\n\nmore code\n```\n\nReal words.\n").summary == "Real words."
+    assert parse_card("Above code:\n```python\nimport x\n```\n").summary == "Above code:"

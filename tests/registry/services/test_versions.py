@@ -49,6 +49,11 @@ def test_a_version_carries_its_facts_and_its_card_fills_the_model(alice, model):
     assert versions.read_card(version).body.strip().endswith("It tells digits apart.")
 
 
+def test_the_numbers_of_a_dataset_are_rows_not_parameters(alice):
+    dataset = make_model(alice, kind="dataset")
+    assert make_version(alice, dataset).parameters_count is None
+
+
 def test_a_variant_never_becomes_the_latest(alice, model):
     parent = make_version(alice, model)
     variant = make_version(
