@@ -149,7 +149,7 @@ class Schema(AutoSchema):
                 "in": "query",
                 "name": name,
                 "required": name in schema.get("required", []),
-                "schema": {key: value for key, value in part.items() if key != "description"},
+                "schema": _of_text(part),
                 **({"description": part["description"]} if "description" in part else {}),
             }
             for name, part in schema["properties"].items()
@@ -167,6 +167,15 @@ class Schema(AutoSchema):
                     name=name, type=ResolvedComponent.SCHEMA, object=name, schema=schema
                 )
             )
+
+
+def _of_text(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a query string cannot say: null, and the default that stands for absence."""
+    left_out = {"anyOf", "default", "description", "title"}
+    kept = {key: value for key, value in schema.items() if key not in left_out}
+    some = [one for one in schema.get("anyOf", []) if one != {"type": "null"}]
+    default = {"default": True} if schema.get("default") is True else {}
+    return {**(some[0] if some else {}), **kept, **default}
 
 
 def _in_path(path: str) -> list[dict[str, Any]]:
