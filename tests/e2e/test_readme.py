@@ -4,9 +4,12 @@ The blocks run as they stand. Only the address of the server is another, and `va
 data folder of the installation.
 """
 
+import json
 import re
 import subprocess
+import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -49,7 +52,7 @@ class Reader:
                 exec(compile(code, where, "exec"), prompt)
 
     def type(self, where: str, code: str) -> None:
-        script = f"source .state\n{code}\n{{ declare -f; export -p; }} >.state"
+        script = f"set -a\nsource .state\n{code}\n{{ declare -f; export -p; }} >.state"
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
@@ -88,6 +91,38 @@ def test_the_documents_work_as_written(tmp_path, monkeypatch):
         for name in HOW_TO:
             page = (ROOT / "docs/howto" / f"{name}.md").read_text(encoding="utf-8")
             reader.follow(f"docs/howto/{name}.md", page, monkeypatch)
+
+
+def test_a_backup_is_restored_as_written(tmp_path):
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    section = page.partition("## Backup and restore\n")[2].partition("\n## ")[0]
+    keep, restore = [code for _, code in BLOCK.findall(section)]
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    with running() as installation:
+        old_token = installation.token
+        call(installation, old_token, {"namespace": "admin", "name": "kept"})
+        type_as_in(tmp_path, installation, keep)
+    with running() as installation:
+        settings = keep.partition("pg_dump")[0]
+        type_as_in(tmp_path, installation, settings + restore)
+        assert [item["name"] for item in call(installation, old_token)["items"]] == ["kept"]
+
+
+def type_as_in(folder, installation, code):
+    """Run `code` where `var` is the data folder of this installation."""
+    (installation.home / "storage/blobs").mkdir(parents=True, exist_ok=True)
+    code = code.replace("$PWD/var", str(installation.home))
+    subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=folder, check=True, timeout=120)
+
+
+def call(installation, token, body=None):
+    request = Request(
+        installation.url + "/api/v1/models",
+        None if body is None else json.dumps(body).encode(),
+        {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    with urlopen(request, timeout=30) as answer:
+        return json.load(answer)
 
 
 def test_every_how_to_is_followed():
