@@ -62,18 +62,18 @@ def render_problem(request: HttpRequest, error: RegistryError) -> HttpResponse:
     return _page(request, error.status, detail="" if isinstance(error, NotFound) else error.detail)
 
 
-# Django hands these views its own argument by name; what it says is not shown.
+# Django names the argument of these views; what it says is not shown.
 
 
-def bad_request(request: HttpRequest, **_reason: object) -> HttpResponse:
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     return _page(request, HTTPStatus.BAD_REQUEST)
 
 
-def permission_denied(request: HttpRequest, **_reason: object) -> HttpResponse:
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     return _page(request, HTTPStatus.FORBIDDEN)
 
 
-def page_not_found(request: HttpRequest, **_reason: object) -> HttpResponse:
+def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     return _page(request, HTTPStatus.NOT_FOUND)
 
 
