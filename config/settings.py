@@ -34,7 +34,10 @@ DATABASES["default"]["OPTIONS"] = {
     "pool": {
         "min_size": 0,
         "max_size": env_int("MODELYARD_DB_POOL", default=16, low=1, high=200),
-        "timeout": 10,
+        # After a restart of the database the pool's own patience doubles up to minutes: give an
+        # attempt up at once and let the next request make a fresh one.
+        "reconnect_timeout": 1,
+        "timeout": 5,
     },
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -201,7 +204,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
 
 # --- Jobs -------------------------------------------------------------------------------------
-JOB_LEASE_SECONDS = env_int("MODELYARD_JOB_LEASE_SECONDS", default=15, low=3, high=600)
+JOB_LEASE_SECONDS = env_int("MODELYARD_JOB_LEASE_SECONDS", default=10, low=3, high=600)
 JOB_MAX_ATTEMPTS = env_int("MODELYARD_JOB_MAX_ATTEMPTS", default=5, low=1, high=100)
 JOB_MAX_QUEUED = env_int("MODELYARD_JOB_MAX_QUEUED", default=100, low=1, high=100_000)
 JOB_THREADS = env_int("MODELYARD_JOB_THREADS", default=0, low=0, high=1024)

@@ -73,6 +73,7 @@ class Place:
 
 def run_claimed(claim: Claim, *, place: Place, stopping: threading.Event) -> bool:
     """Work on a claimed job to some end; give whether it makes sense to claim the next at once."""
+    logger.info("Job %s (%s) begins, attempt %d", claim.job_id, claim.kind, claim.attempt)
     lease = Lease(claim)
     lease.start()
     try:
@@ -87,6 +88,7 @@ def run_claimed(claim: Claim, *, place: Place, stopping: threading.Event) -> boo
     finally:
         lease.stop()
         close_old_connections()
+        logger.info("Job %s is no longer worked on here", claim.job_id)
 
 
 class Lease(threading.Thread):

@@ -36,7 +36,7 @@ class Limits:
     file_bytes: int = 0
     open_files: int = 4096
     processes: int = 4096
-    niceness: int = 5
+    niceness: int = 2
 
 
 def clean_environment(folder: Path, *, threads: int, gpu: int | None) -> dict[str, str]:
