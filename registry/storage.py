@@ -305,11 +305,14 @@ class Storage(ABC):
         self._part(upload_id).unlink(missing_ok=True)
         self._note(upload_id).unlink(missing_ok=True)
 
-    def sweep_incoming(self, *, older_than_seconds: float) -> int:
-        """Remove what processes that died left half-written; give how many files that were."""
+    def sweep_spool(self, *, older_than_seconds: float) -> int:
+        """Remove what nobody has written to for so long; give how many files that were.
+
+        Processes that died leave such files, and uploads whose owners are gone.
+        """
         limit = time.time() - older_than_seconds
         removed = 0
-        for path in self._incoming.iterdir():
+        for path in (*self._incoming.iterdir(), *self._uploads.iterdir()):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < limit:
                     path.unlink()

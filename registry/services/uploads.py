@@ -111,4 +111,6 @@ def expire_uploads() -> int:
             storage.discard_upload(str(upload.pk))
         upload.delete()
         count += 1
+    # What a process that died left behind has no row, or none any more.
+    storage.sweep_spool(older_than_seconds=settings.UPLOAD_EXPIRES_SECONDS)
     return count

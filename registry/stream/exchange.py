@@ -117,7 +117,7 @@ class Exchange:
 
     @property
     def has_body(self) -> bool:
-        return "transfer-encoding" in self.headers or bool(self.announced_bytes)
+        return "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
 
     async def gone(self) -> None:
         """Return when the client has closed the connection; only for requests without a body."""

@@ -322,9 +322,12 @@ def test_only_old_remains_are_swept(local_storage):
     sink = local_storage.open_sink()
     sink.write(b"x")
     sink.close()
-    assert local_storage.sweep_incoming(older_than_seconds=60) == 0
+    upload_id = str(uuid.uuid4())
+    local_storage.begin_upload(upload_id)
+    assert local_storage.sweep_spool(older_than_seconds=60) == 0
     os.utime(sink.path, (1, 1))
-    assert local_storage.sweep_incoming(older_than_seconds=60) == 1
+    os.utime(local_storage.spool / "uploads" / upload_id, (1, 1))
+    assert local_storage.sweep_spool(older_than_seconds=60) == 2
     assert leftovers(local_storage) == []
 
 
