@@ -123,19 +123,28 @@ _TRANSLATED: tuple[tuple[tuple[type[BaseException], ...], RegistryError], ...] =
 
 
 def _from_rest_framework(error: exceptions.APIException) -> RegistryError:
-    detail = str(error.detail)
-    if isinstance(error, exceptions.MethodNotAllowed):
-        return MethodNotAllowed(f"{detail} See the Allow header for those that are.")
-    if isinstance(error, exceptions.UnsupportedMediaType):
-        return UnsupportedMediaType(f"{detail} Send application/json.")
-    translated: Mapping[type[exceptions.APIException], type[RegistryError]] = {
-        exceptions.NotAcceptable: NotAcceptable,
-        exceptions.NotAuthenticated: Unauthenticated,
-        exceptions.AuthenticationFailed: Unauthenticated,
-        exceptions.PermissionDenied: Denied,
-        exceptions.NotFound: NotFound,
-    }
-    return translated.get(type(error), Invalid)(detail)
+    """Say in our words, which stay English, what REST framework says in the reader's language."""
+    return next(
+        (translated for types, translated in _FROM_REST_FRAMEWORK if isinstance(error, types)),
+        Invalid("The request could not be read.", code="malformed_request"),
+    )
+
+
+_FROM_REST_FRAMEWORK: tuple[tuple[type[BaseException], RegistryError], ...] = (
+    (
+        exceptions.MethodNotAllowed,
+        MethodNotAllowed("This address does not take that method; Allow lists those it takes."),
+    ),
+    (
+        exceptions.UnsupportedMediaType,
+        UnsupportedMediaType("The body is of another kind; send application/json."),
+    ),
+    (
+        exceptions.NotAcceptable,
+        NotAcceptable("The answer is not to be had as the Accept header wants it."),
+    ),
+    (exceptions.NotFound, NotFound("There is nothing at this address.", code="no_such_address")),
+)
 
 
 def problem_response(error: BaseException, request: HttpRequest) -> HttpResponse:

@@ -157,6 +157,18 @@ def test_odd_keys_are_refused(api, alice):
         }
 
 
+def test_refusals_are_english_whatever_the_reader_speaks(api):
+    headers = {"Accept-Language": "zh-hans"}
+    for answer in (
+        api.send("put", "models", headers=headers),
+        api.get("models", headers={**headers, "Accept": "image/png"}),
+        api.post("models", raw=b"a", headers={**headers, "Content-Type": "text/plain"}),
+        api.post("models", {}, headers=headers),
+    ):
+        assert answer.status_code >= 400
+        assert answer.content.isascii()
+
+
 # --- Who is asking -----------------------------------------------------------------------------
 
 
