@@ -135,7 +135,7 @@ HONEST = {
     "data.zip": zipped({"a/one.txt": b"x"}),
     "weights.pt": zipped({"archive/data.pkl": exploit(2), "archive/version": b"3"}),
     "model.pkl": exploit(),
-    "compressed.joblib": gzip.compress(exploit()),
+    "compressed.joblib": gzip.compress(exploit(), mtime=0),
     "data.bin": bytes(range(256)),
     "LICENSE": b"Apache",
     "empty.txt": b"",
