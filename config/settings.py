@@ -57,7 +57,8 @@ WEB_THREADS = env_int("MODELYARD_WEB_THREADS", default=8, low=1, high=200)
 INFER_PORT = env_int("MODELYARD_INFER_PORT", default=8080, low=1, high=65535)
 GRPC_PORT = env_int("MODELYARD_GRPC_PORT", default=8081, low=1, high=65535)
 DEBUG = env_bool("MODELYARD_DEBUG", default=False)
-ALLOWED_HOSTS = env_list("MODELYARD_ALLOWED_HOSTS", "*")
+# The health checks of the supervisor and of containers ask from the machine itself.
+ALLOWED_HOSTS = [*env_list("MODELYARD_ALLOWED_HOSTS", "*"), "127.0.0.1", "localhost", "[::1]"]
 CSRF_TRUSTED_ORIGINS = env_list("MODELYARD_TRUSTED_ORIGINS", "")
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
@@ -181,6 +182,8 @@ SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
 CSRF_FAILURE_VIEW = "registry.web.views.errors.csrf_failure"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("MODELYARD_HTTPS", default=False)
+# HTTPS ends at a proxy, whose word on it is taken only where one is announced.
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SESSION_COOKIE_SECURE else None
 
 # --- What a browser may do with our pages -----------------------------------------------------
 SECURE_CONTENT_TYPE_NOSNIFF = True
