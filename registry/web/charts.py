@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Final
 
 WIDTH: Final = 760
@@ -27,6 +28,8 @@ class Measured:
     x: float
     y: float
     family: int
+    low: float | None = None
+    high: float | None = None
     href: str = ""
     facts: Sequence[tuple[str, str]] = ()
 
@@ -42,6 +45,8 @@ class Dot:
     href: str
     facts: Sequence[tuple[str, str]]
     on_front: bool
+    low_y: str = ""
+    high_y: str = ""
     label_x: str = ""
     label_y: str = ""
     anchor: str = "middle"
@@ -147,18 +152,22 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
     low, high = min(values), max(values)
-    pad = (high - low) * share or abs(high) * share or share
+    pad = (high - low) * share or abs(high) * 0.01 or 1.0
     return low - pad, high + pad
 
 
-def scatter(points: Iterable[Measured]) -> Scatter | None:
-    """Place `points`; cost runs on a logarithmic axis. Fewer than two make no picture."""
+def scatter(points: Iterable[Measured], *, ceiling: float = math.inf) -> Scatter | None:
+    """Place `points`; cost runs on a logarithmic axis. Fewer than two make no picture.
+
+    No tick stands above `ceiling`: there is no accuracy over 100 %.
+    """
     kept = sorted((p for p in points if p.x > 0), key=lambda p: (p.x, -p.y))
     if len(kept) < 2:
         return None
     factor = max(1.15, (kept[-1].x / kept[0].x) ** 0.08)
     x = _Scale(kept[0].x / factor, kept[-1].x * factor, LEFT, WIDTH - RIGHT, log=True)
-    y = _Scale(*_padded([p.y for p in kept], 0.16), HEIGHT - BOTTOM, TOP)
+    reach = [value for p in kept for value in (p.low, p.y, p.high) if value is not None]
+    y = _Scale(*_padded(reach, 0.12), HEIGHT - BOTTOM, TOP)
     front = _front(kept)
     corners = [(x(p.x), y(p.y)) for p in front]
     path = f"M{corners[0][0]:.1f} {corners[0][1]:.1f}" + "".join(
@@ -170,7 +179,9 @@ def scatter(points: Iterable[Measured]) -> Scatter | None:
         front=path,
         area=f"{path}V{HEIGHT - BOTTOM}H{corners[0][0]:.1f}z",
         x_ticks=[Tick(_coordinate(x(t)), short(t)) for t in _log_ticks(x.low, x.high)],
-        y_ticks=[Tick(_coordinate(y(t)), short(t)) for t in _even_ticks(y.low, y.high)],
+        y_ticks=[
+            Tick(_coordinate(y(t)), short(t)) for t in _even_ticks(y.low, y.high) if t <= ceiling
+        ],
         families=sorted({p.family for p in kept}),
     )
 
@@ -185,30 +196,15 @@ def _front(points: Sequence[Measured]) -> list[Measured]:
 
 
 def _labelled(points: Sequence[Measured], x: _Scale, y: _Scale, front: set[int]) -> list[Dot]:
-    taken: list[tuple[float, float, float]] = []
+    # What is taken already: the middle, the height and half the width of points and names.
+    taken = [(x(point.x), y(point.y) + 4, 9.0) for point in points]
     dots = []
     # The points of the front get their names first.
     for point in sorted(points, key=lambda p: id(p) not in front):
         at_x, at_y = x(point.x), y(point.y)
-        half = len(point.name) * 3.4 + 6
-        anchor = (
-            "end" if at_x + half > WIDTH - RIGHT else "start" if at_x - half < LEFT else "middle"
-        )
-        middle = at_x + {"end": -half, "start": half}.get(anchor, 0.0)
-        place = next(
-            (
-                label_y
-                for label_y in (at_y - 13, at_y + 22)
-                if all(
-                    abs(middle - other_x) > half + other_half or abs(label_y - other_y) > 14
-                    for other_x, other_y, other_half in taken
-                )
-            ),
-            None,
-        )
-        if place is not None:
-            taken.append((middle, place, half))
-        taken.append((at_x, at_y + 4, 9))
+        # Below, off the front: the front itself runs above.
+        heights = (at_y - 8, at_y + 19) if id(point) in front else (at_y + 19, at_y - 8)
+        label = _free_place(point.name, at_x, heights, taken)
         dots.append(
             Dot(
                 name=point.name,
@@ -218,12 +214,31 @@ def _labelled(points: Sequence[Measured], x: _Scale, y: _Scale, front: set[int])
                 href=point.href,
                 facts=point.facts,
                 on_front=id(point) in front,
-                label_x=_coordinate(at_x),
-                label_y="" if place is None else _coordinate(place),
-                anchor=anchor,
+                low_y="" if point.low is None else _coordinate(y(point.low)),
+                high_y="" if point.high is None else _coordinate(y(point.high)),
+                label_x=_coordinate(label[0]),
+                label_y=label[1],
+                anchor=label[2],
             )
         )
     return dots
+
+
+def _free_place(
+    name: str, at_x: float, heights: Sequence[float], taken: list[tuple[float, float, float]]
+) -> tuple[float, str, str]:
+    """Find room for a name beside its point, never over it: intervals run up and down there."""
+    half = len(name) * 3.4 + 2
+    for label_y, aside in product(heights, (1, -1)):
+        middle = at_x + aside * (10 + half)
+        inside = middle - half > LEFT and middle + half < WIDTH
+        if inside and all(
+            abs(middle - other_x) > half + other_half or abs(label_y - other_y) > 13
+            for other_x, other_y, other_half in taken
+        ):
+            taken.append((middle, label_y, half))
+            return at_x + aside * 10, _coordinate(label_y), "start" if aside > 0 else "end"
+    return at_x, "", "start"
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> Curve | None:

@@ -1,5 +1,6 @@
 """A repository's versions as people read them: the main line, variants by their parents."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,10 +54,10 @@ class Row:
 
     @property
     def quality_delta(self) -> str:
-        then = self.before and self.quality and self.before.numbers.get(self.quality.metric)
-        if not then or not self.quality:
+        then = self._value_before(self.quality)
+        if then is None or self.quality is None:
             return ""
-        change = self.quality.value - then.value
+        change = self.quality.value - then
         if self.quality.metric in wording.SHARES:
             return _("%(points)s pt") % {"points": _signed(f"{change * 100:+.1f}")}
         return _signed(f"{change:+.4f}")
@@ -73,11 +74,31 @@ class Row:
         return ratio_text(self.before.version.size_bytes, self.version.size_bytes)
 
     @property
+    def size_tone(self) -> str:
+        then = self.before.version.size_bytes if self.before else 0
+        return "up" if self.version.size_bytes <= then else "down"
+
+    @property
     def latency_delta(self) -> str:
-        then = self.before and self.before.latency
-        if not then or not self.latency or not self.depth:
+        then = self._value_before(self.latency)
+        if then is None or self.latency is None or not self.depth:
             return ""
-        return ratio_text(then.value, self.latency.value)
+        return ratio_text(then, self.latency.value)
+
+    @property
+    def latency_tone(self) -> str:
+        then = self._value_before(self.latency) or 0.0
+        return "up" if self.latency and self.latency.value <= then else "down"
+
+    def _value_before(self, number: Evaluation | None) -> float | None:
+        """Give what the version before this one got, best in the same run on the same rows."""
+        if number is None:
+            return None
+        beside = number.details.get("parent") if self.depth else None
+        if isinstance(beside, dict) and isinstance(beside.get("value"), int | float):
+            return float(beside["value"])
+        then = self.before.numbers.get(number.metric) if self.before else None
+        return then.value if then else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,12 +255,14 @@ def quality_chart(rows: Sequence[Row], metric: str, axis: str) -> charts.Scatter
                 name=f"{name} {version.variant}" if version.variant else name,
                 x=cost,
                 y=quality.value * scale,
+                low=None if quality.low is None else quality.low * scale,
+                high=None if quality.high is None else quality.high * scale,
                 family=wording.family_of(version.variant),
                 href=address_of(version),
                 facts=facts,
             )
         )
-    return charts.scatter(points)
+    return charts.scatter(points, ceiling=100 if metric in wording.SHARES else math.inf)
 
 
 def _cost(row: Row, axis: str) -> float | None:

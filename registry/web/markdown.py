@@ -1,9 +1,11 @@
 """A model card's Markdown as HTML that is safe to show: rendered first, then sanitised."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 MAX_CHARACTERS: Final = 400_000
 # fmt: off
@@ -43,11 +45,19 @@ _MARKDOWN: Final = MarkdownIt("commonmark", {"html": False, "maxNesting": 40}).e
 )
 
 
+def _unhead_empty_cells(tokens: Sequence[Token]) -> None:
+    """Make a cell without words an ordinary one: an empty heading says nothing to a reader."""
+    for start, content, end in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if start.type == "th_open" and end.type == "th_close" and not content.content.strip():
+            start.tag = end.tag = "td"
+
+
 def render_markdown(text: str) -> str:
     """Return sanitised HTML; headings move down one level, so that the page keeps its one h1."""
     tokens = _MARKDOWN.parse(text[:MAX_CHARACTERS])
     for token in tokens:
         if token.type in {"heading_open", "heading_close"}:
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
+    _unhead_empty_cells(tokens)
     html: str = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
     return _SANITISER.clean(html)

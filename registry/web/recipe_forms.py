@@ -88,7 +88,9 @@ def _tagged(schema: Schema) -> dict[str, Schema]:
         for option in options:
             mapping = option.get("discriminator", {}).get("mapping", {})
             if mapping:
-                return {key: _resolve(schema, {"$ref": ref}) for key, ref in mapping.items()}
+                # In the order of the recipe's own union: the mapping is sorted by name.
+                key_of = {ref: key for key, ref in mapping.items()}
+                return {key_of[part["$ref"]]: _resolve(schema, part) for part in option["oneOf"]}
     return {}
 
 

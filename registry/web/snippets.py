@@ -116,7 +116,8 @@ with {client} as client:
 
 
 def _requests(base: str, reference: str, path: str, *, private: bool) -> str:
-    head = "import os\n\nimport requests\n" if private else "import requests\n"
+    head = "import os\n" if private else ""
+    head += "from pathlib import Path\n\nimport requests\n"
     token = (
         ', headers={\n    "Authorization": f"Bearer {os.environ[\'MODELYARD_TOKEN\']}"}'
         if private
@@ -132,6 +133,6 @@ def _requests(base: str, reference: str, path: str, *, private: bool) -> str:
         lines += [
             "",
             f'answer = requests.get(url + "/files/{path}", timeout=600{token})',
-            f'open("{path.rpartition("/")[2]}", "wb").write(answer.content)',
+            f'Path("{path.rpartition("/")[2]}").write_bytes(answer.content)',
         ]
     return "\n".join(lines)

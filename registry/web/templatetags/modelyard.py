@@ -98,7 +98,10 @@ def names(table: Any) -> str:
 @register.filter
 def pairs(table: Any) -> list[tuple[str, Any]]:
     """List a file's own metadata, as far as a page has room for it."""
-    return list(table.items())[:8] if isinstance(table, dict) else []
+    if not isinstance(table, dict):
+        return []
+    plain = [(key, value) for key, value in table.items() if not isinstance(value, dict | list)]
+    return plain[:8]
 
 
 @register.filter

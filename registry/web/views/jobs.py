@@ -11,7 +11,7 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import Invalid, RegistryError
 from registry.models import Actor, Job, JobEvent, JobState, Repository
@@ -30,7 +30,7 @@ _METRIC_POINTS: Final = 20_000
 _SUGGESTED: Final = 60
 
 
-@require_GET
+@require_safe
 @signed_in
 def job_list(request: HttpRequest) -> HttpResponse:
     asked = {name: request.GET.get(name, "") for name in ("state", "kind")}
@@ -115,7 +115,7 @@ def _names(actor: Actor) -> dict[str, list[str]]:
 
 
 @never_cache
-@require_GET
+@require_safe
 @signed_in
 def job_page(request: HttpRequest, job_id: UUID) -> HttpResponse:
     job = find_job(actor_of(request), job_id)
@@ -159,7 +159,9 @@ def _progress(job: Job) -> dict[str, Any]:
         metrics.setdefault(str(data.get("name")), []).append(
             (float(data.get("step", 0)), float(data.get("value", 0)))
         )
-    drawn = [charts.curve(name, points) for name, points in sorted(metrics.items())]
+    drawn = [
+        charts.curve(wording.metric_name(name), points) for name, points in sorted(metrics.items())
+    ]
     log = events.filter(type="log").order_by("-pk").values_list("at", "data")[:_LOG_LINES]
     return {
         "steps": _steps(job, [row["data__step"] for row in seen]),

@@ -8,7 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import NotFound, RegistryError
 from registry.models import Artifact, Repository, Version
@@ -24,7 +24,7 @@ from registry.web.visitor import actor_of, signed_in
 Details = dict[str, Any]
 
 
-@require_GET
+@require_safe
 def repository_page(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
     page = RepositoryPage(request, kind, namespace, name)
     if page.repository.full_name != f"{namespace}/{name}":

@@ -9,7 +9,7 @@ from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import Invalid, RegistryError
 from registry.models import Actor, Artifact, Blob, Evaluation, Job, Version
@@ -37,7 +37,7 @@ def _find(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Ve
     return catalog.find_version(actor, repository, str(number))
 
 
-@require_GET
+@require_safe
 def version_page(
     request: HttpRequest, kind: str, namespace: str, name: str, number: int
 ) -> HttpResponse:

@@ -41,6 +41,13 @@ def test_tables_code_and_links_work():
     assert "<s>s</s>" in html
 
 
+def test_headings_of_tables_have_words():
+    html = render_markdown("||b|\n|-|-|\n|1|2|")
+    assert "<th></th>" not in html
+    assert "<td></td>" in html
+    assert "<th>b</th>" in html
+
+
 def test_deep_and_long_texts_end():
     assert render_markdown("> " * 5000 + "x")
     assert len(render_markdown("a" * 2_000_000)) < 500_000

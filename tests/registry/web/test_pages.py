@@ -264,3 +264,10 @@ def test_jobs_of_others_do_not_exist(as_owner, as_stranger, owner, model):
     assert as_stranger.get(f"/jobs/{job.pk}").status_code == 404
     assert as_stranger.post(f"/jobs/{job.pk}/cancel").status_code == 404
     assert str(job.pk) not in text_of(as_stranger.get("/jobs"))
+
+
+@pytest.mark.parametrize("address", ["/", "/models", MODEL, f"{MODEL}/versions/2", "/login"])
+def test_head_is_answered_like_get(client, model, address):
+    response = client.head(address)
+    assert response.status_code == 200
+    assert response.content == b""
