@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import NAMES
+from benchmarks.report import table
+
 pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,3 +121,14 @@ def test_every_page_is_reached_from_the_index():
             if not re.match(r"[a-z]+:", link) and link.partition("#")[0]
         ]
     assert set((ROOT / "docs").rglob("*.md")) - seen == set()
+
+
+def test_the_page_of_the_benchmarks_shows_what_was_measured():
+    assert table() in (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+
+
+def test_every_benchmark_is_run_and_explained():
+    page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        assert (ROOT / f"benchmarks/{name}.py").is_file()
+        assert f"| `benchmarks/{name}.py` |" in page
