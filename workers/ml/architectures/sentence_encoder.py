@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from registry.errors import Invalid
 
 MAX_LENGTH = 512
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        encoder = AutoModel.from_pretrained(
+        encoder, loading = AutoModel.from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # Transformers raises whatever its parts raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -73,6 +75,14 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
         ) from error
     if getattr(config, "is_encoder_decoder", False) or not hasattr(encoder, "forward"):
         raise Invalid("Only encoders can be run.", code="unknown_architecture")
+    # Transformers would fill them with random numbers; a pooler is not used here.
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise Invalid(
+            f"The weights lack {len(missing)} tensor(s) that {CONFIG} calls for, such as "
+            f"{missing[0]!r}.",
+            code="weights_mismatch",
+        )
     accepted = inspect.signature(encoder.forward).parameters
     token_types = "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1
     return SentenceEncoder(encoder.eval(), read_pooling(path), token_types=token_types).eval()

@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from registry.errors import Invalid
+from workers.ml.export.lstm import TRANSLATIONS, with_onnx_lstm
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
 
@@ -38,7 +39,7 @@ def export_onnx(engine: TorchEngine, example: Feeds, output_name: str, target: P
         if "input_ids" in engine.input_names:
             sequence = torch.export.Dim("sequence", min=1, max=512)
         axes = [{0: batch, 1: sequence} for _ in tensors]
-    module = engine.module.to("cpu").eval()
+    module = with_onnx_lstm(engine.module.to("cpu")).eval()
     several = hasattr(module, "input_names")  # a module that takes *tensors takes axes in a tuple
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -50,12 +51,27 @@ def export_onnx(engine: TorchEngine, example: Feeds, output_name: str, target: P
             dynamic_shapes=(tuple(axes),) if several else tuple(axes),
             input_names=list(engine.input_names),
             output_names=[output_name],
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     if program is None:
         raise Invalid("torch did not export the model.", code="export_failed")
     program.save(target, external_data=False)
     strip_notes(target)
+    check_axes(target, axes)
+
+
+def check_axes(file: Path, axes: list[dict[int, Any]]) -> None:
+    """Refuse an export that fixed an axis: the exporter falls back to that without a word."""
+    graph = onnx.load(file).graph
+    for value, free in zip(graph.input, axes, strict=True):
+        shape = value.type.tensor_type.shape.dim
+        if fixed := [axis for axis in free if not shape[axis].dim_param]:
+            raise Invalid(
+                f"The export fixed axis {fixed[0]} of {value.name!r} to "
+                f"{shape[fixed[0]].dim_value}.",
+                code="export_failed",
+            )
 
 
 def strip_notes(file: Path) -> None:

@@ -1,0 +1,17 @@
+"""Measuring takes seconds so that numbers are steady; tests of behaviour need no steady numbers."""
+
+import pytest
+
+from workers.ml import evaluate
+
+
+@pytest.fixture(autouse=True)
+def hasty_measurements(monkeypatch, request):
+    monkeypatch.setattr(evaluate, "_LATENCY_SECONDS", 0.01)
+    if "real_footprint" not in request.fixturenames:
+        monkeypatch.setattr(evaluate, "_footprint", lambda path, threads: 1)
+
+
+@pytest.fixture
+def real_footprint():
+    """Let a test start the process that measures memory."""

@@ -1,0 +1,245 @@
+"""Tiny datasets and models as folders of files, and ways to run a job over them."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from registry import recipes
+from workers.ml.__main__ import _run
+from workers.ml.architectures import build
+from workers.ml.events import Events
+from workers.ml.formats import describe_module, save_module
+from workers.ml.interrupt import Interrupt
+from workers.ml.job import read_job
+from workers.ml.vocabulary import build_vocabulary
+
+ROOT = Path(__file__).parents[3]
+CNN = {"name": "digits_cnn", "channels": 2, "hidden_size": 8, "dropout": 0.1}
+LSTM = {"name": "text_classifier", "embedding_size": 8, "hidden_size": 8, "max_length": 12}
+SUBJECTS = {
+    "animals": ["cat", "dog", "horse", "sheep", "bird", "fish", "whale", "cow"],
+    "numbers": ["one", "two", "three", "four", "five", "six", "seven", "eight"],
+    "weather": ["rain", "snow", "wind", "cloud", "storm", "sun", "frost", "hail"],
+}
+
+
+def write_digits(folder, *, train=120, test=40, classes=4, seed=0):
+    """Write images whose bright band tells the class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = np.random.default_rng(seed)
+    for name, count in (("train", train), ("test", test)):
+        label = (np.arange(count) % classes).astype(np.int64)
+        image = drawn.integers(0, 60, (count, 28, 28)).astype(np.uint8)
+        for row, number in enumerate(label):
+            image[row, 6 * number : 6 * number + 6] += 150
+        save_file({"image": image, "label": label}, folder / f"{name}.safetensors")
+    described = {"labels": [str(number) for number in range(classes)]}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
+
+
+def write_texts(folder, *, train=120, test=30, suffix="csv", seed=0):
+    """Write sentences about three subjects, of different lengths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = np.random.default_rng(seed)
+    names = list(SUBJECTS)
+    for split, count in (("train", train), ("test", test)):
+        rows = []
+        for row in range(count):
+            name = names[row % len(names)]
+            words = drawn.choice([*SUBJECTS[name], "the", "and", "of"], drawn.integers(3, 11))
+            rows.append((" ".join([*words, SUBJECTS[name][0]]), name))
+        lines = (
+            ["text,label", *(f'"{text}",{name}' for text, name in rows)]
+            if suffix == "csv"
+            else [json.dumps({"text": text, "label": name}) for text, name in rows]
+        )
+        (folder / f"{split}.{suffix}").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_cnn(folder, *, classes=4, seed=0, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = recipes.DigitsCnn(**{**CNN, **changes})
+    labels = [str(number) for number in range(classes)]
+    module = build(parameters, classes=classes, seed=seed)
+    save_module(module, describe_module(parameters, labels, {"image": "image"}), folder)
+    return folder
+
+
+def write_lstm(folder, *, seed=0, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [word for listed in SUBJECTS.values() for word in listed]
+    vocabulary = build_vocabulary(words, size=1000, max_length=12)
+    parameters = recipes.TextClassifier(**{**LSTM, "vocabulary_size": len(vocabulary), **changes})
+    module = build(parameters, classes=3, seed=seed)
+    save_module(module, describe_module(parameters, list(SUBJECTS), {"text": "text"}), folder)
+    vocabulary.save(folder)
+    return folder
+
+
+def write_encoder(folder):
+    """Write a two-layer BERT with a word-level tokenizer, as Transformers lays it out."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
+    from transformers import BertConfig, BertModel  # noqa: PLC0415
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "is", "of", "and", "to", "in", "."]
+    words += [word for listed in SUBJECTS.values() for word in listed]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = BertConfig(
+        vocab_size=128,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\npipeline_tag: sentence-similarity\n---\n")
+    return folder
+
+
+def train_recipe(architecture=None, **step):
+    return {
+        "kind": "train",
+        "dataset": "alice/little@1",
+        "output": "alice/tiny",
+        "architecture": architecture or CNN,
+        "steps": [
+            {
+                "epochs": 3,
+                "batch_size": 16,
+                "learning_rate": 0.01,
+                "checkpoint_interval": 5,
+                **step,
+            }
+        ],
+    }
+
+
+def compress_recipe(*, dataset="alice/little@1", **step):
+    return {
+        "kind": "compress",
+        "model": "alice/tiny@1",
+        "dataset": dataset,
+        "steps": [{"method": "quantize_dynamic", **step}],
+    }
+
+
+def infer_recipe(**step):
+    return {
+        "kind": "infer",
+        "model": "alice/tiny@1",
+        "dataset": "alice/little@1",
+        "output": "alice/predictions",
+        "steps": [{"batch_size": 16, **step}],
+    }
+
+
+def write_job(folder, recipe, *, model=None, dataset=None, device="cpu", threads=1):
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = {}
+    if model is not None:
+        inputs["model"] = {"path": str(model), "ref": recipe["model"]}
+    if dataset is not None:
+        inputs["dataset"] = {"path": str(dataset), "ref": recipe["dataset"]}
+    job = {
+        "job_id": "0",
+        "recipe": recipe,
+        "inputs": inputs,
+        "out": "out",
+        "checkpoints": "checkpoints",
+        "device": device,
+        "threads": threads,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    return folder / "job.json"
+
+
+@dataclass
+class Result:
+    """What a job left and said."""
+
+    out: Path
+    events: list[dict]
+
+    @property
+    def files(self):
+        return self.out / "files"
+
+    @property
+    def report(self):
+        return json.loads((self.out / "report.json").read_text())
+
+    def metric(self, name):
+        (found,) = [metric for metric in self.report["metrics"] if metric["metric"] == name]
+        return found
+
+    def curve(self, name):
+        said = [event for event in self.events if event.get("name") == name]
+        return [(event["step"], event["value"]) for event in said]
+
+
+def read_events(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def run_job(folder, recipe, *, interrupt=None, **inputs):
+    """Run a job in this process; refusals are raised."""
+    path = write_job(folder, recipe, **inputs)
+    said = io.StringIO()
+    job = read_job(path, Events(said), interrupt or Interrupt())
+    job.start_over()
+    try:
+        _run(job)
+    finally:
+        events = read_events(said.getvalue())
+    return Result(job.out, events)
+
+
+def start_process(path):
+    """Start a job as the worker does, in a process of its own with a clean environment."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-s", "-m", "workers.ml", path.name],
+        cwd=path.parent,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_process(path):
+    process = start_process(path)
+    said, log = process.communicate(timeout=240)
+    return process.returncode, read_events(said), log
+
+
+def read_state(file):
+    from safetensors.torch import load_file  # noqa: PLC0415 - beside its one use
+
+    return load_file(file)
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
