@@ -1,7 +1,6 @@
 """Who is asking: a token or a session becomes an actor; used by every door and by serving."""
 
 import base64
-import binascii
 import hashlib
 import secrets
 import zlib
@@ -152,7 +151,7 @@ def actor_from_authorization(header: str | None, visit: Visit) -> Actor:
     if scheme.lower() == "basic":
         try:
             password = base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise Unauthenticated("The Basic credentials are not base64.") from error
         return actor_from_token(password, visit)
     raise Unauthenticated("Send the token as 'Authorization: Bearer my_…'.")

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Mapping
@@ -161,7 +160,7 @@ def read_metadata(header: str) -> dict[str, str]:
             raise Invalid(f"Upload-Metadata has the key {key[:80]!r} twice or with a bad name.")
         try:
             metadata[key] = base64.b64decode(value.strip(), validate=True).decode("utf-8")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             raise Invalid(f"The value of {key!r} in Upload-Metadata is no base64 text.") from None
     return metadata
 
@@ -318,7 +317,7 @@ def _checksum(exchange: Exchange) -> Checksum | None:
         )
     try:
         return Checksum(algorithm, base64.b64decode(value.strip(), validate=True))
-    except binascii.Error:
+    except ValueError:
         raise Invalid("The digest in Upload-Checksum is no base64.") from None
 
 

@@ -311,3 +311,9 @@ def test_without_the_broker_posts_go_through(api, monkeypatch):
 
 def test_the_limits_agree():
     assert settings.DATA_UPLOAD_MAX_MEMORY_SIZE == MAX_BYTES
+
+
+@pytest.mark.parametrize("given", ["Basic é", "Basic ####", "Basic 6ek=", "Bearer é", "Odd x"])
+def test_credentials_that_cannot_be_read_are_refused(given):
+    response = Client().get("/api/v1/whoami", headers={"Authorization": given})
+    problem_of(response, 401, "unauthenticated")
