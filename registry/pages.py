@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from registry.errors import FieldError, Invalid
@@ -52,6 +53,22 @@ def decode_cursor(cursor: str, order: str, *types: type) -> list[Any]:
     if not all(_fits(value, wanted) for value, wanted in zip(key[1:], types, strict=True)):
         raise refusal
     return key[1:]
+
+
+def decode_moment(text: str) -> datetime:
+    """Read a moment of a cursor, which we only ever write in UTC.
+
+    Raises:
+        Invalid: it was not made here; another zone can lie outside what the database knows.
+
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.min  # noqa: DTZ901 - has no zone, so it is refused below
+    if moment.tzinfo != UTC:
+        raise Invalid("The cursor is not one of ours; start without it.", code="bad_cursor")
+    return moment
 
 
 def _fits(value: object, wanted: type) -> bool:

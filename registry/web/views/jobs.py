@@ -5,7 +5,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from django.contrib import messages
-from django.db.models import Min, Q
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -15,7 +15,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from registry.errors import Invalid, RegistryError
 from registry.models import Actor, Job, JobEvent, JobState, Repository
-from registry.pages import decode_cursor, encode_cursor
+from registry.pages import decode_cursor, decode_moment, encode_cursor
 from registry.recipes import RECIPES
 from registry.services.catalog import namespaces_writable_by
 from registry.services.jobs import cancel_job, find_job, submit_job
@@ -57,7 +57,7 @@ def job_list(request: HttpRequest) -> HttpResponse:
 def _after(cursor: str) -> Q:
     moment, key = decode_cursor(cursor, "recent", str, str)
     try:
-        bound, job_id = datetime.fromisoformat(moment), UUID(key)
+        bound, job_id = decode_moment(moment), UUID(key)
     except ValueError as error:
         raise Invalid(_("The cursor is not one of ours.")) from error
     return Q(created_at__lt=bound) | Q(created_at=bound, pk__lt=job_id)
@@ -145,13 +145,6 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
 
 def _progress(job: Job) -> dict[str, Any]:
     events = JobEvent.objects.filter(job=job)
-    seen = list(
-        events.filter(type="progress")
-        .exclude(data__step=None)
-        .values("data__step")
-        .annotate(first=Min("pk"), since=Min("at"))
-        .order_by("first")
-    )
     metrics: dict[str, list[tuple[float, float]]] = {}
     for data in (
         events.filter(type="metric").order_by("pk").values_list("data", flat=True)[:_METRIC_POINTS]
@@ -159,16 +152,17 @@ def _progress(job: Job) -> dict[str, Any]:
         metrics.setdefault(str(data.get("name")), []).append(
             (float(data.get("step", 0)), float(data.get("value", 0)))
         )
+    attempts = list(job.attempts.order_by("-fence")[:20])
     drawn = [
         charts.curve(wording.metric_name(name), points) for name, points in sorted(metrics.items())
     ]
     log = events.filter(type="log").order_by("-pk").values_list("at", "data")[:_LOG_LINES]
     return {
-        "steps": _steps(job, [row["data__step"] for row in seen]),
+        "steps": _steps(job),
         "curves": [curve for curve in drawn if curve],
         "log": [(at, data.get("message", "")) for at, data in reversed(list(log))],
-        "attempts": list(job.attempts.order_by("-fence")[:20]),
-        "left": _time_left(job, seen[-1]["since"] if seen else None),
+        "attempts": attempts,
+        "left": _time_left(job, attempts[0].started_at if attempts else None),
         "took": ((job.finished_at or timezone.now()) - job.started_at).total_seconds()
         if job.started_at
         else None,
@@ -186,25 +180,33 @@ def percent_of(job: Job) -> int | None:
     return max(0, min(100, int(100 * done / total)))
 
 
-def _steps(job: Job, seen: list[str]) -> list[dict[str, str]]:
+def _steps(job: Job) -> list[dict[str, str]]:
     """Make the stepper: what was done, what is being done, what is left."""
-    names = [wording.state_name("queued"), *(wording.step_name(step) for step in seen), _("Done")]
+    stages = ["queued", *_stages_of(job), "done"]
+    step = str(job.progress.get("step") or "")
+    step = {"compare": "evaluate"}.get(step, step)
+    if step and step not in stages:
+        stages.insert(-1, step)
     if job.state == JobState.SUCCEEDED:
-        now = len(names)
-    elif job.state == JobState.QUEUED:
+        now = len(stages)
+    elif job.state == JobState.QUEUED or not job.started_at:
         now = 0
     else:
-        now = max(1, len(names) - 2) if seen else 1
-        if not seen:
-            names.insert(1, _("Start"))
+        now = stages.index(step) if step else 1
     ended = job.state in {JobState.FAILED, JobState.CANCELLED}
     return [
         {
-            "name": name,
+            "name": wording.step_name(stage),
             "state": "done" if at < now else "" if at > now else "failed" if ended else "now",
         }
-        for at, name in enumerate(names)
+        for at, stage in enumerate(stages)
     ]
+
+
+def _stages_of(job: Job) -> list[str]:
+    """List what a job of this kind goes through, in the words of its progress."""
+    methods = [str(step.get("method", "")) for step in job.recipe.get("steps", [])]
+    return [*methods, "evaluate"] if job.kind in {"compress", "train"} else methods
 
 
 def _time_left(job: Job, since: datetime | None) -> float | None:

@@ -6,6 +6,7 @@ import pytest
 from django.utils import timezone
 
 from registry.models import Job, JobState, Worker
+from registry.pages import encode_cursor
 from registry.services import jobs
 from tests.factories import make_model, make_version
 from tests.registry.api.conftest import api_of, problem_of
@@ -101,7 +102,14 @@ def test_jobs_are_listed_newest_first(api, version):
         len(api.get("jobs", query={"kind": "compress", "namespace": "ALICE"}).json()["items"]) == 3
     )
     assert api.get("jobs", query={"state": "odd"}).status_code == 400
-    assert api.get("jobs", query={"cursor": "WyJqb2JzIiwieCIsInkiXQ"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "moment", ["x", "2026-01-01", "2026-01-01T00:00:00", "0001-01-01T00:00:00+23:59"]
+)
+def test_a_cursor_that_was_not_made_here_is_refused(api, moment):
+    cursor = encode_cursor("jobs", moment, str(uuid.uuid4()))
+    assert api.get("jobs", query={"cursor": cursor}).json()["code"] == "bad_cursor"
 
 
 def test_a_job_is_seen_by_those_of_its_namespace(api, bob, anonymous, version):

@@ -1,11 +1,13 @@
 """What each page shows, to nobody, to its owner and to a stranger."""
 
 import re
+import uuid
 
 import pytest
 from django.test import Client
 
 from registry.models import Job, Namespace, Token
+from registry.pages import encode_cursor
 from registry.web.history import MINUS, TIMES
 from registry.web.views import home
 from registry.web.wording import NOTHING
@@ -228,6 +230,11 @@ def test_bad_addresses_are_refused_politely(client, model):
         "/jobs/00000000-0000-0000-0000-000000000000",
     ):
         assert client.get(address).status_code in {200, 302, 400, 404}, address
+
+
+def test_a_cursor_of_jobs_that_was_not_made_here_is_refused(as_owner):
+    cursor = encode_cursor("recent", "0001-01-01T00:00:00+23:59", str(uuid.uuid4()))
+    assert as_owner.get(f"/jobs?cursor={cursor}").status_code == 400
 
 
 def test_secret_of_a_token_is_shown_once(as_owner, owner):

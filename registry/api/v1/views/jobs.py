@@ -1,6 +1,5 @@
 """Background jobs: submitted, listed, followed, cancelled, resumed; what they may be asked."""
 
-from datetime import datetime
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
@@ -16,7 +15,7 @@ from registry.api.v1.renderers import TextRenderer
 from registry.api.v1.resource import Resource, created, idempotent
 from registry.errors import FieldError, Invalid, NotFound
 from registry.models import Job, JobEvent, JobState, Worker
-from registry.pages import Page, check_limit, decode_cursor, encode_cursor
+from registry.pages import Page, check_limit, decode_cursor, decode_moment, encode_cursor
 from registry.permissions import require_scope
 from registry.recipes import RECIPES, recipe_schema
 from registry.services import jobs
@@ -66,7 +65,7 @@ def _job_page(rows: QuerySet[Job], limit: int | None, cursor: str) -> Page:
     if cursor:
         stamp, key = decode_cursor(cursor, "jobs", str, str)
         try:
-            moment, last = datetime.fromisoformat(stamp), UUID(key)
+            moment, last = decode_moment(stamp), UUID(key)
         except ValueError as error:
             raise Invalid("The cursor is not one of ours.", code="bad_cursor") from error
         rows = rows.filter(Q(created_at__lt=moment) | Q(created_at=moment, pk__lt=last))
