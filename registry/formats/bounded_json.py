@@ -1,6 +1,7 @@
 """JSON from strangers: bounded depth and size, no duplicate keys, no NUL, no broken characters."""
 
 import json
+import math
 import re
 from typing import Any, Never
 
@@ -20,7 +21,12 @@ def parse_json(data: bytes, *, what: str, max_depth: int = MAX_DEPTH) -> Any:
         raise malformed(f"{what} is not UTF-8 text (byte {error.start}).") from None
     _check_depth(text, what, max_depth)
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as error:
         raise malformed(f"{what} is not valid JSON: {str(error)[:200]}.") from None
     _check_strings(value, what)
@@ -65,3 +71,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Never:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number

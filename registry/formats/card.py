@@ -15,6 +15,9 @@ MAX_ITEMS = 100
 MAX_SUMMARY = 300
 
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+# What a YAML escape can bring in and no text here can hold: controls, bidirectional overrides,
+# halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_PROSE = re.compile(r"^(#|\||<|!\[|\[!\[|```|~~~|---|===|\* |- |> )")
 _LINK = re.compile(r"!?\[([^\]\n]{0,300})\]\([^)\n]{0,500}\)")
 
@@ -104,7 +107,11 @@ def _first(head: dict[str, Any], *keys: str) -> str:
 def _texts(value: Any) -> tuple[str, ...]:
     """Take one text or a list of texts; anything else in the list is left out."""
     items = value if isinstance(value, list) else [value]
-    texts = (" ".join(item.split())[:MAX_VALUE] for item in items if isinstance(item, str))
+    texts = (
+        " ".join(_UNPRINTABLE.sub("", " ".join(item.split())).split())[:MAX_VALUE]
+        for item in items
+        if isinstance(item, str)
+    )
     return tuple(dict.fromkeys(text for text in texts if text))[:MAX_ITEMS]
 
 

@@ -22,6 +22,8 @@ MAX_READ_BYTES = 256 * 1024 * 1024
 MAX_TEXT_BYTES = 64 * 1024
 MAX_FIELDS = 2_000_000
 MAX_INITIALIZERS = 200_000
+# Of all weights together; those outside the file may claim any shape.
+MAX_ELEMENTS = 1 << 48
 MAX_PORTS = 1000
 MAX_NESTING = 8
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "com.microsoft"})
@@ -168,6 +170,8 @@ def read_onnx(size: int, read: ReadRange) -> Facts:
         raise malformed("The ONNX file lacks its version, its operator set or its graph.")
     named = {tensor.name for tensor in found.initializers}
     tensors = Tensors.of(found.initializers)
+    if tensors.elements_count > MAX_ELEMENTS:
+        raise malformed(f"The ONNX file claims weights of {tensors.elements_count:.2g} elements.")
     return Facts(
         format="onnx",
         parameters_count=tensors.elements_count,
@@ -213,7 +217,16 @@ def _read_model(walk: Walk, size: int, found: Found) -> None:
         elif item.number == 14:
             key, value = _entry(walk, item)
             found.metadata.setdefault(f"metadata.{key}", value)
-        elif item.number not in {6, 20, 25, 26}:
+        elif item.number == 20:
+            # How to go on training: its graphs hold weights too.
+            for part in walk.inner(item):
+                if part.number in {1, 2}:
+                    _read_graph(walk, part, found, 1)
+        elif item.number == 25:
+            for part in walk.inner(item):
+                if part.number == 7:
+                    _read_node(walk, part, found, 0)
+        elif item.number not in {6, 26}:
             raise malformed(f"The ONNX file has the unknown field {item.number} in its model.")
 
 
@@ -248,6 +261,8 @@ def _read_graph(walk: Walk, graph: Field, found: Found, depth: int) -> None:
             tensor = _read_tensor(walk, item, found)
             if depth == 0:
                 found.initializers.append(tensor)
+        elif item.number == 15:
+            _read_sparse(walk, item, found)
         elif item.number in {11, 12} and depth == 0:
             ports = found.inputs if item.number == 11 else found.outputs
             # Old files list all weights here; those come last, after what people feed.
@@ -266,6 +281,14 @@ def _read_node(walk: Walk, node: Field, found: Found, depth: int) -> None:
                     _read_tensor(walk, part, found)
                 elif part.number in {6, 11} and part.wire == _BYTES:
                     _read_graph(walk, part, found, depth + 1)
+                elif part.number in {22, 23} and part.wire == _BYTES:
+                    _read_sparse(walk, part, found)
+
+
+def _read_sparse(walk: Walk, sparse: Field, found: Found) -> None:
+    for part in walk.inner(sparse):
+        if part.number in {1, 2}:
+            _read_tensor(walk, part, found)
 
 
 def _read_tensor(walk: Walk, tensor: Field, found: Found) -> Tensor:

@@ -89,3 +89,8 @@ def test_the_summary_is_prose_even_right_below_a_heading_or_above_code():
     assert below.summary == "This is a model that maps text."
     assert parse_card("```\ncode\n\nmore code\n```\n\nReal words.\n").summary == "Real words."
     assert parse_card("Above code:\n```python\nimport x\n```\n").summary == "Above code:"
+
+
+def test_escapes_bring_in_no_character_that_a_table_cannot_hold():
+    card = parse_card('---\ntags: ["a\\0b", "c\\uD800d", "\\0"]\nlicense: "\\u202emit\\x07"\n---\n')
+    assert (card.tags, card.license) == (("ab", "cd"), "mit")

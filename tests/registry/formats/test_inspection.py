@@ -257,6 +257,42 @@ def test_a_lying_onnx_file_is_named(data, reason):
     assert reason in refusal("model.onnx", data)
 
 
+def outside(location="/etc/passwd", dims=(2, 3)):
+    where = samples.field(1, "location") + samples.field(2, location)
+    extra = samples.field(13, where) + samples.field(14, 1)
+    return samples.onnx_tensor(raw=None, dims=dims, extra=extra)
+
+
+def sparse_weights():
+    return samples.field(15, samples.field(1, outside()))
+
+
+def in_a_node(attribute):
+    return samples.field(4, "Constant") + samples.field(5, samples.field(1, "value") + attribute)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        samples.onnx(nodes=[in_a_node(samples.field(5, outside()))]),
+        samples.onnx(nodes=[in_a_node(samples.field(22, samples.field(1, outside())))]),
+        samples.onnx(nodes=[in_a_node(samples.field(23, samples.field(2, outside())))]),
+        samples.onnx(nodes=[samples.field(5, samples.field(6, sparse_weights()))]),
+        samples.onnx(
+            extra=samples.field(25, samples.field(7, in_a_node(samples.field(5, outside()))))
+        ),
+        samples.onnx(extra=samples.field(20, samples.field(2, samples.field(5, outside())))),
+    ],
+)
+def test_onnx_weights_outside_the_folder_are_found_wherever_they_hide(data):
+    assert "outside its folder" in refusal("model.onnx", data)
+
+
+def test_onnx_weights_elsewhere_cannot_claim_more_than_a_number_holds():
+    huge = samples.onnx(initializers=[outside("w.data", dims=(1 << 40, 1 << 40))])
+    assert "elements" in refusal("model.onnx", huge)
+
+
 def test_gguf_facts():
     facts = look("m.gguf", samples.gguf()).to_json()
     assert facts["parameters_count"] == 64
@@ -345,6 +381,7 @@ def test_zip_entries_that_would_escape_are_a_finding():
         (b'"' + b'\\"' * 50_000, "not valid JSON"),
         (b'{"a": 1, "a": 1}', "stands twice"),
         (b'{"a": Infinity}', "no JSON number"),
+        (b'{"a": -1e999}', "too large"),
         (b" " * (4 << 20) + b"x", "does not begin with"),
     ],
 )
