@@ -12,20 +12,10 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from registry import storage as storage_module
 from registry.errors import Conflict, Invalid, NotFound, StorageFull, Unavailable
 from registry.storage import BLOCK_BYTES, LocalStorage, Location, Storage, storage_at
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture
