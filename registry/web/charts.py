@@ -90,7 +90,7 @@ class Curve:
     high: str
     width: int = 380
     height: int = 180
-    left: int = 46
+    left: int = 58
     floor: int = 150
 
 
@@ -126,16 +126,27 @@ def short(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
+def _tick_text(value: float, step: float) -> str:
+    """Write a tick with the digits that tell it from its neighbours, all ticks alike."""
+    if step < 1e-6:
+        return f"{value:.1e}"
+    decimals = max(0, -math.floor(math.log10(step)))
+    if round(step * 10**decimals, 6) != round(step * 10**decimals):
+        decimals += 1
+    return f"{value:,.{decimals}f}"
+
+
 def _coordinate(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _even_ticks(low: float, high: float, count: int = 4) -> list[float]:
+def _even_ticks(low: float, high: float, count: int = 4) -> list[tuple[float, str]]:
     rough = (high - low) / count or 1.0
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    values = [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [(value, _tick_text(value, step)) for value in values]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -180,7 +191,7 @@ def scatter(points: Iterable[Measured], *, ceiling: float = math.inf) -> Scatter
         area=f"{path}V{HEIGHT - BOTTOM}H{corners[0][0]:.1f}z",
         x_ticks=[Tick(_coordinate(x(t)), short(t)) for t in _log_ticks(x.low, x.high)],
         y_ticks=[
-            Tick(_coordinate(y(t)), short(t)) for t in _even_ticks(y.low, y.high) if t <= ceiling
+            Tick(_coordinate(y(t)), text) for t, text in _even_ticks(y.low, y.high) if t <= ceiling
         ],
         families=sorted({p.family for p in kept}),
     )
@@ -252,7 +263,7 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> Curve | None:
         thin.append(finite[-1])
     values = [value for _, value in thin]
     last_step = max(thin[-1][0], 1)
-    x = _Scale(min(thin[0][0], last_step - 1), last_step, 46, 368)
+    x = _Scale(min(thin[0][0], last_step - 1), last_step, 58, 368)
     y = _Scale(*_padded(values, 0.08), 150, 14)
     corners = [(x(step), y(value)) for step, value in thin]
     path = "M" + "L".join(f"{at_x:.1f} {at_y:.1f}" for at_x, at_y in corners)
@@ -264,9 +275,9 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> Curve | None:
         last_x=_coordinate(corners[-1][0]),
         last_y=_coordinate(corners[-1][1]),
         x_ticks=[
-            Tick(_coordinate(x(t)), short(t)) for t in _even_ticks(x.low, x.high) if t == int(t)
+            Tick(_coordinate(x(t)), text) for t, text in _even_ticks(x.low, x.high) if t == int(t)
         ],
-        y_ticks=[Tick(_coordinate(y(t)), short(t)) for t in _even_ticks(y.low, y.high, 3)],
+        y_ticks=[Tick(_coordinate(y(t)), text) for t, text in _even_ticks(y.low, y.high, 3)],
         steps=int(last_step),
         low=short(min(values)),
         high=short(max(values)),

@@ -84,18 +84,13 @@ JOB_KINDS: Final = {
     "evaluate": gettext_lazy("Evaluate"),
 }
 STEPS: Final = {
-    "prepare": gettext_lazy("Prepare"),
-    "load": gettext_lazy("Load"),
-    "fetch": gettext_lazy("Fetch"),
-    "train": gettext_lazy("Train"),
-    "compare": gettext_lazy("Compare"),
-    "convert": gettext_lazy("Convert"),
-    "export": gettext_lazy("Export"),
-    "quantize": gettext_lazy("Quantize"),
-    "evaluate": gettext_lazy("Evaluate"),
-    "predict": gettext_lazy("Predict"),
-    "measure": gettext_lazy("Measure"),
-    "register": gettext_lazy("Register"),
+    "queued": pgettext_lazy("job step", "Queued"),
+    "train": pgettext_lazy("job step", "Train"),
+    "export_onnx": pgettext_lazy("job step", "Export"),
+    "quantize_dynamic": pgettext_lazy("job step", "Quantize"),
+    "evaluate": pgettext_lazy("job step", "Evaluate"),
+    "predict": pgettext_lazy("job step", "Predict"),
+    "done": pgettext_lazy("job step", "Register"),
 }
 METRICS: Final = {
     "accuracy": gettext_lazy("Accuracy"),

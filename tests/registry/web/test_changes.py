@@ -4,6 +4,7 @@ import re
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 
 from registry.models import Alias, Job, Repository, Tag, Version
 from registry.services.uploads import begin_upload
@@ -234,3 +235,30 @@ def test_blob_of_a_form_is_kept_once(as_owner, model):
     as_owner.post(f"{MODEL}/versions/new", {"files": files})
     newest = Version.objects.order_by("-number").first()
     assert newest.revision.artifacts.get().blob_id == before.pk
+
+
+@pytest.mark.parametrize(
+    ("state", "step", "expected"),
+    [
+        ("queued", "", ["now", "", "", ""]),
+        ("running", "", ["done", "now", "", ""]),
+        ("running", "compare", ["done", "done", "now", ""]),
+        ("succeeded", "done", ["done"] * 4),
+        ("failed", "quantize_dynamic", ["done", "failed", "", ""]),
+        ("running", "polish", ["done", "done", "done", "now", ""]),
+    ],
+)
+def test_stepper_says_where_a_job_stands(as_owner, model, state, step, expected):
+    address = as_owner.post("/jobs/new?kind=compress", COMPRESS)["Location"]
+    moment = timezone.now()
+    Job.objects.update(
+        state=state,
+        progress={"done": 1, "total": 4, "unit": "stages", "step": step},
+        started_at=None if state == "queued" else moment,
+        lease_expires_at=moment,
+    )
+    page = as_owner.get(f"{address}?part=live").content.decode()
+    assert (
+        re.findall(r'<li class="([a-z]*)"', page[page.index('class="steps"') :])[: len(expected)]
+        == expected
+    )

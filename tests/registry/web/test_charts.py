@@ -45,3 +45,10 @@ def test_curves_leave_out_what_is_no_number():
 )
 def test_numbers_are_short(value, text):
     assert short(value) == text
+
+
+def test_ticks_of_small_numbers_differ():
+    drawn = curve("learning_rate", [(step, 0.0005 - step * 1e-6) for step in range(40)])
+    texts = [tick.text for tick in drawn.y_ticks]
+    assert len(set(texts)) == len(texts) > 1
+    assert all(len(text) <= 8 for text in texts)
