@@ -135,7 +135,7 @@ def test_a_broker_that_forgets_everything_loses_no_job(owner, digits_dataset, st
     with redis.Redis.from_url(settings.REDIS_URL) as broker:
         broker.flushdb()
     eventually(
-        lambda: Job.objects.filter(pk__in=ids, state=JobState.SUCCEEDED).count() == 2, seconds=60
+        lambda: Job.objects.filter(pk__in=ids, state=JobState.SUCCEEDED).count() == 2, seconds=240
     )
     assert Version.objects.filter(job__in=ids).count() == 2
 
