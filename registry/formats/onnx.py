@@ -199,7 +199,7 @@ def _findings(found: Found) -> tuple[str, ...]:
     return tuple(findings)
 
 
-def _read_model(walk: Walk, size: int, found: Found) -> None:  # noqa: C901 - one branch a field
+def _read_model(walk: Walk, size: int, found: Found) -> None:
     texts = {2: "producer_name", 3: "producer_version", 4: "domain"}
     for item in walk.fields(0, size):
         if item.number == 1:

@@ -77,10 +77,17 @@ def find_upload(actor: Actor, upload_id: str) -> Upload:
 
 
 def complete_upload(*, actor: Actor, upload: Upload, stored: Stored) -> Upload:
-    """Record the blob that a finished upload became, after the storage hashed and kept it."""
+    """Record the blob that a finished upload became, after the storage hashed and kept it.
+
+    Raises:
+        NotFound: somebody gave the upload up at the same moment.
+
+    """
     blob = record_blob(stored)
     with transaction.atomic():
-        row = Upload.objects.select_for_update().get(pk=upload.pk)
+        row = Upload.objects.select_for_update().filter(pk=upload.pk).first()
+        if row is None:
+            raise NotFound("This upload was given up meanwhile.", code="upload_not_found")
         if row.completed_at is None:
             row.blob = blob
             row.completed_at = timezone.now()

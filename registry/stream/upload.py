@@ -5,6 +5,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC
 from email.utils import format_datetime
 from typing import Any, NamedTuple
@@ -59,9 +60,16 @@ class Checksum(NamedTuple):
     digest: bytes
 
 
-# Which task is writing to which upload in this process: a client that comes back after a broken
-# line must not wait until its old, dead connection is noticed.
-_writers: dict[str, asyncio.Task[Any]] = {}
+class Writer(NamedTuple):
+    """A task that writes to an upload; `over` is set once it has let go of the file."""
+
+    task: asyncio.Task[Any]
+    over: asyncio.Event
+
+
+# Who is writing to which upload in this process: a client that comes back after a broken line must
+# not wait until its old, dead connection is noticed.
+_writers: dict[str, Writer] = {}
 
 
 def offer() -> list[tuple[str, str]]:
@@ -171,7 +179,7 @@ def read_metadata(header: str) -> dict[str, str]:
 async def _receive(
     exchange: Exchange, actor: Actor, upload: Upload, offset: int, checksum: Checksum | None
 ) -> int:
-    """Append the body; give the new offset, or raise ClientGone with the bytes so far kept."""
+    """Append the body; give the new offset, or raise with the bytes so far kept."""
     upload_id = str(upload.pk)
     announced = exchange.announced_bytes
     if announced is not None and offset + announced > upload.length_bytes:
@@ -182,13 +190,15 @@ async def _receive(
     await _interrupt_writer(upload_id)
     task = asyncio.current_task()
     assert task is not None
-    _writers[upload_id] = task
+    writer = _writers[upload_id] = Writer(task, asyncio.Event())
     try:
         offset = await _append(exchange, upload, offset, checksum)
     except asyncio.CancelledError:
-        raise ClientGone from None
+        # Whoever still listens on the older connection gets an answer.
+        raise UploadBusy("Another request took this upload over; ask for the offset.") from None
     finally:
-        if _writers.get(upload_id) is task:
+        writer.over.set()
+        if _writers.get(upload_id) is writer:
             del _writers[upload_id]
     if offset == upload.length_bytes:
         await _complete(actor, upload)
@@ -200,10 +210,15 @@ async def _append(
 ) -> int:
     storage = default_storage()
     upload_id = str(upload.pk)
+    opening = on_disk(storage.open_upload, upload_id, offset, provisional=checksum is not None)
     try:
-        sink = await settled(
-            on_disk(storage.open_upload, upload_id, offset, provisional=checksum is not None)
-        )
+        sink = await settled(opening)
+    except asyncio.CancelledError:
+        if opening.exception() is None:
+            # Left open, it would hold the upload's lock for as long as this process lives.
+            sink = opening.result()
+            await settled(on_disk(storage.close_upload, upload_id, sink, keep=checksum is None))
+        raise
     except Conflict as refusal:
         if refusal.reason == "upload_busy":
             raise UploadBusy(refusal.detail) from None
@@ -277,10 +292,12 @@ def _keep(upload: Upload) -> Any:
 async def _interrupt_writer(upload_id: str) -> None:
     """Stop an older request that still writes to this upload in this process."""
     writer = _writers.get(upload_id)
-    if writer is None or writer is asyncio.current_task():
+    if writer is None:
         return
-    writer.cancel()
-    await asyncio.wait({writer}, timeout=TAKEOVER_SECONDS)
+    writer.task.cancel()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TAKEOVER_SECONDS):
+            await writer.over.wait()
 
 
 # --- Reading headers -------------------------------------------------------------------------

@@ -188,6 +188,17 @@ def test_an_upload_becomes_a_blob_of_its_owner(alice):
         uploads.find_upload(actor, "not-a-uuid")
 
 
+def test_an_upload_that_is_given_up_at_its_end_is_not_there(alice):
+    actor = actor_of(alice)
+    upload = uploads.begin_upload(actor=actor, length=5, filename="a.txt")
+    storage = default_storage()
+    storage.append_upload(str(upload.pk), 0, [b"hello"])
+    stored = storage.finish_upload(str(upload.pk))
+    uploads.cancel_upload(actor=actor, upload=upload)
+    with pytest.raises(NotFound, match="given up"):
+        uploads.complete_upload(actor=actor, upload=upload, stored=stored)
+
+
 def test_measured_and_declared_numbers_are_told_apart(alice, model):
     version = make_version(alice, model)
     [row] = versions.add_evaluations(

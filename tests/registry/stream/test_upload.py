@@ -1,5 +1,6 @@
 """Resumable uploads: whatever breaks, what was acknowledged is there and the rest can follow."""
 
+import asyncio
 import base64
 import contextlib
 import fcntl
@@ -7,13 +8,17 @@ import hashlib
 import os
 import signal
 import socket
+import threading
 import time
+import uuid
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from registry.models import Upload
 from registry.storage import default_storage
+from registry.stream import upload as upload_door
 from tests.factories import make_token, safetensors_bytes
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -286,6 +291,42 @@ def test_a_client_that_comes_back_takes_over_from_its_dead_connection(server, cl
         assert not is_being_written(url)
         assert send(client, url, offset, b"halfdone"[offset:]).status_code == 204
     assert stored_bytes(url) == b"halfdone"
+
+
+def test_a_connection_that_is_taken_over_hears_of_it(server, client):
+    url = begin(client, 8)
+    with open_patch(server, client, url, 8) as older:
+        older.sendall(b"half")
+        wait_until(lambda: is_being_written(url))
+        offset = offset_of(client, url)
+        older.settimeout(30)
+        older.sendall(b"late")
+        assert older.recv(100).startswith(b"HTTP/1.1 423")
+    assert send(client, url, offset, b"halfdone"[offset:]).status_code == 204
+
+
+def test_a_request_that_is_stopped_while_it_opens_an_upload_lets_go_of_it(monkeypatch):
+    storage, upload = default_storage(), SimpleNamespace(pk=uuid.uuid4(), length_bytes=8)
+    storage.begin_upload(str(upload.pk))
+    began, go_on = threading.Event(), threading.Event()
+
+    def open_slowly(*args, **options):
+        began.set()
+        assert go_on.wait(10)
+        return type(storage).open_upload(storage, *args, **options)
+
+    async def stop_while_opening():
+        monkeypatch.setattr(storage, "open_upload", open_slowly)
+        task = asyncio.create_task(upload_door._append(None, upload, 0, None))
+        assert await asyncio.to_thread(began.wait, 10)
+        task.cancel()
+        go_on.set()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stop_while_opening())
+    monkeypatch.undo()
+    storage.open_upload(str(upload.pk), 0).close()
 
 
 def test_two_processes_never_write_to_one_upload(client):
