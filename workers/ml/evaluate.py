@@ -348,7 +348,15 @@ def memory_metric(child: Path, parent: Path | None, *, device: str, threads: int
 
 
 def _footprint(path: Path, threads: int) -> int | None:
-    command = [sys.executable, "-m", "workers.ml.footprint", str(path.resolve()), str(threads)]
+    command = [
+        sys.executable,
+        "-P",
+        "-s",
+        "-m",
+        "workers.ml.footprint",
+        str(path.resolve()),
+        str(threads),
+    ]
     try:
         done = subprocess.run(  # noqa: S603 - our own module
             command, capture_output=True, check=True, timeout=_FOOTPRINT_SECONDS
