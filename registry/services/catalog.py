@@ -221,12 +221,9 @@ def describe_repository(
     if "name" in changes or "visibility" in changes:
         require(actor, "maintain", repository)
     with transaction.atomic():
-        row = (
-            Repository.objects.select_for_update(of=("self",))
-            .select_related("namespace")
-            .get(pk=repository.pk)
-        )
+        row = _locked(repository)
         check_etag(expected_etag, row.etag, row.full_name)
+        name_before = row.name
         for field, value in changes.items():
             _apply_change(row, field, value)
         _touch(row)
@@ -235,14 +232,14 @@ def describe_repository(
                 row.save()
         except IntegrityError as error:
             raise AlreadyExists(f"{row.full_name} already exists; choose another name.") from error
-        if row.name.lower() != repository.name.lower():
+        if row.name.lower() != name_before.lower():
             Redirect.objects.filter(
                 kind=row.kind, namespace=row.namespace, name__iexact=row.name
             ).delete()
             Redirect.objects.update_or_create(
                 kind=row.kind,
                 namespace=row.namespace,
-                name=repository.name,
+                name=name_before,
                 defaults={"repository": row},
             )
         refresh_search(row)
@@ -277,6 +274,23 @@ def check_etag(expected: str | None, present: str, what: str) -> None:
         raise PreconditionFailed(f"{what} changed since you read it; read it again and retry.")
 
 
+def _locked(repository: Repository) -> Repository:
+    """Lock a repository before anything below it, and read what it is now.
+
+    Raises:
+        NotFound: somebody deleted it at the same moment.
+
+    """
+    row = (
+        Repository.objects.select_for_update(of=("self",))
+        .select_related("namespace")
+        .get(pk=repository.pk)
+    )
+    if row.deleted_at is not None:
+        raise NotFound(f"{row.full_name} was deleted.", code="repository_deleted")
+    return row
+
+
 def _touch(repository: Repository) -> None:
     repository.updated_at = timezone.now()
 
@@ -298,16 +312,20 @@ def refresh_search(repository: Repository) -> None:
     repository.save(update_fields=["search_text", "updated_at"])
 
 
-def delete_repository(*, actor: Actor, repository: Repository) -> None:
+def delete_repository(
+    *, actor: Actor, repository: Repository, expected_etag: str | None = None
+) -> None:
     """Delete a repository; its bytes stay until garbage collection, its numbers are never reused.
 
     Raises:
+        PreconditionFailed: it changed since the caller read `expected_etag`.
         Conflict: a job that is queued or running reads one of its versions.
 
     """
     require(actor, "own", repository)
     with transaction.atomic():
-        row = Repository.objects.select_for_update(of=("self",)).get(pk=repository.pk)
+        row = _locked(repository)
+        check_etag(expected_etag, row.etag, row.full_name)
         if Version.objects.filter(
             repository=row, read_by_jobs__state__in=[JobState.QUEUED, JobState.RUNNING]
         ).exists():
@@ -346,7 +364,7 @@ def set_tag(
     require(actor, "write", repository)
     checked_key, checked_value = check_tag_key(key), check_tag_value(value)
     with transaction.atomic():
-        Repository.objects.select_for_update(of=("self",)).get(pk=repository.pk)
+        repository = _locked(repository)
         tag, _ = Tag.objects.update_or_create(
             repository=repository,
             version=version,
@@ -368,6 +386,7 @@ def delete_tag(
     """
     require(actor, "write", repository)
     with transaction.atomic():
+        repository = _locked(repository)
         deleted, _ = Tag.objects.filter(
             repository=repository, version=version, key=check_tag_key(key)
         ).delete()
@@ -430,7 +449,7 @@ def set_alias(
     require(actor, "write", repository)
     name = check_alias(alias)
     with transaction.atomic():
-        Repository.objects.select_for_update(of=("self",)).get(pk=repository.pk)
+        repository = _locked(repository)
         fresh = Version.objects.get(pk=version.pk)
         if fresh.deleted_at is not None or not fresh.is_usable:
             raise Conflict(
@@ -480,6 +499,7 @@ def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
     """
     require(actor, "write", repository)
     with transaction.atomic():
+        repository = _locked(repository)
         found = find_alias(repository, alias)
         found.delete()
         _after_alias(repository, {found.version_id})

@@ -458,10 +458,11 @@ def _find_latest(repository: Repository) -> None:
     repository.save()
 
 
-def delete_version(*, actor: Actor, version: Version) -> None:
+def delete_version(*, actor: Actor, version: Version, expected_etag: str | None = None) -> None:
     """Delete a version; its number is never given again.
 
     Raises:
+        PreconditionFailed: it changed since the caller read `expected_etag`.
         Conflict: an alias points at it, or a job that is not finished reads it.
 
     """
@@ -472,6 +473,10 @@ def delete_version(*, actor: Actor, version: Version) -> None:
             .select_related("namespace")
             .get(pk=version.repository_id)
         )
+        row = Version.objects.live().filter(pk=version.pk).first()
+        if row is None or repository.deleted_at is not None:
+            raise NotFound(f"{version.ref} was deleted.", code="version_not_found")
+        check_etag(expected_etag, row.etag, version.ref)
         aliases = sorted(version.aliases.values_list("name", flat=True))
         if aliases:
             raise Conflict(

@@ -1,5 +1,6 @@
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from registry.errors import (
     AlreadyExists,
@@ -202,3 +203,54 @@ def test_the_database_itself_refuses_what_the_services_refuse(alice):
     model = make_model(alice)
     with pytest.raises(Exception, match="repository_name_is_plain"), connection.cursor() as cursor:
         cursor.execute("UPDATE registry_repository SET name = 'a/b' WHERE id = %s", [model.pk])
+
+
+def test_a_write_starts_from_what_the_row_is_now(alice):
+    actor = actor_of(alice)
+    stale = make_model(alice, "classifier", summary="before")
+    now = catalog.describe_repository(actor=actor, repository=stale, changes={"summary": "after"})
+    catalog.set_tag(actor=actor, repository=stale, key="team", value="vision")
+    assert "after" in Repository.objects.get(pk=stale.pk).search_text
+    with pytest.raises(PreconditionFailed):
+        catalog.delete_repository(actor=actor, repository=stale, expected_etag=stale.etag)
+    catalog.delete_repository(actor=actor, repository=now)
+    with pytest.raises(NotFound):
+        catalog.set_tag(actor=actor, repository=stale, key="team", value="vision")
+    with pytest.raises(NotFound):
+        catalog.describe_repository(actor=actor, repository=stale, changes={"summary": "x"})
+    with pytest.raises(NotFound):
+        catalog.delete_repository(actor=actor, repository=stale)
+
+
+def test_every_write_below_a_repository_locks_it_first(alice):
+    actor, model = actor_of(alice), make_model(alice)
+    version = make_version(alice, model)
+    catalog.set_alias(actor=actor, repository=model, alias="champion", version=version)
+    catalog.set_tag(actor=actor, repository=model, key="team", value="vision")
+    writes = (
+        lambda: catalog.set_alias(actor=actor, repository=model, alias="new", version=version),
+        lambda: catalog.delete_alias(actor=actor, repository=model, alias="champion"),
+        lambda: catalog.set_tag(actor=actor, repository=model, key="stage", value="x"),
+        lambda: catalog.delete_tag(actor=actor, repository=model, key="team"),
+        lambda: versions.delete_version(actor=actor, version=make_version(alice, model)),
+    )
+    for write in writes:
+        with CaptureQueriesContext(connection) as queries:
+            write()
+        touched = [
+            query["sql"]
+            for query in queries
+            if "FOR UPDATE" in query["sql"] or query["sql"].startswith(("UPDATE", "DELETE"))
+        ]
+        assert 'FOR UPDATE OF "registry_repository"' in touched[0], touched[0]
+
+
+def test_a_version_is_deleted_as_it_was_read(alice):
+    actor = actor_of(alice)
+    stale = make_version(alice, make_model(alice))
+    now = versions.describe_version(actor=actor, version=stale, changes={"message": "after"})
+    with pytest.raises(PreconditionFailed):
+        versions.delete_version(actor=actor, version=stale, expected_etag=stale.etag)
+    versions.delete_version(actor=actor, version=now, expected_etag=now.etag)
+    with pytest.raises(NotFound):
+        versions.delete_version(actor=actor, version=stale)

@@ -99,9 +99,9 @@ class RepositoryOne(Resource):
         "delete_{kind}", "Delete a {kind} with its versions.", {204: None}, headers=("If-Match",)
     )
     def delete(self, request: Request, namespace: str, name: str) -> HttpResponseBase:
-        repository = self.repository()
-        catalog.check_etag(self.if_match(), repository.etag, repository.full_name)
-        catalog.delete_repository(actor=self.actor, repository=repository)
+        catalog.delete_repository(
+            actor=self.actor, repository=self.repository(), expected_etag=self.if_match()
+        )
         return no_content()
 
 

@@ -145,9 +145,9 @@ class VersionOne(Resource):
         headers=("If-Match",),
     )
     def delete(self, request: Request, **_: str) -> HttpResponseBase:
-        version = self.version()
-        catalog.check_etag(self.if_match(), version.etag, version.ref)
-        versions.delete_version(actor=self.actor, version=version)
+        versions.delete_version(
+            actor=self.actor, version=self.version(), expected_etag=self.if_match()
+        )
         return no_content()
 
 
