@@ -55,12 +55,14 @@ def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str =
 
 
 def find_upload(actor: Actor, upload_id: str) -> Upload:
-    """Find an upload of the actor's own that has not expired.
+    """Find an upload of the actor's own that has not expired, to go on with it.
 
     Raises:
+        Denied: the token may not write.
         NotFound: there is none.
 
     """
+    require_scope(actor, "write")
     try:
         key = uuid.UUID(upload_id)
     except ValueError:

@@ -209,12 +209,17 @@ def test_uploads_are_their_owners_alone(server, client, bob):
     assert offset_of(client, url) == 0
 
 
-def test_a_token_that_may_only_read_uploads_nothing(server, alice):
+def test_a_token_that_may_only_read_uploads_nothing(server, client, alice):
+    url = begin(client, 4)
     headers = {**TUS, "Authorization": f"Bearer {make_token(alice, scopes=['read'])}"}
     answer = httpx.post(
         f"{server.url}/api/v1/uploads", headers={**headers, "Upload-Length": "4"}, timeout=30
     )
     assert (answer.status_code, answer.json()["code"]) == (403, "missing_scope")
+    with httpx.Client(base_url=server.url, headers=headers, timeout=30) as reader:
+        assert send(reader, url, 0, b"data").status_code == 403
+        assert reader.delete(url).status_code == 403
+    assert offset_of(client, url) == 0
 
 
 def test_an_upload_can_be_given_up(client):
