@@ -114,6 +114,7 @@ def test_a_quantized_cnn_reports_its_price(tmp_path, trained, digits):
     assert not (result.out / "work").exists()
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path, trained, digits, real_footprint):
     result = run_job(tmp_path / "job", compress_recipe(), model=trained, dataset=digits)
     memory = result.metric("peak_memory")

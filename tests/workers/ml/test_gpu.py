@@ -1,0 +1,76 @@
+"""The same jobs on a GPU; skipped where there is none."""
+
+import pytest
+import torch
+
+from tests.workers.ml.little import (
+    CNN,
+    LSTM,
+    compress_recipe,
+    equal,
+    infer_recipe,
+    read_state,
+    run_job,
+    train_recipe,
+    write_digits,
+    write_encoder,
+    write_texts,
+)
+from tests.workers.ml.test_training import StopAfter
+from workers.ml.interrupt import Interrupted
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    # cuBLAS and cuDNN say so where an operation has no deterministic form.
+    pytest.mark.filterwarnings("ignore:.*deterministic.*:UserWarning"),
+]
+
+
+@pytest.fixture
+def digits(tmp_path):
+    return write_digits(tmp_path / "digits")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    return write_texts(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+@pytest.mark.parametrize("architecture", [CNN, LSTM], ids=["cnn", "lstm"])
+def test_training_learns_and_resumes(tmp_path, digits, texts, architecture, precision):
+    dataset = digits if architecture is CNN else texts
+    recipe = train_recipe({**architecture, "dropout": 0.2}, epochs=10, precision=precision)
+    whole = run_job(tmp_path / "whole", recipe, dataset=dataset, device="cuda")
+    assert whole.metric("accuracy")["value"] > 0.85
+    assert whole.metric("accuracy")["device"] == "cuda"
+    assert whole.report["environment"]["gpu"]
+    with pytest.raises(Interrupted):
+        run_job(
+            tmp_path / "broken", recipe, dataset=dataset, device="cuda", interrupt=StopAfter(30)
+        )
+    resumed = run_job(tmp_path / "broken", recipe, dataset=dataset, device="cuda")
+    first, second = (read_state(result.files / "model.safetensors") for result in (whole, resumed))
+    assert equal(first, second) or all(
+        torch.allclose(first[name], second[name], rtol=1e-2, atol=1e-3) for name in first
+    )
+
+
+def test_a_model_trained_there_runs_here(tmp_path, digits):
+    trained = run_job(tmp_path / "train", train_recipe(), dataset=digits, device="cuda").files
+    said = [
+        run_job(tmp_path / device, infer_recipe(), model=trained, dataset=digits, device=device)
+        for device in ("cuda", "cpu")
+    ]
+    assert said[0].metric("accuracy")["value"] == said[1].metric("accuracy")["value"]
+    small = run_job(
+        tmp_path / "int8", compress_recipe(), model=trained, dataset=digits, device="cuda"
+    )
+    assert small.metric("agreement_with_parent")["value"] > 0.9
+
+
+def test_an_encoder_runs_there(tmp_path, texts):
+    encoder = write_encoder(tmp_path / "encoder")
+    result = run_job(tmp_path / "job", infer_recipe(), model=encoder, dataset=texts, device="cuda")
+    assert result.metric("throughput")["details"]["engine"] == "torch/cuda"
