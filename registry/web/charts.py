@@ -7,6 +7,7 @@ from itertools import product
 from typing import Final
 
 WIDTH: Final = 760
+WIDE: Final = 1120
 HEIGHT: Final = 320
 LEFT, RIGHT, TOP, BOTTOM = 54, 20, 26, 46
 _MOST_POINTS: Final = 240
@@ -69,8 +70,15 @@ class Scatter:
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
-    right: int = WIDTH - RIGHT
     floor: int = HEIGHT - BOTTOM
+
+    @property
+    def right(self) -> int:
+        return self.width - RIGHT
+
+    @property
+    def middle(self) -> int:
+        return (self.left + self.right) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +175,9 @@ def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def scatter(points: Iterable[Measured], *, ceiling: float = math.inf) -> Scatter | None:
+def scatter(
+    points: Iterable[Measured], *, ceiling: float = math.inf, width: int = WIDTH
+) -> Scatter | None:
     """Place `points`; cost runs on a logarithmic axis. Fewer than two make no picture.
 
     No tick stands above `ceiling`: there is no accuracy over 100 %.
@@ -176,7 +186,7 @@ def scatter(points: Iterable[Measured], *, ceiling: float = math.inf) -> Scatter
     if len(kept) < 2:
         return None
     factor = max(1.15, (kept[-1].x / kept[0].x) ** 0.08)
-    x = _Scale(kept[0].x / factor, kept[-1].x * factor, LEFT, WIDTH - RIGHT, log=True)
+    x = _Scale(kept[0].x / factor, kept[-1].x * factor, LEFT, width - RIGHT, log=True)
     reach = [value for p in kept for value in (p.low, p.y, p.high) if value is not None]
     y = _Scale(*_padded(reach, 0.12), HEIGHT - BOTTOM, TOP)
     front = _front(kept)
@@ -184,8 +194,9 @@ def scatter(points: Iterable[Measured], *, ceiling: float = math.inf) -> Scatter
     path = f"M{corners[0][0]:.1f} {corners[0][1]:.1f}" + "".join(
         f"H{at_x:.1f}V{at_y:.1f}" for at_x, at_y in corners[1:]
     )
-    path += f"H{WIDTH - RIGHT}"
+    path += f"H{width - RIGHT}"
     return Scatter(
+        width=width,
         dots=_labelled(kept, x, y, {id(p) for p in front}),
         front=path,
         area=f"{path}V{HEIGHT - BOTTOM}H{corners[0][0]:.1f}z",
@@ -215,7 +226,7 @@ def _labelled(points: Sequence[Measured], x: _Scale, y: _Scale, front: set[int])
         at_x, at_y = x(point.x), y(point.y)
         # Below, off the front: the front itself runs above.
         heights = (at_y - 8, at_y + 19) if id(point) in front else (at_y + 19, at_y - 8)
-        label = _free_place(point.name, at_x, heights, taken)
+        label = _free_place(point.name, at_x, heights, taken, x.end + RIGHT)
         dots.append(
             Dot(
                 name=point.name,
@@ -236,13 +247,17 @@ def _labelled(points: Sequence[Measured], x: _Scale, y: _Scale, front: set[int])
 
 
 def _free_place(
-    name: str, at_x: float, heights: Sequence[float], taken: list[tuple[float, float, float]]
+    name: str,
+    at_x: float,
+    heights: Sequence[float],
+    taken: list[tuple[float, float, float]],
+    edge: float,
 ) -> tuple[float, str, str]:
     """Find room for a name beside its point, never over it: intervals run up and down there."""
     half = len(name) * 3.4 + 2
     for label_y, aside in product(heights, (1, -1)):
         middle = at_x + aside * (10 + half)
-        inside = middle - half > LEFT and middle + half < WIDTH
+        inside = middle - half > LEFT and middle + half < edge
         if inside and all(
             abs(middle - other_x) > half + other_half or abs(label_y - other_y) > 13
             for other_x, other_y, other_half in taken

@@ -228,7 +228,9 @@ def _variants(repository: Repository, origins: Sequence[Version]) -> dict[int, l
     return found
 
 
-def quality_chart(rows: Sequence[Row], metric: str, axis: str) -> charts.Scatter | None:
+def quality_chart(
+    rows: Sequence[Row], metric: str, axis: str, width: int = charts.WIDTH
+) -> charts.Scatter | None:
     """Draw quality against size or latency, every version of the page a point."""
     points = []
     for row in rows:
@@ -262,7 +264,9 @@ def quality_chart(rows: Sequence[Row], metric: str, axis: str) -> charts.Scatter
                 facts=facts,
             )
         )
-    return charts.scatter(points, ceiling=100 if metric in wording.SHARES else math.inf)
+    return charts.scatter(
+        points, ceiling=100 if metric in wording.SHARES else math.inf, width=width
+    )
 
 
 def _cost(row: Row, axis: str) -> float | None:

@@ -26,7 +26,9 @@ function show(chart, point) {
   const at = point.getBoundingClientRect();
   let left = at.left - frame.left + at.width / 2 + 14;
   if (left + tip.offsetWidth > frame.width) left -= tip.offsetWidth + 28;
+  left += chart.scrollLeft;
   tip.style.left = `${Math.max(0, left)}px`;
-  tip.style.top = `${at.top - frame.top - 12}px`;
+  const top = Math.min(at.top - frame.top - 12, frame.height - tip.offsetHeight - 4);
+  tip.style.top = `${Math.max(0, top)}px`;
   tip.classList.add("on");
 }

@@ -15,7 +15,7 @@ from registry.models import Artifact, Repository, Version
 from registry.permissions import allowed, require
 from registry.services import catalog
 from registry.services.versions import read_card
-from registry.web import history, wording
+from registry.web import charts, history, wording
 from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, show_refusal
 from registry.web.markdown import render_markdown
 from registry.web.snippets import snippets
@@ -173,7 +173,9 @@ class RepositoryPage:
         return {
             "history": found,
             "axis": self.axis,
-            "chart": history.quality_chart(found.rows, found.quality_metric, self.axis),
+            "chart": history.quality_chart(
+                found.rows, found.quality_metric, self.axis, charts.WIDE
+            ),
             "chart_y": _axis_name(found.quality_metric),
             "jobs": history.running_jobs(self.actor, self.repository),
         }
@@ -201,7 +203,7 @@ class RepositoryPage:
             "metrics": metrics,
             "axis": self.axis,
             "history": found,
-            "chart": history.quality_chart(rows, found.quality_metric, self.axis),
+            "chart": history.quality_chart(rows, found.quality_metric, self.axis, charts.WIDE),
             "chart_y": _axis_name(found.quality_metric),
         }
 
