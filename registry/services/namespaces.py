@@ -4,7 +4,7 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from registry.errors import AlreadyExists, Invalid, NotFound
+from registry.errors import AlreadyExists, Denied, Invalid, NotFound
 from registry.models import ROLE_RANK, Actor, Membership, Namespace, Role, User
 from registry.models.access import SLUG_PATTERN
 from registry.permissions import require, require_scope
@@ -61,7 +61,7 @@ def create_namespace(*, actor: Actor, slug: object, display_name: object = "") -
     """Create an organisation that `actor` owns."""
     require_scope(actor, "write")
     if actor.limited_namespace_id or actor.limited_repository_id:
-        require_scope(actor, "admin")
+        raise Denied("A token that is limited to one place cannot make another.")
     name = check_slug(slug)
     title = check_text("display_name", display_name, max_length=200)
     try:

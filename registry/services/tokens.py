@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from registry.authenticate import TOKEN_PREFIX, digest_of, is_token_shaped, make_token
@@ -70,18 +71,30 @@ def _check_scopes(scopes: Iterable[str]) -> list[str]:
 
 @transaction.atomic
 def revoke_token(*, actor: Actor, token_id: int) -> Token:
-    """Revoke one of the actor's own tokens (an administrator: anybody's)."""
+    """Revoke one of the actor's own tokens (an administrator: anybody's).
+
+    Raises:
+        NotFound: there is no such token within the actor's reach.
+
+    """
     require_scope(actor, "admin" if actor.token_id and actor.token_id != token_id else "read")
     tokens = Token.objects.filter(revoked_at=None)
     if not actor.is_admin:
         tokens = tokens.filter(user_id=actor.person_id)
-    token = tokens.filter(pk=token_id).first()
+    token = within_reach(actor, tokens).filter(pk=token_id).first()
     if token is None:
         raise NotFound(f"You have no live token with the id {token_id}.", code="token_not_found")
     token.revoked_at = timezone.now()
     token.save(update_fields=["revoked_at"])
     record_event(actor, "token.revoke", target=token.name, token=token.pk)
     return token
+
+
+def within_reach(actor: Actor, tokens: QuerySet[Token]) -> QuerySet[Token]:
+    """Leave a token that is limited to one place nothing but itself."""
+    if actor.limited_namespace_id or actor.limited_repository_id:
+        return tokens.filter(pk=actor.token_id)
+    return tokens
 
 
 @transaction.atomic

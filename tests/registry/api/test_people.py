@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from registry.models import Event, Role
 from tests.factories import NamespaceFactory, make_member, make_model
-from tests.registry.api.conftest import Api, api_of, problem_of
+from tests.registry.api.conftest import ALL_SCOPES, Api, api_of, problem_of
 
 pytestmark = pytest.mark.django_db
 
@@ -46,6 +46,19 @@ def test_a_token_can_be_limited(api, alice):
     assert made["model"] == "alice/one"
     body = {"name": "x", "model": "alice/one", "namespace": "alice"}
     assert api.post("tokens", body).status_code == 400
+
+
+@pytest.mark.parametrize("place", [{"model": "alice/one"}, {"namespace": "alice"}])
+def test_a_limited_token_reaches_no_other_token_and_makes_no_namespace(alice, place):
+    make_model(alice, "one")
+    api = api_of(alice)
+    other = api.post("tokens", {"name": "other"}).json()
+    made = api.post("tokens", {"name": "ci", "scopes": list(ALL_SCOPES), **place}).json()
+    limited = Api(made["token"])
+    assert [token["name"] for token in limited.get("tokens").json()["items"]] == ["ci"]
+    problem_of(limited.delete(f"tokens/{other['id']}"), 404, "token_not_found")
+    problem_of(limited.post("namespaces", {"slug": "elsewhere"}), 403, "denied")
+    assert limited.delete(f"tokens/{made['id']}").status_code == 204
 
 
 @pytest.mark.parametrize(

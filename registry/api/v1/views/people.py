@@ -66,7 +66,8 @@ class TokenList(Resource):
     def get(self, request: Request) -> Response:
         require_scope(self.actor, "admin")
         asked = self.query(schemas.Paging)
-        rows = _tokens().filter(user_id=self.user_id, revoked_at=None)
+        own = _tokens().filter(user_id=self.user_id, revoked_at=None)
+        rows = tokens.within_reach(self.actor, own)
         found, after = wire.newest_first(rows, "tokens", asked.limit, asked.cursor)
         return page_response(request, Page([wire.token_body(token) for token in found], after))
 
