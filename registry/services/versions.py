@@ -49,6 +49,8 @@ MAX_FILES = 10_000
 _CARD_BYTES = 1 << 20
 _CONFIG_BYTES = 1 << 20
 _CARD_SEARCHED_CHARACTERS = 20_000
+_MAX_PORTS = 1000
+_MAX_DIMENSIONS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,13 +261,41 @@ def _count_parameters(inspections: Mapping[str, Inspection]) -> int | None:
 
 def _signature(config: Mapping[str, Any], inspections: Mapping[str, Inspection]) -> dict[str, Any]:
     declared = config.get("signature")
-    if isinstance(declared, dict) and {"inputs", "outputs"} <= declared.keys():
-        return {"inputs": declared["inputs"], "outputs": declared["outputs"]}
+    if isinstance(declared, dict):
+        sides = {side: _declared_ports(declared.get(side)) for side in ("inputs", "outputs")}
+        if None not in sides.values():
+            return sides
     for path in sorted(inspections):
         facts = inspections[path].facts
         if facts.get("inputs") and facts.get("outputs"):
             return {"inputs": facts["inputs"], "outputs": facts["outputs"]}
     return {}
+
+
+def _declared_ports(value: object) -> list[dict[str, Any]] | None:
+    """Take what a config.json says of inputs or outputs; None unless it has the known shape."""
+    if not isinstance(value, list) or len(value) > _MAX_PORTS:
+        return None
+    ports = [
+        {key: port.get(key) for key in ("name", "dtype", "shape")}
+        for port in value
+        if isinstance(port, dict)
+    ]
+    return ports if len(ports) == len(value) and all(map(_is_port, ports)) else None
+
+
+def _is_port(port: Mapping[str, Any]) -> bool:
+    shape = port["shape"]
+    return (
+        isinstance(port["name"], str)
+        and isinstance(port["dtype"], str)
+        and isinstance(shape, list)
+        and len(shape) <= _MAX_DIMENSIONS
+        and all(
+            size is None or isinstance(size, str) or (type(size) is int and -1 <= size < 1 << 63)
+            for size in shape
+        )
+    )
 
 
 def _read_config(blob: Blob | None) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -246,3 +247,31 @@ def test_fifty_at_once_get_fifty_consecutive_numbers():
         thread.join()
     assert failures == []
     assert sorted(model.versions.values_list("number", flat=True)) == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        3,
+        {"inputs": 3, "outputs": True},
+        {"inputs": [], "outputs": [[]]},
+        {"inputs": [{"name": "x", "dtype": "int64"}], "outputs": []},
+        {"inputs": [{"name": "x", "dtype": "int64", "shape": [1 << 70]}], "outputs": []},
+        {"inputs": [{"name": "x", "dtype": "int64", "shape": [1.5]}], "outputs": []},
+        {"inputs": [{"name": {}, "dtype": "int64", "shape": []}], "outputs": []},
+    ],
+)
+def test_a_signature_that_is_none_is_not_shown(alice, declared):
+    config = json.dumps({"signature": declared}).encode()
+    version = make_version(alice, make_model(alice), {"config.json": config})
+    assert version.signature == {}
+
+
+def test_a_declared_signature_keeps_what_is_known_of_a_port():
+    port = {"name": "x", "dtype": "int64", "shape": [None, -1, "batch", 28]}
+    assert versions._signature(
+        {"signature": {"inputs": [{**port, "odd": 1}], "outputs": []}}, {}
+    ) == {
+        "inputs": [port],
+        "outputs": [],
+    }
