@@ -3,6 +3,7 @@
 The process has opened files that strangers uploaded, so its words are input like any other.
 """
 
+import errno
 import json
 import math
 import os
@@ -180,11 +181,13 @@ def evaluations_of(
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Copy parsed JSON without what Postgres refuses: NUL, lone surrogates, NaN; bounded deep."""
+    """Copy parsed JSON without NUL, half characters, NaN and huge numbers; bounded deep."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 63 else None
     if isinstance(value, dict | list) and depth == 0:
         return None
     if isinstance(value, dict):
@@ -201,6 +204,8 @@ def find_files(folder: Path) -> dict[str, Path]:
         Invalid: something there is no ordinary file, or there are too many.
 
     """
+    if folder.is_symlink() or folder.parent.is_symlink():
+        raise Invalid("The job left a link in place of its folder.", code="odd_file")
     found: dict[str, Path] = {}
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -227,4 +232,10 @@ def blocks_of(path: Path) -> Iterator[bytes]:
 
 
 def _open_plain(path: Path) -> Any:
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    """Open an ordinary file; a link is an error, and so is a pipe, which would keep us waiting."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not an ordinary file", path.name)
+    return file

@@ -1,0 +1,41 @@
+"""What a job's process leaves behind is read as a stranger's: no pipe, no link, no odd number."""
+
+import json
+import os
+
+import pytest
+
+from registry.errors import Invalid
+from workers import report
+
+
+def test_a_report_keeps_what_a_table_can_hold(tmp_path):
+    said = {"a\0": "b\0\ud800", "big": 1 << 70, "small": -(1 << 70), "n": 3, "yes": True}
+    (tmp_path / "report.json").write_text(json.dumps({**said, "infinite": float("inf")}))
+    assert report.read_report(tmp_path) == {
+        "a": "b?",
+        "big": None,
+        "small": None,
+        "n": 3,
+        "yes": True,
+        "infinite": None,
+    }
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/etc/passwd")])
+def test_a_report_that_is_no_file_is_refused_at_once(tmp_path, make):
+    make(tmp_path / "report.json")
+    with pytest.raises(Invalid, match="no report"):
+        report.read_report(tmp_path)
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key").write_text("secret")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "files").symlink_to(tmp_path / "secrets")
+    with pytest.raises(Invalid, match="in place of its folder"):
+        report.find_files(tmp_path / "out" / "files")
+    (tmp_path / "elsewhere").symlink_to(tmp_path)
+    with pytest.raises(Invalid, match="in place of its folder"):
+        report.find_files(tmp_path / "elsewhere" / "secrets")
