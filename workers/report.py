@@ -180,14 +180,16 @@ def evaluations_of(
     return found
 
 
+def _fits(number: float) -> bool:
+    return math.isfinite(number) if isinstance(number, float) else abs(number) < 1 << 63
+
+
 def _plain(value: Any, depth: int) -> Any:
     """Copy parsed JSON without NUL, half characters, NaN and huge numbers; bounded deep."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode().replace("\0", "")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, int):
-        return value if abs(value) < 1 << 63 else None
+    if isinstance(value, int | float):
+        return value if _fits(value) else None
     if isinstance(value, dict | list) and depth == 0:
         return None
     if isinstance(value, dict):
