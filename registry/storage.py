@@ -125,8 +125,10 @@ class Storage(ABC):
         self.spool = spool
         self._incoming = spool / "incoming"
         self._uploads = spool / "uploads"
+        # Blobs are readable files, to be linked into the folders of jobs: the way in is closed.
+        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self._incoming, self._uploads):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         self._digests: OrderedDict[str, tuple[int, Any]] = OrderedDict()
         self._digests_lock = threading.Lock()
 

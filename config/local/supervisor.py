@@ -309,7 +309,7 @@ def announce(installation: Installation) -> None:
         "  stop          Ctrl-C"
     )
     if installation.samples:
-        say("An empty registry is being filled with samples in the background.")
+        say("Samples that are missing arrive in the background.")
 
 
 def health_problem(host: str, port: int) -> str:

@@ -65,6 +65,11 @@ def test_bytes_come_back_whole_and_in_ranges(storage):
     assert leftovers(storage) == []
 
 
+def test_other_users_of_the_machine_are_kept_out(storage):
+    storage.put([b"private"])
+    assert storage.spool.stat().st_mode & 0o077 == 0
+
+
 def test_an_empty_file_is_a_blob_too(storage):
     stored = storage.put([])
     assert stored.sha256 == sha256(b"")
