@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
@@ -71,19 +72,24 @@ def prepare(installation: Installation, path: str) -> bytes:
 
 
 def run_client(
-    port: int,
-    requests: list[bytes],
-    seed: int,
-    start: Barrier,
-    answers: "multiprocessing.Queue[Timed]",
+    port: int, requests: list[bytes], seed: int, start: Barrier, answers: "Queue[Timed | str]"
 ) -> None:
+    """Ask for `SECONDS`, and tell how long each answer took; or what went wrong."""
     chance = random.Random(seed)
-    connection = Connection(port)
-    for _ in range(WARM_UP):
-        connection.ask(chance.choice(requests))
-    order = chance.choices(requests, k=100_000)
+    try:
+        connection = Connection(port)
+        for _ in range(WARM_UP):
+            connection.ask(chance.choice(requests))
+        order = chance.choices(requests, k=100_000)
+        start.wait(60)
+        answers.put(Timed(_ask_all(connection, order)))
+    except (OSError, RuntimeError, ValueError) as error:
+        start.abort()
+        answers.put(f"{type(error).__name__}: {error}")
+
+
+def _ask_all(connection: Connection, order: list[bytes]) -> list[float]:
     taken = []
-    start.wait()
     end = time.perf_counter() + SECONDS
     for request in order:
         before = time.perf_counter()
@@ -92,14 +98,14 @@ def run_client(
         taken.append((after - before) * 1000)
         if after > end:
             break
-    answers.put(Timed(taken))
+    return taken
 
 
 def measure(port: int, requests: list[bytes], clients: int) -> tuple[float, float, float]:
     """Give requests per second, and the median and 95th percentile in milliseconds."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(clients)
-    answers: multiprocessing.Queue[Timed] = context.Queue()
+    answers: Queue[Timed | str] = context.Queue()
     processes = [
         context.Process(target=run_client, args=(port, requests, number, start, answers))
         for number in range(clients)
@@ -109,7 +115,11 @@ def measure(port: int, requests: list[bytes], clients: int) -> tuple[float, floa
     seen = [answers.get(timeout=SECONDS * 10 + 60) for _ in processes]
     for process in processes:
         process.join()
-    everything = [taken for timed in seen for taken in timed.milliseconds]
+    if failed := [said for said in seen if isinstance(said, str)]:
+        raise RuntimeError(failed[0])
+    everything = [
+        taken for timed in seen if isinstance(timed, Timed) for taken in timed.milliseconds
+    ]
     cuts = statistics.quantiles(everything, n=100)
     return len(everything) / SECONDS, cuts[49], cuts[94]
 
