@@ -5,9 +5,14 @@ from typing import Final
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
 from markdown_it.token import Token
 
-MAX_CHARACTERS: Final = 400_000
+MAX_CHARACTERS: Final = 200_000
+# The time that one paragraph takes grows with the square of its length: ten thousand brackets take
+# a moment, a hundred thousand half a minute. A longer one is shown as it is written.
+_MAX_PARAGRAPH: Final = 10_000
 # fmt: off
 _TAGS: Final = {
     "a", "blockquote", "br", "code", "dd", "del", "dl", "dt", "em", "h1", "h2", "h3", "h4", "h5",
@@ -50,6 +55,21 @@ def _unhead_empty_cells(tokens: Sequence[Token]) -> None:
     for start, content, end in zip(tokens, tokens[1:], tokens[2:], strict=False):
         if start.type == "th_open" and end.type == "th_close" and not content.content.strip():
             start.tag = end.tag = "td"
+
+
+def _parse_paragraphs(state: StateCore) -> None:
+    """Find emphasis, links and code in what is not too long for it."""
+    for token in state.tokens:
+        if token.type != "inline":
+            continue
+        token.children = []
+        if len(token.content) > _MAX_PARAGRAPH:
+            token.children.append(Token("text", "", 0, content=token.content))
+        else:
+            state.md.inline.parse(token.content, state.md, state.env, token.children)
+
+
+_MARKDOWN.core.ruler.at("inline", _parse_paragraphs)
 
 
 def render_markdown(text: str) -> str:

@@ -17,6 +17,9 @@ _WORDS: Final = re.compile(
 )
 
 
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]*")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snippet:
     """One way to use a version."""
@@ -66,11 +69,13 @@ def snippets(
 
 
 def _most_useful(paths: Sequence[str]) -> str:
+    """Choose the file to show; a name that a shell or Python could act upon is never shown."""
+    plain = [path for path in paths if _PLAIN_PATH.fullmatch(path)]
     for ending in (".safetensors", ".onnx", ".csv", ".jsonl", ".json"):
-        for path in paths:
+        for path in plain:
             if path.endswith(ending):
                 return path
-    return paths[0] if paths else ""
+    return plain[0] if plain else ""
 
 
 def _curl(base: str, reference: str, path: str, *, private: bool) -> str:
@@ -98,6 +103,7 @@ def _python(base: str, reference: str, name: str, *, private: bool) -> str:
     )
     client = "httpx.Client(headers=headers)" if private else "httpx.Client()"
     imports = "import os\nfrom pathlib import Path" if private else "from pathlib import Path"
+    imports += "\nfrom urllib.parse import quote"
     return f"""{imports}
 
 import httpx
@@ -108,7 +114,7 @@ with {client} as client:
     for file in version["files"]:
         target = Path("{name}", file["path"])
         target.parent.mkdir(parents=True, exist_ok=True)
-        with client.stream("GET", f"{{url}}/files/{{file['path']}}") as answer:
+        with client.stream("GET", f"{{url}}/files/{{quote(file['path'])}}") as answer:
             answer.raise_for_status()
             with target.open("wb") as out:
                 for block in answer.iter_bytes():

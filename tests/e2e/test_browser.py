@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 from benchmarks.installation import Installation, running
 from tests.registry.web.messages import LOCALE, read_catalogue
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+# One installation for all of it, where pytest-xdist is told to keep groups together.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 WIDE, NARROW = {"width": 1240, "height": 900}, {"width": 390, "height": 844}
 JOB_PATIENCE = 240_000

@@ -356,8 +356,9 @@ def set_tag(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpR
 def delete_tag(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
     change = _Change(request, kind, namespace, name)
     version, key = change.version(), request.POST.get("key", "")
-    tag = change.repository.tags.filter(version=version, key=key).first()
     try:
+        checked = catalog.check_tag_key(key)
+        tag = change.repository.tags.filter(version=version, key=checked).first()
         catalog.delete_tag(
             actor=change.actor, repository=change.repository, version=version, key=key
         )

@@ -1,6 +1,7 @@
 """What the forms change, and what they refuse."""
 
 import re
+from urllib.parse import urlencode
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -262,3 +263,29 @@ def test_stepper_says_where_a_job_stands(as_owner, model, state, step, expected)
         re.findall(r'<li class="([a-z]*)"', page[page.index('class="steps"') :])[: len(expected)]
         == expected
     )
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\u202e", "x" * 5000, "", "../..", "{{ 1 }}"])
+def test_hostile_texts_never_break_a_page(as_owner, model, text):
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    posts = {
+        "/models/new": {"namespace": "olga", "name": text, "visibility": text, "summary": text},
+        f"{MODEL}/settings": {"name": text, "visibility": "public", "task": text},
+        f"{MODEL}/tags": {"key": text, "value": text, "version": text},
+        f"{MODEL}/tags/delete": {"key": text},
+        f"{MODEL}/aliases": {"alias": text, "version": text},
+        f"{MODEL}/aliases/delete": {"alias": text, "page": text},
+        f"{MODEL}/versions/new": {"message": text, "upload": text, "path": text},
+        f"{MODEL}/versions/2/edit": {"message": text, "state": text},
+        f"{MODEL}/versions/2/delete": {"confirm": text},
+        f"{MODEL}/delete": {"confirm": text},
+        "/jobs/new?kind=infer": {"model": text, "dataset": text, "output": text},
+        "/settings/tokens": {"name": text, "scopes": text, "days": text},
+        "/login": {"username": text, "password": text, "next": text},
+    }
+    for address, form in posts.items():
+        response = as_owner.post(address, form)
+        assert response.status_code in {200, 302, 400, 404, 422}, address
+    query = urlencode(dict.fromkeys(("q", "sort", "task", "cursor", "tab", "version", "x"), text))
+    for address in ("/models", MODEL, f"{MODEL}/versions/2", "/jobs", "/jobs/new"):
+        assert as_owner.get(f"{address}?{query}").status_code in {200, 400, 404}, address
