@@ -92,7 +92,8 @@ def revoke_token(*, actor: Actor, token_id: int) -> Token:
 
 def within_reach(actor: Actor, tokens: QuerySet[Token]) -> QuerySet[Token]:
     """Leave a token that is limited to one place nothing but itself."""
-    if actor.limited_namespace_id or actor.limited_repository_id:
+    limited = actor.limited_namespace_id or actor.limited_repository_id
+    if limited and actor.token_id is not None:
         return tokens.filter(pk=actor.token_id)
     return tokens
 
