@@ -7,12 +7,11 @@ import nh3
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
-from markdown_it.token import Token
 
 MAX_CHARACTERS: Final = 200_000
 # The time that one paragraph takes grows with the square of its length: ten thousand brackets take
 # a moment, a hundred thousand half a minute. A longer one is shown as it is written.
-_MAX_PARAGRAPH: Final = 10_000
+_MAX_PARAGRAPH: Final = 5_000
 # fmt: off
 _TAGS: Final = {
     "a", "blockquote", "br", "code", "dd", "del", "dl", "dt", "em", "h1", "h2", "h3", "h4", "h5",

@@ -51,3 +51,11 @@ def test_headings_of_tables_have_words():
 def test_deep_and_long_texts_end():
     assert render_markdown("> " * 5000 + "x")
     assert len(render_markdown("a" * 2_000_000)) < 500_000
+
+
+def test_a_paragraph_that_would_take_too_long_is_shown_as_it_is_written():
+    assert "<em>a</em>" in render_markdown("*a* " * 1000)
+    assert render_markdown("*a* " * 2000).startswith("<p>*a* *a*")
+    assert render_markdown("[" * 300_000 + "\n\n*b*").count("[") == 200_000
+    assert "<em>b</em>" in render_markdown("<b>" * 4000 + "\n\n*b*")
+    assert "<b>" not in render_markdown("<b>" * 4000)
