@@ -287,11 +287,10 @@ def _milliseconds(times: list[float], share: float) -> float:
 
 
 def latency_feeds(runtime: Runtime, rows: Rows, split: Split) -> dict[int, Feeds]:
-    """Cut the same rows to each batch size."""
-    feeds = runtime.feeder.feeds(rows, split)
-    most = min(len(value) for value in feeds.values())
+    """Cut the same rows to each batch size; a single text is not padded to its neighbours."""
+    most = min(len(values) for values in rows.values())
     return {
-        batch: {name: value[:batch] for name, value in feeds.items()}
+        batch: runtime.feeder.feeds({name: values[:batch] for name, values in rows.items()}, split)
         for batch in LATENCY_BATCHES
         if batch <= most
     }

@@ -68,7 +68,7 @@ def test_all_splits_and_a_limit(tmp_path, digits, model):
 
 @pytest.mark.parametrize("stop", [1, 3, 9])
 def test_a_stopped_run_writes_the_same_file(tmp_path, digits, model, stop):
-    recipe = infer_recipe(split=None)
+    recipe = infer_recipe(split=None, batch_size=2)
     whole = run_job(tmp_path / "whole", recipe, model=model, dataset=digits)
     with pytest.raises(Interrupted):
         run_job(tmp_path / "job", recipe, interrupt=StopAfter(stop), model=model, dataset=digits)

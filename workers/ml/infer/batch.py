@@ -37,6 +37,7 @@ FILE_NAME = "predictions.jsonl"
 _STATE = "predictions.json"
 _SAVE_SECONDS = 2.0
 _DECIMALS = 6
+_BATCHES_PER_BLOCK = 8
 
 
 @dataclass
@@ -129,7 +130,8 @@ class _Writer:
         labelled = self._step.label_column in split.columns() and self._labels is not None
         if labelled:
             columns.append(self._step.label_column)
-        for rows in split.batches(columns, self._step.batch_size, start=done.rows):
+        block = self._step.batch_size * _BATCHES_PER_BLOCK
+        for rows in split.batches(columns, block, start=done.rows):
             first = done.rows
             size = len(rows[columns[0]])
             if limit is not None:
@@ -137,7 +139,7 @@ class _Writer:
                 if size <= 0:
                     return
                 rows = {column: values[:size] for column, values in rows.items()}  # noqa: PLW2901
-            output = self._runtime.run(rows, split)
+            output = self._runtime.run_block(rows, split, self._step.batch_size)
             actual = rows[self._step.label_column] if labelled else None
             records = self._records(output, split, actual, first, done)
             done.rows += size

@@ -46,6 +46,24 @@ class Runtime:
         """Compute class scores, unit vectors, or the first output as it is."""
         return self.compute(self.feeder.feeds(rows, split))
 
+    def run_block(self, rows: Rows, split: Split, batch_size: int) -> NDArray[Any]:
+        """Run many rows in batches; texts of like length together, as padding costs like words."""
+        lengths = [
+            [len(value or "") for value in rows[column]]
+            for column in self.feeder.columns
+            if isinstance(rows[column], list)
+        ]
+        count = len(next(iter(rows.values())))
+        order = np.argsort(lengths[0], kind="stable") if lengths else np.arange(count)
+        outputs = [
+            self.run(_take(rows, order[low : low + batch_size]), split)
+            for low in range(0, count, batch_size)
+        ]
+        joined = np.concatenate(outputs)
+        restored = np.empty_like(joined)
+        restored[order] = joined
+        return restored
+
     def compute(self, feeds: Feeds) -> NDArray[Any]:
         output = next(iter(self.engine.run(feeds).values()))
         if self.answers == "embedding" and output.ndim == 3:
@@ -116,6 +134,13 @@ def _word_pieces(folder: ModelFolder, column: str, input_names: Sequence[str]) -
         pad_id=pad_id if isinstance(pad_id, int) else 0,
     )
     return WordPieceFeeder(column, tokenizer, list(input_names))
+
+
+def _take(rows: Rows, places: NDArray[np.int64]) -> Rows:
+    return {
+        name: values[places] if isinstance(values, np.ndarray) else [values[at] for at in places]
+        for name, values in rows.items()
+    }
 
 
 def _pool(hidden_BLH: NDArray[Any], mask_BL: NDArray[Any]) -> NDArray[Any]:
