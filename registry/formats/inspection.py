@@ -13,7 +13,7 @@ from registry.formats.safetensors import read_safetensors
 from registry.formats.zips import read_zip
 
 # Goes up when a reader learns to see more, so that old blobs are looked at again.
-INSPECTOR = "headers-1"
+INSPECTOR = "headers-2"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 
 _PICKLED = frozenset(
