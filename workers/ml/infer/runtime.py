@@ -97,8 +97,7 @@ def load_runtime(
 
 def _load_onnx(folder: ModelFolder, named: dict[str, str], *, device: str, threads: int) -> Runtime:
     engine = OnnxEngine(folder.weights, device=device, threads=threads)
-    preprocessing = folder.config.get("preprocessing")
-    kind = preprocessing.get("kind") if isinstance(preprocessing, dict) else None
+    kind = folder.preprocessing.get("kind")
     if kind in {"image", "words"}:
         return Runtime(folder, engine, _feeder(folder, kind, named), "classes")
     if kind == "wordpieces" or "input_ids" in engine.input_names:
@@ -113,7 +112,7 @@ def _load_onnx(folder: ModelFolder, named: dict[str, str], *, device: str, threa
 def _feeder(folder: ModelFolder, kind: str, named: dict[str, str]) -> Feeder:
     if kind == "image":
         return ImageFeeder(named["image"])
-    max_length = folder.config.get("preprocessing", {}).get("max_length")
+    max_length = folder.preprocessing.get("max_length")
     if not isinstance(max_length, int) or not 1 <= max_length <= 4096:
         raise Invalid("preprocessing.max_length must be 1 to 4096.", code="bad_config")
     return WordsFeeder(named["text"], load_vocabulary(folder.path), max_length)

@@ -153,7 +153,7 @@ def _columns(parameters: recipes.Architecture, step: recipes.Train) -> dict[str,
 def _measure(job: Job, step: recipes.Train, dataset: Dataset) -> list[Metric]:
     """Measure the model as it was written, so that what is stored is what was measured."""
     folder = open_model(job.files)
-    columns = folder.config["preprocessing"]["columns"]
+    columns = folder.columns
     child = load_runtime(folder, device=job.device, threads=job.threads, columns=columns)
     runtimes = {CHILD: child}
     if "model" in job.inputs:
