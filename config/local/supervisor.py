@@ -188,8 +188,9 @@ def start_servers(installation: Installation) -> None:
         admin_url = addresses.database("postgres")
         installation.wait_for("postgres", lambda: database_problem(admin_url), READY_SECONDS)
         make_database(addresses)
+    patience = EXTERNAL_SECONDS if broker else READY_SECONDS
     broker = broker or addresses.redis_url
-    installation.wait_for("REDIS_URL", lambda: broker_problem(broker), EXTERNAL_SECONDS)
+    installation.wait_for("REDIS_URL", lambda: broker_problem(broker), patience)
     installation.environment["DATABASE_URL"] = database or addresses.database_url
     installation.environment["REDIS_URL"] = broker
 
@@ -209,6 +210,7 @@ def start_server(installation: Installation, server: Server) -> None:
 def run_once(installation: Installation, verb: str) -> None:
     """Run one of our own commands to its end; a failure ends the start with its last words."""
     log = installation.log(verb)
+    log.parent.mkdir(mode=0o700, exist_ok=True)
     with log.open("wb") as output:
         process = spawn(
             [sys.executable, ROOT / "manage.py", verb],
@@ -230,7 +232,8 @@ def run_once(installation: Installation, verb: str) -> None:
 
 def start_web(installation: Installation) -> None:
     """Start the web server and wait for its first answer, with the machine to itself."""
-    installation.environment.pop("MODELYARD_ADMIN_TOKEN", None)
+    for name in ("MODELYARD_ADMIN_TOKEN", "MODELYARD_ADMIN_TOKEN_FILE"):
+        installation.environment.pop(name, None)  # used by now; no other part needs to know it
     # Where the web server's processes add up their numbers for Prometheus.
     numbers = installation.home / "metrics"
     shutil.rmtree(numbers, ignore_errors=True)

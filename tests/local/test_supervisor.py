@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
+import psycopg
 import pytest
 
+from config.local import for_tests
 from config.local.addresses import Addresses
-from config.local.servers import broker_problem
+from config.local.servers import broker_problem, make_database
 from tests.local.waiting import has_ended, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,6 +203,31 @@ def test_up_from_nothing_to_a_second_start(run_up, port):
     stopped = manage("down", home, port)
     assert stopped.returncode == 0, stopped.stderr
     assert again.process.wait(5) == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_servers_that_run_elsewhere_are_used_instead_of_embedded_ones(run_up, external_database):
+    running = run_up(DATABASE_URL=external_database, REDIS_URL=os.environ["REDIS_URL"])
+    running.ready()
+    assert {"web", "worker", "beat"} == set(running.children())
+    assert not (running.home / "postgres").exists()
+    assert not (running.home / "valkey").exists()
+    with psycopg.connect(external_database) as database:
+        row = database.execute("SELECT username FROM registry_user").fetchone()
+    assert row == ("admin",)
+    assert running.end() == 0
+
+
+@pytest.fixture
+def external_database():
+    """Give the URL of an empty database on the server of the tests."""
+    servers = Addresses(for_tests.FOLDER)
+    name = f"external_{os.getpid()}"
+    make_database(servers, name)
+    yield servers.database(name)
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.e2e
