@@ -154,7 +154,8 @@ STORAGES = {
 }
 # Static files are read from the tree itself: nothing to collect before the first page.
 WHITENOISE_USE_FINDERS = True
-WHITENOISE_MAX_AGE = 3600
+# Their names carry no digest, so a browser asks again before long.
+WHITENOISE_MAX_AGE = 60
 
 # --- Language and time ------------------------------------------------------------------------
 LANGUAGE_CODE = "en"
