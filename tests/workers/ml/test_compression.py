@@ -97,6 +97,8 @@ def test_a_quantized_cnn_reports_its_price(tmp_path, trained, digits):
     assert accuracy["dataset"] == "alice/little@1"
     assert accuracy["details"]["parent"]["value"] > 0.9
     assert result.metric("agreement_with_parent")["value"] > 0.9
+    parameters = result.metric("parameters")
+    assert parameters["value"] == parameters["details"]["parent"]["value"]
     stored = result.metric("stored_bytes")
     assert stored["value"] == (result.files / "model.onnx").stat().st_size
     assert stored["details"]["parent"]["value"] == (trained / "model.safetensors").stat().st_size

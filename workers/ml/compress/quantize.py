@@ -81,7 +81,9 @@ def inspect_onnx(file: Path) -> Contents:
             count *= size
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)
         weight_bytes[kind] += count * _item_bytes(tensor.data_type)
-        if not tensor.name.endswith(_QUANTIZATION_SUFFIXES) and kind != "INT64":
+        # Scales belong to the format; bare numbers and shapes belong to the graph.
+        learned = tensor.dims and kind != "INT64"
+        if learned and not tensor.name.endswith(_QUANTIZATION_SUFFIXES):
             parameters += count
     operators = Counter(node.op_type for node in model.graph.node)
     return Contents(parameters, dict(operators), dict(weight_bytes))
