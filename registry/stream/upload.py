@@ -220,9 +220,7 @@ async def _append(
             await settled(on_disk(storage.close_upload, upload_id, sink, keep=checksum is None))
         raise
     except Conflict as refusal:
-        if refusal.reason == "upload_busy":
-            raise UploadBusy(refusal.detail) from None
-        raise
+        raise _busy(refusal) from None
     digest = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
     keep = False
     try:
@@ -274,6 +272,8 @@ async def _complete(actor: Actor, upload: Upload) -> None:
         # These bytes will not get better: the client has to begin again.
         await in_database(cancel_upload, actor=actor, upload=upload)
         raise
+    except Conflict as refusal:
+        raise _busy(refusal) from None
     await in_database(complete_upload, actor=actor, upload=upload, stored=stored)
     await on_disk(default_storage().discard_upload, str(upload.pk))
 
@@ -287,6 +287,11 @@ def _keep(upload: Upload) -> Any:
         lambda start, end: storage.read_upload(upload_id, start, end),
     )
     return storage.finish_upload(upload_id, sha256=upload.sha256 or None)
+
+
+def _busy(refusal: Conflict) -> RegistryError:
+    """Say in tus's own word (423) that another request holds the upload, so that clients retry."""
+    return UploadBusy(refusal.detail) if refusal.reason == "upload_busy" else refusal
 
 
 async def _interrupt_writer(upload_id: str) -> None:

@@ -374,6 +374,18 @@ def test_an_upload_whose_end_was_never_recorded_is_completed_by_asking(client):
     assert stored_bytes(url) == b"data"
 
 
+def test_an_upload_that_another_process_is_completing_is_busy(client):
+    url = begin(client, 4)
+    sink = default_storage().open_upload(url.rpartition("/")[2], 0)
+    try:
+        sink.write(b"data")
+        assert client.head(url, headers=TUS).status_code == 423
+    finally:
+        sink.close()
+    assert offset_of(client, url) == 4
+    assert stored_bytes(url) == b"data"
+
+
 def test_an_unmodified_tus_client(server, client, tmp_path):
     tusclient = pytest.importorskip("tusclient.client")
     path = tmp_path / "weights.bin"
