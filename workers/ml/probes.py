@@ -1,5 +1,6 @@
 """Rows to measure with where no dataset is given: plain sentences, grey noise, small tensors."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.errors import Invalid
 from workers.ml.data import Rows, TextSplit
 from workers.ml.infer.engines import OnnxEngine
 from workers.ml.infer.feeders import ImageFeeder, TensorFeeder
 from workers.ml.infer.runtime import Runtime
+
+# Of one made-up tensor: half a gigabyte.
+MAX_ELEMENTS = 1 << 26
 
 SENTENCES = (
     "The train to the coast leaves at a quarter past seven.",
@@ -113,6 +118,11 @@ def _tensors(
         inner = [size if isinstance(size, int) and size > 0 else 16 for size in axes[1:]]
         first = axes[0] if axes and isinstance(axes[0], int) and axes[0] > 0 else count
         shape = [first, *inner] if axes else []
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise Invalid(
+                f"The input {name!r} has the shape {axes}, too large to make up rows for.",
+                code="unsupported_input",
+            )
         if dtype.kind == "f":
             made[name] = drawn.standard_normal(shape).astype(dtype)
         else:

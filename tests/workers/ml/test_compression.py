@@ -183,7 +183,7 @@ def test_a_dataset_without_the_column_fails_before_the_work(tmp_path, trained, t
     assert not (tmp_path / "job" / "out" / "work").exists()
 
 
-def foreign_onnx(path, *, op="MatMul", external=False):
+def foreign_onnx(path, *, op="MatMul", external=False, rank=2):
     """Write an ONNX file that knows nothing of our conventions."""
     weight = numpy_helper.from_array(
         np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32), "weight"
@@ -195,8 +195,8 @@ def foreign_onnx(path, *, op="MatMul", external=False):
     graph = helper.make_graph(
         [helper.make_node(op, ["x", "weight"], ["y"])],
         "foreign",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16][:rank])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16] if rank else None)],
         [weight],
     )
     path.mkdir(parents=True, exist_ok=True)
@@ -219,6 +219,7 @@ def test_an_onnx_file_from_elsewhere_is_quantized_and_compared(tmp_path):
     [
         (lambda path: foreign_onnx(path, op="Add"), "nothing_to_quantize"),
         (lambda path: foreign_onnx(path, external=True), "malformed_file"),
+        (lambda path: foreign_onnx(path, op="Add", rank=0), "unsupported_input"),
     ],
 )
 def test_what_cannot_be_quantized_says_why(tmp_path, make, code):

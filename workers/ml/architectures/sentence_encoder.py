@@ -69,7 +69,7 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
             output_loading_info=True,
         )
     except Exception as error:  # Transformers raises whatever its parts raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise Invalid(
             f"Transformers cannot load this model: {reason[:300]}", code="malformed_file"
         ) from error

@@ -81,9 +81,8 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
         except Exception as error:  # the library's own exception types are not exported
-            reason = str(error).strip().splitlines()[0][:300]
             raise Invalid(
-                f"ONNX Runtime cannot load {file.name}: {reason}", code="malformed_file"
+                f"ONNX Runtime cannot load {file.name}: {first_line(error)}", code="malformed_file"
             ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
@@ -105,6 +104,11 @@ class OnnxEngine:
                     f"Input {taken.name!r} is a {taken.type}, which no dataset column can feed.",
                     code="unsupported_input",
                 )
+            if not taken.shape:
+                raise Invalid(
+                    f"Input {taken.name!r} is a single number, not one a row.",
+                    code="unsupported_input",
+                )
             found[taken.name] = (_DTYPES[taken.type], list(taken.shape))
         return found
 
@@ -112,6 +116,12 @@ class OnnxEngine:
         try:
             answers = self._session.run(self._outputs, dict(feeds))
         except Exception as error:  # see above
-            reason = str(error).strip().splitlines()[0][:300]
-            raise Invalid(f"The model refused its input: {reason}", code="run_failed") from error
+            raise Invalid(
+                f"The model refused its input: {first_line(error)}", code="run_failed"
+            ) from error
         return dict(zip(self._outputs, answers, strict=True))
+
+
+def first_line(error: Exception) -> str:
+    """Say what a library complained about, without its stack."""
+    return (str(error).strip().splitlines() or [repr(error)])[0][:300]
