@@ -303,8 +303,8 @@ def _read_tensor(walk: Walk, tensor: Field, found: Found) -> Tensor:
         if item.number == 1:
             shape.extend(walk.numbers(item))
         elif item.number == 13:
-            key, value = _entry(walk, item)
-            if key == "location":
+            key, value = _raw_entry(walk, item)
+            if key == b"location":
                 found.external.add(_check_location(value))
     kind = parts[2].value if 2 in parts else 0
     name = walk.text(parts[8])[:500] if 8 in parts else ""
@@ -359,18 +359,24 @@ def _read_dimension(walk: Walk, dimension: Field) -> int | str:
 
 
 def _entry(walk: Walk, item: Field) -> tuple[str, str]:
-    key = value = ""
+    key, value = _raw_entry(walk, item)
+    return plain(key), plain(value)
+
+
+def _raw_entry(walk: Walk, item: Field) -> tuple[bytes, bytes]:
+    key = value = b""
     for part in walk.inner(item):
         if part.number == 1:
-            key = walk.text(part)
+            key = walk.bytes(part)
         elif part.number == 2:
-            value = walk.text(part)
+            value = walk.bytes(part)
     return key, value
 
 
-def _check_location(location: str) -> str:
+def _check_location(location: bytes) -> str:
+    """Check the whole of it: a text cut for display would hide where a long one leads."""
     try:
-        return check_path(location)
+        return check_path(location.decode("utf-8", "surrogateescape"))
     except Invalid as refusal:
         raise malformed(
             f"The ONNX file has weights in a file outside its folder: {refusal.detail}"

@@ -288,6 +288,14 @@ def test_onnx_weights_outside_the_folder_are_found_wherever_they_hide(data):
     assert "outside its folder" in refusal("model.onnx", data)
 
 
+@pytest.mark.parametrize(
+    "location", ["/".join(["a" * 200] * 5) + "/.." * 9 + "/etc/passwd", b"a/\xff", "a\0b", ""]
+)
+def test_onnx_weights_may_lie_only_where_a_file_can_be(location):
+    data = samples.onnx(initializers=[outside(location)])
+    assert "outside its folder" in refusal("model.onnx", data)
+
+
 def test_onnx_weights_elsewhere_cannot_claim_more_than_a_number_holds():
     huge = samples.onnx(initializers=[outside("w.data", dims=(1 << 40, 1 << 40))])
     assert "elements" in refusal("model.onnx", huge)
