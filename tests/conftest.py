@@ -1,7 +1,10 @@
 """The database of a test process and the browser; the servers come with config.settings_test."""
 
+import functools
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -15,12 +18,25 @@ def django_db_modify_db_settings_parallel_suffix():
     """Leave the database's name alone: config.settings_test names one for each process."""
 
 
+@functools.cache
+def missing_for_browsers():
+    """Name the packages without which no browser test can start."""
+    missing = [] if CHROMIUM else ["chromium"]
+    driver = [sys.executable, "-m", "playwright", "--version"]
+    if subprocess.run(driver, capture_output=True, check=False).returncode != 0:
+        missing.append("libatomic1")
+    return " ".join(missing)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if "playwright" in getattr(item, "fixturenames", ()) and (missing := missing_for_browsers()):
+        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
+        refuse(f"no browser on this machine: apt-get install {missing} fonts-noto-cjk")
+
+
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args):
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is missing: apt-get install chromium fonts-noto-cjk")
-        pytest.skip("chromium is not installed")
     arguments = [
         "--disable-gpu",
         "--disable-dev-shm-usage",
