@@ -1,5 +1,7 @@
 """Measuring takes seconds so that numbers are steady; tests of behaviour need no steady numbers."""
 
+from pathlib import Path
+
 import pytest
 
 from workers.ml import evaluate
@@ -13,5 +15,6 @@ def hasty_measurements(monkeypatch, request):
 
 
 @pytest.fixture
-def real_footprint():
-    """Let a test start the process that measures memory."""
+def real_footprint(monkeypatch):
+    """Let a test start the process that measures memory, with the environment of a job."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
