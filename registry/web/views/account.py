@@ -25,6 +25,11 @@ class SignIn(LoginView):
     authentication_form = SignInForm
     redirect_authenticated_user = True
 
+    def get_redirect_url(self) -> str:
+        # Back to this page is no way on; Django would give up over it.
+        asked = str(super().get_redirect_url())
+        return "" if asked == self.request.path else asked
+
     def get_default_redirect_url(self) -> str:
         return str(super().get_default_redirect_url())
 
