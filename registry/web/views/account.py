@@ -25,7 +25,10 @@ class SignIn(LoginView):
     authentication_form = SignInForm
     redirect_authenticated_user = True
 
-    def get_redirect_url(self) -> str:
+    def get_redirect_url(
+        self,
+        request: HttpRequest | None = None,  # noqa: ARG002 - a newer Django's signature
+    ) -> str:
         # Back to this page is no way on; Django would give up over it.
         asked = str(super().get_redirect_url())
         return "" if asked == self.request.path else asked

@@ -233,7 +233,7 @@ def test_sign_in_and_out(client, owner):
 @pytest.mark.parametrize("address", ["/login", "/zh-hans/login"])
 def test_whoever_is_signed_in_is_never_led_back_to_sign_in(as_owner, address):
     answer = as_owner.get(f"{address}?next={address}")
-    assert (answer.status_code, answer["Location"].rstrip("/")) == (302, address[:-6])
+    assert (answer.status_code, answer["Location"]) == (302, "/")
 
 
 def test_blob_of_a_form_is_kept_once(as_owner, model):
