@@ -1,7 +1,7 @@
 """`./dev bench [name…]`: run the benchmarks, keep their figures, print them as a table."""
 
 import argparse
-import runpy
+import importlib
 import sys
 
 from benchmarks.report import table, write_page
@@ -20,8 +20,7 @@ def main() -> int:
     names = options.names or NAMES
     for name in () if options.table else names:
         print(f"{name}…", file=sys.stderr, flush=True)
-        sys.argv = [name]
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        importlib.import_module(f"benchmarks.{name}").main()
     write_page()
     print(table(options.names))
     return 0

@@ -14,9 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
+from typing import NamedTuple
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
@@ -28,13 +28,6 @@ SIZES = (1000, 20_000)
 CLIENTS = (1, 8)
 SECONDS = float(os.environ.get("BENCH_SECONDS", "6"))
 WARM_UP = 100
-
-
-@dataclass(frozen=True)
-class Timed:
-    """What one client saw: how long each request took, in milliseconds."""
-
-    milliseconds: list[float]
 
 
 class Connection:
@@ -72,9 +65,9 @@ def prepare(installation: Installation, path: str) -> bytes:
 
 
 def run_client(
-    port: int, requests: list[bytes], seed: int, start: Barrier, answers: "Queue[Timed | str]"
+    port: int, requests: list[bytes], seed: int, start: Barrier, answers: "Queue[list[float] | str]"
 ) -> None:
-    """Ask for `SECONDS`, and tell how long each answer took; or what went wrong."""
+    """Ask for `SECONDS`; tell how many milliseconds each answer took, or what went wrong."""
     chance = random.Random(seed)
     try:
         connection = Connection(port)
@@ -82,7 +75,7 @@ def run_client(
             connection.ask(chance.choice(requests))
         order = chance.choices(requests, k=100_000)
         start.wait(60)
-        answers.put(Timed(_ask_all(connection, order)))
+        answers.put(_ask_all(connection, order))
     except (OSError, RuntimeError, ValueError) as error:
         start.abort()
         answers.put(f"{type(error).__name__}: {error}")
@@ -101,15 +94,26 @@ def _ask_all(connection: Connection, order: list[bytes]) -> list[float]:
     return taken
 
 
-def measure(port: int, requests: list[bytes], clients: int) -> tuple[float, float, float]:
-    """Give requests per second, and the median and 95th percentile in milliseconds."""
+class Measured(NamedTuple):
+    """Requests per second; median, 95th percentile and the server's CPU time in milliseconds."""
+
+    rate: float
+    median: float
+    slow: float
+    cpu: float
+
+
+def measure(installation: Installation, requests: list[bytes], clients: int) -> Measured:
     context = multiprocessing.get_context("fork")
     start = context.Barrier(clients)
-    answers: Queue[Timed | str] = context.Queue()
+    answers: Queue[list[float] | str] = context.Queue()
     processes = [
-        context.Process(target=run_client, args=(port, requests, number, start, answers))
+        context.Process(
+            target=run_client, args=(installation.port, requests, number, start, answers)
+        )
         for number in range(clients)
     ]
+    before = installation.cpu_seconds()
     for process in processes:
         process.start()
     seen = [answers.get(timeout=SECONDS * 10 + 60) for _ in processes]
@@ -117,11 +121,11 @@ def measure(port: int, requests: list[bytes], clients: int) -> tuple[float, floa
         process.join()
     if failed := [said for said in seen if isinstance(said, str)]:
         raise RuntimeError(failed[0])
-    everything = [
-        taken for timed in seen if isinstance(timed, Timed) for taken in timed.milliseconds
-    ]
+    everything = [taken for timed in seen if not isinstance(timed, str) for taken in timed]
     cuts = statistics.quantiles(everything, n=100)
-    return len(everything) / SECONDS, cuts[49], cuts[94]
+    asked = len(everything) + clients * WARM_UP
+    cpu = (installation.cpu_seconds() - before) * 1000 / asked
+    return Measured(len(everything) / SECONDS, cuts[49], cuts[94], cpu)
 
 
 def all_names(installation: Installation, count: int) -> list[str]:
@@ -194,16 +198,17 @@ def main() -> None:
             fill(installation, count)
             for name, requests in workloads(installation, count).items():
                 for clients in CLIENTS:
-                    rate, median, slow = measure(installation.port, requests, clients)
+                    seen = measure(installation, requests, clients)
                     plural = "client" if clients == 1 else "clients"
                     what = f"{name}, {count:,} models, {clients} {plural}"
                     aim = AIMS.get((name, count, clients), "")
                     figures += [
-                        Figure(what=f"{what}: p50", value=median, unit="ms", aim=aim),
-                        Figure(what=f"{what}: p95", value=slow, unit="ms"),
-                        Figure(what=what, value=rate, unit="requests/s"),
+                        Figure(what=f"{what}: p50", value=seen.median, unit="ms", aim=aim),
+                        Figure(what=f"{what}: p95", value=seen.slow, unit="ms"),
+                        Figure(what=f"{what}: server CPU", value=seen.cpu, unit="ms/request"),
+                        Figure(what=what, value=seen.rate, unit="requests/s"),
                     ]
-                    print(f"{what}: {median:.2f} / {slow:.2f} ms, {rate:.0f}/s", file=sys.stderr)
+                    print(f"{what}: {seen}", file=sys.stderr, flush=True)
     keep("api", figures)
 
 

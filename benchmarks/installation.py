@@ -35,6 +35,17 @@ class Installation:
     def token(self) -> str:
         return (self.home / "admin-token").read_text(encoding="ascii").strip()
 
+    def cpu_seconds(self) -> float:
+        """Add up the CPU time of every process of this installation, database included."""
+        ours = f"MODELYARD_HOME={self.home}".encode()
+        ticks = 0
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if ours in (process / "environ").read_bytes().split(b"\0"):
+                    fields = (process / "stat").read_text(encoding="ascii").rpartition(")")[2]
+                    ticks += sum(map(int, fields.split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
 
 def free_port() -> int:
     with socket.socket() as probe:

@@ -12,6 +12,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
+_LOAD_BEFORE = round(os.getloadavg()[0], 1)
 _BEGIN, _END = "<!-- figures -->\n", "<!-- end of figures -->"
 
 
@@ -61,6 +62,8 @@ def keep(name: str, figures: Iterable[Figure], **details: Any) -> Path:
         "benchmark": name,
         "at": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
+        # Of others too: what ran besides makes times longer, and CPU time less so.
+        "load_before": _LOAD_BEFORE,
         "figures": [asdict(figure) for figure in figures],
         **({"details": details} if details else {}),
     }
