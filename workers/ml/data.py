@@ -177,13 +177,18 @@ def _json_records(file: Path, lines: Any) -> Iterator[dict[str, str | None]]:
             ) from error
         if not isinstance(record, dict):
             raise Invalid(f"Line {number} of {file.name} is no object.", code="malformed_file")
-        yield {name: _as_text(value) for name, value in record.items()}
+        yield {_whole(name): _as_text(value) for name, value in record.items()}
 
 
 def _as_text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return None
+    return _whole(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _whole(text: str) -> str:
+    """Leave out half characters, which an escape can bring in and no file could hold again."""
+    return text.encode("utf-8", "replace").decode()
 
 
 # --- a dataset ----------------------------------------------------------------------------------

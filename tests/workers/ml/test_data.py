@@ -223,3 +223,10 @@ def test_the_same_seed_holds_out_the_same_rows():
     assert (train == again).all()
     assert (divide(100, 0.1, seed=4)[0] != train).any()
     assert len(divide(1, 0.5, seed=0)[0]) == 1
+
+
+def test_half_characters_do_not_get_in(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"te\\ud800xt": "a\\udfffb", "odd": ["\\ud800"]}\n', encoding="utf-8")
+    (rows,) = drain(data.TextSplit(file), ["te?xt", "odd"], 8)
+    assert rows == {"te?xt": ["a?b"], "odd": ['["?"]']}
