@@ -152,6 +152,22 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path, encoder):
     assert refusal(version) == "weights_mismatch"
 
 
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"num_hidden_layers": 10**9},
+        {"hidden_size": 1 << 20, "num_attention_heads": 1},
+        {"vocab_size": 10**12},
+        {"intermediate_size": 1 << 40},
+    ],
+)
+def test_a_config_that_calls_for_more_than_the_weights_hold_is_not_built(tmp_path, encoder, claim):
+    version = copied(encoder, tmp_path / "version")
+    config = json.loads((version / "config.json").read_text(encoding="utf-8"))
+    (version / "config.json").write_text(json.dumps({**config, **claim}), encoding="utf-8")
+    assert refusal(version) == "weights_mismatch"
+
+
 def test_pooling_is_what_the_authors_shipped(tmp_path):
     assert read_pooling(tmp_path) == Pooling("mean", normalize=True)
     (tmp_path / "1_Pooling").mkdir()

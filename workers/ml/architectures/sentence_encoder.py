@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from registry.errors import Invalid
 
 MAX_LENGTH = 512
 CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        _check_config(config, path / WEIGHTS)
         encoder, loading = AutoModel.from_pretrained(
             path,
             config=config,
@@ -68,13 +71,15 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
             use_safetensors=True,
             output_loading_info=True,
         )
+    except Invalid:
+        raise
     except Exception as error:  # Transformers raises whatever its parts raise
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise Invalid(
             f"Transformers cannot load this model: {reason[:300]}", code="malformed_file"
         ) from error
-    if getattr(config, "is_encoder_decoder", False) or not hasattr(encoder, "forward"):
-        raise Invalid("Only encoders can be run.", code="unknown_architecture")
+    if not hasattr(encoder, "forward"):
+        raise _no_encoder()
     # Transformers would fill them with random numbers; a pooler is not used here.
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -86,6 +91,38 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
     accepted = inspect.signature(encoder.forward).parameters
     token_types = "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1
     return SentenceEncoder(encoder.eval(), read_pooling(path), token_types=token_types).eval()
+
+
+def _no_encoder() -> Invalid:
+    return Invalid("Only encoders can be run.", code="unknown_architecture")
+
+
+def _check_config(config: Any, weights: Path) -> None:
+    """Refuse a config.json that calls for more than the file can hold, before it is built.
+
+    Transformers would make up what is missing: the whole of it in memory.
+    """
+    from transformers import AutoModel  # noqa: PLC0415 - takes seconds
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise _no_encoder()
+    with safe_open(weights, framework="pt") as tensors:
+        count = len(tensors.keys())
+    layers = [
+        size for name, size in config.to_dict().items() if "layer" in name and type(size) is int
+    ]
+    # A layer has at least one tensor, and a number in it at least one byte.
+    called_for = max(layers, default=0)
+    if called_for <= count:
+        with torch.device("meta"):
+            skeleton = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]  # untyped there
+        called_for = sum(parameter.numel() for parameter in skeleton.parameters())
+        count = weights.stat().st_size
+    if called_for > count:
+        raise Invalid(
+            f"{CONFIG} calls for a model of another size than {weights.name} holds.",
+            code="weights_mismatch",
+        )
 
 
 def read_pooling(path: Path) -> Pooling:
