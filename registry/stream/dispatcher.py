@@ -14,6 +14,7 @@ from registry.stream.routes import answer_stream
 from registry.stream.wsgi import ThreadedApplication
 
 CLIENT_GONE = 499
+REQUEST_INCOMPLETE = 408
 
 access = logging.getLogger("modelyard.access")
 
@@ -37,6 +38,9 @@ class Dispatcher:
                 await self._django.answer(exchange)
         except ClientGone:
             gone = True
+            if not exchange.status:
+                # It may only be slow, or break off its body: without an answer that is a 500.
+                await exchange.respond(REQUEST_INCOMPLETE, [("connection", "close")])
         # The last place that can still say something.
         except Exception as error:  # noqa: BLE001
             try:

@@ -195,3 +195,14 @@ def test_a_dataset_takes_files_the_same_way(client, alice):
     answer = client.post(url, files=[part("train.csv", b"text,label\na,1\n")])
     assert answer.status_code == 201
     assert client.get(f"{url}/1/files/train.csv").content == b"text,label\na,1\n"
+
+
+def test_a_body_that_breaks_off_in_its_chunks_is_no_fault_of_the_server(server, model, alice):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
+        line.sendall(
+            f"POST {URL} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n"
+            f"Authorization: Bearer {make_token(alice)}\r\n"
+            "Content-Type: multipart/form-data; boundary=X\r\n\r\nZZ\r\n".encode()
+        )
+        assert line.recv(100).startswith(b"HTTP/1.1 408")
+    assert not Version.objects.exists()
