@@ -3,17 +3,13 @@
 from pathlib import PurePosixPath
 
 from registry.errors import NotFound
-from registry.formats import Facts, inspect
+from registry.formats import INSPECTOR, Facts, inspect
 from registry.models import Actor, Artifact, Blob, Inspection, Upload, Verdict
 from registry.services.texts import invalid_field
 from registry.storage import Stored, default_storage
 
 # Formats that jobs and serving open themselves; see ADR 0004.
 RUNNABLE = frozenset({"safetensors", "onnx"})
-
-
-# The readers' generation; raise it when they learn something, so that blobs are read again.
-_READERS = "headers-2"
 
 
 def record_blob(stored: Stored) -> Blob:
@@ -32,8 +28,7 @@ def inspect_blob(path: str, blob: Blob) -> Inspection:
         Invalid: the file is malformed, or `path` has the extension of another format.
 
     """
-    # The ending is part of the key: some formats have no magic, so the name asks for the check.
-    inspector = f"{_READERS}{PurePosixPath(path).suffix.lower()[:16]}"
+    inspector = _inspector_of(path)
     known = Inspection.objects.filter(blob=blob, inspector=inspector).first()
     if known is not None:
         return known
@@ -54,6 +49,21 @@ def inspect_blob(path: str, blob: Blob) -> Inspection:
         },
     )
     return row
+
+
+def _inspector_of(path: str) -> str:
+    """Name the readers that look at `path`.
+
+    The ending is part of it: some formats have no magic, so the name asks for the check.
+    """
+    return f"{INSPECTOR}{PurePosixPath(path).suffix.lower()[:16]}"
+
+
+def inspection_of(artifact: Artifact) -> Inspection | None:
+    """Give what the present readers found in a file, of the inspections its blob came with."""
+    inspector = _inspector_of(artifact.path)
+    rows = artifact.blob.inspections.all()
+    return next((row for row in rows if row.inspector == inspector), None)
 
 
 def _verdict(facts: Facts) -> str:

@@ -13,10 +13,12 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from registry.models import Evaluation, Repository, Version
+from registry.services.blobs import inspection_of
 from registry.web import wording
 
 register = template.Library()
 
+register.filter("inspection", inspection_of)
 register.filter("size", wording.size_text)
 register.filter("count", wording.count_text)
 register.filter("duration", wording.duration_text)

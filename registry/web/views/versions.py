@@ -15,7 +15,7 @@ from registry.errors import Invalid, RegistryError
 from registry.models import Actor, Artifact, Blob, Evaluation, Job, Version
 from registry.permissions import allowed, require
 from registry.services import catalog
-from registry.services.blobs import find_uploaded_blob, record_blob
+from registry.services.blobs import find_uploaded_blob, inspection_of, record_blob
 from registry.services.uploads import find_upload
 from registry.services.versions import (
     create_version,
@@ -92,10 +92,10 @@ def _inspections(files: list[Artifact]) -> list[dict[str, Any]]:
     """Gather what the headers said: one entry for each file that is more than text."""
     found = []
     for file in files:
-        for inspection in file.blob.inspections.all():
+        inspection = inspection_of(file)
+        if inspection and inspection.format not in {"json", "text", "opaque", "csv"}:
             facts: Mapping[str, Any] = inspection.facts
-            if inspection.format not in {"json", "text", "opaque", "csv"}:
-                found.append({"path": file.path, "inspection": inspection, "facts": facts})
+            found.append({"path": file.path, "inspection": inspection, "facts": facts})
     return found
 
 

@@ -275,3 +275,12 @@ def test_a_declared_signature_keeps_what_is_known_of_a_port():
         "inputs": [port],
         "outputs": [],
     }
+
+
+def test_a_file_shows_what_the_present_readers_found(alice, model):
+    version = make_version(alice, model, {"model.safetensors": safetensors_bytes(weight=[1.0])})
+    artifact = version.revision.artifacts.get()
+    found = blobs.inspection_of(artifact)
+    found.pk, found.inspector, found.format = None, "headers-0.safetensors", "opaque"
+    found.save()
+    assert blobs.inspection_of(artifact).format == "safetensors"
