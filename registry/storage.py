@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 # What one read gives: enough to be worth a change of thread, little enough for many slow readers.
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 2 * 1024 * 1024
 GIT_SHA1_BYTES = 10 * 1024 * 1024
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
