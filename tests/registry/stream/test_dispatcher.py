@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from tests.factories import make_version
+from tests.local.waiting import wait_until
 
 
 def ask(server, text):
@@ -83,9 +84,14 @@ def test_a_length_that_is_no_number(server, length):
 
 def test_the_access_log_says_who_asked_for_what_and_no_secrets(server, client):
     client.get("/api/v1/whoami?token=my_very_secret", headers={"X-Request-Id": "find-this-line"})
-    lines = [line for line in server.log.read_text().splitlines() if "find-this-line" in line]
-    assert len(lines) == 1
-    assert '127.0.0.1 "GET /api/v1/whoami" 200 0 ' in lines[0]
+
+    def lines():
+        return [line for line in server.log.read_text().splitlines() if "find-this-line" in line]
+
+    # The line is written after the answer has left.
+    wait_until(lines, "the request in the access log")
+    assert len(lines()) == 1
+    assert '127.0.0.1 "GET /api/v1/whoami" 200 0 ' in lines()[0]
     log = server.log.read_text()
     assert "my_very_secret" not in log
     assert client.headers["authorization"].split()[1] not in log
