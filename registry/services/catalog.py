@@ -221,7 +221,7 @@ def describe_repository(
     if "name" in changes or "visibility" in changes:
         require(actor, "maintain", repository)
     with transaction.atomic():
-        row = _locked(repository)
+        row = lock_repository(repository)
         check_etag(expected_etag, row.etag, row.full_name)
         name_before = row.name
         for field, value in changes.items():
@@ -274,7 +274,7 @@ def check_etag(expected: str | None, present: str, what: str) -> None:
         raise PreconditionFailed(f"{what} changed since you read it; read it again and retry.")
 
 
-def _locked(repository: Repository) -> Repository:
+def lock_repository(repository: Repository) -> Repository:
     """Lock a repository before anything below it, and read what it is now.
 
     Raises:
@@ -324,7 +324,7 @@ def delete_repository(
     """
     require(actor, "own", repository)
     with transaction.atomic():
-        row = _locked(repository)
+        row = lock_repository(repository)
         check_etag(expected_etag, row.etag, row.full_name)
         if Version.objects.filter(
             repository=row, read_by_jobs__state__in=[JobState.QUEUED, JobState.RUNNING]
@@ -364,7 +364,7 @@ def set_tag(
     require(actor, "write", repository)
     checked_key, checked_value = check_tag_key(key), check_tag_value(value)
     with transaction.atomic():
-        repository = _locked(repository)
+        repository = lock_repository(repository)
         tag, _ = Tag.objects.update_or_create(
             repository=repository,
             version=version,
@@ -386,7 +386,7 @@ def delete_tag(
     """
     require(actor, "write", repository)
     with transaction.atomic():
-        repository = _locked(repository)
+        repository = lock_repository(repository)
         deleted, _ = Tag.objects.filter(
             repository=repository, version=version, key=check_tag_key(key)
         ).delete()
@@ -449,7 +449,7 @@ def set_alias(
     require(actor, "write", repository)
     name = check_alias(alias)
     with transaction.atomic():
-        repository = _locked(repository)
+        repository = lock_repository(repository)
         fresh = Version.objects.get(pk=version.pk)
         if fresh.deleted_at is not None or not fresh.is_usable:
             raise Conflict(
@@ -499,7 +499,7 @@ def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
     """
     require(actor, "write", repository)
     with transaction.atomic():
-        repository = _locked(repository)
+        repository = lock_repository(repository)
         found = find_alias(repository, alias)
         found.delete()
         _after_alias(repository, {found.version_id})

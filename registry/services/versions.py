@@ -38,6 +38,7 @@ from registry.services.catalog import (
     check_etag,
     check_tag_key,
     check_tag_value,
+    lock_repository,
     refresh_search,
 )
 from registry.services.texts import check_text, invalid_field
@@ -125,13 +126,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     check_paths(list(files))
     facts = _gather(repository.kind, files)
     with transaction.atomic():
-        row = (
-            Repository.objects.select_for_update(of=("self",))
-            .select_related("namespace")
-            .get(pk=repository.pk)
-        )
-        if row.deleted_at is not None:
-            raise NotFound(f"{row.full_name} was deleted.", code="repository_deleted")
+        row = lock_repository(repository)
         if job is not None:
             done = Version.objects.filter(repository=row, job=job).first()
             if done is not None:
