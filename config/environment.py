@@ -83,3 +83,18 @@ def env_storage(name: str, default: str) -> str:
     if parts.scheme == "s3" and parts.netloc:
         return url
     raise BadSetting(name, "must look like file:///path or s3://bucket/prefix?endpoint=https://…")
+
+
+def env_signing_key(name: str) -> str:
+    """Read a private key in PEM, or nothing where none is given."""
+    text = env_text(name)
+    if not text:
+        return ""
+    # Only an installation that brings its own key pays for the import at each start.
+    from registry.signing import read_private_key  # noqa: PLC0415
+
+    try:
+        read_private_key(text)
+    except ValueError as error:
+        raise BadSetting(name, f"cannot be used as a signing key: {error}") from error
+    return text

@@ -11,6 +11,7 @@ from config.environment import (
     env_int,
     env_list,
     env_redis,
+    env_signing_key,
     env_storage,
     env_text,
 )
@@ -85,6 +86,8 @@ def _secret_key() -> str:
 
 
 SECRET_KEY = _secret_key()
+# Signs every version; empty: a key is made once and kept in the data folder.
+SIGNING_KEY = env_signing_key("MODELYARD_SIGNING_KEY")
 SAMPLES = env_bool("MODELYARD_SAMPLES", default=True)
 
 # --- The application --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import Any
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
+from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
 from registry.services.workers import forget_workers
 from workers.folder import prune_folders
@@ -43,7 +44,8 @@ def run_job(job_id: str) -> None:  # noqa: ARG001 - which job it is the table de
 
 @shared_task(name="workers.clean_up")
 def clean_up() -> None:
-    """Remove what nobody waits for any more."""
+    """Remove what nobody waits for any more; sign what was left unsigned."""
     expire_uploads()
     forget_workers()
     prune_folders()
+    sign_unsigned()

@@ -34,7 +34,7 @@ from registry.models.catalog import (
     VersionState,
     Visibility,
 )
-from registry.models.evidence import Evaluation, LineageEdge, LineageRole
+from registry.models.evidence import Evaluation, LineageEdge, LineageRole, Signature
 from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "Repository",
     "Revision",
     "Role",
+    "Signature",
     "Stage",
     "Tag",
     "Token",

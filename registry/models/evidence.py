@@ -1,4 +1,4 @@
-"""Measured numbers and where versions came from."""
+"""What is known of versions: measured numbers, where they came from, who signed them."""
 
 from django.db import models
 from django.db.models import F, Q
@@ -78,3 +78,44 @@ class LineageEdge(models.Model):
 
     def __str__(self) -> str:
         return f"{self.parent_id} -> {self.child_id} ({self.role})"
+
+
+class Signature(models.Model):
+    """A signature over the files of a version: a Sigstore bundle in the OpenSSF format.
+
+    This installation signs every version that is ready; people add their own beside it.
+    """
+
+    class Method(models.TextChoices):
+        KEY = "key"
+        CERTIFICATE = "certificate"
+        SIGSTORE = "sigstore"
+
+    version = models.ForeignKey(Version, on_delete=models.CASCADE, related_name="signatures")
+    # True for the one that this installation made with its own key.
+    own = models.BooleanField(default=False)
+    method = models.CharField(max_length=16, choices=Method)
+    # SHA-256 of the public key's PEM text, or of the certificate.
+    fingerprint = models.CharField(max_length=64)
+    identity = models.CharField(max_length=300, blank=True)
+    issuer = models.CharField(max_length=300, blank=True)
+    public_key = models.TextField(blank=True)
+    bundle = models.TextField()
+    created_by = models.ForeignKey(
+        User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["version", "own", "fingerprint"], name="signature_once_per_signer"
+            ),
+            models.CheckConstraint(
+                condition=Q(fingerprint__regex=r"^[0-9a-f]{64}$"),
+                name="signature_fingerprint_is_hex",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.fingerprint[:12]} on {self.version_id}"

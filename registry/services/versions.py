@@ -41,6 +41,7 @@ from registry.services.catalog import (
     lock_repository,
     refresh_search,
 )
+from registry.services.signatures import sign_version
 from registry.services.texts import check_text, invalid_field
 from registry.storage import default_storage
 
@@ -165,6 +166,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
             _follow_main_line(row, version, facts.card)
         row.save()
         refresh_search(row)
+        sign_version(version, {path: blob.sha256 for path, blob in files.items()})
         record_event(actor, "version.create", repository=row, target=version.ref, files=len(files))
     return version
 

@@ -18,7 +18,7 @@ from benchmarks.installation import running, wait_for_json
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:8000"
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-HOW_TO = ("tokens", "register", "uploads", "compress", "train", "batch-inference")
+HOW_TO = ("tokens", "register", "uploads", "compress", "train", "batch-inference", "sign")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

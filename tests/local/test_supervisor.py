@@ -63,6 +63,7 @@ def port():
         ("MODELYARD_STORAGE_URL", "ftp://nowhere", "must look like"),
         ("MODELYARD_SECRET_KEY", "short", "is shorter than 32 characters"),
         ("MODELYARD_SECRET_KEY_FILE", "/no/such/file", "cannot read"),
+        ("MODELYARD_SIGNING_KEY", "no key", "cannot be used as a signing key"),
         ("DATABASE_URL", "sqlite:///x", "must look like postgresql://"),
         ("REDIS_URL", "amqp://x", "must look like redis://"),
         ("MODELYARD_BIND", "no.such.address.invalid", "cannot listen on"),

@@ -26,6 +26,7 @@ _PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "other": {"description": "The version to compare with: a number, an `@alias`, or `latest`."},
     "job": {"schema": {"type": "string", "format": "uuid"}},
     "token": {"schema": {"type": "integer", "minimum": 1}},
+    "signature": {"schema": {"type": "integer", "minimum": 1}},
     "kind": {"description": "A kind of recipe, such as `compress`."},
 }
 _STATUS = {

@@ -370,6 +370,33 @@ class EvaluationQuery(Paging):
     metric: str = ""
 
 
+class NewSignature(Body):
+    """A bundle that `model_signing sign` wrote over the files exactly as they are here."""
+
+    bundle: dict[str, Any] = Field(description="The content of the signature file.")
+    public_key: str = Field(
+        "", max_length=10_000, description="PEM; needed when a bare key made the signature."
+    )
+
+
+class Signature(Answer):
+    id: int
+    own: bool = Field(description="True for the one that this installation made.")
+    method: Literal["key", "certificate", "sigstore"]
+    fingerprint: str
+    identity: str = Field(
+        description="Whom the certificate names; who vouches for it is unchecked."
+    )
+    issuer: str
+    public_key: str
+    created_by: str | None
+    created_at: datetime
+
+
+class SignatureList(Answer):
+    items: list[Signature]
+
+
 # --- Jobs ------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
         f"{version}/lineage": (f"{kind}-version-lineage", versions.VersionLineage),
         f"{version}/diff/<str:other>": (f"{kind}-diff", versions.VersionDiff),
         f"{version}/evaluations": (f"{kind}-evaluations", evidence.EvaluationList),
+        f"{version}/signatures": (f"{kind}-signatures", evidence.SignatureList),
+        f"{version}/signatures/<int:signature>": (f"{kind}-signature", evidence.SignatureOne),
     }
     for address, (name, view) in addresses.items():
         yield path(address, view.as_view(kind=kind), name=name)
@@ -51,6 +53,7 @@ urlpatterns = [
         people.MemberOne.as_view(),
         name="member",
     ),
+    path("signing-key", evidence.SigningKey.as_view(), name="signing-key"),
     path("events", people.EventList.as_view(), name="events"),
     path("openapi.json", document.OpenAPI.as_view(), name="openapi"),
 ]

@@ -16,6 +16,7 @@ from registry.models import (
     Event,
     Job,
     Repository,
+    Signature,
     Tag,
     Token,
     Version,
@@ -258,6 +259,20 @@ def evaluation_body(evaluation: Evaluation, visible: frozenset[int]) -> Row:
         "job": evaluation.job_id,
         "created_by": evaluation.created_by.username if evaluation.created_by else None,
         "created_at": evaluation.created_at,
+    }
+
+
+def signature_body(signature: Signature) -> Row:
+    return {
+        "id": signature.pk,
+        "own": signature.own,
+        "method": signature.method,
+        "fingerprint": signature.fingerprint,
+        "identity": signature.identity,
+        "issuer": signature.issuer,
+        "public_key": signature.public_key,
+        "created_by": signature.created_by.username if signature.created_by else None,
+        "created_at": signature.created_at,
     }
 
 

@@ -58,10 +58,10 @@ def check_against_document(method, path, response):
         assert response.content == b""
         return
     assert kind in described["content"], (kind, path)
-    if kind != "text/plain":
-        _validator(json.dumps(described["content"][kind]["schema"])).validate(
-            orjson.loads(response.content)
-        )
+    schema = described["content"][kind]["schema"]
+    # Answers that are no JSON (logs, keys, signature files) are said to be a string.
+    if schema != {"type": "string"}:
+        _validator(json.dumps(schema)).validate(orjson.loads(response.content))
 
 
 @cache

@@ -1,18 +1,22 @@
-"""Numbers about versions: measured by jobs, declared from outside."""
+"""What is known of versions: numbers, measured or declared, and who signed them."""
 
+import orjson
+from django.http import HttpResponse
+from django.http.response import HttpResponseBase
 from django.urls import reverse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from registry import signing
 from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
 from registry.api.v1.comparison import visible_datasets
 from registry.api.v1.openapi import operation
-from registry.api.v1.resource import Resource, created, idempotent
+from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.api.v1.views.versions import named_version
-from registry.models import Evaluation
+from registry.models import Evaluation, Signature
 from registry.pages import Page
-from registry.services import versions
+from registry.services import signatures, versions
 
 
 class EvaluationList(Resource):
@@ -58,3 +62,71 @@ class EvaluationList(Resource):
         return created(
             wire.evaluation_body(row, frozenset([dataset.pk] if dataset else [])), address
         )
+
+
+class SignatureList(Resource):
+    @operation(
+        "list_{kind}_signatures",
+        "List who signed a version; this installation signs each that is ready.",
+        {200: schemas.SignatureList},
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        rows = Signature.objects.filter(version=self.version()).select_related("created_by")
+        ordered = rows.order_by("-own", "-pk")
+        return Response({"items": [wire.signature_body(row) for row in ordered]})
+
+    @operation(
+        "add_{kind}_signature",
+        "Add a signature of your own; it is checked against the files first.",
+        {201: schemas.Signature},
+        body=schemas.NewSignature,
+        headers=("Idempotency-Key",),
+    )
+    @idempotent
+    def post(self, request: Request, /, **_: str) -> Response:
+        version = self.version()
+        new = self.body(schemas.NewSignature)
+        signature = signatures.add_signature(
+            actor=self.actor,
+            version=version,
+            bundle=orjson.dumps(new.bundle),
+            public_key=new.public_key,
+        )
+        place = version.repository
+        address = reverse(
+            f"api:{self.kind}-signature",
+            args=[place.namespace.slug, place.name, version.number, signature.pk],
+        )
+        return created(wire.signature_body(signature), address)
+
+
+class SignatureOne(Resource):
+    @operation(
+        "get_{kind}_signature",
+        "Get the bundle of a signature, as `model_signing verify` reads it.",
+        {200: signing.MEDIA_TYPE},
+        public=True,
+    )
+    def get(self, request: Request, signature: int, **_: str) -> HttpResponse:
+        found = signatures.find_signature(self.version(), signature)
+        return HttpResponse(found.bundle, content_type=signing.MEDIA_TYPE)
+
+    @operation("delete_{kind}_signature", "Delete a signature that a client added.", {204: None})
+    def delete(self, request: Request, signature: int, **_: str) -> HttpResponseBase:
+        version = self.version()
+        found = signatures.find_signature(version, signature)
+        signatures.delete_signature(actor=self.actor, version=version, signature=found)
+        return no_content()
+
+
+class SigningKey(Resource):
+    @operation(
+        "get_signing_key",
+        "Get the public half of the key that this installation signs versions with, as PEM.",
+        {200: "application/x-pem-file"},
+        public=True,
+    )
+    def get(self, request: Request) -> HttpResponse:
+        pem = signing.installation_key().public_pem
+        return HttpResponse(pem, content_type="application/x-pem-file")
