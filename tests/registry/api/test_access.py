@@ -1,12 +1,18 @@
 """Who may do what: every address and method, by everybody, over what is public and private."""
 
+import hashlib
+
+import orjson
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from django.db import transaction
 
+from registry import signing
 from registry.api.urls import urlpatterns as doors
 from registry.api.v1.urls import urlpatterns
 from registry.models import LineageRole, Role
-from registry.services import jobs, versions
+from registry.services import jobs, signatures, versions
 from tests.factories import (
     NamespaceFactory,
     UserFactory,
@@ -18,6 +24,21 @@ from tests.factories import (
     safetensors_bytes,
 )
 from tests.registry.api.conftest import Api, api_of
+
+FILES = {"model.safetensors": safetensors_bytes(weight=[1.0])}
+SIGNED = {path: hashlib.sha256(content).hexdigest() for path, content in FILES.items()}
+
+
+def _signature():
+    """Sign the files of every version here with a key of somebody's own."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    key = signing.SigningKey(private=private, public_pem=public.decode())
+    bundle = orjson.loads(signing.sign("mine", SIGNED, key))
+    return {"bundle": bundle, "public_key": key.public_pem}
+
 
 METHODS = ("get", "post", "put", "patch", "delete")
 CALLERS = ("anonymous", "stranger", "reader", "contributor", "maintainer", "owner", "admin")
@@ -87,6 +108,9 @@ def _repository(kind):
             "get": ("see", 200),
             "post": ("write", 201, {"metric": "accuracy", "value": 0.5}),
         },
+        f"{kind}-signatures": {"get": ("see", 200), "post": ("write", 201, _signature())},
+        # The one there was added by the contributor.
+        f"{kind}-signature": {"get": ("see", 200), "delete": ("write", 204)},
     }
 
 
@@ -113,6 +137,7 @@ TABLE = {
         "delete": ("in namespace: own", 204),
     },
     "events": {"get": ("signed in", 200)},
+    "signing-key": {"get": ("everybody", 200)},
     "openapi": {"get": ("everybody", 200)},
 }
 PUBLIC["submit"] = (401, 403, 403, None, None, None, None)
@@ -144,6 +169,7 @@ class World:
         self.callers = {name: api_of(user) for name, user in people.items()}
         self.callers["anonymous"] = Api()
         team.memberships.create(user=UserFactory(username="extra"), role=Role.READER)
+        self.signatures = {}
         for kind in ("model", "dataset"):
             thing = make_model(
                 owner,
@@ -153,7 +179,13 @@ class World:
                 visibility=visibility,
                 tags={"stage": "lab"},
             )
-            self._fill(owner, thing)
+            signature = _signature()
+            self.signatures[kind] = signatures.add_signature(
+                actor=actor_of(people["contributor"]),
+                version=self._fill(owner, thing),
+                bundle=orjson.dumps(signature["bundle"]),
+                public_key=signature["public_key"],
+            )
         # Jobs read a model of their own: what a job reads cannot be deleted.
         source = make_model(owner, "source", namespace="team", visibility=visibility)
         self._fill(owner, source)
@@ -169,7 +201,7 @@ class World:
         )
 
     def _fill(self, owner, thing):
-        content = {"model.safetensors": make_blob(safetensors_bytes(weight=[1.0]))}
+        content = {path: make_blob(content) for path, content in FILES.items()}
         actor = actor_of(owner)
         first = versions.create_version(actor=actor, repository=thing, files=content)
         parent = versions.ParentSpec(version=first, role=LineageRole.WEIGHTS)
@@ -178,9 +210,12 @@ class World:
         )
         thing.aliases.create(name="champion", version=first)
         assert second.number == 2
+        return second
 
     def address(self, pattern):
         path = str(pattern.pattern)
+        signature = self.signatures["dataset" if path.startswith("datasets") else "model"]
+        path = path.replace("<int:signature>", str(signature.pk))
         for slot, value in SLOTS.items():
             path = path.replace(slot, value)
         job = self.jobs.get(pattern.name)

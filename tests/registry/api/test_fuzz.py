@@ -62,7 +62,8 @@ def _fuzz(world, data):
             part = data.draw(st.just(good) | st.just(good) | TEXTS)
             address = address.replace(slot, quote(part, safe="") or "-")
     address = address.replace("<str:job>", str(next(iter(world.jobs.values())).pk))
-    address = address.replace("<int:token>", str(data.draw(st.integers(0, 2**70))))
+    for slot in ("<int:token>", "<int:signature>"):
+        address = address.replace(slot, str(data.draw(st.integers(0, 2**70))))
     body = TABLE[pattern.name][method][2:]
     changes = data.draw(st.dictionaries(st.sampled_from(FIELDS) | TEXTS, VALUES, max_size=4))
     sent = data.draw(VALUES | st.just(_mutated(body[0] if body else None, changes)))
