@@ -9,6 +9,7 @@ from django.utils.translation import gettext_lazy, ngettext, pgettext_lazy
 
 from registry.web.charts import short
 
+KINDS: Final = {"model": gettext_lazy("Models"), "dataset": gettext_lazy("Datasets")}
 TASKS: Final = {
     "image-classification": gettext_lazy("Image classification"),
     "text-classification": gettext_lazy("Text classification"),

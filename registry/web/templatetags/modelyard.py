@@ -3,7 +3,7 @@
 import json
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from django import template
 from django.urls import reverse
@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from registry.models import Evaluation, Repository, Version
+from registry.models import Evaluation, Job, Repository, Version
 from registry.services.blobs import inspection_of
 from registry.web import wording
 
@@ -40,6 +40,11 @@ def library_name(library: str) -> str:
 @register.filter
 def license_name(license_id: str) -> str:
     return wording.LICENSES.get(license_id.lower(), license_id)
+
+
+@register.filter
+def kind_title(kind: str) -> str:
+    return str(wording.KINDS[kind])
 
 
 @register.filter
@@ -149,6 +154,18 @@ def short_digest(digest: str) -> str:
     return f"{digest[:8]}…{digest[-4:]}" if len(digest) > 16 else digest
 
 
+@register.filter
+def notice_tone(level: str) -> str:
+    """Name the look of a message of Django's level."""
+    return {"error": "bad", "warning": "warn"}.get(level, "good")
+
+
+@register.simple_tag
+def delta(text: str, tone: str) -> SafeString:
+    """Write the difference from the version before; an empty one keeps the column straight."""
+    return format_html('<span class="{}">{}</span>', f"delta {tone}" if text else "delta", text)
+
+
 @register.simple_tag
 def state_tag(state: str) -> SafeString:
     return format_html(
@@ -164,19 +181,34 @@ def plural_kind(repository: Repository) -> str:
 
 @register.filter
 def repository_url(repository: Repository) -> str:
-    return reverse(
-        "web:repository",
-        kwargs={
-            "kind": plural_kind(repository),
-            "namespace": repository.namespace.slug,
-            "name": repository.name,
-        },
-    )
+    return page_url(repository, "repository")
 
 
 @register.filter
 def version_url(version: Version) -> str:
     return f"{repository_url(version.repository)}/versions/{version.number}"
+
+
+@register.filter
+def page_url(shown: Repository | Version, page: str) -> str:
+    """Give the address of a page or a form of one repository, or of one version."""
+    repository = shown.repository if isinstance(shown, Version) else shown
+    where: dict[str, Any] = {
+        "kind": plural_kind(repository),
+        "namespace": repository.namespace.slug,
+        "name": repository.name,
+    }
+    if isinstance(shown, Version):
+        where["number"] = shown.number
+    return reverse(f"web:{page}", kwargs=where)
+
+
+@register.filter
+def another_url(job: Job) -> str:
+    """Give the address of the form of a new job that begins as this one did."""
+    given = {key: job.recipe.get(key) for key in ("model", "dataset", "output")}
+    asked = {"kind": job.kind} | {key: value for key, value in given.items() if value}
+    return f"{reverse('web:new-job')}?{urlencode(asked, quote_via=quote, safe='/')}"
 
 
 @register.simple_tag
