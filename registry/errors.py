@@ -1,22 +1,60 @@
 """What can go wrong in the registry, said once and rendered by every door in its own shape."""
 
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from typing import Any, ClassVar, NamedTuple
 
 
-class FieldError(NamedTuple):
+class Text:
+    """English words with named places for values, which pages say in the reader's language.
+
+    `template` is a literal in the style of `str.format`, so that it can be looked up in a
+    catalogue; what differs from case to case is a value. A value may be a text itself.
+    """
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.template = template
+        self.values = plain(values)
+
+    @property
+    def detail(self) -> str:
+        """Say it in English, as the API, logs and rows do."""
+        return fill(self.template, self.values)
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class FieldError(Text):
     """One wrong field of a request: where it is, a stable code, and what to do about it."""
 
-    field: str
+    def __init__(self, field: str, code: str, template: str, /, **values: Any) -> None:
+        super().__init__(template, **values)
+        self.field = field
+        self.code = code
+
+
+class Wording(NamedTuple):
+    """The code and the words for one kind of wrong field, in the tables that translate pydantic."""
+
     code: str
-    detail: str
+    template: str
+
+
+class Unfit(ValueError):
+    """What a validator of ours raises: a ValueError, so that pydantic says which field it is."""
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.template = template
+        self.values = plain(values)
+        super().__init__(fill(template, self.values))
 
 
 class RegistryError(Exception):
     """An expected refusal.
 
-    `code` is stable and part of the API; `detail` is written for people and names the thing and
-    the way out.
+    `code` is stable and part of the API; `detail` is English, written for people, and names the
+    thing and the way out. Pages translate `template` and then fill in `values`.
     """
 
     code: ClassVar[str] = "error"
@@ -25,15 +63,36 @@ class RegistryError(Exception):
 
     def __init__(
         self,
-        detail: str,
+        template: str,
+        /,
         *,
         code: str | None = None,
         errors: Sequence[FieldError] = (),
+        **values: Any,
     ) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        self.template = template
+        self.values = plain(values)
+        self.detail = fill(template, self.values)
+        super().__init__(self.detail)
         self.reason = code or self.code
         self.errors = tuple(errors)
+
+
+def plain(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Keep numbers, texts and refusals; say everything else now, while it can still be asked."""
+    kept = (str, Number, Text, RegistryError)
+    return {name: one if isinstance(one, kept) else str(one) for name, one in values.items()}
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Put the values into their places; a template that lacks one is still better than nothing.
+
+    That every template gets its values is a rule that the tests check.
+    """
+    try:
+        return template.format_map(values)
+    except (LookupError, ValueError, AttributeError, TypeError):
+        return template
 
 
 class Invalid(RegistryError):

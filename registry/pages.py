@@ -90,7 +90,9 @@ def check_limit(limit: int | None) -> int:
         return DEFAULT_LIMIT
     if not 1 <= limit <= MAX_LIMIT:
         raise Invalid(
-            f"limit is {limit}; it must be between 1 and {MAX_LIMIT}.",
-            errors=[FieldError("limit", "out_of_range", f"Choose 1 to {MAX_LIMIT}.")],
+            "limit is {limit}; it must be between 1 and {most}.",
+            errors=[FieldError("limit", "out_of_range", "Choose 1 to {most}.", most=MAX_LIMIT)],
+            limit=limit,
+            most=MAX_LIMIT,
         )
     return limit

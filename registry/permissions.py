@@ -64,8 +64,11 @@ def require(actor: Actor, action: Action, thing: Namespace | Repository) -> None
     if not allowed(actor, action, thing):
         least = _NEEDS[action][0]
         raise Denied(
-            f"This needs the role {least.value} on {thing}; "
-            f"{actor.username} has {role_of(actor, thing) or 'none'}."
+            "This needs the role {role} on {thing}; {user} has {own_role}.",
+            role=least.value,
+            thing=thing,
+            user=actor.username,
+            own_role=role_of(actor, thing) or "none",
         )
 
 
@@ -75,6 +78,8 @@ def require_scope(actor: Actor, scope: str) -> None:
         raise Unauthenticated("This needs a signed-in user or a token; create one under Tokens.")
     if scope not in actor.scopes:
         raise Denied(
-            f"This token lacks the scope {scope!r}; it has {', '.join(sorted(actor.scopes))}.",
+            "This token lacks the scope {scope!r}; it has {scopes}.",
             code="missing_scope",
+            scope=scope,
+            scopes=", ".join(sorted(actor.scopes)),
         )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, Text, Unfit, Wording
 
 MAX_SAMPLES_SEEN = 500_000_000
 """The most rows one training job may look at: rows of the split times epochs."""
@@ -55,9 +55,10 @@ def parse_reference(text: str) -> Reference:
     """Split `ns/name`, `ns/name@3` or `ns/name@champion`."""
     if not re.fullmatch(REFERENCE_PATTERN.strip("^$"), text):
         raise Invalid(
-            f"{text[:100]!r} names no version; write namespace/name, namespace/name@3 "
+            "{text!r} names no version; write namespace/name, namespace/name@3 "
             "or namespace/name@alias.",
             code="bad_reference",
+            text=text[:100],
         )
     repository, _, selector = text.partition("@")
     namespace, name = repository.split("/")
@@ -380,7 +381,7 @@ class _Recipe(_Frozen):
     def resolved(self, references: Mapping[str, str]) -> Self:
         """Return the same recipe with its references replaced by exact ones."""
         if unknown := references.keys() - self.references().keys():
-            raise Invalid(f"The recipe refers to no {', '.join(sorted(unknown))}.")
+            raise Invalid("The recipe refers to no {unknown}.", unknown=", ".join(sorted(unknown)))
         return type(self).model_validate({**self.to_json(), **references})
 
     def queue(self, *, gpu_offered: bool) -> Queue:
@@ -453,7 +454,7 @@ class TrainRecipe(_Recipe):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.architecture is None) == (self.model is None):
-            raise ValueError("Give either an architecture or a model to continue from")
+            raise Unfit("Give either an architecture or a model to continue from.")
         return self
 
 
@@ -509,58 +510,67 @@ def parse_recipe(data: object) -> Recipe:
         raise Invalid("A recipe is a JSON object with kind, schema and steps.")
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in RECIPES:
-        kinds = ", ".join(RECIPES)
-        said = f"{_short(kind)} is no kind of recipe" if "kind" in data else "The kind is missing"
-        error = FieldError("kind", "not_a_choice" if "kind" in data else "required", said)
-        raise Invalid(f"{said}; choose one of {kinds}.", errors=[error])
+        if "kind" in data:
+            code, said = "not_a_choice", Text("{kind} is no kind of recipe", kind=_short(kind))
+        else:
+            code, said = "required", Text("The kind is missing")
+        raise Invalid(
+            "{problem}; choose one of {kinds}.",
+            errors=[FieldError("kind", code, said.template, **said.values)],
+            problem=said,
+            kinds=", ".join(RECIPES),
+        )
     try:
         return RECIPES[kind].model_validate(dict(data))
     except ValidationError as invalid:
         errors = list(_field_errors(kind, invalid))
         first = errors[0]
-        more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
-        place = f"{first.field}: " if first.field else ""
         raise Invalid(
-            f"The {kind} recipe is not valid. {place}{first.detail}{more}", errors=errors
+            "The {kind} recipe is not valid. {place}{problem}{more}",
+            errors=errors,
+            kind=kind,
+            place=f"{first.field}: " if first.field else "",
+            problem=first,
+            more=Text(" ({count} more)", count=len(errors) - 1) if len(errors) > 1 else "",
         ) from None
 
 
 # --- errors in plain words ----------------------------------------------------------------------
 
 _CODES = {
-    "extra_forbidden": ("unknown_field", "There is no such field; remove it."),
-    "missing": ("required", "This field is required."),
-    "finite_number": ("not_finite", "Must be a finite number."),
-    "bool_type": ("wrong_type", "Must be true or false."),
-    "int_type": ("wrong_type", "Must be a whole number."),
-    "int_from_float": ("wrong_type", "Must be a whole number."),
-    "int_parsing_size": ("out_of_range", "The number is too large."),
-    "float_type": ("wrong_type", "Must be a number."),
-    "string_type": ("wrong_type", "Must be a text."),
-    "string_unicode": ("wrong_type", "Must be a text of valid characters."),
-    "tuple_type": ("wrong_type", "Must be a list."),
-    "model_type": ("wrong_type", "Must be an object."),
-    "model_attributes_type": ("wrong_type", "Must be an object."),
-    "greater_than_equal": ("out_of_range", "Must be at least {ge}."),
-    "greater_than": ("out_of_range", "Must be greater than {gt}."),
-    "less_than_equal": ("out_of_range", "Must be at most {le}."),
-    "less_than": ("out_of_range", "Must be less than {lt}."),
-    "literal_error": ("not_a_choice", "Must be {expected}."),
-    "union_tag_not_found": ("required", "This field is required."),
-    "union_tag_invalid": ("not_a_choice", "Must be one of {expected_tags}."),
-    "too_short": ("wrong_length", "Needs at least {min_length} item(s)."),
-    "too_long": ("wrong_length", "Takes at most {max_length} item(s)."),
-    "string_too_short": ("wrong_length", "Needs at least {min_length} character(s)."),
-    "string_too_long": ("wrong_length", "Takes at most {max_length} characters."),
-    "value_error": ("inconsistent", "{error}."),
+    "extra_forbidden": Wording("unknown_field", "There is no such field; remove it."),
+    "missing": Wording("required", "This field is required."),
+    "finite_number": Wording("not_finite", "Must be a finite number."),
+    "bool_type": Wording("wrong_type", "Must be true or false."),
+    "int_type": Wording("wrong_type", "Must be a whole number."),
+    "int_from_float": Wording("wrong_type", "Must be a whole number."),
+    "int_parsing_size": Wording("out_of_range", "The number is too large."),
+    "float_type": Wording("wrong_type", "Must be a number."),
+    "string_type": Wording("wrong_type", "Must be a text."),
+    "string_unicode": Wording("wrong_type", "Must be a text of valid characters."),
+    "tuple_type": Wording("wrong_type", "Must be a list."),
+    "model_type": Wording("wrong_type", "Must be an object."),
+    "model_attributes_type": Wording("wrong_type", "Must be an object."),
+    "greater_than_equal": Wording("out_of_range", "Must be at least {ge}."),
+    "greater_than": Wording("out_of_range", "Must be greater than {gt}."),
+    "less_than_equal": Wording("out_of_range", "Must be at most {le}."),
+    "less_than": Wording("out_of_range", "Must be less than {lt}."),
+    "literal_error": Wording("not_a_choice", "Must be {expected}."),
+    "union_tag_not_found": Wording("required", "This field is required."),
+    "union_tag_invalid": Wording("not_a_choice", "Must be one of {expected_tags}."),
+    "too_short": Wording("wrong_length", "Needs at least {min_length} item(s)."),
+    "too_long": Wording("wrong_length", "Takes at most {max_length} item(s)."),
+    "string_too_short": Wording("wrong_length", "Needs at least {min_length} character(s)."),
+    "string_too_long": Wording("wrong_length", "Takes at most {max_length} characters."),
 }
 _PATTERNS = {
-    REFERENCE_PATTERN: (
+    REFERENCE_PATTERN: Wording(
         "bad_reference",
         "Write namespace/name, namespace/name@3 or namespace/name@alias.",
     ),
-    REPOSITORY_PATTERN: ("bad_name", "Write namespace/name."),
+    REPOSITORY_PATTERN: Wording("bad_name", "Write namespace/name."),
 }
+_PATTERN = Wording("bad_format", "Must match {pattern}.")
 _TAGGED = {"compress": "steps", "train": "architecture"}
 _TAG_OF = {"steps": "method", "architecture": "name"}
 
@@ -571,18 +581,21 @@ def _field_errors(kind: str, invalid: ValidationError) -> Iterator[FieldError]:
         # A step that is wrong in itself makes pydantic add that there are too few steps.
         details = [detail for detail in details if detail["type"] != "too_short"]
     for detail in details[:_MAX_ERRORS]:
-        code, words = _words(detail)
-        yield FieldError(_field(kind, detail), code, words)
+        yield _field_error(_field(kind, detail), detail)
 
 
-def _words(detail: ErrorDetails) -> tuple[str, str]:
+def _field_error(field: str, detail: ErrorDetails) -> FieldError:
     context = detail.get("ctx", {})
+    error = context.get("error")
+    if isinstance(error, Unfit):
+        return FieldError(field, "inconsistent", error.template, **error.values)
     if detail["type"] == "string_pattern_mismatch":
-        return _PATTERNS.get(
-            context["pattern"], ("bad_format", f"Must match {context['pattern']}.")
-        )
-    code, template = _CODES.get(detail["type"], ("invalid", f"{detail['msg']}."))
-    return code, template.format(**context)
+        wording: Wording | None = _PATTERNS.get(context["pattern"], _PATTERN)
+    else:
+        wording = _CODES.get(detail["type"])
+    if wording is None:
+        return FieldError(field, "invalid", "{message}.", message=detail["msg"])
+    return FieldError(field, wording.code, wording.template, **context)
 
 
 def _field(kind: str, detail: ErrorDetails) -> str:

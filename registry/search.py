@@ -94,11 +94,13 @@ def search_repositories(
 
 def _check(query: SearchQuery) -> None:
     if query.order not in SORTS:
-        raise _invalid("sort", f"{query.sort!r} is not one of {', '.join(SORTS)}.")
+        raise _invalid(
+            "sort", "{sort!r} is not one of {choices}.", sort=query.sort, choices=", ".join(SORTS)
+        )
     if query.order == "relevance" and not query.q.strip():
         raise _invalid("sort", "Sorting by relevance needs words to look for in q.")
     if len(query.q) > _MAX_QUERY_CHARACTERS:
-        raise _invalid("q", f"Look for at most {_MAX_QUERY_CHARACTERS} characters.")
+        raise _invalid("q", "Look for at most {limit} characters.", limit=_MAX_QUERY_CHARACTERS)
     texts = [query.q, query.task, query.library, query.license, query.format, query.owner]
     texts += [query.label, *query.tags, *query.tags.values()]
     if any("\0" in text or not _encodable(text) for text in texts):
@@ -106,15 +108,16 @@ def _check(query: SearchQuery) -> None:
     for name in ("min_params", "max_params", "max_bytes"):
         number = getattr(query, name)
         if number is not None and not 0 <= number < 1 << 63:
-            raise _invalid(name, f"{name} must be a number from 0 to 2^63 - 1.")
+            raise _invalid(name, "{name} must be a number from 0 to 2^63 - 1.", name=name)
 
 
 def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _invalid(name: str, detail: str) -> Invalid:
-    return Invalid(detail, code="bad_filter", errors=[FieldError(name, "bad_filter", detail)])
+def _invalid(field: str, template: str, /, **values: Any) -> Invalid:
+    problem = FieldError(field, "bad_filter", template, **values)
+    return Invalid(template, code="bad_filter", errors=[problem], **values)
 
 
 def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from django.conf import settings
 
-from registry.errors import Invalid, Unavailable
+from registry.errors import Invalid, Text, Unavailable
 from registry.formats.bounded_json import parse_json
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -103,9 +103,10 @@ def installation_key() -> SigningKey:
         return _read_key(pem)
     except (OSError, ValueError) as error:
         raise Unavailable(
-            f"The key that signs versions cannot be read or made: {error}. The administrator can "
+            "The key that signs versions cannot be read or made: {problem}. The administrator can "
             "set MODELYARD_SIGNING_KEY_FILE, or make the data folder writable.",
             code="signing_key_missing",
+            problem=error,
         ) from error
 
 
@@ -230,13 +231,13 @@ def read_bundle(data: bytes) -> Bundle:
 
     """
     if len(data) > MAX_BUNDLE_BYTES:
-        raise _unreadable(f"it is larger than {MAX_BUNDLE_BYTES} bytes")
-    bundle = parse_json(data, what="The signature bundle")
+        raise _unreadable("it is larger than {limit} bytes", limit=MAX_BUNDLE_BYTES)
+    bundle = parse_json(data, what=Text("The signature bundle"))
     if not _MEDIA_TYPES.fullmatch(_text(bundle, "mediaType")):
         raise _unreadable("its mediaType is not that of a Sigstore bundle")
     envelope = _member(bundle, "dsseEnvelope", dict)
     if _text(envelope, "payloadType") != _PAYLOAD_TYPE:
-        raise _unreadable(f"its payload is not {_PAYLOAD_TYPE}")
+        raise _unreadable("its payload is not {wanted}", wanted=_PAYLOAD_TYPE)
     signatures = _member(envelope, "signatures", list)
     if len(signatures) != 1:
         raise _unreadable("it needs exactly one signature")
@@ -256,11 +257,11 @@ def read_bundle(data: bytes) -> Bundle:
 
 
 def _read_statement(payload: bytes) -> tuple[str, Mapping[str, str], Sequence[str]]:
-    statement = parse_json(payload, what="The signed statement")
+    statement = parse_json(payload, what=Text("The signed statement"))
     if _text(statement, "_type") != _STATEMENT_TYPE:
-        raise _unreadable(f"its statement is not {_STATEMENT_TYPE}")
+        raise _unreadable("its statement is not {wanted}", wanted=_STATEMENT_TYPE)
     if _text(statement, "predicateType") != _PREDICATE_TYPE:
-        raise _unreadable(f"its statement is not of the type {_PREDICATE_TYPE}")
+        raise _unreadable("its statement is not of the type {wanted}", wanted=_PREDICATE_TYPE)
     subjects = _member(statement, "subject", list)
     if len(subjects) != 1:
         raise _unreadable("its statement needs exactly one subject")
@@ -275,9 +276,9 @@ def _read_statement(payload: bytes) -> tuple[str, Mapping[str, str], Sequence[st
     for resource in _member(predicate, "resources", list):
         path, digest = _text(resource, "name"), _text(resource, "digest")
         if resource.get("algorithm") != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise _unreadable(f"the digest of {path[:200]!r} is no SHA-256")
+            raise _unreadable("the digest of {path!r} is no SHA-256", path=path[:200])
         if path in files:
-            raise _unreadable(f"it lists {path[:200]!r} twice")
+            raise _unreadable("it lists {path!r} twice", path=path[:200])
         files[path] = digest
     root = _text(_member(subjects[0], "digest", dict), "sha256")
     if root != _root(files.values()):
@@ -301,15 +302,20 @@ def require_same_files(bundle: Bundle, files: Mapping[str, str]) -> None:
     """
     for path, digest in bundle.files.items():
         if path not in files:
-            raise _differs(f"it signs {path[:200]!r}, which is not in this version")
+            raise _differs("it signs {path!r}, which is not in this version", path=path[:200])
         if files[path] != digest:
-            raise _differs(f"{path!r} has the digest {files[path]}, and {digest} was signed")
+            raise _differs(
+                "{path!r} has the digest {found}, and {digest} was signed",
+                path=path,
+                found=files[path],
+                digest=digest,
+            )
     for path in files:
         left_out = _is_below(path, bundle.ignored) and (
             _is_below(path, GIT_PATHS) or path.endswith(_SIGNATURE_ENDINGS)
         )
         if path not in bundle.files and not left_out:
-            raise _differs(f"it does not sign {path!r}")
+            raise _differs("it does not sign {path!r}", path=path)
 
 
 def find_signer(bundle: Bundle, public_pem: str = "") -> Signer:
@@ -392,7 +398,7 @@ def _certificates(material: Mapping[str, Any]) -> Sequence[x509.Certificate]:
     else:
         entries = []
     if len(entries) > _MAX_CERTIFICATES:
-        raise _unreadable(f"it has more than {_MAX_CERTIFICATES} certificates")
+        raise _unreadable("it has more than {limit} certificates", limit=_MAX_CERTIFICATES)
     try:
         return [x509.load_der_x509_certificate(_bytes(entry, "rawBytes")) for entry in entries]
     except ValueError:
@@ -402,7 +408,7 @@ def _certificates(material: Mapping[str, Any]) -> Sequence[x509.Certificate]:
 def _member(parent: object, name: str, kind: type[Any]) -> Any:
     value = parent.get(name) if isinstance(parent, dict) else None
     if not isinstance(value, kind):
-        raise _unreadable(f"{name} is missing or of another type")
+        raise _unreadable("{name} is missing or of another type", name=name)
     return value
 
 
@@ -415,19 +421,26 @@ def _bytes(parent: object, name: str) -> bytes:
     try:
         return base64.b64decode(_text(parent, name), validate=True)
     except (binascii.Error, ValueError):
-        raise _unreadable(f"{name} is not base64") from None
+        raise _unreadable("{name} is not base64", name=name) from None
 
 
-def _unreadable(why: str) -> Invalid:
-    return Invalid(f"The signature bundle cannot be used: {why}.", code="bad_signature_bundle")
-
-
-def _differs(why: str) -> Invalid:
+def _unreadable(template: str, /, **values: Any) -> Invalid:
     return Invalid(
-        f"The signature is of other files: {why}. Sign the files exactly as they are here.",
-        code="signature_mismatch",
+        "The signature bundle cannot be used: {why}.",
+        code="bad_signature_bundle",
+        why=Text(template, **values),
     )
 
 
-def _forged(why: str) -> Invalid:
-    return Invalid(f"The signature does not hold: {why}.", code="bad_signature")
+def _differs(template: str, /, **values: Any) -> Invalid:
+    return Invalid(
+        "The signature is of other files: {why}. Sign the files exactly as they are here.",
+        code="signature_mismatch",
+        why=Text(template, **values),
+    )
+
+
+def _forged(template: str, /, **values: Any) -> Invalid:
+    return Invalid(
+        "The signature does not hold: {why}.", code="bad_signature", why=Text(template, **values)
+    )

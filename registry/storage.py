@@ -376,9 +376,11 @@ class Storage(ABC):
         trusted = self._trusted_bytes(upload_id)
         if trusted != offset:
             raise Conflict(
-                f"The upload is at byte {trusted}, not {offset}; ask for its offset with HEAD and "
+                "The upload is at byte {trusted}, not {offset}; ask for its offset with HEAD and "
                 "go on from there.",
                 code="offset_mismatch",
+                trusted=trusted,
+                offset=offset,
             )
 
     def _finish_locked(self, upload_id: str, sha256: str | None) -> Stored:
@@ -437,7 +439,7 @@ class LocalStorage(Storage):
 
     def check(self) -> None:
         if not os.access(self._blobs, os.R_OK | os.W_OK | os.X_OK):
-            raise Unavailable(f"The storage folder {self._blobs} cannot be written.")
+            raise Unavailable("The storage folder {folder} cannot be written.", folder=self._blobs)
 
     def materialise(self, sha256: str, target: Path) -> None:
         source = self._path(sha256)
@@ -473,7 +475,7 @@ class LocalStorage(Storage):
             while start < end:
                 block = os.pread(file.fileno(), min(BLOCK_BYTES, end - start), start)
                 if not block:
-                    raise Unavailable(f"The stored bytes of {sha256} end too early.")
+                    raise Unavailable("The stored bytes of {sha256} end too early.", sha256=sha256)
                 start += len(block)
                 yield block
 
@@ -580,13 +582,18 @@ class S3Storage(Storage):
             raise self._refusal(str(error)) from error
         except (BotoCoreError, HTTPClientError) as error:
             raise Unavailable(
-                f"The storage server of bucket {self.bucket} does not answer; try again."
+                "The storage server of bucket {bucket} does not answer; try again.",
+                bucket=self.bucket,
             ) from error
 
     def _refusal(self, code: str) -> RegistryError:
         if "StorageFull" in code or "InsufficientCapacity" in code or "QuotaExceeded" in code:
-            return StorageFull(f"The bucket {self.bucket} is full.")
-        return Unavailable(f"The storage server refused ({code[:200]}) for bucket {self.bucket}.")
+            return StorageFull("The bucket {bucket} is full.", bucket=self.bucket)
+        return Unavailable(
+            "The storage server refused ({reason}) for bucket {bucket}.",
+            reason=code[:200],
+            bucket=self.bucket,
+        )
 
 
 class Location(NamedTuple):
@@ -685,23 +692,28 @@ def _require_sha256(sha256: str) -> str:
 def _require_match(digest: str, size: int, *, sha256: str | None, size_bytes: int | None) -> None:
     if size_bytes is not None and size != size_bytes:
         raise Invalid(
-            f"{size_bytes} bytes were announced and {size} arrived; send the file again.",
+            "{announced} bytes were announced and {found} arrived; send the file again.",
             code="digest_mismatch",
+            announced=size_bytes,
+            found=size,
         )
     if sha256 is not None and digest != sha256.lower():
         raise Invalid(
-            f"The bytes that arrived have sha256 {digest}, not {sha256.lower()}; send the file "
-            "again.",
+            "The bytes that arrived have sha256 {digest}, not {expected}; send the file again.",
             code="digest_mismatch",
+            digest=digest,
+            expected=sha256.lower(),
         )
 
 
 def _no_blob(sha256: str) -> NotFound:
-    return NotFound(f"No stored bytes with sha256 {sha256[:64]}.")
+    return NotFound("No stored bytes with sha256 {sha256}.", sha256=sha256[:64])
 
 
 def _no_upload(upload_id: str) -> NotFound:
-    return NotFound(f"No upload {upload_id[:36]} in progress.", code="upload_not_found")
+    return NotFound(
+        "No upload {upload} in progress.", code="upload_not_found", upload=upload_id[:36]
+    )
 
 
 def _bad_url(url: str, reason: str) -> Never:

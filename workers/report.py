@@ -218,11 +218,15 @@ def find_files(folder: Path) -> dict[str, Path]:
             relative = path.relative_to(folder).as_posix()
             if not stat.S_ISREG(mode):
                 raise Invalid(
-                    f"The job left {relative!r}, which is no ordinary file.", code="odd_file"
+                    "The job left {relative!r}, which is no ordinary file.",
+                    code="odd_file",
+                    relative=relative,
                 )
             found[relative] = path
             if len(found) > MAX_FILES:
-                raise Invalid(f"The job left more than {MAX_FILES} files.", code="too_many_files")
+                raise Invalid(
+                    "The job left more than {limit} files.", code="too_many_files", limit=MAX_FILES
+                )
     return found
 
 

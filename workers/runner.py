@@ -194,7 +194,7 @@ class _Attempt:
 
     def _go_on(self) -> None:
         if self.lease.lost.is_set():
-            raise LeaseLost(f"Job {self.claim.job_id} has another attempt.")
+            raise LeaseLost("Job {job} has another attempt.", job=self.claim.job_id)
         if self.stopping.is_set():
             raise _Stopped
 
@@ -362,7 +362,7 @@ class _Watch:
     def _steer(self) -> None:
         """Stop the process when there is a reason to; first kindly, then not."""
         if self.lease.lost.is_set():
-            raise LeaseLost(f"Job {self.claim.job_id} has another attempt.")
+            raise LeaseLost("Job {job} has another attempt.", job=self.claim.job_id)
         now = time.monotonic()
         if self._ending is None:
             if self.lease.cancelled.is_set():

@@ -1,7 +1,7 @@
 """Refusals as `application/problem+json` (RFC 9457): one shape for whatever goes wrong."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -19,10 +19,10 @@ from rest_framework import exceptions
 
 from registry.errors import (
     Denied,
-    FieldError,
     Invalid,
     NotFound,
     RegistryError,
+    Text,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -60,22 +60,33 @@ class Unexpected(RegistryError):  # noqa: N818 - as in registry.errors
     title = "Something went wrong here"
 
 
+def english(said: Text | RegistryError) -> str:
+    return said.detail
+
+
 def problem_body(
-    error: BaseException, *, request_id: str, instance: str
+    error: BaseException,
+    *,
+    request_id: str,
+    instance: str,
+    say: Callable[[Text | RegistryError], str] = english,
 ) -> tuple[int, dict[str, Any]]:
     """Say what went wrong: the status and the members of the problem document.
 
-    Whatever is not an expected refusal becomes a 500 that gives nothing away.
+    Whatever is not an expected refusal becomes a 500 that gives nothing away. `say` chooses the
+    language; programs get English.
     """
     known = as_registry_error(error)
     return known.status, {
         "type": f"urn:modelyard:problem:{known.code}",
-        "title": known.title,
+        "title": say(Text(known.title)),
         "status": known.status,
-        "detail": known.detail,
+        "detail": say(known),
         "instance": instance,
         "code": known.reason,
-        "errors": [_field(one) for one in known.errors],
+        "errors": [
+            {"field": one.field, "code": one.code, "detail": say(one)} for one in known.errors
+        ],
         "request_id": request_id,
     }
 
@@ -88,10 +99,6 @@ def problem_headers(error: BaseException) -> dict[str, str]:
     if known.status == Unavailable.status:
         return {"Retry-After": "1"}
     return {}
-
-
-def _field(error: FieldError) -> dict[str, str]:
-    return {"field": error.field, "code": error.code, "detail": error.detail}
 
 
 def as_registry_error(error: BaseException) -> RegistryError:

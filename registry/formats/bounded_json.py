@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any, Never
 
+from registry.errors import Text
 from registry.formats.facts import malformed
 
 MAX_DEPTH = 64
@@ -13,12 +14,14 @@ _PARTS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_json(data: bytes, *, what: str, max_depth: int = MAX_DEPTH) -> Any:
+def parse_json(data: bytes, *, what: Text, max_depth: int = MAX_DEPTH) -> Any:
     """Read `data` strictly; raise Invalid that names `what` and what is wrong with it."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise malformed(f"{what} is not UTF-8 text (byte {error.start}).") from None
+        raise malformed(
+            "{what} is not UTF-8 text (byte {byte}).", what=what, byte=error.start
+        ) from None
     _check_depth(text, what, max_depth)
     try:
         value = json.loads(
@@ -28,24 +31,28 @@ def parse_json(data: bytes, *, what: str, max_depth: int = MAX_DEPTH) -> Any:
             parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
-        raise malformed(f"{what} is not valid JSON: {str(error)[:200]}.") from None
+        raise malformed(
+            "{what} is not valid JSON: {problem}.", what=what, problem=str(error)[:200]
+        ) from None
     _check_strings(value, what)
     return value
 
 
-def _check_depth(text: str, what: str, max_depth: int) -> None:
+def _check_depth(text: str, what: Text, max_depth: int) -> None:
     depth = 0
     for match in _PARTS.finditer(text):
         part = match.group()
         if part in "[{":
             depth += 1
             if depth > max_depth:
-                raise malformed(f"{what} is nested deeper than {max_depth} levels.")
+                raise malformed(
+                    "{what} is nested deeper than {limit} levels.", what=what, limit=max_depth
+                )
         elif part in "]}":
             depth -= 1
 
 
-def _check_strings(value: Any, what: str) -> None:
+def _check_strings(value: Any, what: Text) -> None:
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -55,7 +62,7 @@ def _check_strings(value: Any, what: str) -> None:
         elif isinstance(item, list):
             waiting.extend(item)
         elif isinstance(item, str) and ("\0" in item or _LONE_SURROGATE.search(item)):
-            raise malformed(f"{what} has text with a NUL or half a character in it.")
+            raise malformed("{what} has text with a NUL or half a character in it.", what=what)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -40,16 +40,20 @@ class Cursor:
     def _require(self, count: int) -> None:
         if count < 0 or count > self.size - self.position:
             raise malformed(
-                f"The {self.what} file ends too early: {count} bytes expected at byte "
-                f"{self.position} of {self.size}."
+                "The {what} file ends too early: {count} bytes expected at byte "
+                "{position} of {size}.",
+                what=self.what,
+                count=count,
+                position=self.position,
+                size=self.size,
             )
 
     def _fill(self, count: int) -> None:
         count = min(count, self.size - self.position)
         self._budget -= count
         if self._budget < 0:
-            raise malformed(f"The header of the {self.what} file is too large to check.")
+            raise malformed("The header of the {what} file is too large to check.", what=self.what)
         self._window = self._read(self.position, self.position + count)
         self._window_start = self.position
         if len(self._window) < count:
-            raise malformed(f"The {self.what} file ends too early.")
+            raise malformed("The {what} file ends too early.", what=self.what)

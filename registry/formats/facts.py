@@ -84,8 +84,8 @@ class Facts:
         }
 
 
-def malformed(detail: str) -> Invalid:
-    return Invalid(detail, code="malformed_file")
+def malformed(template: str, /, **values: Any) -> Invalid:
+    return Invalid(template, code="malformed_file", **values)
 
 
 def plain(value: bytes | str) -> str:

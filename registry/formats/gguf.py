@@ -78,13 +78,19 @@ def read_gguf(size: int, read: ReadRange) -> Facts:
         raise malformed("The GGUF file does not begin as one.")
     version = cursor.unpack("<I")
     if version not in {2, 3}:
-        raise malformed(f"The GGUF file has the unknown version {version}; 2 and 3 are read.")
+        raise malformed(
+            "The GGUF file has the unknown version {version}; 2 and 3 are read.", version=version
+        )
     tensors_count = cursor.unpack("<Q")
     keys_count = cursor.unpack("<Q")
     if tensors_count > MAX_TENSORS or keys_count > MAX_KEYS:
         raise malformed(
-            f"The GGUF header claims {tensors_count} tensors and {keys_count} keys; at most "
-            f"{MAX_TENSORS} and {MAX_KEYS} are read."
+            "The GGUF header claims {tensors_count} tensors and {keys_count} keys; at most "
+            "{max_tensors} and {max_keys} are read.",
+            tensors_count=tensors_count,
+            keys_count=keys_count,
+            max_tensors=MAX_TENSORS,
+            max_keys=MAX_KEYS,
         )
     metadata = _read_metadata(cursor, keys_count)
     spans = [_read_tensor(cursor) for _ in range(tensors_count)]
@@ -109,7 +115,7 @@ def _read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
     for _ in range(count):
         key = _read_text(cursor, 65_535)
         if key in metadata:
-            raise malformed(f"The GGUF key {key[:80]!r} stands twice.")
+            raise malformed("The GGUF key {key!r} stands twice.", key=key[:80])
         metadata[key] = _read_value(cursor, cursor.unpack("<I"), 0)
     return metadata
 
@@ -120,7 +126,7 @@ def _read_value(cursor: Cursor, kind: int, depth: int) -> Any:
     if kind == _ARRAY:
         return _read_array(cursor, depth)
     if kind not in _SCALARS:
-        raise malformed(f"The GGUF metadata has the unknown value type {kind}.")
+        raise malformed("The GGUF metadata has the unknown value type {kind}.", kind=kind)
     value = cursor.unpack(_SCALARS[kind])
     # NaN and infinity are no JSON and nobody needs them here.
     return value if value - value == 0 else None
@@ -134,7 +140,11 @@ def _read_array(cursor: Cursor, depth: int) -> str:
         cursor.skip(count * struct.calcsize(_SCALARS[kind]))
         return f"{count} values"
     if count > MAX_TEXTS:
-        raise malformed(f"A GGUF array claims {count} items; at most {MAX_TEXTS} are read.")
+        raise malformed(
+            "A GGUF array claims {count} items; at most {limit} are read.",
+            count=count,
+            limit=MAX_TEXTS,
+        )
     for _ in range(count):
         if kind == _STRING:
             cursor.skip(cursor.unpack("<Q"))
@@ -147,16 +157,24 @@ def _read_tensor(cursor: Cursor) -> tuple[int, int, Tensor]:
     name = _read_text(cursor, 65_535)
     rank = cursor.unpack("<I")
     if rank > 8:
-        raise malformed(f"The GGUF tensor {name[:80]!r} claims {rank} dimensions.")
+        raise malformed(
+            "The GGUF tensor {name!r} claims {rank} dimensions.", name=name[:80], rank=rank
+        )
     shape = tuple(cursor.unpack("<Q") for _ in range(rank))
     kind = cursor.unpack("<I")
     offset = cursor.unpack("<Q")
     if kind not in _TYPES:
-        raise malformed(f"The GGUF tensor {name[:80]!r} has the unknown type {kind}.")
+        raise malformed(
+            "The GGUF tensor {name!r} has the unknown type {kind}.", name=name[:80], kind=kind
+        )
     dtype, block, block_bytes = _TYPES[kind]
     tensor = Tensor(name[:500], dtype, shape)
     if shape and shape[0] % block:
-        raise malformed(f"The GGUF tensor {name[:80]!r} has rows that are no multiple of {block}.")
+        raise malformed(
+            "The GGUF tensor {name!r} has rows that are no multiple of {block}.",
+            name=name[:80],
+            block=block,
+        )
     return offset, offset + tensor.elements_count // block * block_bytes, tensor
 
 
@@ -166,18 +184,30 @@ def _check_spans(spans: list[tuple[int, int, Tensor]], cursor: Cursor, alignment
     data_start = -(-cursor.position // alignment) * alignment
     reached = 0
     for start, end, tensor in sorted(spans, key=lambda span: span[:2]):
-        shown = f"The GGUF tensor {tensor.name[:80]!r}"
         if start % alignment:
-            raise malformed(f"{shown} is not aligned to {alignment} bytes.")
+            raise malformed(
+                "The GGUF tensor {name!r} is not aligned to {alignment} bytes.",
+                name=tensor.name[:80],
+                alignment=alignment,
+            )
         if start < reached:
-            raise malformed(f"{shown} overlaps the one before it.")
+            raise malformed(
+                "The GGUF tensor {name!r} overlaps the one before it.", name=tensor.name[:80]
+            )
         if data_start + end > cursor.size:
-            raise malformed(f"{shown} ends beyond the file; the file is cut short.")
+            raise malformed(
+                "The GGUF tensor {name!r} ends beyond the file; the file is cut short.",
+                name=tensor.name[:80],
+            )
         reached = end
 
 
 def _read_text(cursor: Cursor, limit: int) -> str:
     length = cursor.unpack("<Q")
     if length > limit:
-        raise malformed(f"A GGUF text claims {length} bytes; at most {limit} are read.")
+        raise malformed(
+            "A GGUF text claims {length} bytes; at most {limit} are read.",
+            length=length,
+            limit=limit,
+        )
     return plain(cursor.take(length))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from registry.errors import Text
 from registry.formats import gguf, npy
 from registry.formats.bounded_json import parse_json
 from registry.formats.facts import Facts, ReadRange, malformed
@@ -82,8 +83,11 @@ def check_extension(name: str, kind: str) -> None:
     if kind in {"opaque", "text"} and ending in {"pt", "pth"}:
         return
     raise malformed(
-        f"{name[-200:]!r} is {_described(kind)} inside, which its ending .{ending} denies; "
-        "rename it, or upload the file that was meant."
+        "{name!r} is {found} inside, which its ending .{ending} denies; "
+        "rename it, or upload the file that was meant.",
+        name=name[-200:],
+        found=_described(kind),
+        ending=ending,
     )
 
 
@@ -121,9 +125,9 @@ def _read_json(size: int, read: ReadRange) -> Facts:
     if size > MAX_JSON_BYTES:
         head = read(0, 64).lstrip(b" \t\r\n\xef\xbb\xbf")
         if not head.startswith((b"{", b"[")):
-            raise malformed("The JSON file does not begin with '{' or '['.")
+            raise malformed("The JSON file does not begin with '{{' or '['.")
         return Facts(format="json", findings=("Too large to be checked as a whole.",))
-    value = parse_json(read(0, size).removeprefix(b"\xef\xbb\xbf"), what="The JSON file")
+    value = parse_json(read(0, size).removeprefix(b"\xef\xbb\xbf"), what=Text("The JSON file"))
     keys = sorted(key[:80] for key in value)[:100] if isinstance(value, dict) else []
     return Facts(format="json", metadata={"keys": keys} if keys else {})
 
@@ -144,8 +148,10 @@ def _ending(name: str) -> str:
     return last.rpartition(".")[2].lower() if "." in last else ""
 
 
-def _described(kind: str) -> str:
-    return {"opaque": "of no known format", "text": "plain text"}.get(kind, f"a {kind} file")
+def _described(kind: str) -> Text:
+    if kind == "opaque":
+        return Text("of no known format")
+    return Text("plain text") if kind == "text" else Text("a {format} file", format=kind)
 
 
 _READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[int, ReadRange], Facts]], ...] = (

@@ -19,12 +19,14 @@ def read_npy(size: int, read: ReadRange, *, name: str = "") -> Facts:
     if not head.startswith(MAGIC) or len(head) < 10:
         raise malformed("The npy file does not begin as one.")
     if head[6] not in {1, 2, 3}:
-        raise malformed(f"The npy file has the unknown version {head[6]}.")
+        raise malformed("The npy file has the unknown version {version}.", version=head[6])
     prefix = 10 if head[6] == 1 else 12
     length = int.from_bytes(head[8:prefix], "little")
     if length > MAX_HEADER_BYTES:
         raise malformed(
-            f"The npy header claims {length} bytes; at most {MAX_HEADER_BYTES} are read."
+            "The npy header claims {length} bytes; at most {limit} are read.",
+            length=length,
+            limit=MAX_HEADER_BYTES,
         )
     if prefix + length > size:
         raise malformed("The npy file is cut short inside its header.")
@@ -40,8 +42,12 @@ def read_npy(size: int, read: ReadRange, *, name: str = "") -> Facts:
     expected = math.prod(shape) * item_bytes if item_bytes is not None else None
     if expected is not None and expected != size - prefix - length:
         raise malformed(
-            f"The npy array of dtype {descr} and shape {shape} needs {expected} bytes and "
-            f"{size - prefix - length} follow its header."
+            "The npy array of dtype {dtype} and shape {shape} needs {expected} bytes and "
+            "{found} follow its header.",
+            dtype=descr,
+            shape=shape,
+            expected=expected,
+            found=size - prefix - length,
         )
     dtype = descr if isinstance(descr, str) else "structured"
     return Facts(format="npy", tensors=Tensors.of([Tensor(name, dtype, shape)]))
@@ -78,7 +84,7 @@ def _item_bytes(descr: Any) -> int | None:
         return None
     match = _PLAIN_DTYPE.fullmatch(descr) if isinstance(descr, str) else None
     if match is None:
-        raise malformed(f"The npy header has the unknown dtype {str(descr)[:80]!r}.")
+        raise malformed("The npy header has the unknown dtype {dtype!r}.", dtype=str(descr)[:80])
     kind, width = match.group(1), match.group(2)
     if not width:
         return 1 if kind == "?" else None

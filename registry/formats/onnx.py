@@ -88,18 +88,23 @@ class Walk:
             tag = self._varint()
             number, wire = tag >> 3, tag & 7
             if number == 0:
-                raise malformed(f"The ONNX file has a broken field at byte {position}.")
+                raise malformed(
+                    "The ONNX file has a broken field at byte {position}.", position=position
+                )
             found = self._field(number, wire)
             position = found.end
             if position > end:
                 raise malformed(
-                    f"The ONNX file is cut short: field {number} ends at byte {position} of {end}."
+                    "The ONNX file is cut short: field {number} ends at byte {position} of {end}.",
+                    number=number,
+                    position=position,
+                    end=end,
                 )
             yield found
 
     def bytes(self, found: Field) -> bytes:
         if found.wire != _BYTES:
-            raise malformed(f"The ONNX field {found.number} is no text.")
+            raise malformed("The ONNX field {number} is no text.", number=found.number)
         self.cursor.position = found.start
         return self.cursor.take(min(found.end - found.start, MAX_TEXT_BYTES))
 
@@ -108,7 +113,7 @@ class Walk:
 
     def inner(self, found: Field) -> Iterator[Field]:
         if found.wire != _BYTES:
-            raise malformed(f"The ONNX field {found.number} is no message.")
+            raise malformed("The ONNX field {number} is no message.", number=found.number)
         return self.fields(found.start, found.end)
 
     def numbers(self, found: Field) -> list[int]:
@@ -116,7 +121,9 @@ class Walk:
         if found.wire == _VARINT:
             return [_signed(found.value)]
         if found.wire != _BYTES or found.end - found.start > 4096:
-            raise malformed(f"The ONNX field {found.number} is no short list of numbers.")
+            raise malformed(
+                "The ONNX field {number} is no short list of numbers.", number=found.number
+            )
         self.cursor.position = found.start
         numbers = []
         while self.cursor.position < found.end:
@@ -132,7 +139,9 @@ class Walk:
             cursor.skip(8 if wire == _FIXED64 else 4)
             return Field(number, wire, 0, cursor.position, cursor.position)
         if wire != _BYTES:
-            raise malformed(f"The ONNX file has a broken field before byte {cursor.position}.")
+            raise malformed(
+                "The ONNX file has a broken field before byte {position}.", position=cursor.position
+            )
         length = self._varint()
         start = cursor.position
         return Field(number, wire, 0, start, start + length)
@@ -144,7 +153,10 @@ class Walk:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
-        raise malformed(f"The ONNX file has a broken number before byte {self.cursor.position}.")
+        raise malformed(
+            "The ONNX file has a broken number before byte {position}.",
+            position=self.cursor.position,
+        )
 
 
 @dataclass
@@ -171,7 +183,9 @@ def read_onnx(size: int, read: ReadRange) -> Facts:
     named = {tensor.name for tensor in found.initializers}
     tensors = Tensors.of(found.initializers)
     if tensors.elements_count > MAX_ELEMENTS:
-        raise malformed(f"The ONNX file claims weights of {tensors.elements_count:.2g} elements.")
+        raise malformed(
+            "The ONNX file claims weights of {count:.2g} elements.", count=tensors.elements_count
+        )
     return Facts(
         format="onnx",
         parameters_count=tensors.elements_count,
@@ -220,7 +234,9 @@ def _read_model(walk: Walk, size: int, found: Found) -> None:
         elif item.number in {20, 25}:
             _read_beside(walk, item, found)
         elif item.number not in {6, 26}:
-            raise malformed(f"The ONNX file has the unknown field {item.number} in its model.")
+            raise malformed(
+                "The ONNX file has the unknown field {number} in its model.", number=item.number
+            )
 
 
 def _read_beside(walk: Walk, item: Field, found: Found) -> None:
@@ -245,7 +261,9 @@ def _read_opset(walk: Walk, item: Field, found: Found) -> None:
         elif part.number == 2:
             version = part.value
     if not 1 <= version <= 100_000 or len(found.opsets) >= 100:
-        raise malformed(f"The ONNX operator set {domain[:80]!r} has no sensible version.")
+        raise malformed(
+            "The ONNX operator set {domain!r} has no sensible version.", domain=domain[:80]
+        )
     found.opsets[domain] = version
 
 
@@ -261,7 +279,9 @@ def _read_graph(  # noqa: C901 - one branch a field
             found.metadata["graph"] = walk.text(item)
         elif item.number == 5:
             if len(found.initializers) >= MAX_INITIALIZERS:
-                raise malformed(f"The ONNX graph has more than {MAX_INITIALIZERS} weights.")
+                raise malformed(
+                    "The ONNX graph has more than {limit} weights.", limit=MAX_INITIALIZERS
+                )
             tensor = _read_tensor(walk, item, found)
             if depth == 0:
                 found.initializers.append(tensor)
@@ -311,14 +331,19 @@ def _read_tensor(walk: Walk, tensor: Field, found: Found) -> Tensor:
     raw_bytes = parts[9].end - parts[9].start if 9 in parts else None
     external = 14 in parts and parts[14].value == _EXTERNAL
     if kind not in _TYPES or len(shape) > 64 or any(not 0 <= size < 2**63 for size in shape):
-        raise malformed(f"The ONNX tensor {name[:80]!r} has no sensible type and shape.")
+        raise malformed("The ONNX tensor {name!r} has no sensible type and shape.", name=name[:80])
     dtype, bits = _TYPES[kind]
     result = Tensor(name, dtype, tuple(shape))
     expected = -(-result.elements_count * bits // 8)
     if raw_bytes is not None and not external and bits and raw_bytes != expected:
         raise malformed(
-            f"The ONNX tensor {name[:80]!r} of type {dtype} and shape {shape[:8]} needs {expected} "
-            f"bytes but has {raw_bytes}."
+            "The ONNX tensor {name!r} of type {dtype} and shape {shape} needs {expected} "
+            "bytes but has {raw_bytes}.",
+            name=name[:80],
+            dtype=dtype,
+            shape=shape[:8],
+            expected=expected,
+            raw_bytes=raw_bytes,
         )
     return result
 
@@ -379,7 +404,8 @@ def _check_location(location: bytes) -> str:
         return check_path(location.decode("utf-8", "surrogateescape"))
     except Invalid as refusal:
         raise malformed(
-            f"The ONNX file has weights in a file outside its folder: {refusal.detail}"
+            "The ONNX file has weights in a file outside its folder: {problem}",
+            problem=refusal,
         ) from None
 
 

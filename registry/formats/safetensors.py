@@ -3,6 +3,7 @@
 import struct
 from typing import Any
 
+from registry.errors import Text
 from registry.formats.bounded_json import parse_json
 from registry.formats.facts import Facts, ReadRange, Tensor, Tensors, bounded_metadata, malformed
 
@@ -41,17 +42,21 @@ def read_safetensors(size: int, read: ReadRange) -> Facts:
     length = struct.unpack("<Q", read(0, 8))[0]
     if length > MAX_HEADER_BYTES:
         raise malformed(
-            f"The safetensors header claims {length} bytes; at most {MAX_HEADER_BYTES} are read."
+            "The safetensors header claims {length} bytes; at most {limit} are read.",
+            length=length,
+            limit=MAX_HEADER_BYTES,
         )
     if length > size - 8:
         raise malformed(
-            f"The safetensors header claims {length} bytes and {size - 8} follow; the file is cut "
-            "short."
+            "The safetensors header claims {length} bytes and {found} follow; the file is cut "
+            "short.",
+            length=length,
+            found=size - 8,
         )
     raw = read(8, 8 + length)
     if not raw.startswith(b"{"):
-        raise malformed("The safetensors header does not begin with '{'.")
-    header = parse_json(raw, what="The safetensors header", max_depth=8)
+        raise malformed("The safetensors header does not begin with '{{'.")
+    header = parse_json(raw, what=Text("The safetensors header"), max_depth=8)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise malformed("The safetensors __metadata__ must map text to text.")
@@ -67,23 +72,40 @@ def read_safetensors(size: int, read: ReadRange) -> Facts:
 
 
 def _span(name: str, entry: Any) -> tuple[int, int, Tensor]:
-    shown = f"The safetensors tensor {name[:200]!r}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise malformed(f"{shown} must have exactly dtype, shape and data_offsets.")
+        raise malformed(
+            "The safetensors tensor {name!r} must have exactly dtype, shape and data_offsets.",
+            name=name[:200],
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise malformed(f"{shown} has the unknown dtype {str(dtype)[:40]!r}.")
+        raise malformed(
+            "The safetensors tensor {name!r} has the unknown dtype {dtype!r}.",
+            name=name[:200],
+            dtype=str(dtype)[:40],
+        )
     if not _is_counts(shape) or len(shape) > MAX_RANK:
-        raise malformed(f"{shown} has a shape that is no short list of sizes.")
+        raise malformed(
+            "The safetensors tensor {name!r} has a shape that is no short list of sizes.",
+            name=name[:200],
+        )
     if not _is_counts(offsets) or len(offsets) != 2:
-        raise malformed(f"{shown} has data_offsets that are not two byte positions.")
+        raise malformed(
+            "The safetensors tensor {name!r} has data_offsets that are not two byte positions.",
+            name=name[:200],
+        )
     tensor = Tensor(name[:500], dtype, tuple(shape))
     bits = tensor.elements_count * DTYPE_BITS[dtype]
     start, end = offsets
     if bits % 8 or end - start != bits // 8:
         raise malformed(
-            f"{shown} of dtype {dtype} and shape {shape[:8]} needs {bits / 8:g} bytes but its "
-            f"data_offsets span {end - start}."
+            "The safetensors tensor {name!r} of dtype {dtype} and shape {shape} needs {needed:g} "
+            "bytes but its data_offsets span {span}.",
+            name=name[:200],
+            dtype=dtype,
+            shape=shape[:8],
+            needed=bits / 8,
+            span=end - start,
         )
     return start, end, tensor
 
@@ -93,13 +115,19 @@ def _check_tiling(spans: list[tuple[int, int, Tensor]], data_bytes: int) -> None
     reached = 0
     for start, end, tensor in sorted(spans, key=lambda span: span[:2]):
         if start != reached:
-            kind = "overlaps the one before it" if start < reached else "leaves a gap before it"
-            raise malformed(f"The safetensors tensor {tensor.name[:200]!r} {kind}.")
+            name = tensor.name[:200]
+            if start < reached:
+                raise malformed(
+                    "The safetensors tensor {name!r} overlaps the one before it.", name=name
+                )
+            raise malformed("The safetensors tensor {name!r} leaves a gap before it.", name=name)
         reached = end
     if reached != data_bytes:
         raise malformed(
-            f"The safetensors tensors end at byte {reached} of {data_bytes}; the file is cut short "
-            "or has something after them."
+            "The safetensors tensors end at byte {reached} of {data_bytes}; the file is cut short "
+            "or has something after them.",
+            reached=reached,
+            data_bytes=data_bytes,
         )
 
 

@@ -48,7 +48,11 @@ def read_zip(size: int, read: ReadRange) -> Facts:
 def list_entries(size: int, read: ReadRange) -> list[Entry]:
     count, directory_bytes, offset = _find_directory(size, read)
     if count > MAX_ENTRIES or directory_bytes > MAX_DIRECTORY_BYTES:
-        raise malformed(f"The zip file claims {count} entries; at most {MAX_ENTRIES} are read.")
+        raise malformed(
+            "The zip file claims {count} entries; at most {limit} are read.",
+            count=count,
+            limit=MAX_ENTRIES,
+        )
     if offset + directory_bytes > size:
         raise malformed("The zip directory lies beyond the file; the file is cut short.")
     raw = read(offset, offset + directory_bytes)
@@ -57,10 +61,14 @@ def list_entries(size: int, read: ReadRange) -> list[Entry]:
     while position < len(raw) and len(entries) < count:
         entry, position = _read_entry(raw, position)
         if entry.offset + entry.compressed_bytes > size:
-            raise malformed(f"The zip entry {entry.name[:80]!r} lies beyond the file.")
+            raise malformed("The zip entry {name!r} lies beyond the file.", name=entry.name[:80])
         entries.append(entry)
     if len(entries) != count:
-        raise malformed(f"The zip directory has {len(entries)} entries, not {count} as it claims.")
+        raise malformed(
+            "The zip directory has {found} entries, not {count} as it claims.",
+            found=len(entries),
+            count=count,
+        )
     return entries
 
 
@@ -193,15 +201,19 @@ def _entry_head(entry: Entry, size: int, read: ReadRange, limit: int = 12_000) -
     """Give the first bytes of an entry, inflated when it is deflated."""
     local = read(entry.offset, min(size, entry.offset + _LOCAL.size))
     if len(local) < _LOCAL.size or not local.startswith(b"PK\x03\x04"):
-        raise malformed(f"The zip entry {entry.name[:80]!r} is not where the directory says.")
+        raise malformed(
+            "The zip entry {name!r} is not where the directory says.", name=entry.name[:80]
+        )
     fields = _LOCAL.unpack(local)
     start = entry.offset + _LOCAL.size + fields[9] + fields[10]
     raw = read(min(start, size), min(size, start + min(entry.compressed_bytes, limit)))
     if entry.method == 0:
         return raw
     if entry.method != zlib.DEFLATED:
-        raise malformed(f"The zip entry {entry.name[:80]!r} is compressed in an unknown way.")
+        raise malformed(
+            "The zip entry {name!r} is compressed in an unknown way.", name=entry.name[:80]
+        )
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, limit)
     except zlib.error:
-        raise malformed(f"The zip entry {entry.name[:80]!r} is broken.") from None
+        raise malformed("The zip entry {name!r} is broken.", name=entry.name[:80]) from None

@@ -86,8 +86,9 @@ def find_readable_blob(actor: Actor, sha256: str) -> Blob:
         if Artifact.objects.readable_by(actor).filter(blob=blob).exists():
             return blob
     raise NotFound(
-        f"There are no bytes {sha256[:64]!r} that you may read; upload the file first.",
+        "There are no bytes {sha256!r} that you may read; upload the file first.",
         code="blob_not_found",
+        sha256=sha256[:64],
     )
 
 
@@ -101,11 +102,12 @@ def find_uploaded_blob(actor: Actor, upload_id: str) -> Blob:
     """
     upload = Upload.objects.owned_by(actor).select_related("blob").filter(pk=upload_id).first()
     if upload is None:
-        raise NotFound(f"You have no upload {upload_id}.", code="upload_not_found")
+        raise NotFound("You have no upload {upload}.", code="upload_not_found", upload=upload_id)
     if upload.blob is None:
         raise invalid_field(
             "files",
             "upload_unfinished",
-            f"The upload {upload_id} is not finished; send the rest with PATCH first.",
+            "The upload {upload} is not finished; send the rest with PATCH first.",
+            upload=upload_id,
         )
     return upload.blob

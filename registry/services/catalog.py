@@ -60,8 +60,11 @@ def find_repository(actor: Actor, kind: str, namespace: str, name: str) -> Repos
             found = visible.filter(redirects__in=moved).first()
     if found is None:
         raise NotFound(
-            f"There is no {Kind(kind).value} {namespace}/{name} that you may see.",
+            "There is no {kind} {namespace}/{name} that you may see.",
             code=f"{Kind(kind).value}_not_found",
+            kind=Kind(kind).value,
+            namespace=namespace,
+            name=name,
         )
     return found
 
@@ -84,9 +87,11 @@ def find_version(actor: Actor, repository: Repository, reference: str) -> Versio
         found = versions.filter(number=repository.latest_number).first()
     if found is None:
         raise NotFound(
-            f"{repository} has no version {reference!r}; a version is a number, an @alias "
+            "{repository} has no version {reference!r}; a version is a number, an @alias "
             "or 'latest'.",
             code="version_not_found",
+            repository=repository,
+            reference=reference,
         )
     found.repository = repository
     return found
@@ -102,7 +107,8 @@ def check_name(name: object) -> str:
         raise invalid_field(
             "name",
             "bad_name",
-            f"The name {text!r} holds a slash; send the namespace in its own field.",
+            "The name {text!r} holds a slash; send the namespace in its own field.",
+            text=text,
         )
     if (
         not re.fullmatch(NAME_PATTERN, text)
@@ -113,8 +119,9 @@ def check_name(name: object) -> str:
         raise invalid_field(
             "name",
             "bad_name",
-            f"The name {text!r} is not valid: use 1 to 96 letters, digits, '-', '_' and '.', "
+            "The name {text!r} is not valid: use 1 to 96 letters, digits, '-', '_' and '.', "
             "starting with a letter or digit, without '..' or '--'.",
+            text=text,
         )
     return text
 
@@ -178,8 +185,10 @@ def register_repository(  # noqa: PLR0913 - a registration is this wide
         if "repository_name_unique" not in str(error):
             raise
         raise AlreadyExists(
-            f"{space}/{plain} already exists; add a version to it, or choose another name.",
+            "{namespace}/{name} already exists; add a version to it, or choose another name.",
             code=f"{kind}_already_exists",
+            namespace=space,
+            name=plain,
         ) from error
     return repository
 
@@ -197,7 +206,11 @@ def _first_revision(repository: Repository, actor: Actor) -> None:
 
 def _bad_visibility(value: object) -> Exception:
     return invalid_field(
-        "visibility", "bad_choice", f"{value!r} is not one of {', '.join(Visibility.values)}."
+        "visibility",
+        "bad_choice",
+        "{value!r} is not one of {choices}.",
+        value=value,
+        choices=", ".join(Visibility.values),
     )
 
 
@@ -231,7 +244,9 @@ def describe_repository(
             with transaction.atomic():
                 row.save()
         except IntegrityError as error:
-            raise AlreadyExists(f"{row.full_name} already exists; choose another name.") from error
+            raise AlreadyExists(
+                "{repository} already exists; choose another name.", repository=row.full_name
+            ) from error
         if row.name.lower() != name_before.lower():
             Redirect.objects.filter(
                 kind=row.kind, namespace=row.namespace, name__iexact=row.name
@@ -262,7 +277,9 @@ def _apply_change(row: Repository, field: str, value: object) -> None:
         raise invalid_field(
             field,
             "unknown_field",
-            f"{field!r} cannot be changed; there are name, visibility, {', '.join(DESCRIBABLE)}.",
+            "{field!r} cannot be changed; there are name, visibility, {fields}.",
+            field=field,
+            fields=", ".join(DESCRIBABLE),
         )
 
 
@@ -271,7 +288,9 @@ def check_etag(expected: str | None, present: str, what: str) -> None:
     if expected is None or expected.strip() == "*":
         return
     if present not in {tag.strip().removeprefix("W/") for tag in expected.split(",")}:
-        raise PreconditionFailed(f"{what} changed since you read it; read it again and retry.")
+        raise PreconditionFailed(
+            "{what} changed since you read it; read it again and retry.", what=what
+        )
 
 
 def lock_repository(repository: Repository) -> Repository:
@@ -287,7 +306,9 @@ def lock_repository(repository: Repository) -> Repository:
         .get(pk=repository.pk)
     )
     if row.deleted_at is not None:
-        raise NotFound(f"{row.full_name} was deleted.", code="repository_deleted")
+        raise NotFound(
+            "{repository} was deleted.", code="repository_deleted", repository=row.full_name
+        )
     return row
 
 
@@ -329,7 +350,10 @@ def delete_repository(
         if Version.objects.filter(
             repository=row, read_by_jobs__state__in=[JobState.QUEUED, JobState.RUNNING]
         ).exists():
-            raise Conflict(f"A job is reading {repository}; cancel it or wait for it to end.")
+            raise Conflict(
+                "A job is reading {repository}; cancel it or wait for it to end.",
+                repository=repository,
+            )
         row.deleted_at = timezone.now()
         row.save(update_fields=["deleted_at"])
         record_event(actor, f"{row.kind}.delete", repository=repository)
@@ -343,7 +367,10 @@ def check_tag_key(key: object) -> str:
     text = check_text("key", key, max_length=250)
     if not text or "/" in text or "\n" in text or "\r" in text:
         raise invalid_field(
-            "key", "bad_key", f"The tag key {text!r} is empty or holds a slash or a line break."
+            "key",
+            "bad_key",
+            "The tag key {text!r} is empty or holds a slash or a line break.",
+            text=text,
         )
     return text
 
@@ -391,7 +418,12 @@ def delete_tag(
             repository=repository, version=version, key=check_tag_key(key)
         ).delete()
         if not deleted:
-            raise NotFound(f"{version or repository} has no tag {key!r}.", code="tag_not_found")
+            raise NotFound(
+                "{owner} has no tag {key!r}.",
+                code="tag_not_found",
+                owner=version or repository,
+                key=key,
+            )
         _after_tag(actor, repository, version, "tag.delete", key)
 
 
@@ -421,13 +453,15 @@ def check_alias(alias: object) -> str:
         raise invalid_field(
             "alias",
             "bad_alias",
-            f"The alias {text!r} is not valid: use letters, digits, '-' and '_'.",
+            "The alias {text!r} is not valid: use letters, digits, '-' and '_'.",
+            text=text,
         )
     if text.lower() == "latest" or re.fullmatch(r"v?[0-9]+", text, re.IGNORECASE):
         raise invalid_field(
             "alias",
             "reserved_alias",
-            f"The alias {text!r} is reserved: it would read like a version number or 'latest'.",
+            "The alias {text!r} is reserved: it would read like a version number or 'latest'.",
+            text=text,
         )
     return text
 
@@ -453,9 +487,10 @@ def set_alias(
         fresh = Version.objects.get(pk=version.pk)
         if fresh.deleted_at is not None or not fresh.is_usable:
             raise Conflict(
-                f"{version.ref} is {'deleted' if fresh.deleted_at else fresh.state}; "
-                "an alias needs a version that is ready.",
+                "{version} is {state}; an alias needs a version that is ready.",
                 code="version_not_ready",
+                version=version.ref,
+                state="deleted" if fresh.deleted_at else fresh.state,
             )
         current = (
             Alias.objects.filter(repository=repository, name=name).select_related("version").first()
@@ -464,7 +499,9 @@ def set_alias(
             current is None or current.version.number != expected_version
         ):
             raise PreconditionFailed(
-                f"The alias {name!r} is no longer at version {expected_version}; read it again."
+                "The alias {name!r} is no longer at version {expected_version}; read it again.",
+                name=name,
+                expected_version=expected_version,
             )
         moved, _ = Alias.objects.update_or_create(
             repository=repository,
@@ -520,7 +557,12 @@ def find_alias(repository: Repository, alias: str) -> Alias:
         else None
     )
     if found is None:
-        raise NotFound(f"{repository} has no alias {alias!r}.", code="alias_not_found")
+        raise NotFound(
+            "{repository} has no alias {alias!r}.",
+            code="alias_not_found",
+            repository=repository,
+            alias=alias,
+        )
     return found
 
 

@@ -26,6 +26,7 @@ from registry.errors import (
     NotFound,
     QuotaExceeded,
     RegistryError,
+    Text,
 )
 from registry.models import (
     Actor,
@@ -99,7 +100,7 @@ def find_job(actor: Actor, job_id: str | uuid.UUID) -> Job:
         key = uuid.UUID(int=0)
     found = Job.objects.visible_to(actor).with_names().filter(pk=key).first()
     if found is None:
-        raise NotFound(f"There is no job {job_id} that you may see.", code="job_not_found")
+        raise NotFound("There is no job {job} that you may see.", code="job_not_found", job=job_id)
     return found
 
 
@@ -149,12 +150,19 @@ def _find_input(actor: Actor, role: str, text: str) -> Version:
         if repository.kind == Kind.MODEL:
             require_runnable(version)
         elif not version.is_usable or not version.files_count:
-            reason = version.state_reason or "it has no files that a job could read."
-            raise Conflict(f"{version.ref} cannot be read: {reason}", code="version_not_ready")
+            reason = version.state_reason or Text("it has no files that a job could read.")
+            raise Conflict(
+                "{version} cannot be read: {reason}",
+                code="version_not_ready",
+                version=version.ref,
+                reason=reason,
+            )
     except RegistryError as error:
         # The same refusal, and the field of the recipe that it is about.
-        problem = FieldError(role, error.reason, error.detail)
-        raise type(error)(error.detail, code=error.reason, errors=[problem]) from error
+        problem = FieldError(role, error.reason, error.template, **error.values)
+        raise type(error)(
+            error.template, code=error.reason, errors=[problem], **error.values
+        ) from error
     return version
 
 
@@ -196,8 +204,9 @@ def _require_room(actor: Actor) -> None:
     waiting = Job.objects.filter(created_by_id=actor.user_id, state=JobState.QUEUED).count()
     if waiting >= settings.JOB_MAX_QUEUED:
         raise QuotaExceeded(
-            f"You have {waiting} jobs waiting, as many as one may have; wait for some to start, "
-            "or cancel some."
+            "You have {count} jobs waiting, as many as one may have; wait for some to start, "
+            "or cancel some.",
+            count=waiting,
         )
 
 
@@ -224,7 +233,7 @@ def cancel_job(*, actor: Actor, job: Job) -> Job:
         if row.state == JobState.CANCELLED:
             return row
         if row.is_finished:
-            raise Conflict(f"The job has {row.state} already.", code="job_finished")
+            raise Conflict("The job has {state} already.", code="job_finished", state=row.state)
         if row.state == JobState.QUEUED:
             _end(row, JobState.CANCELLED)
         elif row.cancel_requested_at is None:
@@ -252,8 +261,9 @@ def resume_job(*, actor: Actor, job: Job) -> Job:
         row = _locked(job)
         if row.state not in {JobState.FAILED, JobState.CANCELLED}:
             raise Conflict(
-                f"The job is {row.state}; only a failed or cancelled one can be resumed.",
+                "The job is {state}; only a failed or cancelled one can be resumed.",
                 code="job_not_resumable",
+                state=row.state,
             )
         row.state = JobState.QUEUED
         row.queue = _choose_queue(recipe)
@@ -293,8 +303,10 @@ def inputs_of(job: Job, recipe: Recipe, actor: Actor) -> dict[str, Version]:
         named = [row for row in same if row.ref.lower() == text.lower()] or same
         if not named:
             raise NotFound(
-                f"{text} cannot be read any more by {actor.username}, who submitted the job.",
+                "{text} cannot be read any more by {user}, who submitted the job.",
                 code="version_not_found",
+                text=text,
+                user=actor.username,
             )
         found[role] = named[0]
     return found
@@ -536,7 +548,9 @@ def _held(claim: Claim) -> Job:
 
 
 def _lost(claim: Claim) -> LeaseLost:
-    return LeaseLost(f"Attempt {claim.fence} no longer holds the job {claim.job_id}.")
+    return LeaseLost(
+        "Attempt {attempt} no longer holds the job {job}.", attempt=claim.fence, job=claim.job_id
+    )
 
 
 def _creator(job: Job) -> Actor:

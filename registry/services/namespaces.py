@@ -4,7 +4,7 @@ import re
 
 from django.db import IntegrityError, transaction
 
-from registry.errors import AlreadyExists, Denied, Invalid, NotFound
+from registry.errors import AlreadyExists, Denied, Invalid, NotFound, Text
 from registry.models import ROLE_RANK, Actor, Membership, Namespace, Role, User
 from registry.models.access import SLUG_PATTERN
 from registry.permissions import require, require_scope
@@ -30,12 +30,16 @@ def check_slug(slug: object) -> str:
         raise invalid_field(
             "namespace",
             "bad_name",
-            f"The namespace {text!r} is not valid: use 1 to 64 letters, digits, '-' and '_', "
+            "The namespace {text!r} is not valid: use 1 to 64 letters, digits, '-' and '_', "
             "starting and ending with a letter or digit.",
+            text=text,
         )
     if text.lower() in RESERVED:
         raise invalid_field(
-            "namespace", "reserved_name", f"The namespace {text!r} is reserved; choose another."
+            "namespace",
+            "reserved_name",
+            "The namespace {text!r} is reserved; choose another.",
+            text=text,
         )
     return text
 
@@ -49,10 +53,13 @@ def find_namespace(actor: Actor, slug: str) -> Namespace:
     """
     found = Namespace.objects.filter(slug__iexact=slug).first() if "\0" not in slug else None
     if found is None:
-        way_out = (
-            "" if actor.is_anonymous else ' Create it with POST /api/v1/namespaces {"slug": …}.'
+        create = Text(' Create it with POST /api/v1/namespaces {{"slug": …}}.')
+        raise NotFound(
+            "There is no namespace {slug!r}.{way_out}",
+            code="namespace_not_found",
+            slug=slug,
+            way_out="" if actor.is_anonymous else create,
         )
-        raise NotFound(f"There is no namespace {slug!r}.{way_out}", code="namespace_not_found")
     return found
 
 
@@ -68,7 +75,9 @@ def create_namespace(*, actor: Actor, slug: object, display_name: object = "") -
         with transaction.atomic():
             namespace = Namespace.objects.create(slug=name, display_name=title)
     except IntegrityError as error:
-        raise AlreadyExists(f"The namespace {name!r} already exists; choose another.") from error
+        raise AlreadyExists(
+            "The namespace {name!r} already exists; choose another.", name=name
+        ) from error
     Membership.objects.create(namespace=namespace, user_id=actor.person_id, role=Role.OWNER)
     record_event(actor, "namespace.create", namespace=namespace, target=namespace.slug)
     return namespace
@@ -79,10 +88,12 @@ def set_member(*, actor: Actor, namespace: Namespace, username: str, role: str) 
     """Give a person a role in a namespace, or change the one they have."""
     require(actor, "own", namespace)
     if role not in ROLE_RANK:
-        raise invalid_field("role", "bad_role", f"The role is one of {', '.join(Role.values)}.")
+        raise invalid_field(
+            "role", "bad_role", "The role is one of {choices}.", choices=", ".join(Role.values)
+        )
     user = User.objects.filter(username__iexact=username).first()
     if user is None:
-        raise NotFound(f"There is no user {username!r}.", code="user_not_found")
+        raise NotFound("There is no user {user!r}.", code="user_not_found", user=username)
     _keep_an_owner(namespace, user, role)
     membership, _ = Membership.objects.update_or_create(
         namespace=namespace, user=user, defaults={"role": role}
@@ -103,7 +114,12 @@ def remove_member(*, actor: Actor, namespace: Namespace, username: str) -> None:
         .first()
     )
     if membership is None:
-        raise NotFound(f"{username!r} is not a member of {namespace}.", code="member_not_found")
+        raise NotFound(
+            "{user!r} is not a member of {namespace}.",
+            code="member_not_found",
+            user=username,
+            namespace=namespace,
+        )
     _keep_an_owner(namespace, membership.user, role=None)
     membership.delete()
     record_event(actor, "member.remove", namespace=namespace, target=f"{namespace}/{username}")
@@ -115,8 +131,10 @@ def _keep_an_owner(namespace: Namespace, user: User, role: str | None) -> None:
     was_owner = namespace.memberships.filter(role=Role.OWNER, user=user).exists()
     if was_owner and role != Role.OWNER and not others.exists():
         raise Invalid(
-            f"{user.username} is the last owner of {namespace}; make somebody else owner first.",
+            "{user} is the last owner of {namespace}; make somebody else owner first.",
             code="last_owner",
+            user=user.username,
+            namespace=namespace,
         )
 
 
@@ -135,7 +153,7 @@ def create_user(
         User.objects.filter(username__iexact=slug).exists()
         or Namespace.objects.filter(slug__iexact=slug).exists()
     ):
-        raise AlreadyExists(f"The name {slug!r} is taken; choose another.")
+        raise AlreadyExists("The name {slug!r} is taken; choose another.", slug=slug)
     user = User(username=slug, email=email, is_superuser=is_admin, is_staff=is_admin)
     if password is None:
         user.set_unusable_password()

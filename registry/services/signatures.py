@@ -87,13 +87,16 @@ def add_signature(
         others = Signature.objects.filter(version=version, own=False)
         if others.filter(fingerprint=signer.fingerprint).exists():
             raise AlreadyExists(
-                f"{version.ref} already has a signature by {signer.fingerprint[:16]}…; "
-                "delete that one first.",
+                "{version} already has a signature by {fingerprint}…; delete that one first.",
                 code="signature_exists",
+                version=version.ref,
+                fingerprint=signer.fingerprint[:16],
             )
         if others.count() >= _MAX_CLIENT_SIGNATURES:
             raise Conflict(
-                f"{version.ref} has {_MAX_CLIENT_SIGNATURES} signatures; delete one first."
+                "{version} has {limit} signatures; delete one first.",
+                version=version.ref,
+                limit=_MAX_CLIENT_SIGNATURES,
             )
         signature = Signature.objects.create(
             version=version,
@@ -126,7 +129,10 @@ def find_signature(version: Version, signature_id: int) -> Signature:
     found = Signature.objects.filter(version=version, pk=signature_id).first()
     if found is None:
         raise NotFound(
-            f"{version.ref} has no signature {signature_id}.", code="signature_not_found"
+            "{version} has no signature {signature}.",
+            code="signature_not_found",
+            version=version.ref,
+            signature=signature_id,
         )
     return found
 

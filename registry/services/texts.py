@@ -1,6 +1,7 @@
 """What text from outside may contain before it is stored."""
 
 import re
+from typing import Any
 
 from registry.errors import FieldError, Invalid
 
@@ -18,20 +19,28 @@ def check_text(field: str, value: object, *, max_length: int) -> str:
 
     """
     if not isinstance(value, str):
-        raise invalid_field(field, "wrong_type", f"{field} must be text.")
+        raise invalid_field(field, "wrong_type", "{field} must be text.", field=field)
     if len(value) > max_length:
         raise invalid_field(
-            field, "too_long", f"{field} has {len(value)} characters; at most {max_length} fit."
+            field,
+            "too_long",
+            "{field} has {count} characters; at most {limit} fit.",
+            field=field,
+            count=len(value),
+            limit=max_length,
         )
     if found := _FORBIDDEN.search(value):
         raise invalid_field(
             field,
             "bad_character",
-            f"{field} holds the character U+{ord(found.group()):04X}; remove it.",
+            "{field} holds the character U+{character:04X}; remove it.",
+            field=field,
+            character=ord(found.group()),
         )
     return value.strip()
 
 
-def invalid_field(field: str, code: str, detail: str) -> Invalid:
+def invalid_field(field: str, code: str, template: str, /, **values: Any) -> Invalid:
     """Make the refusal of one field."""
-    return Invalid(detail, code=code, errors=[FieldError(field, code, detail)])
+    problem = FieldError(field, code, template, **values)
+    return Invalid(template, code=code, errors=[problem], **values)

@@ -62,10 +62,16 @@ def _check_scopes(scopes: Iterable[str]) -> list[str]:
     wanted = sorted(set(scopes), key=lambda scope: SCOPES.index(scope) if scope in SCOPES else -1)
     if unknown := [scope for scope in wanted if scope not in SCOPES]:
         raise invalid_field(
-            "scopes", "bad_scope", f"Unknown scope {unknown[0]!r}; there are {', '.join(SCOPES)}."
+            "scopes",
+            "bad_scope",
+            "Unknown scope {scope!r}; there are {scopes}.",
+            scope=unknown[0],
+            scopes=", ".join(SCOPES),
         )
     if not wanted:
-        raise invalid_field("scopes", "required", f"Choose from the scopes {', '.join(SCOPES)}.")
+        raise invalid_field(
+            "scopes", "required", "Choose from the scopes {scopes}.", scopes=", ".join(SCOPES)
+        )
     return wanted
 
 
@@ -83,7 +89,11 @@ def revoke_token(*, actor: Actor, token_id: int) -> Token:
         tokens = tokens.filter(user_id=actor.person_id)
     token = within_reach(actor, tokens).filter(pk=token_id).first()
     if token is None:
-        raise NotFound(f"You have no live token with the id {token_id}.", code="token_not_found")
+        raise NotFound(
+            "You have no live token with the id {token_id}.",
+            code="token_not_found",
+            token_id=token_id,
+        )
     token.revoked_at = timezone.now()
     token.save(update_fields=["revoked_at"])
     record_event(actor, "token.revoke", target=token.name, token=token.pk)
@@ -110,7 +120,9 @@ def install_token(*, user: User, secret: str, name: str) -> Token:
         raise Invalid("The token must be 8 to 200 printable ASCII characters.", code="bad_token")
     if secret.startswith(TOKEN_PREFIX) and not is_token_shaped(secret):
         raise Invalid(
-            f"A token that starts with {TOKEN_PREFIX} must be one of ours.", code="bad_token"
+            "A token that starts with {prefix} must be one of ours.",
+            code="bad_token",
+            prefix=TOKEN_PREFIX,
         )
     token, _ = Token.objects.update_or_create(
         digest=digest_of(secret),

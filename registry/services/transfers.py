@@ -53,7 +53,9 @@ def find_download(
         else None
     )
     if artifact is None:
-        raise NotFound(f"{row.ref} has no file {path!r}.", code="file_not_found")
+        raise NotFound(
+            "{version} has no file {path!r}.", code="file_not_found", version=row.ref, path=path
+        )
     blob: Blob = artifact.blob
     return Download(
         sha256=blob.sha256,

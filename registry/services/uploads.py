@@ -32,7 +32,9 @@ def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str =
         raise invalid_field("length", "negative", "Upload-Length must not be negative.")
     if length > settings.MAX_UPLOAD_BYTES:
         raise TooLarge(
-            f"{length} bytes are more than one file may have here ({settings.MAX_UPLOAD_BYTES})."
+            "{length} bytes are more than one file may have here ({limit}).",
+            length=length,
+            limit=settings.MAX_UPLOAD_BYTES,
         )
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise invalid_field("sha256", "bad_digest", "sha256 must be 64 hexadecimal digits.")
@@ -41,7 +43,9 @@ def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str =
         Upload.objects.owned_by(actor).filter(completed_at=None, expires_at__gt=now).count()
         >= _MAX_OPEN_UPLOADS
     ):
-        raise Conflict(f"You have {_MAX_OPEN_UPLOADS} unfinished uploads; finish or end some.")
+        raise Conflict(
+            "You have {limit} unfinished uploads; finish or end some.", limit=_MAX_OPEN_UPLOADS
+        )
     upload = Upload.objects.create(
         id=uuid.uuid4(),
         user_id=actor.person_id,
@@ -74,7 +78,7 @@ def find_upload(actor: Actor, upload_id: str) -> Upload:
         .first()
     )
     if found is None:
-        raise NotFound(f"You have no upload {upload_id!r}; it may have expired.")
+        raise NotFound("You have no upload {upload!r}; it may have expired.", upload=upload_id)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from registry.errors import Conflict, Invalid, NotFound
+from registry.errors import Conflict, Invalid, NotFound, Text
 from registry.formats.card import Card, parse_card
 from registry.formats.paths import check_paths
 from registry.models import (
@@ -123,7 +123,9 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     origin = check_text("source", source, max_length=2000)
     labelled = {check_tag_key(key): check_tag_value(value) for key, value in (tags or {}).items()}
     if len(files) > MAX_FILES:
-        raise invalid_field("files", "too_many", f"A version holds at most {MAX_FILES} files.")
+        raise invalid_field(
+            "files", "too_many", "A version holds at most {limit} files.", limit=MAX_FILES
+        )
     check_paths(list(files))
     facts = _gather(repository.kind, files)
     with transaction.atomic():
@@ -441,7 +443,8 @@ def describe_version(
                 raise invalid_field(
                     name,
                     "unknown_field",
-                    f"{name!r} cannot be changed; there are message, state and state_reason.",
+                    "{name!r} cannot be changed; there are message, state and state_reason.",
+                    name=name,
                 )
         row.updated_at = timezone.now()
         row.save()
@@ -460,12 +463,19 @@ def describe_version(
 def _change_state(row: Version, value: object) -> None:
     if not isinstance(value, str) or value not in _SETTABLE_STATES:
         raise invalid_field(
-            "state", "bad_choice", f"The state can be set to {', '.join(sorted(_SETTABLE_STATES))}."
+            "state",
+            "bad_choice",
+            "The state can be set to {states}.",
+            states=", ".join(sorted(_SETTABLE_STATES)),
         )
     if row.state not in _SETTABLE_STATES:
-        raise Conflict(f"{row.ref} is {row.state}; that cannot be changed by hand.")
+        raise Conflict(
+            "{version} is {state}; that cannot be changed by hand.",
+            version=row.ref,
+            state=row.state,
+        )
     if value == VersionState.ARCHIVED and row.aliases.exists():
-        raise Conflict(f"{row.ref} has aliases; move them before you archive it.")
+        raise Conflict("{version} has aliases; move them before you archive it.", version=row.ref)
     row.state = value
 
 
@@ -502,18 +512,21 @@ def delete_version(*, actor: Actor, version: Version, expected_etag: str | None 
         )
         row = Version.objects.live().filter(pk=version.pk).first()
         if row is None or repository.deleted_at is not None:
-            raise NotFound(f"{version.ref} was deleted.", code="version_not_found")
+            raise NotFound("{version} was deleted.", code="version_not_found", version=version.ref)
         check_etag(expected_etag, row.etag, version.ref)
         aliases = sorted(version.aliases.values_list("name", flat=True))
         if aliases:
             raise Conflict(
-                f"{version.ref} has the alias {aliases[0]!r}; move or delete the alias first.",
+                "{version} has the alias {alias!r}; move or delete the alias first.",
                 code="version_aliased",
+                version=version.ref,
+                alias=aliases[0],
             )
         if version.read_by_jobs.filter(state__in=[JobState.QUEUED, JobState.RUNNING]).exists():
             raise Conflict(
-                f"A job is reading {version.ref}; cancel it or wait for it to end.",
+                "A job is reading {version}; cancel it or wait for it to end.",
                 code="version_in_use",
+                version=version.ref,
             )
         Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
         _find_latest(repository)
@@ -530,12 +543,16 @@ def require_runnable(version: Version) -> None:
     """
     if not version.is_usable:
         raise Conflict(
-            f"{version.ref} is {version.state}: {version.state_reason or 'it cannot be used.'}",
+            "{version} is {state}: {reason}",
             code="version_not_ready",
+            version=version.ref,
+            state=version.state,
+            reason=version.state_reason or Text("it cannot be used."),
         )
     if not RUNNABLE & set(version.formats):
         raise Invalid(
-            f"{version.ref} has no safetensors or ONNX file, so it cannot be run; register one "
+            "{version} has no safetensors or ONNX file, so it cannot be run; register one "
             "converted to safetensors with a config.json, or exported to ONNX.",
             code="not_runnable",
+            version=version.ref,
         )

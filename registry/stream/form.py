@@ -54,7 +54,7 @@ class VersionForm:
             for chunk in block:
                 self._parser.write(chunk)
         except FormParserError as error:
-            raise Invalid(f"The form is malformed: {str(error)[:200]}.") from None
+            raise Invalid("The form is malformed: {problem}.", problem=str(error)[:200]) from None
 
     def finish(self) -> None:
         """Require that the last part was closed: a form that breaks off registers nothing."""
@@ -68,7 +68,7 @@ class VersionForm:
 
     def _begin_part(self) -> None:
         if len(self.files) + len(self.texts) >= MAX_PARTS:
-            raise TooLarge(f"The form has more than {MAX_PARTS} parts.")
+            raise TooLarge("The form has more than {limit} parts.", limit=MAX_PARTS)
         self._headers = {}
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
@@ -95,7 +95,7 @@ class VersionForm:
             return
         path = check_path(_text(filename) if name in NAMELESS else name)
         if path in self.files:
-            raise _wrong(path, "repeated", f"The form has the file {path!r} twice.")
+            raise _wrong(path, "repeated", "The form has the file {path!r} twice.", path=path)
         self._name = path
         self._sink = self._storage.open_sink()
 
@@ -105,10 +105,12 @@ class VersionForm:
             raise _wrong(
                 name,
                 "unknown_field",
-                f"There is no field {name[:80]!r}; there are {known}. A file needs a filename.",
+                "There is no field {name!r}; there are {known}. A file needs a filename.",
+                name=name[:80],
+                known=known,
             )
         if name in self.texts:
-            raise _wrong(name, "repeated", f"The form has the field {name!r} twice.")
+            raise _wrong(name, "repeated", "The form has the field {name!r} twice.", name=name)
         self._name = name
         self._text = bytearray()
 
@@ -117,12 +119,16 @@ class VersionForm:
             self._sink.write(memoryview(data)[start:end])
             if self._sink.offset > settings.MAX_UPLOAD_BYTES:
                 raise TooLarge(
-                    f"The file {self._name!r} is larger than {settings.MAX_UPLOAD_BYTES} bytes."
+                    "The file {name!r} is larger than {limit} bytes.",
+                    name=self._name,
+                    limit=settings.MAX_UPLOAD_BYTES,
                 )
         elif self._text is not None:
             self._text_bytes += end - start
             if self._text_bytes > MAX_TEXT_BYTES:
-                raise TooLarge(f"The texts of the form have more than {MAX_TEXT_BYTES} bytes.")
+                raise TooLarge(
+                    "The texts of the form have more than {limit} bytes.", limit=MAX_TEXT_BYTES
+                )
             self._text += data[start:end]
 
     def _end_part(self) -> None:
@@ -152,8 +158,9 @@ def _text(data: bytes) -> str:
         raise Invalid("A name or a text in the form is not UTF-8.") from None
 
 
-def _wrong(field: str, code: str, detail: str) -> Invalid:
-    return Invalid(detail, code=code, errors=[FieldError(field[:200], code, detail)])
+def _wrong(field: str, code: str, template: str, /, **values: Any) -> Invalid:
+    problem = FieldError(field[:200], code, template, **values)
+    return Invalid(template, code=code, errors=[problem], **values)
 
 
 def described(form: VersionForm) -> Mapping[str, Any]:

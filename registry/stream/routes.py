@@ -52,7 +52,7 @@ async def _answer(exchange: Exchange, route: Route, where: Where) -> bool:
         if route.shared:
             return False
         allowed = ", ".join(route.handlers)
-        refusal = MethodNotAllowed(f"This address takes {allowed}.")
+        refusal = MethodNotAllowed("This address takes {allowed}.", allowed=allowed)
         await refuse(exchange, refusal, (("allow", allowed),))
         return True
     try:

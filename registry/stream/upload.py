@@ -138,7 +138,9 @@ async def answer_head(exchange: Exchange, actor: Actor, where: Mapping[str, str]
 async def answer_patch(exchange: Exchange, actor: Actor, where: Mapping[str, str]) -> None:
     _require_version(exchange)
     if exchange.headers.get("content-type", "") != MEDIA_TYPE:
-        raise WrongMediaType(f"Send the bytes with Content-Type: {MEDIA_TYPE}.")
+        raise WrongMediaType(
+            "Send the bytes with Content-Type: {media_type}.", media_type=MEDIA_TYPE
+        )
     offset = _number(exchange, "upload-offset")
     checksum = _checksum(exchange)
     upload = await in_database(find_upload, actor, where["upload"])
@@ -165,11 +167,15 @@ def read_metadata(header: str) -> dict[str, str]:
     for pair in header.split(",") if header.strip() else ():
         key, _, value = pair.strip().partition(" ")
         if not _METADATA_KEY.fullmatch(key) or key in metadata:
-            raise Invalid(f"Upload-Metadata has the key {key[:80]!r} twice or with a bad name.")
+            raise Invalid(
+                "Upload-Metadata has the key {key!r} twice or with a bad name.", key=key[:80]
+            )
         try:
             metadata[key] = base64.b64decode(value.strip(), validate=True).decode("utf-8")
         except ValueError:
-            raise Invalid(f"The value of {key!r} in Upload-Metadata is no base64 text.") from None
+            raise Invalid(
+                "The value of {key!r} in Upload-Metadata is no base64 text.", key=key
+            ) from None
     return metadata
 
 
@@ -184,8 +190,9 @@ async def _receive(
     announced = exchange.announced_bytes
     if announced is not None and offset + announced > upload.length_bytes:
         raise TooLarge(
-            f"{offset + announced} bytes would arrive, and Upload-Length said "
-            f"{upload.length_bytes}."
+            "{total} bytes would arrive, and Upload-Length said {length}.",
+            total=offset + announced,
+            length=upload.length_bytes,
         )
     await _interrupt_writer(upload_id)
     task = asyncio.current_task()
@@ -236,7 +243,8 @@ async def _append(
         offset = await settled(on_disk(storage.close_upload, upload_id, sink, keep=keep))
     if checksum is not None and not keep:
         raise WrongChecksum(
-            f"The {checksum.algorithm} of the bytes is not the one announced; send them again."
+            "The {algorithm} of the bytes is not the one announced; send them again.",
+            algorithm=checksum.algorithm,
         )
     return offset
 
@@ -248,7 +256,7 @@ async def _pump(exchange: Exchange, sink: Sink, limit: int, digest: Any) -> None
     try:
         async for block in exchange.blocks():
             if exchange.received_bytes - start > expected:
-                raise TooLarge(f"More bytes arrived than the {limit} of Upload-Length.")
+                raise TooLarge("More bytes arrived than the {limit} of Upload-Length.", limit=limit)
             if writing is not None:
                 await asyncio.shield(writing)
             writing = on_disk(_write, sink, block, digest)
@@ -291,7 +299,11 @@ def _keep(upload: Upload) -> Any:
 
 def _busy(refusal: Conflict) -> RegistryError:
     """Say in tus's own word (423) that another request holds the upload, so that clients retry."""
-    return UploadBusy(refusal.detail) if refusal.reason == "upload_busy" else refusal
+    return (
+        UploadBusy(refusal.template, **refusal.values)
+        if refusal.reason == "upload_busy"
+        else refusal
+    )
 
 
 async def _interrupt_writer(upload_id: str) -> None:
@@ -311,7 +323,8 @@ async def _interrupt_writer(upload_id: str) -> None:
 def _require_version(exchange: Exchange) -> None:
     if exchange.headers.get("tus-resumable") != VERSION:
         raise WrongTusVersion(
-            f"This server speaks tus {VERSION}; send the header Tus-Resumable: {VERSION}."
+            "This server speaks tus {version}; send the header Tus-Resumable: {version}.",
+            version=VERSION,
         )
 
 
@@ -324,7 +337,11 @@ def _length(exchange: Exchange) -> int:
 def _number(exchange: Exchange, name: str) -> int:
     text = exchange.headers.get(name, "")
     if not _NUMBER.fullmatch(text):
-        raise Invalid(f"The header {name.title()} must be a number of bytes, not {text[:40]!r}.")
+        raise Invalid(
+            "The header {header} must be a number of bytes, not {text!r}.",
+            header=name.title(),
+            text=text[:40],
+        )
     return int(text)
 
 
@@ -335,7 +352,9 @@ def _checksum(exchange: Exchange) -> Checksum | None:
     algorithm, _, value = header.strip().partition(" ")
     if algorithm not in ALGORITHMS:
         raise Invalid(
-            f"Upload-Checksum must be one of {', '.join(ALGORITHMS)}, not {algorithm[:20]!r}."
+            "Upload-Checksum must be one of {algorithms}, not {algorithm!r}.",
+            algorithms=", ".join(ALGORITHMS),
+            algorithm=algorithm[:20],
         )
     try:
         return Checksum(algorithm, base64.b64decode(value.strip(), validate=True))

@@ -36,7 +36,9 @@ class ThreadedApplication:
             limit = self._max_body_bytes
             await refuse(
                 exchange,
-                TooLarge(f"A body here holds at most {limit} bytes; send files as uploads."),
+                TooLarge(
+                    "A body here holds at most {limit} bytes; send files as uploads.", limit=limit
+                ),
             )
             return
         call = Call(self._application, exchange, make_environ(exchange, body))

@@ -11,6 +11,7 @@ from django.utils.translation import pgettext_lazy
 
 from registry.errors import RegistryError
 from registry.models import Namespace, Repository, VersionState, Visibility
+from registry.web.refusals import words_of
 from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES
 
 _VISIBILITY_HINTS = {
@@ -24,9 +25,9 @@ def show_refusal(form: forms.BaseForm, error: RegistryError) -> None:
     """Put a service's refusal beside the fields it names, else above the form."""
     for item in error.errors:
         name = item.field if item.field in form.fields else None
-        form.add_error(name, item.detail)
+        form.add_error(name, words_of(item))
     if not error.errors:
-        form.add_error(None, error.detail)
+        form.add_error(None, words_of(error))
 
 
 class SignInForm(AuthenticationForm):

@@ -113,6 +113,37 @@ METRICS: Final = {
     "latency_p50_batch32": gettext_lazy("p50 latency, batch 32"),
     "latency_p95_batch32": gettext_lazy("p95 latency, batch 32"),
 }
+# Values of refusals that are words themselves, by the last word of the value's name.
+WORDS: Final = {
+    "kind": {
+        "model": pgettext_lazy("in a sentence", "model"),
+        "dataset": pgettext_lazy("in a sentence", "dataset"),
+        "compress": pgettext_lazy("in a sentence", "compress"),
+        "train": pgettext_lazy("in a sentence", "train"),
+        "infer": pgettext_lazy("in a sentence", "infer"),
+        "evaluate": pgettext_lazy("in a sentence", "evaluate"),
+    },
+    "state": {
+        "pending": pgettext_lazy("in a sentence", "pending"),
+        "ready": pgettext_lazy("in a sentence", "ready"),
+        "quarantined": pgettext_lazy("in a sentence", "quarantined"),
+        "deprecated": pgettext_lazy("in a sentence", "deprecated"),
+        "archived": pgettext_lazy("in a sentence", "archived"),
+        "deleted": pgettext_lazy("in a sentence", "deleted"),
+        "queued": pgettext_lazy("in a sentence", "queued"),
+        "running": pgettext_lazy("in a sentence", "running"),
+        "succeeded": pgettext_lazy("in a sentence", "succeeded"),
+        "failed": pgettext_lazy("in a sentence", "failed"),
+        "cancelled": pgettext_lazy("in a sentence", "cancelled"),
+    },
+    "role": {
+        "none": pgettext_lazy("in a sentence", "none"),
+        "reader": pgettext_lazy("in a sentence", "reader"),
+        "contributor": pgettext_lazy("in a sentence", "contributor"),
+        "maintainer": pgettext_lazy("in a sentence", "maintainer"),
+        "owner": pgettext_lazy("in a sentence", "owner"),
+    },
+}
 # Numbers from 0 to 1 that read better as percentages.
 SHARES: Final = frozenset({"accuracy", "f1_macro", "agreement_with_parent"})
 # What says how good a model is, the first that a version has counts.

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from registry.errors import Invalid, NotFound
 from workers.ml.architectures import MAX_CLASSES
-from workers.ml.formats import malformed
+from workers.ml.formats import damaged
 
 Column = NDArray[Any] | list[str | None]
 Rows = Mapping[str, Column]
@@ -71,9 +71,10 @@ class TensorSplit:
         counts = {shape[0] if shape else -1 for shape in self._shapes().values()}
         if len(counts) != 1 or -1 in counts:
             raise Invalid(
-                f"Every tensor in {self.file.name} must have the same number of rows; "
-                f"found {sorted(counts)}.",
+                "Every tensor in {file} must have the same number of rows; found {counts}.",
                 code="bad_dataset",
+                file=self.file.name,
+                counts=sorted(counts),
             )
         (count,) = counts
         if count > MAX_ROWS:
@@ -95,13 +96,16 @@ class TensorSplit:
                 for name, found in slices.items():
                     if found.get_dtype() not in _DTYPES:
                         raise Invalid(
-                            f"Column {name!r} of {self.file.name} has the type "
-                            f"{found.get_dtype()}; use one of {', '.join(_DTYPES)}.",
+                            "Column {name!r} of {file} has the type {found}; use one of {dtypes}.",
                             code="bad_dataset",
+                            name=name,
+                            file=self.file.name,
+                            found=found.get_dtype(),
+                            dtypes=", ".join(_DTYPES),
                         )
                 return {name: found.get_shape() for name, found in slices.items()}
         except (SafetensorError, OSError) as error:
-            raise malformed(self.file, error) from error
+            raise damaged(self.file, error) from error
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,12 @@ def _csv_header(file: Path, lines: Iterator[str]) -> list[str]:
     try:
         header = next(csv.reader(lines), [])
     except csv.Error as error:
-        raise malformed(file, error) from error
+        raise damaged(file, error) from error
     names = [name.strip() for name in header]
     if not any(names):
-        raise Invalid(f"{file.name} has no header line with column names.", code="bad_dataset")
+        raise Invalid(
+            "{file} has no header line with column names.", code="bad_dataset", file=file.name
+        )
     return names
 
 
@@ -159,7 +165,7 @@ def _csv_records(file: Path, lines: Iterator[str]) -> Iterator[dict[str, str | N
             if values:
                 yield dict(itertools.zip_longest(names, values[: len(names)]))
     except csv.Error as error:
-        raise malformed(file, error) from error
+        raise damaged(file, error) from error
 
 
 def _json_records(file: Path, lines: Any) -> Iterator[dict[str, str | None]]:
@@ -173,10 +179,19 @@ def _json_records(file: Path, lines: Any) -> Iterator[dict[str, str | None]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise Invalid(
-                f"Line {number} of {file.name} is not a JSON value: {error}", code="malformed_file"
+                "Line {number} of {file} is not a JSON value: {problem}",
+                code="malformed_file",
+                number=number,
+                file=file.name,
+                problem=error,
             ) from error
         if not isinstance(record, dict):
-            raise Invalid(f"Line {number} of {file.name} is no object.", code="malformed_file")
+            raise Invalid(
+                "Line {number} of {file} is no object.",
+                code="malformed_file",
+                number=number,
+                file=file.name,
+            )
         yield {_whole(name): _as_text(value) for name, value in record.items()}
 
 
@@ -213,8 +228,11 @@ class Dataset:
         found = self.splits.get(name)
         if found is None:
             raise NotFound(
-                f"The dataset {self.ref} has no split {name!r}; it has {', '.join(self.splits)}.",
+                "The dataset {dataset} has no split {name!r}; it has {splits}.",
                 code="missing_split",
+                dataset=self.ref,
+                name=name,
+                splits=", ".join(self.splits),
             )
         return found
 
@@ -231,9 +249,10 @@ def open_dataset(path: Path, ref: str) -> Dataset:
             splits.setdefault(file.stem, TextSplit(file))
     if not splits:
         raise Invalid(
-            f"The dataset {ref} has no file that can be read; add train.safetensors, train.csv or "
-            "train.jsonl.",
+            "The dataset {dataset} has no file that can be read; add train.safetensors, train.csv "
+            "or train.jsonl.",
             code="unsupported_format",
+            dataset=ref,
         )
     return Dataset(path, ref, splits, _description(path))
 
@@ -245,7 +264,7 @@ def _description(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise malformed(file, error) from error
+        raise damaged(file, error) from error
     if not isinstance(described, dict):
         raise Invalid("dataset.json must be a JSON object.", code="bad_dataset")
     return described
@@ -257,14 +276,18 @@ def check_columns(split: Split, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in present:
             raise Invalid(
-                f"{split.file.name} has no column {column!r}; its columns are "
-                f"{', '.join(map(repr, present)) or 'none'}.",
+                "{file} has no column {column!r}; its columns are {columns}.",
                 code="missing_column",
+                file=split.file.name,
+                column=column,
+                columns=", ".join(map(repr, present)) or "none",
             )
 
 
 def _too_many_rows(file: Path) -> Invalid:
-    return Invalid(f"{file.name} has more than {MAX_ROWS} rows.", code="too_large")
+    return Invalid(
+        "{file} has more than {limit} rows.", code="too_large", file=file.name, limit=MAX_ROWS
+    )
 
 
 # --- labels -------------------------------------------------------------------------------------
@@ -279,7 +302,7 @@ class Labels:
         if len(self._number) != len(self.names):
             raise Invalid("Two classes have the same name.", code="bad_labels")
         if len(self.names) > MAX_CLASSES:
-            raise Invalid(f"More than {MAX_CLASSES} classes.", code="bad_labels")
+            raise Invalid("More than {limit} classes.", code="bad_labels", limit=MAX_CLASSES)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -290,11 +313,14 @@ class Labels:
         if found is None and _is_number(value):
             found = int(str(value))
         if found is None or not 0 <= found < len(self.names):
-            known = ", ".join(map(repr, self.names[:12]))
+            shown = [*map(repr, self.names[:12]), *(["..."] if len(self.names) > 12 else [])]
+            known = ", ".join(shown)
             raise Invalid(
-                f"{where}: {str(value)[:60]!r} is no class; the classes are {known}"
-                f"{', ...' if len(self.names) > 12 else ''}.",
+                "{where}: {value!r} is no class; the classes are {known}.",
                 code="bad_label",
+                where=where,
+                value=str(value)[:60],
+                known=known,
             )
         return found
 
@@ -316,9 +342,12 @@ def find_labels(dataset: Dataset, split: Split, column: str) -> Labels:
         seen.update(str(value).strip() for value in values if not _is_empty(value))
         if len(seen) > MAX_CLASSES:
             raise Invalid(
-                f"Column {column!r} of {split.file.name} has more than {MAX_CLASSES} different "
+                "Column {column!r} of {file} has more than {limit} different "
                 "values; that is no column of classes.",
                 code="bad_labels",
+                column=column,
+                file=split.file.name,
+                limit=MAX_CLASSES,
             )
     if seen and all(value.isascii() and value.isdecimal() and len(value) < 6 for value in seen):
         return Labels([str(number) for number in range(max(map(int, seen)) + 1)])
@@ -328,9 +357,12 @@ def find_labels(dataset: Dataset, split: Split, column: str) -> Labels:
 def _check_label_column(values: Column, split: Split, column: str) -> None:
     if isinstance(values, np.ndarray) and (values.ndim != 1 or values.dtype.kind not in "iub"):
         raise Invalid(
-            f"Column {column!r} of {split.file.name} must hold one whole number a row, "
-            f"not {values.dtype} {list(values.shape[1:])}.",
+            "Column {column!r} of {file} must hold one whole number a row, not {dtype} {shape}.",
             code="bad_column",
+            column=column,
+            file=split.file.name,
+            dtype=values.dtype,
+            shape=list(values.shape[1:]),
         )
 
 
@@ -358,8 +390,11 @@ def check_images(values: Column, split: Split, column: str) -> NDArray[np.uint8]
             return values.reshape(-1, 28, 28)
     found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "text"
     raise Invalid(
-        f"Column {column!r} of {split.file.name} must be uint8 [rows, 28, 28], not {found}.",
+        "Column {column!r} of {file} must be uint8 [rows, 28, 28], not {found}.",
         code="bad_column",
+        column=column,
+        file=split.file.name,
+        found=found,
     )
 
 
@@ -408,20 +443,25 @@ def load_split(
         dropped += int((~good).sum())
         if size > MAX_LOADED_BYTES:
             raise Invalid(
-                f"{split.file.name} does not fit in {MAX_LOADED_BYTES // 1024**3} GiB of memory.",
+                "{file} does not fit in {limit} GiB of memory.",
                 code="too_large",
+                file=split.file.name,
+                limit=MAX_LOADED_BYTES // 1024**3,
             )
     targets = np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
     if not len(targets):
-        raise Invalid(f"{split.file.name} has no row that can be used.", code="empty_split")
+        raise Invalid(
+            "{file} has no row that can be used.", code="empty_split", file=split.file.name
+        )
     return Loaded(np.concatenate(inputs) if images else inputs, targets, dropped)
 
 
 def check_texts(values: Column, split: Split) -> Sequence[str | None]:
     if isinstance(values, np.ndarray):
         raise Invalid(
-            f"{split.file.name} holds tensors; a text model needs CSV or JSON lines.",
+            "{file} holds tensors; a text model needs CSV or JSON lines.",
             code="bad_column",
+            file=split.file.name,
         )
     return values
 

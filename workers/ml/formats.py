@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.architectures import KINDS, build, read_parameters
 
 CONFIG = "config.json"
@@ -89,15 +89,19 @@ def open_model(path: Path) -> ModelFolder:
         if (path / ONNX) in found:
             found = [path / ONNX]
         if len(found) != 1:
-            raise Invalid(_no_weights(path, found), code="unsupported_format")
+            raise _no_weights(path, found)
         weights = found[0]
     if not weights.resolve().is_relative_to(path.resolve()):
-        raise Invalid(f"{weights.name} leads out of the version.", code="unsupported_format")
+        raise Invalid(
+            "{weights} leads out of the version.", code="unsupported_format", weights=weights.name
+        )
     config = read_config(path) if (path / CONFIG).is_file() else None
     if config is None and weights.suffix != ".onnx":
         raise Invalid(
-            f"{WEIGHTS} needs a {CONFIG} beside it that names the architecture.",
+            "{weights} needs a {config} beside it that names the architecture.",
             code="missing_config",
+            weights=WEIGHTS,
+            config=CONFIG,
         )
     return ModelFolder(path, weights, config or {})
 
@@ -106,12 +110,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read config.json, bounded."""
     try:
         if (path / CONFIG).stat().st_size > MAX_CONFIG_BYTES:
-            raise Invalid(f"{CONFIG} is larger than 4 MiB.", code="bad_config")
+            raise Invalid("{config} is larger than 4 MiB.", code="bad_config", config=CONFIG)
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Invalid(f"{CONFIG} cannot be read: {error}", code="bad_config") from error
+        raise Invalid(
+            "{config} cannot be read: {problem}", code="bad_config", config=CONFIG, problem=error
+        ) from error
     if not isinstance(config, dict):
-        raise Invalid(f"{CONFIG} must be a JSON object.", code="bad_config")
+        raise Invalid("{config} must be a JSON object.", code="bad_config", config=CONFIG)
     return config
 
 
@@ -119,9 +125,10 @@ def load_module(folder: ModelFolder) -> tuple[nn.Module, recipes.Architecture]:
     """Build the architecture that config.json names and fill it from model.safetensors."""
     if "architecture" not in folder.config:
         raise Invalid(
-            f"{CONFIG} has neither an architecture of this registry ({', '.join(KINDS)}) "
-            "nor a model_type.",
+            "{config} has neither an architecture of this registry ({kinds}) nor a model_type.",
             code="unknown_architecture",
+            config=CONFIG,
+            kinds=", ".join(KINDS),
         )
     parameters = read_parameters(folder.config["architecture"])
     module = build(parameters, classes=len(folder.labels))
@@ -137,17 +144,23 @@ def check_shapes(weights: Path, module: nn.Module) -> None:
         with safe_open(weights, framework="pt") as tensors:
             found = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise malformed(weights, error) from error
+        raise damaged(weights, error) from error
     wrong = [
         name for name in sorted(expected.keys() | found) if expected.get(name) != found.get(name)
     ]
     if wrong:
         name = wrong[0]
         raise Invalid(
-            f"{weights.name} does not fit the architecture in {CONFIG}: tensor {name!r} is "
-            f"{found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
-            f" ({len(wrong)} tensor(s) differ).",
+            "{weights} does not fit the architecture in {config}: tensor {name!r} is "
+            "{found}, expected {expected}"
+            " ({count} tensor(s) differ).",
             code="weights_mismatch",
+            weights=weights.name,
+            config=CONFIG,
+            name=name,
+            found=found.get(name, "missing"),
+            expected=expected.get(name, "no such tensor"),
+            count=len(wrong),
         )
 
 
@@ -156,15 +169,20 @@ def read_tensors(weights: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise malformed(weights, error) from error
+        raise damaged(weights, error) from error
 
 
 def fill(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     module.load_state_dict(tensors, strict=True)
 
 
-def malformed(file: Path, error: Exception) -> Invalid:
-    return Invalid(f"{file.name} is damaged or not what it says: {error}", code="malformed_file")
+def damaged(file: Path, error: Exception) -> Invalid:
+    return Invalid(
+        "{file} is damaged or not what it says: {problem}",
+        code="malformed_file",
+        file=file.name,
+        problem=error,
+    )
 
 
 def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
@@ -206,14 +224,22 @@ def describe_module(
     }
 
 
-def _no_weights(path: Path, found: list[Path]) -> str:
+def _no_weights(path: Path, found: list[Path]) -> Invalid:
     if len(found) > 1:
-        names = ", ".join(file.name for file in found[:5])
-        return f"The version has several ONNX files ({names}); name the one to use {ONNX}."
+        return Invalid(
+            "The version has several ONNX files ({names}); name the one to use {onnx}.",
+            code="unsupported_format",
+            names=", ".join(file.name for file in found[:5]),
+            onnx=ONNX,
+        )
     there = [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
-    listed = ", ".join(there[:8]) or "no files"
-    more = f" and {len(there) - 8} more" if len(there) > 8 else ""
-    return (
-        f"Only {WEIGHTS} with {CONFIG}, or {ONNX}, can be run; the version has {listed}{more}. "
-        "Other formats, pickles among them, are stored and never opened: convert the model first."
+    more = [f"+{len(there) - 8}"] if len(there) > 8 else []
+    return Invalid(
+        "Only {weights} with {config}, or {onnx}, can be run; the version has {files}. "
+        "Other formats, pickles among them, are stored and never opened: convert the model first.",
+        code="unsupported_format",
+        weights=WEIGHTS,
+        config=CONFIG,
+        onnx=ONNX,
+        files=", ".join([*there[:8], *more]) or Text("no files"),
     )

@@ -46,7 +46,7 @@ class Job:
     def input(self, role: str) -> Input:
         found = self.inputs.get(role)
         if found is None:
-            raise Invalid(f"The job has no {role}.", code="missing_input")
+            raise Invalid("The job has no {role}.", code="missing_input", role=role)
         return found
 
     def start_over(self) -> None:
@@ -77,10 +77,12 @@ def read_job(path: Path, events: Events, interrupt: Interrupt) -> Job:
             interrupt=interrupt,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Invalid(f"{path.name} cannot be read: {error!r}", code="bad_job") from error
+        raise Invalid(
+            "{file} cannot be read: {problem}", code="bad_job", file=path.name, problem=repr(error)
+        ) from error
 
 
 def _device(name: object) -> str:
     if name not in {"cpu", "cuda"}:
-        raise Invalid(f"{name!r} is no device; choose cpu or cuda.", code="bad_job")
+        raise Invalid("{name!r} is no device; choose cpu or cuda.", code="bad_job", name=name)
     return str(name)

@@ -120,8 +120,10 @@ def _tensors(
         shape = [first, *inner] if axes else []
         if math.prod(shape) > MAX_ELEMENTS:
             raise Invalid(
-                f"The input {name!r} has the shape {axes}, too large to make up rows for.",
+                "The input {name!r} has the shape {axes}, too large to make up rows for.",
                 code="unsupported_input",
+                name=name,
+                axes=axes,
             )
         if dtype.kind == "f":
             made[name] = drawn.standard_normal(shape).astype(dtype)

@@ -25,9 +25,10 @@ class Vocabulary:
         self._number = {word: number for number, word in enumerate(self.words)}
         if self.words[: len(_RESERVED)] != _RESERVED or len(self._number) != len(self.words):
             raise Invalid(
-                f"{FILE_NAME} must be a list of different words that starts with "
-                f"{', '.join(_RESERVED)}.",
+                "{file} must be a list of different words that starts with {reserved}.",
                 code="bad_vocabulary",
+                file=FILE_NAME,
+                reserved=", ".join(_RESERVED),
             )
 
     def __len__(self) -> int:
@@ -72,8 +73,11 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         words = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Invalid(
-            f"The model needs a readable {FILE_NAME}: {error}", code="bad_vocabulary"
+            "The model needs a readable {file}: {problem}",
+            code="bad_vocabulary",
+            file=FILE_NAME,
+            problem=error,
         ) from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise Invalid(f"{FILE_NAME} must be a list of words.", code="bad_vocabulary")
+        raise Invalid("{file} must be a list of words.", code="bad_vocabulary", file=FILE_NAME)
     return Vocabulary(words)

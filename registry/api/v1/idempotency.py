@@ -19,7 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from registry.api.v1.renderers import JSONRenderer
-from registry.errors import Conflict, FieldError, Invalid
+from registry.errors import Conflict, FieldError, Invalid, Text
 from registry.models import Actor
 
 HEADER = "Idempotency-Key"
@@ -56,11 +56,13 @@ class Claim:
         if key is None or actor.is_anonymous:
             return None
         if not _KEY.fullmatch(key):
-            detail = "Use 1 to 255 printable ASCII characters, such as a UUID."
+            wanted = Text("Use 1 to 255 printable ASCII characters, such as a UUID.")
             raise Invalid(
-                f"The {HEADER} is not valid. {detail}",
+                "The {header} is not valid. {wanted}",
                 code="bad_idempotency_key",
-                errors=[FieldError(HEADER, "bad_format", detail)],
+                errors=[FieldError(HEADER, "bad_format", wanted.template)],
+                header=HEADER,
+                wanted=wanted,
             )
         where = f"{actor.user_id}\n{actor.token_id}\n{address}\n{key}"
         return cls(
@@ -103,13 +105,15 @@ def answer_once(
 def _replay(claim: Claim, known: Mapping[str, Any]) -> HttpResponse:
     if known["digest"] != claim.digest:
         raise Conflict(
-            f"This {HEADER} was used with another body; use a new one.",
+            "This {header} was used with another body; use a new one.",
             code="idempotency_key_reused",
+            header=HEADER,
         )
     if "status" not in known:
         raise Conflict(
-            f"The first request with this {HEADER} is still running; try again shortly.",
+            "The first request with this {header} is still running; try again shortly.",
             code="idempotency_in_progress",
+            header=HEADER,
         )
     if known["content"] is None:
         raise Conflict(

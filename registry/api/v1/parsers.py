@@ -31,7 +31,9 @@ class StrictJSONParser(BaseParser):
     ) -> Any:
         body = stream.read(MAX_BYTES + 1)
         if len(body) > MAX_BYTES:
-            raise TooLarge(f"A JSON body holds at most {MAX_BYTES} bytes; upload files instead.")
+            raise TooLarge(
+                "A JSON body holds at most {limit} bytes; upload files instead.", limit=MAX_BYTES
+            )
         return parse_json(body)
 
 
@@ -44,7 +46,7 @@ def parse_json(body: bytes) -> Any:
 
     """
     if _nests_deeper_than(MAX_DEPTH, body):
-        raise _refusal("too_deep", f"The JSON nests deeper than {MAX_DEPTH} levels.")
+        raise _refusal("too_deep", "The JSON nests deeper than {limit} levels.", limit=MAX_DEPTH)
     try:
         parsed = json.loads(
             body.decode("utf-8"),
@@ -54,11 +56,16 @@ def parse_json(body: bytes) -> Any:
             parse_int=_whole,
         )
     except UnicodeDecodeError as error:
-        raise _refusal("not_utf8", f"The body is not UTF-8 at byte {error.start}.") from error
+        raise _refusal(
+            "not_utf8", "The body is not UTF-8 at byte {byte}.", byte=error.start
+        ) from error
     except json.JSONDecodeError as error:
         raise _refusal(
             "malformed_json",
-            f"The body is not JSON: {error.msg} at line {error.lineno} column {error.colno}.",
+            "The body is not JSON: {problem} at line {line} column {column}.",
+            problem=error.msg,
+            line=error.lineno,
+            column=error.colno,
         ) from error
     except (ValueError, RecursionError) as error:
         raise _refusal("malformed_json", "The body is not JSON that can be read.") from error
@@ -81,24 +88,28 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise _refusal("duplicate_key", f"The key {_shown(repeated)} stands there twice.")
+        raise _refusal("duplicate_key", "The key {key} stands there twice.", key=_shown(repeated))
     return found
 
 
 def _refuse_constant(name: str) -> Any:
-    raise _refusal("not_finite", f"{name} is not a JSON number; use null or leave it out.")
+    raise _refusal(
+        "not_finite", "{name} is not a JSON number; use null or leave it out.", name=name
+    )
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if number in {float("inf"), float("-inf")}:
-        raise _refusal("not_finite", f"The number {text[:40]} is too large.")
+        raise _refusal("not_finite", "The number {text} is too large.", text=text[:40])
     return number
 
 
 def _whole(text: str) -> int:
     if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 64:
-        raise _refusal("out_of_range", f"The number {text[:40]} does not fit into 64 bits.")
+        raise _refusal(
+            "out_of_range", "The number {text} does not fit into 64 bits.", text=text[:40]
+        )
     return int(text)
 
 
@@ -125,5 +136,5 @@ def _shown(text: str) -> str:
     return repr(text[:60].encode(errors="replace").decode())
 
 
-def _refusal(code: str, detail: str) -> Invalid:
-    return Invalid(detail, code=code)
+def _refusal(code: str, template: str, /, **values: Any) -> Invalid:
+    return Invalid(template, code=code, **values)

@@ -6,37 +6,36 @@ from django.http import QueryDict
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, Text, Unfit, Wording
 
 _MAX_ERRORS = 50
 _CODES = {
-    "extra_forbidden": ("unknown_field", "There is no such field; remove it."),
-    "missing": ("required", "This field is required."),
-    "string_type": ("wrong_type", "Must be a text."),
-    "int_type": ("wrong_type", "Must be a whole number."),
-    "int_from_float": ("wrong_type", "Must be a whole number."),
-    "int_parsing": ("wrong_type", "Must be a whole number."),
-    "int_parsing_size": ("out_of_range", "The number is too large."),
-    "float_type": ("wrong_type", "Must be a number."),
-    "float_parsing": ("wrong_type", "Must be a number."),
-    "finite_number": ("not_finite", "Must be a finite number."),
-    "bool_type": ("wrong_type", "Must be true or false."),
-    "bool_parsing": ("wrong_type", "Must be true or false."),
-    "list_type": ("wrong_type", "Must be a list."),
-    "dict_type": ("wrong_type", "Must be an object."),
-    "model_type": ("wrong_type", "Must be an object."),
-    "model_attributes_type": ("wrong_type", "Must be an object."),
-    "uuid_type": ("wrong_type", "Must be a UUID."),
-    "uuid_parsing": ("wrong_type", "Must be a UUID."),
-    "greater_than_equal": ("out_of_range", "Must be at least {ge}."),
-    "less_than_equal": ("out_of_range", "Must be at most {le}."),
-    "literal_error": ("not_a_choice", "Must be {expected}."),
-    "too_long": ("wrong_length", "Takes at most {max_length} items."),
-    "too_short": ("wrong_length", "Needs at least {min_length} items."),
-    "string_too_long": ("wrong_length", "Takes at most {max_length} characters."),
-    "string_too_short": ("wrong_length", "Needs at least {min_length} characters."),
-    "string_pattern_mismatch": ("bad_format", "Must look like {pattern}."),
-    "value_error": ("invalid", "{error}"),
+    "extra_forbidden": Wording("unknown_field", "There is no such field; remove it."),
+    "missing": Wording("required", "This field is required."),
+    "string_type": Wording("wrong_type", "Must be a text."),
+    "int_type": Wording("wrong_type", "Must be a whole number."),
+    "int_from_float": Wording("wrong_type", "Must be a whole number."),
+    "int_parsing": Wording("wrong_type", "Must be a whole number."),
+    "int_parsing_size": Wording("out_of_range", "The number is too large."),
+    "float_type": Wording("wrong_type", "Must be a number."),
+    "float_parsing": Wording("wrong_type", "Must be a number."),
+    "finite_number": Wording("not_finite", "Must be a finite number."),
+    "bool_type": Wording("wrong_type", "Must be true or false."),
+    "bool_parsing": Wording("wrong_type", "Must be true or false."),
+    "list_type": Wording("wrong_type", "Must be a list."),
+    "dict_type": Wording("wrong_type", "Must be an object."),
+    "model_type": Wording("wrong_type", "Must be an object."),
+    "model_attributes_type": Wording("wrong_type", "Must be an object."),
+    "uuid_type": Wording("wrong_type", "Must be a UUID."),
+    "uuid_parsing": Wording("wrong_type", "Must be a UUID."),
+    "greater_than_equal": Wording("out_of_range", "Must be at least {ge}."),
+    "less_than_equal": Wording("out_of_range", "Must be at most {le}."),
+    "literal_error": Wording("not_a_choice", "Must be {expected}."),
+    "too_long": Wording("wrong_length", "Takes at most {max_length} items."),
+    "too_short": Wording("wrong_length", "Needs at least {min_length} items."),
+    "string_too_long": Wording("wrong_length", "Takes at most {max_length} characters."),
+    "string_too_short": Wording("wrong_length", "Needs at least {min_length} characters."),
+    "string_pattern_mismatch": Wording("bad_format", "Must look like {pattern}."),
 }
 
 
@@ -87,10 +86,24 @@ def read_query(shape: type[Shape], given: QueryDict) -> Shape:
     return _validate(shape, read)
 
 
-def _one(field: str, code: str, detail: str) -> Invalid:
+def wrong_field(field: str, code: str, template: str, /, **values: Any) -> Invalid:
+    """Make the refusal of one field that has the right shape and cannot be meant."""
+    return Invalid(template, errors=[FieldError(field, code, template, **values)], **values)
+
+
+def _one(field: str, code: str, template: str, /, **values: Any) -> Invalid:
+    problem = FieldError(field, code, template, **values)
+    return _refusal([problem], 1)
+
+
+def _refusal(errors: list[FieldError], count: int) -> Invalid:
+    first = errors[0]
     return Invalid(
-        f"The request is not valid. {field}: {detail}",
-        errors=[FieldError(field, code, detail)],
+        "The request is not valid. {place}{problem}{more}",
+        errors=errors,
+        place=f"{first.field}: " if first.field else Text("The body: "),
+        problem=first,
+        more=Text(" ({count} more)", count=count - 1) if count > 1 else "",
     )
 
 
@@ -100,14 +113,15 @@ def _validate(shape: type[Shape], data: Any) -> Shape:
     except ValidationError as invalid:
         details = invalid.errors(include_url=False, include_input=False)
         errors = [_field_error(detail) for detail in details[:_MAX_ERRORS]]
-    first = errors[0]
-    place = f"{first.field}: " if first.field else "The body: "
-    more = f" ({len(details) - 1} more)" if len(details) > 1 else ""
-    raise Invalid(f"The request is not valid. {place}{first.detail}{more}", errors=errors)
+    raise _refusal(errors, len(details))
 
 
 def _field_error(detail: ErrorDetails) -> FieldError:
-    code, template = _CODES.get(detail["type"], ("invalid", ""))
-    words = template.format(**detail.get("ctx", {})) if template else f"{detail['msg']}."
     field = ".".join(str(part)[:100] for part in detail["loc"])
-    return FieldError(field, code, words)
+    context = detail.get("ctx", {})
+    error = context.get("error")
+    if isinstance(error, Unfit):
+        return FieldError(field, "invalid", error.template, **error.values)
+    if wording := _CODES.get(detail["type"]):
+        return FieldError(field, wording.code, wording.template, **context)
+    return FieldError(field, "invalid", "{message}.", message=detail["msg"])

@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from registry.api.v1.requests import Body, Query
+from registry.errors import Unfit
 from registry.recipes import REFERENCE_PATTERN
 
 Counted = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -23,7 +24,7 @@ def _text_only(value: object) -> object:
     """Refuse what a lenient reader would take for an id or a time, such as a number."""
     if isinstance(value, str):
         return value
-    raise ValueError("Must be a text.")
+    raise Unfit("Must be a text.")
 
 
 Id = Annotated[UUID, Field(strict=False), BeforeValidator(_text_only)]

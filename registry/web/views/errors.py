@@ -7,6 +7,7 @@ from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 
 from registry.errors import NotFound, RegistryError
+from registry.web.refusals import words_of
 
 
 def _titles() -> dict[int, tuple[str, str]]:
@@ -59,7 +60,8 @@ def _page(request: HttpRequest, status: int, *, detail: str = "") -> HttpRespons
 
 def render_problem(request: HttpRequest, error: RegistryError) -> HttpResponse:
     """Show a refusal as a page; what you may not see reads like what does not exist."""
-    return _page(request, error.status, detail="" if isinstance(error, NotFound) else error.detail)
+    detail = "" if isinstance(error, NotFound) else words_of(error)
+    return _page(request, error.status, detail=detail)
 
 
 # Django names the argument of these views; what it says is not shown.

@@ -22,6 +22,7 @@ from registry.services.jobs import cancel_job, find_job, submit_job
 from registry.web import charts, recipe_forms, wording
 from registry.web.forms import show_refusal
 from registry.web.recipe_forms import RecipeForm
+from registry.web.refusals import words_of
 from registry.web.visitor import actor_of, signed_in
 
 PAGE: Final = 20
@@ -59,7 +60,7 @@ def _after(cursor: str) -> Q:
     try:
         bound, job_id = decode_moment(moment), UUID(key)
     except ValueError as error:
-        raise Invalid(_("The cursor is not one of ours.")) from error
+        raise Invalid("The cursor is not one of ours.") from error
     return Q(created_at__lt=bound) | Q(created_at=bound, pk__lt=job_id)
 
 
@@ -137,7 +138,7 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
     try:
         cancel_job(actor=actor, job=job)
     except RegistryError as error:
-        messages.error(request, error.detail)
+        messages.error(request, words_of(error))
     else:
         messages.success(request, _("The job is being cancelled."))
     return redirect("web:job", job_id=job_id)

@@ -18,6 +18,7 @@ from registry.services.versions import read_card
 from registry.web import charts, history, wording
 from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, show_refusal
 from registry.web.markdown import render_markdown
+from registry.web.refusals import words_of
 from registry.web.snippets import snippets
 from registry.web.visitor import actor_of, signed_in
 
@@ -120,7 +121,7 @@ class RepositoryPage:
         if asked:
             return catalog.find_version(self.actor, self.repository, asked)
         if self.latest is None:
-            raise NotFound(f"{self.repository} has no version yet.")
+            raise NotFound("{repository} has no version yet.", repository=self.repository)
         return self.latest
 
     def _snippets(self) -> Details:
@@ -323,7 +324,7 @@ class _Change:
         return self.back()
 
     def refused(self, error: RegistryError) -> HttpResponse:
-        messages.error(self.request, error.detail)
+        messages.error(self.request, words_of(error))
         return self.back()
 
     def back(self) -> HttpResponse:

@@ -27,6 +27,7 @@ from registry.storage import default_storage
 from registry.web import history
 from registry.web.forms import EditVersionForm, NewVersionForm, show_refusal
 from registry.web.markdown import render_markdown
+from registry.web.refusals import words_of
 from registry.web.snippets import snippets
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, signed_in
@@ -134,13 +135,13 @@ def _sent_files(
     found: dict[str, Blob] = {}
     uploads, paths = request.POST.getlist("upload"), request.POST.getlist("path")
     if len(uploads) != len(paths):
-        raise Invalid(_("The form is incomplete; reload the page and choose the files again."))
+        raise Invalid("The form is incomplete; reload the page and choose the files again.")
     for upload, path in zip(uploads, paths, strict=True):
         found[path] = find_uploaded_blob(actor, str(find_upload(actor, upload).pk))
     for file in attached:
         found[file.name or "file"] = record_blob(default_storage().put(file.chunks()))
     if not found:
-        raise Invalid(_("Choose at least one file."))
+        raise Invalid("Choose at least one file.")
     return found
 
 
@@ -157,7 +158,7 @@ def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int
     try:
         describe_version(actor=actor, version=version, changes=changes)
     except RegistryError as error:
-        messages.error(request, error.detail)
+        messages.error(request, words_of(error))
     else:
         messages.success(request, _("Saved."))
     return redirect(history.address_of(version))
@@ -177,7 +178,7 @@ def delete(request: HttpRequest, kind: str, namespace: str, name: str, number: i
     try:
         delete_version(actor=actor, version=version)
     except RegistryError as error:
-        messages.error(request, error.detail)
+        messages.error(request, words_of(error))
         return redirect(history.address_of(version))
     messages.success(request, _("%(name)s is deleted.") % {"name": version.ref})
     return redirect(address_of(version.repository))

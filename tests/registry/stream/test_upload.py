@@ -453,3 +453,19 @@ def test_another_site_cannot_upload_in_a_visitors_name(server, alice, change):
         answer = browser.post("/api/v1/uploads", headers=headers)
         assert answer.status_code == 401
     assert not Upload.objects.exists()
+
+
+def test_a_page_is_refused_in_its_own_language_and_a_program_in_english(server, alice):
+    browser, token = signed_in_page(server, alice)
+    with browser:
+        headers = {**TUS, "Upload-Length": "-4", "Origin": server.url, "X-CSRFToken": token}
+        chinese = browser.post("/zh-hans/uploads", headers=headers).json()
+        english = browser.post("/uploads", headers=headers).json()
+        machine = browser.post(
+            "/api/v1/uploads", headers={**headers, "Accept-Language": "zh-hans"}
+        ).json()
+    assert chinese["detail"] == "标头 Upload-Length 必须是字节数，而不是 '-4'。"
+    assert chinese["title"] == "请求无效"
+    assert english["detail"] == "The header Upload-Length must be a number of bytes, not '-4'."
+    assert chinese["code"] == english["code"]
+    assert machine["detail"] == english["detail"]

@@ -1,13 +1,22 @@
 """People, models and a browser without a screen for the page tests."""
 
 import pytest
+from django.conf import settings
 from django.test import Client
+from django.utils import translation
 
 from registry.models import Kind
 from registry.services import catalog
 from registry.services.versions import EvaluationSpec, ParentSpec, add_evaluations
 from tests.factories import CARD, UserFactory, actor_of, make_blob, make_model, make_version
 from tests.factories import safetensors_bytes as weights
+
+
+@pytest.fixture(autouse=True)
+def english_again():
+    """Undo what a request for a Chinese page leaves behind in this thread."""
+    yield
+    translation.activate(settings.LANGUAGE_CODE)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from django.conf import settings
 from django.utils.translation.template import templatize
 
 from registry.recipes import RECIPES, recipe_schema
+from tests.registry.web.templates import titles, trees, uses
 
 ROOT = Path(__file__).parents[3]
 LOCALE = ROOT / "locale"
+CATALOGUES = sorted(LOCALE.glob("*/LC_MESSAGES/django.po"))
 KEYWORDS = {
     "_": None,
     "gettext": None,
@@ -27,10 +30,12 @@ KEYWORDS = {
 }
 
 
+@cache
 def template_catalogue() -> Catalog:
-    """Collect the texts of the code, the templates and the recipes, without translations."""
+    """Collect the texts of pages, recipes and refusals, without translations."""
     found = Catalog(project="Modelyard", charset="utf-8", fuzzy=False)
-    for text, context, place in (*_of_code(), *_of_templates(), *_of_recipes()):
+    texts = (*_of_code(), *_of_templates(), *_of_recipes(), *_of_refusals())
+    for text, context, place in texts:
         # No line numbers: a catalogue changes when a text does, not when a line moves.
         found.add(text, context=context, locations=[(place, None)])
     return found
@@ -51,6 +56,15 @@ def _extract(code: str, path: Path) -> Iterator[tuple[Any, str | None, str]]:
     source = io.BytesIO(code.encode())
     for _line, text, _comments, context in extract("python", source, keywords=KEYWORDS):
         yield text, context, str(path.relative_to(ROOT))
+
+
+def _of_refusals() -> Iterator[tuple[Any, str | None, str]]:
+    code = trees()
+    for use in uses(code):
+        if use.template:
+            yield use.template, None, use.place.partition(":")[0]
+    for place, title in titles(code):
+        yield title, None, place
 
 
 def _of_recipes() -> Iterator[tuple[Any, str | None, str]]:
@@ -91,7 +105,7 @@ def write_catalogue(path: Path, catalogue: Catalog) -> None:
 
 
 def update() -> None:
-    for path in sorted(LOCALE.glob("*/LC_MESSAGES/django.po")):
+    for path in CATALOGUES:
         catalogue = read_catalogue(path)
         catalogue.update(template_catalogue(), no_fuzzy_matching=True)
         catalogue.obsolete.clear()

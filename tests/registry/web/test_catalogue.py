@@ -6,9 +6,8 @@ import pytest
 
 from registry.recipes import RECIPES
 from registry.web.recipe_forms import RecipeForm, ways
-from tests.registry.web.messages import LOCALE, read_catalogue, template_catalogue
+from tests.registry.web.messages import CATALOGUES, read_catalogue, template_catalogue
 
-CATALOGUES = sorted(LOCALE.glob("*/LC_MESSAGES/django.po"))
 PLACEHOLDER = re.compile(r"%\([a-z_]+\)[sd]|</?strong>")
 
 

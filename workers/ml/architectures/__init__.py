@@ -36,9 +36,10 @@ def read_parameters(data: object) -> recipes.Architecture:
     """Check the architecture that a model's config.json names."""
     if isinstance(data, dict) and data.get("name") not in KINDS:
         raise Invalid(
-            f"The architecture {str(data.get('name'))[:60]!r} is unknown; "
-            f"this registry can build {', '.join(KINDS)}.",
+            "The architecture {name!r} is unknown; this registry can build {kinds}.",
             code="unknown_architecture",
+            name=str(data.get("name"))[:60],
+            kinds=", ".join(KINDS),
         )
     try:
         return _parameters.validate_python(data)
@@ -46,8 +47,10 @@ def read_parameters(data: object) -> recipes.Architecture:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise Invalid(
-            f"config.json describes no valid architecture: {place}: {first['msg']}.",
+            "config.json describes no valid architecture: {place}: {problem}.",
             code="bad_config",
+            place=place,
+            problem=first["msg"],
         ) from None
 
 
@@ -55,7 +58,10 @@ def build(parameters: recipes.Architecture, *, classes: int, seed: int = 0) -> n
     """Build a model whose first weights depend on the seed alone."""
     if not 2 <= classes <= MAX_CLASSES:
         raise Invalid(
-            f"A classifier needs 2 to {MAX_CLASSES} classes, not {classes}.", code="bad_labels"
+            "A classifier needs 2 to {limit} classes, not {classes}.",
+            code="bad_labels",
+            limit=MAX_CLASSES,
+            classes=classes,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

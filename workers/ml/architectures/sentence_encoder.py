@@ -76,7 +76,9 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
     except Exception as error:  # Transformers raises whatever its parts raise
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise Invalid(
-            f"Transformers cannot load this model: {reason[:300]}", code="malformed_file"
+            "Transformers cannot load this model: {problem}",
+            code="malformed_file",
+            problem=reason[:300],
         ) from error
     if not hasattr(encoder, "forward"):
         raise _no_encoder()
@@ -84,9 +86,11 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise Invalid(
-            f"The weights lack {len(missing)} tensor(s) that {CONFIG} calls for, such as "
-            f"{missing[0]!r}.",
+            "The weights lack {count} tensor(s) that {config} calls for, such as {tensor!r}.",
             code="weights_mismatch",
+            count=len(missing),
+            config=CONFIG,
+            tensor=missing[0],
         )
     accepted = inspect.signature(encoder.forward).parameters
     token_types = "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1
@@ -120,8 +124,10 @@ def _check_config(config: Any, weights: Path) -> None:
         count = weights.stat().st_size
     if called_for > count:
         raise Invalid(
-            f"{CONFIG} calls for a model of another size than {weights.name} holds.",
+            "{config} calls for a model of another size than {weights} holds.",
             code="weights_mismatch",
+            config=CONFIG,
+            weights=weights.name,
         )
 
 

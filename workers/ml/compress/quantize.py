@@ -44,9 +44,10 @@ def quantize(step: recipes.QuantizeDynamic, source: Path, target: Path) -> None:
     before = inspect_onnx(source)
     if done := sorted(_INTEGER_OPS & before.operators.keys()):
         raise Invalid(
-            f"The model is quantized already: it has {', '.join(done)}. "
+            "The model is quantized already: it has {done}. "
             "Choose the version that it was made from.",
             code="already_quantized",
+            done=", ".join(done),
         )
     operators = [*_MATRIX_OPS, *(["Gather"] if step.embeddings else [])]
     _run(step, source, target, operators, QuantType.QInt8)
@@ -56,9 +57,9 @@ def quantize(step: recipes.QuantizeDynamic, source: Path, target: Path) -> None:
     after = inspect_onnx(target)
     if sum(after.weight_bytes.get(kind, 0) for kind in ("INT8", "UINT8")) == 0:
         raise Invalid(
-            f"Nothing in this model can be quantized; its operators are "
-            f"{', '.join(sorted(before.operators))}.",
+            "Nothing in this model can be quantized; its operators are {operators}.",
             code="nothing_to_quantize",
+            operators=", ".join(sorted(before.operators)),
         )
 
 
@@ -67,14 +68,20 @@ def inspect_onnx(file: Path) -> Contents:
     try:
         model = onnx.load(file, load_external_data=False)
     except Exception as error:  # protobuf raises its own DecodeError
-        raise Invalid(f"{file.name} is no ONNX model: {error}", code="malformed_file") from error
+        raise Invalid(
+            "{file} is no ONNX model: {problem}",
+            code="malformed_file",
+            file=file.name,
+            problem=error,
+        ) from error
     parameters = 0
     weight_bytes: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise Invalid(
-                f"{file.name} keeps weights in other files; save it as one file.",
+                "{file} keeps weights in other files; save it as one file.",
                 code="unsupported_format",
+                file=file.name,
             )
         count = 1
         for size in tensor.dims:
@@ -110,7 +117,9 @@ def _run(
         )
     except Exception as error:  # the quantizer raises bare exceptions on graphs it does not know
         raise Invalid(
-            f"ONNX Runtime cannot quantize this model: {error}", code="cannot_quantize"
+            "ONNX Runtime cannot quantize this model: {problem}",
+            code="cannot_quantize",
+            problem=error,
         ) from error
     finally:
         root.setLevel(level)

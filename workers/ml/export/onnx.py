@@ -68,9 +68,11 @@ def check_axes(file: Path, axes: list[dict[int, Any]]) -> None:
         shape = value.type.tensor_type.shape.dim
         if fixed := [axis for axis in free if not shape[axis].dim_param]:
             raise Invalid(
-                f"The export fixed axis {fixed[0]} of {value.name!r} to "
-                f"{shape[fixed[0]].dim_value}.",
+                "The export fixed axis {axis} of {name!r} to {size}.",
                 code="export_failed",
+                axis=fixed[0],
+                name=value.name,
+                size=shape[fixed[0]].dim_value,
             )
 
 
@@ -103,16 +105,20 @@ def verify(torch_engine: TorchEngine, onnx_engine: OnnxEngine, probes: list[Feed
         (found,) = onnx_engine.run(feeds).values()
         if expected.shape != found.shape:
             raise Invalid(
-                f"The exported model answers {found.shape} where torch answers {expected.shape}.",
+                "The exported model answers {found} where torch answers {expected}.",
                 code="export_failed",
+                found=found.shape,
+                expected=expected.shape,
             )
         difference = float(np.abs(expected - found).max())
         absolute = max(absolute, difference)
         relative = max(relative, difference / max(1.0, float(np.abs(expected).max())))
     if not relative <= TOLERANCE:
         raise Invalid(
-            f"The exported model is off by {relative:.2g}, more than {TOLERANCE:g}.",
+            "The exported model is off by {relative:.2g}, more than {limit:g}.",
             code="export_failed",
+            relative=relative,
+            limit=TOLERANCE,
         )
     return Agreement(absolute, relative, len(probes))
 

@@ -82,7 +82,10 @@ class OnnxEngine:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
         except Exception as error:  # the library's own exception types are not exported
             raise Invalid(
-                f"ONNX Runtime cannot load {file.name}: {first_line(error)}", code="malformed_file"
+                "ONNX Runtime cannot load {file}: {problem}",
+                code="malformed_file",
+                file=file.name,
+                problem=first_line(error),
             ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
@@ -101,13 +104,16 @@ class OnnxEngine:
         for taken in self._session.get_inputs():
             if taken.type not in _DTYPES:
                 raise Invalid(
-                    f"Input {taken.name!r} is a {taken.type}, which no dataset column can feed.",
+                    "Input {name!r} is a {type}, which no dataset column can feed.",
                     code="unsupported_input",
+                    name=taken.name,
+                    type=taken.type,
                 )
             if not taken.shape:
                 raise Invalid(
-                    f"Input {taken.name!r} is a single number, not one a row.",
+                    "Input {name!r} is a single number, not one a row.",
                     code="unsupported_input",
+                    name=taken.name,
                 )
             found[taken.name] = (_DTYPES[taken.type], list(taken.shape))
         return found
@@ -117,7 +123,9 @@ class OnnxEngine:
             answers = self._session.run(self._outputs, dict(feeds))
         except Exception as error:  # see above
             raise Invalid(
-                f"The model refused its input: {first_line(error)}", code="run_failed"
+                "The model refused its input: {problem}",
+                code="run_failed",
+                problem=first_line(error),
             ) from error
         return dict(zip(self._outputs, answers, strict=True))
 

@@ -98,8 +98,11 @@ class TensorFeeder:
             values = rows[name]
             if not isinstance(values, np.ndarray):
                 raise Invalid(
-                    f"Column {name!r} of {split.file.name} is text; the model takes {dtype}.",
+                    "Column {name!r} of {file} is text; the model takes {dtype}.",
                     code="bad_column",
+                    name=name,
+                    file=split.file.name,
+                    dtype=dtype,
                 )
             fed[name] = values.astype(dtype, copy=False)
         return fed
@@ -116,7 +119,9 @@ def load_tokenizer(path: Path, *, max_length: int, pad_id: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise Invalid(f"tokenizer.json cannot be read: {error}", code="malformed_file") from error
+        raise Invalid(
+            "tokenizer.json cannot be read: {problem}", code="malformed_file", problem=error
+        ) from error
     pad_token = tokenizer.id_to_token(pad_id)
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token or "[PAD]")

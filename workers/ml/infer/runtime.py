@@ -70,9 +70,10 @@ class Runtime:
             return _pool(output, feeds["attention_mask"])
         if self.answers == "classes" and output.shape[1:] != (len(self.labels),):
             raise Invalid(
-                f"The model answers {list(output.shape[1:])} numbers a row for "
-                f"{len(self.labels)} labels.",
+                "The model answers {shape} numbers a row for {labels} labels.",
                 code="bad_config",
+                shape=list(output.shape[1:]),
+                labels=len(self.labels),
             )
         return output
 
@@ -122,9 +123,10 @@ def _word_pieces(folder: ModelFolder, column: str, input_names: Sequence[str]) -
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not {"input_ids", "attention_mask"} <= set(input_names) <= known:
         raise Invalid(
-            f"A text encoder takes {', '.join(sorted(known))}; this one takes "
-            f"{', '.join(input_names)}.",
+            "A text encoder takes {known}; this one takes {input_names}.",
             code="unsupported_input",
+            known=", ".join(sorted(known)),
+            input_names=", ".join(input_names),
         )
     pad_id = folder.config.get("pad_token_id")
     tokenizer = load_tokenizer(

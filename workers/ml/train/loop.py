@@ -67,9 +67,13 @@ class Training:
         rows = len(train.labels)
         if rows * step.epochs > MAX_SAMPLES_SEEN:
             raise Invalid(
-                f"{step.epochs} epochs over {rows} rows are {step.epochs * rows} examples; the "
-                f"limit is {MAX_SAMPLES_SEEN}. Train for fewer epochs.",
+                "{epochs} epochs over {rows} rows are {examples} examples; the "
+                "limit is {limit}. Train for fewer epochs.",
                 code="too_costly",
+                epochs=step.epochs,
+                rows=rows,
+                examples=step.epochs * rows,
+                limit=MAX_SAMPLES_SEEN,
             )
         self.module = module.to(place.device)
         self.recipe = step
@@ -145,9 +149,11 @@ class Training:
         progress, events = self.progress, self._place.events
         if not math.isfinite(loss):
             raise Invalid(
-                f"The loss became {loss} at step {progress.step}: the training diverged. "
+                "The loss became {loss} at step {step}: the training diverged. "
                 "Lower the learning rate, or clip the gradients.",
                 code="diverged",
+                loss=loss,
+                step=progress.step,
             )
         progress.loss_sum += loss
         progress.loss_count += 1

@@ -93,9 +93,9 @@ def _plan(job: Job, recipe: recipes.TrainRecipe, step: recipes.Train, dataset: D
         folder = open_model(job.input("model").path)
         if folder.is_onnx or folder.is_transformer:
             raise Invalid(
-                f"Only models of this registry's architectures ({', '.join(KINDS)}) can be "
-                "trained further.",
+                "Only models of this registry's architectures ({kinds}) can be trained further.",
                 code="unknown_architecture",
+                kinds=", ".join(KINDS),
             )
         module, parameters = load_module(folder)
         labels = Labels(folder.labels)

@@ -12,8 +12,9 @@ from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
 from registry.api.v1.openapi import TEXT, operation
 from registry.api.v1.renderers import TextRenderer
+from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent
-from registry.errors import FieldError, Invalid, NotFound
+from registry.errors import Invalid, NotFound
 from registry.models import Job, JobEvent, JobState, Worker
 from registry.pages import Page, check_limit, decode_cursor, decode_moment, encode_cursor
 from registry.permissions import require_scope
@@ -36,8 +37,8 @@ class JobList(Resource):
         require_scope(self.actor, "read")
         asked = self.query(schemas.JobQuery)
         if asked.state and asked.state not in JobState.values:
-            detail = f"Choose one of {', '.join(JobState.values)}."
-            raise Invalid(detail, errors=[FieldError("state", "not_a_choice", detail)])
+            choices = ", ".join(JobState.values)
+            raise wrong_field("state", "not_a_choice", "Choose one of {choices}.", choices=choices)
         wanted = {
             "state": asked.state,
             "kind": asked.kind,
@@ -157,8 +158,10 @@ class RecipeOne(Resource):
     def get(self, request: Request, kind: str) -> Response:
         if kind not in RECIPES:
             raise NotFound(
-                f"There is no kind of recipe {kind!r}; there are {', '.join(RECIPES)}.",
+                "There is no kind of recipe {kind!r}; there are {kinds}.",
                 code="recipe_not_found",
+                kind=kind,
+                kinds=", ".join(RECIPES),
             )
         return Response(recipe_schema(kind))
 

@@ -9,8 +9,8 @@ from rest_framework.response import Response
 from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
 from registry.api.v1.openapi import operation
+from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
-from registry.errors import FieldError, Invalid
 from registry.models import (
     ROLE_RANK,
     Actor,
@@ -100,8 +100,9 @@ def _one_place(actor: Actor, new: schemas.NewToken) -> Repository | None:
     given = [("model", new.model), ("dataset", new.dataset)]
     named = [(kind, name) for kind, name in given if name]
     if len(named) + (new.namespace is not None) > 1:
-        detail = "Limit a token to one of namespace, model and dataset."
-        raise Invalid(detail, errors=[FieldError("namespace", "one_of", detail)])
+        raise wrong_field(
+            "namespace", "one_of", "Limit a token to one of namespace, model and dataset."
+        )
     for kind, full_name in named:
         namespace, _, name = full_name.partition("/")
         return catalog.find_repository(actor, kind, namespace, name)

@@ -8,8 +8,8 @@ from rest_framework.response import Response
 from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
 from registry.api.v1.openapi import operation
+from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
-from registry.errors import FieldError, Invalid
 from registry.models import Alias
 from registry.search import SearchQuery, search_repositories
 from registry.services import catalog
@@ -20,8 +20,7 @@ def _tag_filters(given: list[str]) -> dict[str, str]:
     for text in given:
         key, colon, value = text.partition(":")
         if not colon or not key:
-            detail = "Write tag=key:value."
-            raise Invalid(detail, errors=[FieldError("tag", "bad_format", detail)])
+            raise wrong_field("tag", "bad_format", "Write tag=key:value.")
         filters[key] = value
     return filters
 

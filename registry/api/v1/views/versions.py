@@ -11,8 +11,8 @@ from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
 from registry.api.v1.comparison import compare_versions
 from registry.api.v1.openapi import operation
+from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
-from registry.errors import FieldError, Invalid
 from registry.models import Actor, Artifact, Blob, LineageEdge, Version, VersionState
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
@@ -31,11 +31,18 @@ def _find_blobs(actor: Actor, files: Sequence[schemas.NewFile]) -> dict[str, Blo
     for position, file in enumerate(files):
         where = f"files.{position}"
         if (file.upload is None) == (file.sha256 is None):
-            detail = "Name either the upload or the sha256 of bytes that are here already."
-            raise Invalid(detail, errors=[FieldError(where, "one_of", detail)])
+            raise wrong_field(
+                where,
+                "one_of",
+                "Name either the upload or the sha256 of bytes that are here already.",
+            )
         if file.path in found:
-            detail = f"The path {file.path[:200]!r} stands there twice."
-            raise Invalid(detail, errors=[FieldError(f"{where}.path", "repeated", detail)])
+            raise wrong_field(
+                f"{where}.path",
+                "repeated",
+                "The path {path!r} stands there twice.",
+                path=file.path[:200],
+            )
         if file.upload is not None:
             found[file.path] = blobs.find_uploaded_blob(actor, str(file.upload))
         else:
@@ -99,8 +106,8 @@ class VersionList(Resource):
 def _known_state(state: str) -> str:
     if state in VersionState.values:
         return state
-    detail = f"Choose one of {', '.join(VersionState.values)}."
-    raise Invalid(detail, errors=[FieldError("state", "not_a_choice", detail)])
+    choices = ", ".join(VersionState.values)
+    raise wrong_field("state", "not_a_choice", "Choose one of {choices}.", choices=choices)
 
 
 class VersionOne(Resource):

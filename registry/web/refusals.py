@@ -1,0 +1,38 @@
+"""Refusals in the language of the page: the template is translated, then its values go in."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from django.conf import settings
+from django.utils import translation
+from django.utils.translation import gettext
+
+from registry.errors import RegistryError, Text, fill
+from registry.web.wording import WORDS
+
+
+class Said(Protocol):
+    """A text, a wrong field or a refusal."""
+
+    template: str
+    values: Mapping[str, Any]
+
+
+def words_of(said: Said) -> str:
+    """Say it in the language that is active."""
+    values = {name: _value(name, value) for name, value in said.values.items()}
+    return fill(gettext(said.template), values)
+
+
+def words_at(path: str, said: Said) -> str:
+    """Say it in the language of the page that has, or asks at, this address."""
+    language = translation.get_language_from_path(path) or settings.LANGUAGE_CODE
+    with translation.override(language):
+        return words_of(said)
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, Text | RegistryError):
+        return words_of(value)
+    words = WORDS.get(name.rpartition("_")[2], {})
+    return str(words[value]) if isinstance(value, str) and value in words else value
