@@ -58,7 +58,7 @@ def env_database(name: str, default: str) -> dict[str, Any]:
     except ValueError as error:
         raise BadSetting(name, f"bad port: {error}") from error
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "registry.database",
         "NAME": unquote(url.path.lstrip("/")) or "modelyard",
         "USER": unquote(url.username or "") or query.pop("user", ""),
         "PASSWORD": unquote(url.password or "") or query.pop("password", ""),

@@ -23,15 +23,16 @@ VERSION = "0.1.0"
 HOME_DIR = Path(env_text("MODELYARD_HOME", str(BASE_DIR / "var"))).absolute()
 STORAGE_URL = env_storage("MODELYARD_STORAGE_URL", f"file://{HOME_DIR / 'storage'}")
 DATABASES = {
-    "default": {
-        **env_database("DATABASE_URL", f"postgresql://modelyard@/modelyard?host={HOME_DIR}/run"),
-        "CONN_HEALTH_CHECKS": True,
-    }
+    "default": env_database(
+        "DATABASE_URL", f"postgresql://modelyard@/modelyard?host={HOME_DIR}/run"
+    )
 }
 # One pool for each process: threads come and go, connections stay (a new connection for each
 # request costs a quarter of the throughput).
 DATABASES["default"]["OPTIONS"] = {
     **DATABASES["default"]["OPTIONS"],
+    # Of the statements in `registry.prepared` each connection keeps the plan from the sixth time.
+    "prepare_threshold": 5,
     "pool": {
         "min_size": 0,
         "max_size": env_int("MODELYARD_DB_POOL", default=16, low=1, high=200),

@@ -2,12 +2,11 @@
 
 import base64
 import hashlib
-import json
 import secrets
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,6 @@ from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.sessions.backends.db import SessionStore
-from django.db import connection
 from django.db.models import OuterRef
 from django.db.models.functions import JSONObject
 from django.utils import timezone
@@ -23,12 +21,12 @@ from django.utils.crypto import constant_time_compare
 
 from registry.errors import Unauthenticated
 from registry.models import ANONYMOUS, Actor, Grant, Membership, Token, User
+from registry.prepared import Parameter, Question
 
 TOKEN_PREFIX = "my_"  # noqa: S105 - the public beginning of every token
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM_CHARACTERS = 40
 _CHECKSUM_CHARACTERS = 6
-_DIGEST = "the digest of the token"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,45 +83,31 @@ def actor_for_user(user: User, visit: Visit) -> Actor:
 
 
 @cache
-def _live_token_query() -> tuple[str, tuple[Any, ...]]:
-    """Put the question for a live token, its person, roles and grants into SQL, once.
-
-    Every request of a program begins with it, and Django takes five times as long to put it
-    together as PostgreSQL to answer it. `_DIGEST` and the one time in it change with each request.
-    """
+def _token_question() -> Question:
+    """Ask for a live token, its person, roles and grants: every program's request begins so."""
     roles = Membership.objects.filter(user_id=OuterRef("user_id"))
     grants = Grant.objects.filter(user_id=OuterRef("user_id"))
-    tokens = Token.objects.live().filter(digest=_DIGEST)
-    sql, parameters = tokens.values_list(
-        "id",
-        "scopes",
-        "namespace_id",
-        "repository_id",
-        "last_used_at",
-        "user_id",
-        "user__username",
-        "user__is_superuser",
-        ArraySubquery(roles.values(pair=JSONObject(place="namespace_id", role="role"))),
-        ArraySubquery(grants.values(pair=JSONObject(place="repository_id", role="role"))),
-    ).query.sql_with_params()
-    return sql, parameters
-
-
-def _find_live_token(secret: str, now: datetime) -> tuple[Any, ...] | None:
-    sql, parameters = _live_token_query()
-    changing = {_DIGEST: digest_of(secret)}
-    with connection.cursor() as cursor:
-        cursor.execute(
-            sql,
-            [now if isinstance(one, datetime) else changing.get(one, one) for one in parameters],
+    tokens = Token.objects.live().filter(digest=Parameter("digest"))
+    return Question(
+        tokens.values(
+            "id",
+            "scopes",
+            "namespace_id",
+            "repository_id",
+            "last_used_at",
+            "user_id",
+            "user__username",
+            "user__is_superuser",
+            roles=ArraySubquery(roles.values(pair=JSONObject(place="namespace_id", role="role"))),
+            grants=ArraySubquery(
+                grants.values(pair=JSONObject(place="repository_id", role="role"))
+            ),
         )
-        found: tuple[Any, ...] | None = cursor.fetchone()
-    return found
+    )
 
 
-def _rights(pairs: Iterable[str]) -> dict[int, str]:
-    rights = map(json.loads, pairs)
-    return {right["place"]: right["role"] for right in rights}
+def _rights(pairs: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    return {right["place"]: right["role"] for right in pairs}
 
 
 def actor_from_token(secret: str, visit: Visit) -> Actor:
@@ -140,24 +124,23 @@ def actor_from_token(secret: str, visit: Visit) -> Actor:
     if secret.startswith(TOKEN_PREFIX) and not is_token_shaped(secret):
         raise refusal
     now = timezone.now()
-    found = _find_live_token(secret, now)
+    found = _token_question().first(digest=digest_of(secret))
     if found is None:
         raise refusal
-    token_id, scope_names, namespace_id, repository_id, last_used_at, *person = found
-    user_id, username, is_superuser, roles, grants = person
+    last_used_at = found["last_used_at"]
     if last_used_at is None or now - last_used_at > timedelta(minutes=5):
-        Token.objects.filter(pk=token_id).update(last_used_at=now)
-    scopes = frozenset(scope_names)
+        Token.objects.filter(pk=found["id"]).update(last_used_at=now)
+    scopes = frozenset(found["scopes"])
     return Actor(
-        user_id=user_id,
-        username=username,
-        is_admin=is_superuser and "admin" in scopes,
-        roles=_rights(roles),
-        grants=_rights(grants),
+        user_id=found["user_id"],
+        username=found["user__username"],
+        is_admin=found["user__is_superuser"] and "admin" in scopes,
+        roles=_rights(found["roles"]),
+        grants=_rights(found["grants"]),
         scopes=scopes,
-        token_id=token_id,
-        limited_namespace_id=namespace_id,
-        limited_repository_id=repository_id,
+        token_id=found["id"],
+        limited_namespace_id=found["namespace_id"],
+        limited_repository_id=found["repository_id"],
         door=visit.door,
         request_id=visit.request_id,
         ip=visit.ip,

@@ -63,10 +63,12 @@ def test_every_module_says_what_it_owns(folder):
 
 def test_no_module_is_called_after_nothing():
     vague = {"utils", "helpers", "common", "core", "base", "misc"}
+    # Django looks for an engine under this name.
+    named_by_django = ROOT / "registry" / "database" / "base.py"
     found = [
         str(path.relative_to(ROOT))
         for folder in ("config", "registry", "workers")
         for path in (ROOT / folder).rglob("*.py")
-        if path.stem in vague
+        if path.stem in vague and path != named_by_django
     ]
     assert found == []

@@ -1,14 +1,14 @@
 """People, the namespaces they own, and what they hold in their hands: roles, grants, tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import RegexValidator
 from django.db import models
-from django.db.models.functions import Lower
+from django.db.models.functions import Lower, Now
 from django.utils import timezone
 
 SLUG_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?$"
@@ -37,8 +37,8 @@ class Actor:
     user_id: int | None = None
     username: str = ""
     is_admin: bool = False
-    roles: Mapping[int, str] = field(default_factory=dict)
-    grants: Mapping[int, str] = field(default_factory=dict)
+    roles: Mapping[int, str] = field(default_factory=dict, hash=False)
+    grants: Mapping[int, str] = field(default_factory=dict, hash=False)
     scopes: frozenset[str] = frozenset({"read", "write", "jobs", "admin"})
     token_id: int | None = None
     limited_namespace_id: int | None = None
@@ -50,6 +50,11 @@ class Actor:
     @property
     def is_anonymous(self) -> bool:
         return self.user_id is None
+
+    @property
+    def without_visit(self) -> "Actor":
+        """Leave out where a request came in: equal for all who may see and do the same."""
+        return replace(self, door="", request_id="", ip=None)
 
     @property
     def person_id(self) -> int:
@@ -142,7 +147,7 @@ class Grant(models.Model):
 class TokenQuerySet(models.QuerySet["Token"]):
     def live(self) -> "TokenQuerySet":
         return self.filter(
-            models.Q(expires_at=None) | models.Q(expires_at__gt=timezone.now()),
+            models.Q(expires_at=None) | models.Q(expires_at__gt=Now()),
             revoked_at=None,
             user__is_active=True,
         )

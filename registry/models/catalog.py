@@ -1,5 +1,6 @@
 """What is registered: repositories, their revisions and numbered versions, aliases and tags."""
 
+from datetime import datetime
 from typing import Any, Self
 
 from django.contrib.postgres.fields import ArrayField
@@ -341,7 +342,12 @@ class Version(models.Model):
 
     @property
     def etag(self) -> str:
-        return f'"v{self.pk}-{int(self.updated_at.timestamp() * 1_000_000):x}"'
+        return self.etag_of(self.pk, self.updated_at)
+
+    @staticmethod
+    def etag_of(number: int, updated_at: datetime) -> str:
+        """Give the tag of a version that was read as a row."""
+        return f'"v{number}-{int(updated_at.timestamp() * 1_000_000):x}"'
 
     @property
     def is_usable(self) -> bool:

@@ -1,11 +1,11 @@
 """Rows as the dictionaries that go out; the hot reads take them straight from SQL."""
 
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from django.contrib.postgres.expressions import ArraySubquery
-from django.db.models import F, Model, OuterRef, QuerySet
+from django.db.models import F, Model, OuterRef, Q, QuerySet
 from django.db.models.functions import JSONObject, Lower
 
 from registry.models import (
@@ -22,6 +22,7 @@ from registry.models import (
     Version,
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
+from registry.prepared import Parameter, Question
 
 Row = dict[str, Any]
 T = TypeVar("T", bound=Model)
@@ -143,28 +144,45 @@ def _version_body(row: Mapping[str, Any], files: list[Row]) -> Row:
 
 def version_etag(row: Mapping[str, Any]) -> str:
     """Give the same tag as `Version.etag`, from a row."""
-    return Version(pk=row["pk"], updated_at=row["updated_at"]).etag
+    return Version.etag_of(row["pk"], row["updated_at"])
 
 
 def find_version_row(
     actor: Actor, kind: str, namespace: str, name: str, reference: str
 ) -> Mapping[str, Any] | None:
     """Find a version under its present name in one statement; None sends to the slower way."""
+    asked: str | int = reference
+    if reference.isascii() and reference.isdecimal() and len(reference) <= 9:
+        way, asked = "number", int(reference)
+    elif reference.startswith("@"):
+        way, asked = "alias", reference[1:]
+    elif reference == "latest":
+        way = "latest"
+    else:
+        return None
+    question = _version_question(actor.without_visit, kind, way)
+    return question.first(namespace=namespace.lower(), name=name.lower(), asked=asked)
+
+
+@lru_cache(maxsize=512)
+def _version_question(actor: Actor, kind: str, way: str) -> Question:
+    """Put the question for one version, for everybody with exactly the rights of `actor`."""
+    reference = {
+        "number": Q(number=Parameter("asked")),
+        "alias": Q(aliases__name=Parameter("asked")),
+        "latest": Q(number=F("repository__latest_number")),
+    }[way]
     versions = (
         _version_rows()
         .visible_to(actor)
-        .filter(repository__kind=kind, slug_lower=namespace.lower(), name_lower=name.lower())
+        .filter(
+            reference,
+            repository__kind=kind,
+            slug_lower=Parameter("namespace"),
+            name_lower=Parameter("name"),
+        )
     )
-    if reference.isascii() and reference.isdecimal() and len(reference) <= 9:
-        versions = versions.filter(number=int(reference))
-    elif reference.startswith("@"):
-        versions = versions.filter(aliases__name=reference[1:])
-    elif reference == "latest":
-        versions = versions.filter(number=F("repository__latest_number"))
-    else:
-        return None
-    found: Mapping[str, Any] | None = versions.order_by("pk").first()
-    return found
+    return Question(versions.order_by("pk")[:1])
 
 
 def version_row(version: Version) -> Mapping[str, Any]:
@@ -172,19 +190,24 @@ def version_row(version: Version) -> Mapping[str, Any]:
     return row
 
 
+@cache
+def _files_question() -> Question:
+    return Question(_file_rows().filter(revision_id=Parameter("revision")))
+
+
+def _file_rows(*more: str) -> Any:
+    names = {"size_bytes": F("blob__size_bytes"), "sha256": F("blob__sha256")}
+    return Artifact.objects.order_by("path").values(*more, "path", **names)
+
+
 def one_version(row: Mapping[str, Any]) -> Row:
-    return _version_body(row, list(files_of([row["revision_id"]]).get(row["revision_id"], [])))
+    return _version_body(row, _files_question().all(revision=row["revision_id"]))
 
 
 def files_of(revisions: Iterable[int]) -> dict[int, list[Row]]:
     files: dict[int, list[Row]] = {}
-    rows = (
-        Artifact.objects.filter(revision_id__in=list(revisions))
-        .order_by("path")
-        .values_list("revision_id", "path", "blob__size_bytes", "blob__sha256")
-    )
-    for revision, path, size, sha256 in rows:
-        files.setdefault(revision, []).append({"path": path, "size_bytes": size, "sha256": sha256})
+    for row in _file_rows("revision_id").filter(revision_id__in=list(revisions)):
+        files.setdefault(row.pop("revision_id"), []).append(row)
     return files
 
 
