@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeAlias
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse
@@ -14,6 +14,7 @@ from registry.web.middleware import visit_of
 
 _ACTOR = "modelyard.actor"
 P = ParamSpec("P")
+AnyView = TypeVar("AnyView", bound=Callable[..., Any])
 View: TypeAlias = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
@@ -32,6 +33,16 @@ def actor_of(request: HttpRequest) -> Actor:
     return actor
 
 
+def anybody(view: AnyView) -> AnyView:
+    """Say of a page that it is for visitors who are not signed in too.
+
+    Every view says whom it is for, with this or with `signed_in`; a test fails on one that does
+    not. What a visitor may see on the page is decided by what is read for their actor.
+    """
+    view.audience = "anybody"  # type: ignore[attr-defined] # functions take attributes
+    return view
+
+
 def signed_in(view: View[P]) -> View[P]:
     """Lead anonymous visitors to the sign-in page and back."""
 
@@ -42,4 +53,5 @@ def signed_in(view: View[P]) -> View[P]:
             return redirect(f"{resolve_url('web:sign-in')}?{target}")
         return view(request, *args, **kwargs)
 
+    guarded.audience = "signed in"  # type: ignore[attr-defined] # as in `anybody`
     return guarded

@@ -88,6 +88,12 @@ def operation(
     return attach
 
 
+def takes_body(method: Callable[..., Any]) -> bool:
+    """Say whether a method reads the body that comes with a request."""
+    described = _OPERATIONS.get(method)
+    return described is None or described.body is not None
+
+
 class Schema(AutoSchema):
     """Write a method's part of the document from its `operation`."""
 

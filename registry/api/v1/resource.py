@@ -10,8 +10,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.idempotency import Claim, answer_once
-from registry.api.v1.openapi import Schema
+from registry.api.v1.openapi import Schema, takes_body
 from registry.api.v1.renderers import JSONRenderer
 from registry.api.v1.requests import read_body, read_query
 from registry.errors import NotFound, Unauthenticated
@@ -27,6 +28,7 @@ class Resource(APIView):
     """An address: methods parse, call one service or one query, and render."""
 
     http_method_names = ["get", "head", "post", "put", "patch", "delete"]
+    authentication_classes = [TokenAuthentication]
     renderer_classes = [JSONRenderer]
     metadata_class = None
     schema = Schema()
@@ -39,6 +41,10 @@ class Resource(APIView):
         super().initial(request, *args, **kwargs)
         if any("\0" in str(part) for part in kwargs.values()):
             raise NotFound("There is nothing at this address.", code="no_such_address")
+        handler = getattr(type(self), (request.method or "").lower(), None)
+        if handler is not None and request.method != "GET" and not takes_body(handler):
+            # What nobody reads must still be what it says that it is.
+            _ = request.data
 
     def finalize_response(
         self, request: Request, response: Response, *args: Any, **kwargs: Any

@@ -15,7 +15,7 @@ from registry.errors import RegistryError
 from registry.models import Token, User
 from registry.services.tokens import create_token, revoke_token
 from registry.web.forms import SignInForm, TokenForm, show_refusal
-from registry.web.visitor import actor_of, signed_in
+from registry.web.visitor import actor_of, anybody, signed_in
 
 
 class SignIn(LoginView):
@@ -40,7 +40,11 @@ class SignIn(LoginView):
         return {**super().get_context_data(**kwargs), "section": "login"}
 
 
+sign_in = require_http_methods(["GET", "HEAD", "POST"])(anybody(SignIn.as_view()))
+
+
 @require_POST
+@anybody
 def sign_out(request: HttpRequest) -> HttpResponse:
     logout(request)
     return redirect("web:home")

@@ -9,10 +9,11 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
 
 from registry.search import SearchQuery, search_repositories
 from registry.web import wording
-from registry.web.visitor import actor_of
+from registry.web.visitor import actor_of, anybody
 
 _FACETS: Final = ("task", "library", "license", "format", "owner")
 _SORTS: Final = ("updated", "created", "downloads", "name", "size")
@@ -28,6 +29,8 @@ class Choice:
     chosen: bool = False
 
 
+@require_safe
+@anybody
 def repositories(request: HttpRequest, kind: str) -> HttpResponse:
     asked = {name: request.GET.get(name, "").strip() for name in ("q", "sort", "label", *_FACETS)}
     query = SearchQuery(
@@ -58,6 +61,8 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
     return render(request, "browse.html", context)
 
 
+@require_safe
+@anybody
 def of_namespace(_request: HttpRequest, kind: str, namespace: str) -> HttpResponse:
     target = reverse("web:repositories", kwargs={"kind": kind})
     return redirect(f"{target}?{urlencode({'owner': namespace})}")

@@ -2,12 +2,15 @@
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.views.decorators.http import require_safe
 
 from registry.models import Job, Kind
 from registry.search import SearchQuery, search_repositories
-from registry.web.visitor import actor_of
+from registry.web.visitor import actor_of, anybody
 
 
+@require_safe
+@anybody
 def home(request: HttpRequest) -> HttpResponse:
     actor = actor_of(request)
     recent = Job.objects.visible_to(actor).with_names().order_by("-created_at", "-pk")

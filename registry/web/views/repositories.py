@@ -20,12 +20,13 @@ from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, s
 from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets
-from registry.web.visitor import actor_of, signed_in
+from registry.web.visitor import actor_of, anybody, signed_in
 
 Details = dict[str, Any]
 
 
 @require_safe
+@anybody
 def repository_page(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
     page = RepositoryPage(request, kind, namespace, name)
     if page.repository.full_name != f"{namespace}/{name}":

@@ -30,7 +30,7 @@ from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets
 from registry.web.views.repositories import address_of
-from registry.web.visitor import actor_of, signed_in
+from registry.web.visitor import actor_of, anybody, signed_in
 
 
 def _find(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Version:
@@ -39,6 +39,7 @@ def _find(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Ve
 
 
 @require_safe
+@anybody
 def version_page(
     request: HttpRequest, kind: str, namespace: str, name: str, number: int
 ) -> HttpResponse:

@@ -1,0 +1,354 @@
+"""Who may do what: the declared answer to every address and method, for everybody.
+
+`test_authorization.py` beside this file holds the running doors against it, and fails on whatever
+nobody declared. When you add a route, add its line here:
+
+1. Find the table of its door: `API` (Django under /api/v1), `PAGES` (Django, in one language),
+   `STREAMS` (registry/stream/routes.py) or `OPEN` (what operators look at).
+2. Write its address with {slots} and, for each method, `(rule, success, body)`: the rule is a row
+   of `RULES`, the success is the status that those who may get. A line with {kinds} stands for
+   models and for datasets.
+3. What a slot stands for is in `SLOTS`; a route that needs something of its own (a job that has
+   ended, a second alias) names it in `INSTEAD`, and `World` in the test makes it.
+4. `pytest tests/attacks/test_authorization.py -k declared` says whether the line is complete,
+   without the rest the same file asks each caller.
+
+A method that is not declared must answer 405 to everybody.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import orjson
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from registry import signing
+from tests.factories import safetensors_bytes
+
+CALLERS = (
+    "anonymous",  # nobody: no token, no session
+    "stranger",  # a member of another organisation
+    "reader",
+    "contributor",
+    "maintainer",
+    "owner",
+    "admin",  # an administrator of the installation
+    "read only",  # the owner, with a token of the scope read
+    "elsewhere",  # the owner, with a token that is limited to another namespace
+    "wrong key",  # the owner's session at a machine door, the owner's token at a page
+)
+
+# What each caller gets, in the order of CALLERS: a status, `ok` for the declared success, `login`
+# for the way to the sign-in page. Pages know no tokens: the two columns of tokens are left out.
+RULES: Mapping[str, Mapping[str, str]] = {
+    "public": {
+        "see": "           ok  ok  ok  ok  ok  ok  ok  ok  404 ok",
+        "write": "         401 403 403 ok  ok  ok  ok  403 404 401",
+        "maintain": "      401 403 403 403 ok  ok  ok  403 404 401",
+        "own": "           401 403 403 403 403 ok  ok  403 404 401",
+        "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
+        "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
+        "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
+        "in namespace: own": "    401 403 403 403 403 ok  ok  403 403 401",
+        "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
+        "page: see": "     ok  ok  ok  ok  ok  ok  ok  .   .   ok",
+        "page: write": "   login 403 403 ok  ok  ok  ok  .   .   login",
+        "page: maintain": " login 403 403 403 ok  ok  ok  .   .   login",
+        "page: own": "     login 403 403 403 403 ok  ok  .   .   login",
+        # A small change answers with the page it came from, which says whether it was done.
+        "page: change": "  login ok  ok  ok  ok  ok  ok  .   .   login",
+    },
+    "internal": {
+        "see": "           404 ok  ok  ok  ok  ok  ok  ok  404 404",
+        "write": "         404 403 403 ok  ok  ok  ok  403 404 404",
+        "maintain": "      404 403 403 403 ok  ok  ok  403 404 404",
+        "own": "           404 403 403 403 403 ok  ok  403 404 404",
+        "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
+        "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
+        "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
+        "in namespace: own": "    401 403 403 403 403 ok  ok  403 403 401",
+        "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
+        "page: see": "     404 ok  ok  ok  ok  ok  ok  .   .   404",
+        "page: write": "   login 403 403 ok  ok  ok  ok  .   .   login",
+        "page: maintain": " login 403 403 403 ok  ok  ok  .   .   login",
+        "page: own": "     login 403 403 403 403 ok  ok  .   .   login",
+        "page: change": "  login ok  ok  ok  ok  ok  ok  .   .   login",
+    },
+    "private": {
+        "see": "           404 404 ok  ok  ok  ok  ok  ok  404 404",
+        "write": "         404 404 403 ok  ok  ok  ok  403 404 404",
+        "maintain": "      404 404 403 403 ok  ok  ok  403 404 404",
+        "own": "           404 404 403 403 403 ok  ok  403 404 404",
+        "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
+        "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
+        "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
+        "in namespace: own": "    401 403 403 403 403 ok  ok  403 403 401",
+        "submit": "        401 404 403 ok  ok  ok  ok  403 404 401",
+        "page: see": "     404 404 ok  ok  ok  ok  ok  .   .   404",
+        "page: write": "   login 404 403 ok  ok  ok  ok  .   .   login",
+        "page: maintain": " login 404 403 403 ok  ok  ok  .   .   login",
+        "page: own": "     login 404 403 403 403 ok  ok  .   .   login",
+        "page: change": "  login 404 ok  ok  ok  ok  ok  .   .   login",
+    },
+    # Rows that do not depend on a repository's visibility.
+    "always": {
+        "everybody": "     ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
+        "signed in": "     401 ok  ok  ok  ok  ok  ok  ok  ok  401",
+        "signed in, read": "401 ok  ok  ok  ok  ok  ok  ok  ok  401",
+        "signed in, write": "401 ok  ok  ok  ok  ok  ok  403 ok  401",
+        "signed in, write anywhere": "401 ok ok ok ok ok ok 403 403 401",
+        "signed in, admin": "401 ok  ok  ok  ok  ok  ok  403 ok  401",
+        "signed in, admin anywhere": "401 ok ok ok ok ok ok 403 400 401",
+        # The contributor submitted the job.
+        "see the job": "   401 404 ok  ok  ok  ok  ok  ok  404 401",
+        "move the job": "  401 404 403 ok  ok  ok  ok  403 404 401",
+        # What belongs to the contributor alone.
+        "of contributor": "401 404 404 ok  404 404 ok  403 404 401",
+        "upload": "        401 404 404 ok  404 404 404 403 404 401",
+        "page: everybody": " ok ok  ok  ok  ok  ok  ok  .   .   ok",
+        "page: signed in": " login ok ok ok ok  ok  ok  .   .   login",
+        "page: job": "     login 404 ok  ok  ok  ok  ok  .   .   login",
+        "page: move the job": "login 404 ok ok ok ok ok  .   .   login",
+        "page: of contributor": "login 404 404 ok 404 404 ok . . login",
+        "page upload: begin": "401 ok  ok  ok  ok  ok  ok  .   .   401",
+        "page upload": "   401 404 404 ok  404 404 404 .   .   401",
+        "page events": "   404 404 ok  ok  ok  ok  ok  .   .   404",
+        "events": "        404 404 ok  ok  ok  ok  ok  ok  404 404",
+    },
+}
+
+SLOTS: Mapping[str, str] = {
+    "namespace": "team",
+    "name": "thing",
+    "version": "2",
+    "number": "2",
+    "other": "1",
+    "key": "stage",
+    "alias": "champion",
+    "kind": "compress",
+    "username": "extra",
+    "path": "model.safetensors",
+}
+
+COMPRESS = {
+    "kind": "compress",
+    "schema": 1,
+    "model": "team/thing@1",
+    "steps": [{"method": "quantize_dynamic"}],
+}
+
+# What every version of the world holds.
+FILES = {"model.safetensors": safetensors_bytes(weight=[1.0])}
+
+
+def _signature():
+    """Sign those files with a key of somebody's own."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    key = signing.SigningKey(private=private, public_pem=public.decode())
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in FILES.items()}
+    bundle = orjson.loads(signing.sign("mine", digests, key))
+    return {"bundle": bundle, "public_key": key.public_pem}
+
+
+Line = Mapping[str, tuple]
+_ONE = "/api/v1/{kinds}/{namespace}/{name}"
+_VERSION = f"{_ONE}/versions/{{version}}"
+
+API: Mapping[str, Line] = {
+    # --- models and datasets
+    "/api/v1/{kinds}": {
+        "get": ("everybody", 200),
+        "post": ("in namespace: write", 201, {"namespace": "team", "name": "another"}),
+    },
+    _ONE: {
+        "get": ("see", 200),
+        "patch": ("write", 200, {"summary": "x"}),
+        "delete": ("own", 204),
+    },
+    f"{_ONE}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
+    f"{_ONE}/aliases": {"get": ("see", 200)},
+    f"{_ONE}/aliases/{{alias}}": {
+        "get": ("see", 200),
+        "put": ("write", 200, {"version": 1}),
+        "delete": ("write", 204),
+    },
+    f"{_ONE}/lineage": {"get": ("see", 200)},
+    # --- versions
+    f"{_ONE}/versions": {"get": ("see", 200), "post": ("write", 201, {"message": "x"})},
+    _VERSION: {
+        "get": ("see", 200),
+        "patch": ("write", 200, {"message": "x"}),
+        "delete": ("maintain", 204),
+    },
+    f"{_VERSION}/files": {"get": ("see", 200)},
+    f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
+    f"{_VERSION}/lineage": {"get": ("see", 200)},
+    f"{_VERSION}/diff/{{other}}": {"get": ("see", 200)},
+    f"{_VERSION}/evaluations": {
+        "get": ("see", 200),
+        "post": ("write", 201, {"metric": "accuracy", "value": 0.5}),
+    },
+    f"{_VERSION}/signatures": {"get": ("see", 200), "post": ("write", 201, _signature())},
+    # The contributor added the signature.
+    f"{_VERSION}/signatures/{{signature}}": {"get": ("see", 200), "delete": ("write", 204)},
+    "/api/v1/signing-key": {"get": ("everybody", 200)},
+    # --- jobs; submitting is a write in the model's repository, whose visibility therefore matters
+    "/api/v1/jobs": {"get": ("signed in", 200), "post": ("submit", 202, {"recipe": COMPRESS})},
+    "/api/v1/jobs/{job}": {"get": ("see the job", 200)},
+    "/api/v1/jobs/{job}/log": {"get": ("see the job", 200)},
+    "/api/v1/jobs/{job}/cancel": {"post": ("move the job", 202)},
+    "/api/v1/jobs/{job}/resume": {"post": ("move the job", 202)},
+    "/api/v1/recipes": {"get": ("everybody", 200)},
+    "/api/v1/recipes/{kind}": {"get": ("everybody", 200)},
+    "/api/v1/workers": {"get": ("signed in", 200)},
+    # --- people
+    "/api/v1/whoami": {"get": ("signed in", 200)},
+    "/api/v1/tokens": {
+        "get": ("signed in, admin", 200),
+        "post": ("signed in, admin anywhere", 201, {"name": "x"}),
+    },
+    "/api/v1/tokens/{token}": {"delete": ("of contributor", 204)},
+    "/api/v1/namespaces": {
+        "get": ("signed in, read", 200),
+        "post": ("signed in, write anywhere", 201, {"slug": "new-team"}),
+    },
+    "/api/v1/namespaces/{namespace}": {"get": ("in namespace: see", 200)},
+    "/api/v1/namespaces/{namespace}/members": {"get": ("in namespace: read", 200)},
+    "/api/v1/namespaces/{namespace}/members/{username}": {
+        "put": ("in namespace: own", 200, {"role": "reader"}),
+        "delete": ("in namespace: own", 204),
+    },
+    "/api/v1/events": {"get": ("signed in, write", 200)},
+    "/api/v1/openapi.json": {"get": ("everybody", 200)},
+}
+
+_PAGE = "/{kinds}/{namespace}/{name}"
+_PAGE_VERSION = f"{_PAGE}/versions/{{number}}"
+
+PAGES: Mapping[str, Line] = {
+    "/": {"get": ("page: everybody", 200)},
+    "/login": {
+        # Whoever is signed in is led on.
+        "get": ("page: everybody", {200, 302}),
+        "post": ("page: everybody", {200, 302}, {"username": "x", "password": "y"}),
+    },
+    "/logout": {"post": ("page: everybody", 302)},
+    "/settings/tokens": {
+        "get": ("page: signed in", 200),
+        "post": ("page: signed in", 200, {"name": "x", "scopes": ["read"], "days": "30"}),
+    },
+    "/settings/tokens/{token}/revoke": {"post": ("page: of contributor", 302)},
+    "/jobs": {"get": ("page: signed in", 200)},
+    "/jobs/new": {"get": ("page: signed in", 200), "post": ("page: signed in", 200)},
+    "/jobs/{job}": {"get": ("page: job", 200)},
+    "/jobs/{job}/cancel": {"post": ("page: move the job", 302)},
+    "/{kinds}": {"get": ("page: everybody", 200)},
+    "/{kinds}/new": {
+        "get": ("page: signed in", 200),
+        # Only namespaces that may be written in can be chosen; others get the form back.
+        "post": ("page: signed in", {200, 302}, {"namespace": "team", "name": "another"}),
+    },
+    "/{kinds}/{namespace}": {"get": ("page: everybody", 302)},
+    _PAGE: {"get": ("page: see", 200)},
+    f"{_PAGE}/settings": {
+        "get": ("page: write", 200),
+        "post": ("page: write", {200, 302}, {"name": "thing", "summary": "x"}),
+    },
+    # Without its name typed in, whoever sees the repository is sent back to its settings.
+    f"{_PAGE}/delete": {"post": ("page: own", 302, {"confirm": "team/thing"})},
+    f"{_PAGE}/tags": {"post": ("page: change", 302, {"key": "stage", "value": "x"})},
+    f"{_PAGE}/tags/delete": {"post": ("page: change", 302, {"key": "stage"})},
+    f"{_PAGE}/aliases": {"post": ("page: change", 302, {"alias": "champion", "version": "1"})},
+    f"{_PAGE}/aliases/delete": {"post": ("page: change", 302, {"alias": "champion"})},
+    f"{_PAGE}/versions/new": {
+        "get": ("page: write", 200),
+        "post": ("page: write", {302, 422}, {"message": "x"}),
+    },
+    _PAGE_VERSION: {"get": ("page: see", 200)},
+    f"{_PAGE_VERSION}/edit": {"post": ("page: change", 302, {"message": "x"})},
+    f"{_PAGE_VERSION}/delete": {"post": ("page: change", 302, {"confirm": "team/thing@2"})},
+}
+
+_TUS = {"Tus-Resumable": "1.0.0"}
+_BEGIN = {**_TUS, "Upload-Length": "3"}
+_PART = {**_TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+
+# Here the third place holds the headers, and the address is that of the pattern in routes.py.
+STREAMS: Mapping[str, Line] = {
+    "/api/v1/{kinds}/{namespace}/{name}/versions/{version}/files/{path}": {
+        "get": ("see", 200),
+        "head": ("see", 200),
+    },
+    "/api/v1/{kinds}/{namespace}/{name}/versions": {
+        "post": ("write", 201, {"Content-Type": "multipart/form-data; boundary=b"}),
+    },
+    "/api/v1/uploads": {
+        "options": ("everybody", 204),
+        "post": ("signed in, write", 201, _BEGIN),
+    },
+    "/api/v1/uploads/{upload}": {
+        "options": ("everybody", 204),
+        "head": ("upload", 200, _TUS),
+        "patch": ("upload", 204, _PART),
+        "delete": ("upload", 204, _TUS),
+    },
+    "/api/v1/jobs/{job}/events": {"get": ("events", 200)},
+    "/{kinds}/{namespace}/{name}/versions/{version}/files/{path}": {
+        "get": ("page: see", 200),
+        "head": ("page: see", 200),
+    },
+    "/uploads": {
+        "options": ("page: everybody", 204),
+        "post": ("page upload: begin", 201, _BEGIN),
+    },
+    "/uploads/{upload}": {
+        "options": ("page: everybody", 204),
+        "head": ("page upload", 200, _TUS),
+        "patch": ("page upload", 204, _PART),
+        "delete": ("page upload", 204, _TUS),
+    },
+    "/jobs/{job}/events": {"get": ("page events", 200)},
+}
+
+# What operators look at, and what answers for the addresses that are not there. Everybody gets the
+# same here; none of it may name what somebody registered.
+OPEN: Mapping[str, int] = {
+    "/healthz": 200,
+    "/readyz": 200,
+    "/metrics": 200,
+    "/api/docs": 200,
+    "/api": 404,
+    "/api/v1/nothing": 404,
+}
+
+# Where a slot of one line stands for something of its own; `World` knows these names.
+INSTEAD: Mapping[str, Mapping[str, str]] = {
+    "/api/v1/jobs/{job}/resume": {"job": "ended job"},
+    "/api/v1/jobs/{job}/events": {"job": "ended job"},
+    "/jobs/{job}/events": {"job": "ended job"},
+}
+
+# Bodies and queries that name something by reference: a hidden name there must be refused exactly
+# like one that is nobody's. {it} is the hidden or the absent repository, {space} its namespace.
+REFERENCES: tuple[tuple[str, str, object], ...] = (
+    ("post", "/api/v1/jobs", {"recipe": {**COMPRESS, "model": "{it}@1"}}),
+    ("post", "/api/v1/jobs", {"recipe": {**COMPRESS, "model": "{it}@champion"}}),
+    ("post", "/api/v1/tokens", {"name": "x", "model": "{it}"}),
+    (
+        "post",
+        "/api/v1/models/lab/open/versions",
+        {"parents": [{"version": "{it}@1", "role": "weights"}]},
+    ),
+    (
+        "post",
+        "/api/v1/models/lab/open/versions/1/evaluations",
+        {"metric": "accuracy", "value": 0.5, "dataset": "{it}@1"},
+    ),
+    ("get", "/api/v1/models?q={it}", None),
+    ("get", "/models?q={it}", None),
+    ("get", "/jobs/new?kind=compress&model={it}@1", None),
+)
