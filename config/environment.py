@@ -98,3 +98,20 @@ def env_signing_key(name: str) -> str:
     except ValueError as error:
         raise BadSetting(name, f"cannot be used as a signing key: {error}") from error
     return text
+
+
+def env_master_keys(name: str) -> str:
+    """Read the master keys that wrap the keys of blobs, or nothing where none is given."""
+    text, path = env_text(name), os.environ.get(f"{name}_FILE")
+    if not text and not path:
+        return ""
+    # Only an installation that encrypts pays for the import at each start.
+    from registry.encryption import BadMasterKeyError, parse_master_keys  # noqa: PLC0415
+
+    try:
+        keys = parse_master_keys(text)
+    except BadMasterKeyError as error:
+        raise BadSetting(name, str(error)) from None
+    if not keys:
+        raise BadSetting(f"{name}_FILE" if path else name, "holds no key")
+    return text

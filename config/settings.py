@@ -10,6 +10,7 @@ from config.environment import (
     env_database,
     env_int,
     env_list,
+    env_master_keys,
     env_redis,
     env_signing_key,
     env_storage,
@@ -22,6 +23,8 @@ VERSION = "0.1.0"
 # --- Where data lives -------------------------------------------------------------------------
 HOME_DIR = Path(env_text("MODELYARD_HOME", str(BASE_DIR / "var"))).absolute()
 STORAGE_URL = env_storage("MODELYARD_STORAGE_URL", f"file://{HOME_DIR / 'storage'}")
+# With a key, blobs are encrypted where they lie; the first one wraps, the others only unwrap.
+MASTER_KEYS = env_master_keys("MODELYARD_MASTER_KEY")
 DATABASES = {
     "default": env_database(
         "DATABASE_URL", f"postgresql://modelyard@/modelyard?host={HOME_DIR}/run"

@@ -1,6 +1,11 @@
 """Bytes by the SHA-256 that this server computed, on a local disk or in an S3 bucket.
 
-Callers name a digest and never see a path. This module must not know models, requests or people.
+Callers name a digest and never see a path, nor whether the bytes are encrypted where they lie. This
+module must not know models, requests or people.
+
+    blobs/ab/abcd…           plain bytes
+    sealed/ab/abcd…          the same, encrypted: see `registry.encryption.container`
+    keys/ab/abcd….{file id}  the wrapped key of one such container
 """
 
 import errno
@@ -8,6 +13,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,16 +24,41 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from django.conf import settings
 
-from registry.errors import Conflict, Invalid, NotFound, RegistryError, StorageFull, Unavailable
+from registry.encryption import (
+    SETTING,
+    DataKey,
+    Header,
+    KeyRing,
+    Sealed,
+    Sidecar,
+    new_header,
+    parse_master_keys,
+    plain_bytes_of,
+    seal_file,
+)
+from registry.encryption.container import BATCH, HEADER_BYTES, SEALED_BLOCK_BYTES, damaged
+from registry.encryption.keys import missing_key
+from registry.errors import (
+    Conflict,
+    Invalid,
+    NotFound,
+    RegistryError,
+    StorageFull,
+    Text,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+logger = logging.getLogger(__name__)
 
 # What one read gives: enough to be worth a change of thread, little enough for many slow readers.
 BLOCK_BYTES = 2 * 1024 * 1024
@@ -38,8 +69,12 @@ _UPLOAD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP})
+_GONE = frozenset({"404", "NoSuchKey", "NotFound", "412", "PreconditionFailed"})
 _RUNNING_DIGESTS = 256
 _FLUSH_BYTES = 32 * 1024 * 1024
+_SIDECAR_BYTES = 64 * 1024
+# What opening an object of a bucket brings along: the header of a container, or a whole sidecar.
+_HEAD_BYTES = 4096
 
 
 class Stored(NamedTuple):
@@ -114,15 +149,62 @@ class Sink:
             os.fdatasync(self._descriptor)
 
 
+class Absent(Exception):  # noqa: N818 - what it means, the caller decides
+    """There is no object of that name, or it was replaced since it was opened."""
+
+
+class StoredObject(ABC):
+    """One object of the store, opened: what it gives are the bytes it had then, or none."""
+
+    size_bytes: int
+    modified_at: float
+
+    @abstractmethod
+    def read(self, start: int, end: int) -> bytes:
+        """Give a small range at once."""
+
+    @abstractmethod
+    def blocks(self, start: int, end: int, step: int) -> Iterator[bytes]:
+        """Begin to read a range in blocks of `step` bytes; the object need not be closed then."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it; doing so twice changes nothing."""
+
+
+class _Unsealing(Iterator[bytes]):
+    """The plain bytes of a container; the first are decrypted before anybody asks for them."""
+
+    def __init__(self, chunks: Iterator[bytes], blocks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._blocks = blocks
+
+    def begin(self) -> None:
+        self._blocks = chain([next(self._blocks)], self._blocks)
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._blocks)
+        except RegistryError as error:
+            logger.error("%s", error.detail)  # noqa: TRY400 - its words say all there is
+            raise
+
+    def close(self) -> None:
+        if close := getattr(self._chunks, "close", None):
+            close()
+
+
 class Storage(ABC):
     """Blobs by digest, and uploads in progress.
 
     Whatever the blobs are kept in, bytes first arrive in the `spool`, a local folder, so that a
-    partial blob is never visible and an upload goes on after `kill -9` of the process.
+    partial blob is never visible and an upload goes on after `kill -9` of the process. With
+    master keys, blobs are encrypted on the way from there to their place.
     """
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, spool: Path, *, keys: KeyRing | None = None) -> None:
         self.spool = spool
+        self.keys = keys
         self._incoming = spool / "incoming"
         self._uploads = spool / "uploads"
         # Blobs are readable files, to be linked into the folders of jobs: the way in is closed.
@@ -132,42 +214,126 @@ class Storage(ABC):
         self._digests: OrderedDict[str, tuple[int, Any]] = OrderedDict()
         self._digests_lock = threading.Lock()
 
+    # --- Objects by name: what a kind of store knows how to do ------------------------------------
+
     @abstractmethod
+    def _check_store(self) -> None:
+        """Raise Unavailable when objects cannot be reached right now."""
+
+    @abstractmethod
+    def _length(self, name: str) -> int:
+        """Give the length of an object; raise Absent."""
+
+    @abstractmethod
+    def _open(self, name: str) -> StoredObject:
+        """Open an object; raise Absent."""
+
+    @abstractmethod
+    def _place(self, path: Path, name: str) -> None:
+        """Move a complete, flushed file of the spool there; what was there is replaced at once."""
+
+    @abstractmethod
+    def _copy_out(self, name: str, target: Path) -> None:
+        """Put an object at `target`, read-only; raise Absent."""
+
+    @abstractmethod
+    def _remove(self, name: str) -> None:
+        """Remove an object; removing one that is not there is no error."""
+
+    @abstractmethod
+    def _touch(self, name: str) -> None:
+        """Let an object count as put there just now, where that costs nothing."""
+
+    @abstractmethod
+    def _list(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """Give the names that begin with `prefix`, and when each was written."""
+
+    # --- Blobs ------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise Unavailable when blobs cannot be reached, or not be decrypted, right now."""
+        self._check_store()
+        name, _ = next(self._list("keys/"), ("", 0.0))
+        with suppress(Absent):
+            if name and (key := self._sidecar(name).key_id) not in (self.keys or ()):
+                raise missing_key(key)
+
     def size(self, sha256: str) -> int:
         """Give the length of a blob; raise NotFound for one that is not here."""
-
-    @abstractmethod
-    def delete(self, sha256: str) -> None:
-        """Remove a blob; removing one that is not here is no error."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise Unavailable when blobs cannot be reached right now."""
-
-    @abstractmethod
-    def materialise(self, sha256: str, target: Path) -> None:
-        """Put the bytes at `target`, read-only; an older file there is replaced."""
-
-    @abstractmethod
-    def _keep(self, path: Path, sha256: str) -> None:
-        """Move a complete, flushed file of the spool under its digest."""
-
-    @abstractmethod
-    def _blocks(self, sha256: str, start: int, end: int) -> Iterator[bytes]:
-        """Yield a range that lies inside the blob."""
+        for name in self._names(sha256):
+            with suppress(Absent):
+                length = self._length(name)
+                return plain_bytes_of(length) if _is_sealed(name) else length
+        raise _no_blob(sha256)
 
     def exists(self, sha256: str) -> bool:
-        try:
-            self.size(sha256)
-        except NotFound:
+        """Say whether a blob is here, with its key where it takes one."""
+        if not _SHA256.fullmatch(sha256):
             return False
-        return True
+        for name in self._names(sha256):
+            with suppress(Absent):
+                if not _is_sealed(name):
+                    self._length(name)
+                    return True
+                with closing(self._open(name)) as found:
+                    header = _header_of(found, sha256)
+                self._length(_key_name(header))
+                return True
+        return False
+
+    def modified_at(self, sha256: str) -> float | None:
+        """Give when the bytes were last put here, in seconds since 1970."""
+        times = []
+        for name in self._names(sha256)[:2]:
+            with suppress(Absent), closing(self._open(name)) as found:
+                times.append(found.modified_at)
+        return max(times, default=None)
+
+    def inventory(self) -> Iterator[tuple[str, float]]:
+        """Give the digests of all that is here, and when they were put here; some come twice."""
+        for folder in ("blobs/", "sealed/"):
+            for name, modified_at in self._list(folder):
+                sha256 = name.rpartition("/")[2]
+                if _SHA256.fullmatch(sha256):
+                    yield sha256, modified_at
+
+    def delete(self, sha256: str) -> None:
+        """Remove a blob; removing one that is not here is no error."""
+        for name in self._names(sha256)[:2]:
+            self._remove(name)
+        for name, _ in list(self._list(f"keys/{sha256[:2]}/{sha256}.")):
+            self._remove(name)
+
+    def materialise(self, sha256: str, target: Path) -> None:
+        """Put the bytes at `target`, read-only; an older file there is replaced."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for name in self._names(sha256):
+            with suppress(Absent):
+                if _is_sealed(name):
+                    self._decrypt_to(sha256, name, target)
+                else:
+                    self._copy_out(name, target)
+                return
+        raise self._lost(sha256)
 
     def open(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Yield bytes `start` to `end` (exclusive) in blocks; raise NotFound before the first."""
-        size = self.size(sha256)
-        end = size if end is None else min(end, size)
-        return self._blocks(sha256, start, end) if 0 <= start < end else iter(())
+        """Yield bytes `start` to `end` (exclusive) in blocks.
+
+        Raises:
+            NotFound: they are not here.
+            Unavailable: they are encrypted and cannot be decrypted; a block that was tampered with
+                says so when it is reached, and nothing of it is given.
+
+        """
+        for name in self._names(sha256):
+            with suppress(Absent), closing(self._open(name)) as found:
+                if _is_sealed(name):
+                    return self._open_sealed(sha256, found, start, end)
+                stop = found.size_bytes if end is None else min(end, found.size_bytes)
+                if not 0 <= start < stop:
+                    return iter(())
+                return found.blocks(start, stop, BLOCK_BYTES)
+        raise self._lost(sha256)
 
     def read(self, sha256: str, *, start: int = 0, end: int | None = None) -> bytes:
         """Give a small range at once, for headers."""
@@ -187,10 +353,13 @@ class Storage(ABC):
 
     def open_sink(self) -> Sink:
         """Begin a blob whose bytes come from elsewhere; end with `keep_sink`, then `drop_sink`."""
+        return self._new_sink(hashlib.sha256())
+
+    def _new_sink(self, digest: Any) -> Sink:
         path = self._incoming / uuid.uuid4().hex
         with _out_of_space():
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        return Sink(path, descriptor, start=0, digest=hashlib.sha256())
+        return Sink(path, descriptor, start=0, digest=digest)
 
     def keep_sink(
         self, sink: Sink, *, sha256: str | None = None, size_bytes: int | None = None
@@ -207,6 +376,194 @@ class Storage(ABC):
         """Close the sink and remove what was not kept."""
         sink.close()
         sink.path.unlink(missing_ok=True)
+
+    # --- Encryption -------------------------------------------------------------------------------
+
+    def encrypt(self, sha256: str) -> bool:
+        """Encrypt a blob that is stored plain; give whether there was one.
+
+        The plain bytes stay until `drop_plain`.
+        """
+        if self._has_sealed(sha256):
+            return False
+        copy = self._incoming / uuid.uuid4().hex
+        try:
+            self._copy_out(_plain_name(sha256), copy)
+            self._seal(copy, sha256, verify=True)
+        except Absent:
+            return False
+        finally:
+            copy.unlink(missing_ok=True)
+        return True
+
+    def drop_plain(self, sha256: str) -> bool:
+        """Remove the plain copy of a blob that is stored encrypted; give whether there was one."""
+        name = _plain_name(sha256)
+        try:
+            self._length(name)
+        except Absent:
+            return False
+        if not self._has_sealed(sha256):
+            return False
+        self._remove(name)
+        return True
+
+    def rotate_keys(self) -> Iterator[bool]:
+        """Wrap every blob's key with the current master key; yield for each whether it changed.
+
+        Safe beside readers and writers, and to repeat: a sidecar is replaced at once, and names a
+        container that no other sidecar will ever name.
+        """
+        keys = self._require_keys()
+        for name, _ in self._list("keys/"):
+            sha256, _, file_id = name.rpartition("/")[2].partition(".")
+            try:
+                sidecar = self._sidecar(name)
+            except Absent:
+                continue
+            changed = sidecar.key_id != keys.current.key_id
+            if changed:
+                context = bytes.fromhex(sha256) + bytes.fromhex(file_id)
+                self._put_small(name, keys.rewrap(sidecar, context).to_bytes())
+            yield changed
+
+    def _keep(self, path: Path, sha256: str) -> None:
+        """Move a complete, flushed file of the spool under its digest."""
+        if self.keys is None:
+            self._place(path, _plain_name(sha256))
+            return
+        if self._is_sealed_whole(sha256):
+            self._touch(_sealed_name(sha256))
+        else:
+            self._seal(path, sha256)
+        path.unlink()
+
+    def _is_sealed_whole(self, sha256: str) -> bool:
+        """Say whether every block of a container opens: then there is nothing to write again."""
+        try:
+            with closing(self._open(_sealed_name(sha256))) as found:
+                blocks = self._open_sealed(sha256, found, 0, None)
+                try:
+                    for _ in blocks:
+                        pass
+                finally:
+                    if close := getattr(blocks, "close", None):
+                        close()
+        except (Absent, Unavailable):
+            return False
+        return True
+
+    def _seal(self, path: Path, sha256: str, *, verify: bool = False) -> None:
+        """Encrypt a file of the spool to its place: first the key, then the container.
+
+        Two that do so at once make two containers with two keys; whichever is last stays, and its
+        key is there.
+        """
+        keys = self._require_keys()
+        header = new_header(sha256=sha256, size_bytes=path.stat().st_size)
+        key = DataKey.make(header)
+        sink = self._new_sink(None)
+        digest = hashlib.sha256()
+        try:
+            with path.open("rb", buffering=0) as source:
+                look = digest.update if verify else None
+                seal_file(source.fileno(), header, key.secret, sink.write, look)
+            sink.commit()
+            sink.close()
+            if verify and digest.hexdigest() != sha256:
+                raise damaged(sha256, Text("they have another digest by now"))
+            self._put_small(_key_name(header), keys.wrap(key).to_bytes())
+            self._place(sink.path, _sealed_name(sha256))
+        finally:
+            self.drop_sink(sink)
+
+    def _decrypt_to(self, sha256: str, name: str, target: Path) -> None:
+        temporary = target.with_name(f".{uuid.uuid4().hex}")
+        try:
+            with closing(self._open(name)) as found:
+                blocks = self._open_sealed(sha256, found, 0, None)
+                with _out_of_space(), temporary.open("xb", buffering=0) as file:
+                    for block in blocks:
+                        file.write(block)
+            temporary.chmod(0o444)
+            temporary.rename(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _open_sealed(
+        self, sha256: str, found: StoredObject, start: int, end: int | None
+    ) -> Iterator[bytes]:
+        """Begin to decrypt; the first block comes at once, so that a refusal comes in time."""
+        sealed = self._unlock(found, sha256)
+        size = sealed.header.size_bytes
+        end = size if end is None else min(end, size)
+        if size == 0:
+            sealed.check_empty(found.read(HEADER_BYTES, found.size_bytes))
+        if not 0 <= start < end:
+            return iter(())
+        first, last = sealed.span(start, end)
+        chunks = found.blocks(first, last, SEALED_BLOCK_BYTES * BATCH)
+        blocks = _Unsealing(chunks, sealed.unseal(chunks, start, end))
+        try:
+            blocks.begin()
+        except BaseException:
+            blocks.close()
+            raise
+        return blocks
+
+    def _unlock(self, found: StoredObject, sha256: str) -> Sealed:
+        header = _header_of(found, sha256)
+        if self.keys is not None and (sealed := self.keys.known(header)):
+            return sealed
+        sidecar = self._sidecar(_key_name(header))
+        if self.keys is None:
+            raise missing_key(sidecar.key_id)
+        return self.keys.open(header, sidecar)
+
+    def _has_sealed(self, sha256: str) -> bool:
+        try:
+            with closing(self._open(_sealed_name(sha256))) as found:
+                self._length(_key_name(_header_of(found, sha256)))
+        except Absent:
+            return False
+        return True
+
+    def _sidecar(self, name: str) -> Sidecar:
+        with closing(self._open(name)) as found:
+            raw = found.read(0, min(found.size_bytes, _SIDECAR_BYTES))
+        return Sidecar.parse(raw, name.rpartition("/")[2].partition(".")[0])
+
+    def _put_small(self, name: str, content: bytes) -> None:
+        sink = self._new_sink(None)
+        try:
+            sink.write(content)
+            sink.commit()
+            sink.close()
+            self._place(sink.path, name)
+        finally:
+            self.drop_sink(sink)
+
+    def _require_keys(self) -> KeyRing:
+        if self.keys is None:
+            raise Unavailable(
+                "{setting} names no master key, so nothing can be encrypted.",
+                code="master_key_missing",
+                setting=SETTING,
+            )
+        return self.keys
+
+    def _names(self, sha256: str) -> tuple[str, str, str]:
+        """Say where a blob may be, in the order to look; it may move while somebody looks."""
+        plain, sealed = _plain_name(sha256), _sealed_name(sha256)
+        return (plain, sealed, plain) if self.keys is None else (sealed, plain, sealed)
+
+    def _lost(self, sha256: str) -> RegistryError:
+        """Say why a blob that is in none of its places cannot be read."""
+        with suppress(Absent), closing(self._open(_sealed_name(sha256))):
+            return damaged(sha256, Text("the sidecar with its key is gone"))
+        return _no_blob(sha256)
+
+    # --- Uploads in progress ----------------------------------------------------------------------
 
     def begin_upload(self, upload_id: str) -> None:
         """Make room for an upload; doing it twice changes nothing."""
@@ -420,35 +777,99 @@ class Storage(ABC):
         return Stored(digest.hexdigest(), size, _git_sha1(part, size))
 
 
+class LocalObject(StoredObject):
+    """A file that was opened; who removes or replaces it leaves it to us."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        found = os.fstat(self._file.fileno())
+        self.size_bytes = found.st_size
+        self.modified_at = found.st_mtime
+
+    def read(self, start: int, end: int) -> bytes:
+        return os.pread(self._file.fileno(), max(0, end - start), start)
+
+    def blocks(self, start: int, end: int, step: int) -> Iterator[bytes]:
+        return _FileBlocks(os.dup(self._file.fileno()), start, end, step)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _FileBlocks(Iterator[bytes]):
+    """A range of an open file; closed at its end, or by whoever stops earlier."""
+
+    def __init__(self, descriptor: int, start: int, end: int, step: int) -> None:
+        self._descriptor = descriptor
+        self._start = start
+        self._end = end
+        self._step = step
+
+    def __next__(self) -> bytes:
+        if self._start >= self._end or self._descriptor < 0:
+            self.close()
+            raise StopIteration
+        block = os.pread(self._descriptor, min(self._step, self._end - self._start), self._start)
+        if not block:
+            self.close()
+            raise Unavailable("The stored bytes end too early.", code="stored_bytes_damaged")
+        self._start += len(block)
+        return block
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class LocalStorage(Storage):
-    """Blobs as read-only files under `root/blobs`, written to `root` and moved by one rename."""
+    """Blobs as read-only files under `root`, written to its spool and moved by one rename."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self._blobs = root / "blobs"
-        self._blobs.mkdir(exist_ok=True)
+    def __init__(self, root: Path, *, keys: KeyRing | None = None) -> None:
+        super().__init__(root, keys=keys)
+        self._root = root
+        for folder in ("blobs", "sealed", "keys"):
+            (root / folder).mkdir(exist_ok=True)
 
-    def size(self, sha256: str) -> int:
+    def _check_store(self) -> None:
+        folder = self._root / "blobs"
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise Unavailable("The storage folder {folder} cannot be written.", folder=folder)
+
+    def _length(self, name: str) -> int:
         try:
-            return self._path(sha256).stat().st_size
+            return (self._root / name).stat().st_size
         except FileNotFoundError:
-            raise _no_blob(sha256) from None
+            raise Absent(name) from None
 
-    def delete(self, sha256: str) -> None:
-        self._path(sha256).unlink(missing_ok=True)
+    def _open(self, name: str) -> StoredObject:
+        try:
+            return LocalObject(self._root / name)
+        except FileNotFoundError:
+            raise Absent(name) from None
 
-    def check(self) -> None:
-        if not os.access(self._blobs, os.R_OK | os.W_OK | os.X_OK):
-            raise Unavailable("The storage folder {folder} cannot be written.", folder=self._blobs)
+    def _place(self, path: Path, name: str) -> None:
+        target = self._root / name
+        path.chmod(0o444)
+        # The garbage collector leaves alone what was put here a moment ago.
+        os.utime(path)
+        with _out_of_space():
+            if not target.parent.is_dir():
+                target.parent.mkdir(exist_ok=True)
+                _sync_folder(target.parent.parent)
+            path.rename(target)
+            _sync_folder(target.parent)
 
-    def materialise(self, sha256: str, target: Path) -> None:
-        source = self._path(sha256)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def _copy_out(self, name: str, target: Path) -> None:
+        source = self._root / name
         target.unlink(missing_ok=True)
         try:
             os.link(source, target)
         except FileNotFoundError:
-            raise _no_blob(sha256) from None
+            raise Absent(name) from None
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
@@ -456,40 +877,86 @@ class LocalStorage(Storage):
                 shutil.copyfile(source, target)
             target.chmod(0o444)
 
-    def _keep(self, path: Path, sha256: str) -> None:
-        target = self._path(sha256)
-        path.chmod(0o444)
-        with _out_of_space():
-            if not target.parent.is_dir():
-                target.parent.mkdir(exist_ok=True)
-                _sync_folder(self._blobs)
-            path.rename(target)
-            _sync_folder(target.parent)
+    def _remove(self, name: str) -> None:
+        (self._root / name).unlink(missing_ok=True)
 
-    def _blocks(self, sha256: str, start: int, end: int) -> Iterator[bytes]:
+    def _touch(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            os.utime(self._root / name)
+
+    def _list(self, prefix: str) -> Iterator[tuple[str, float]]:
+        folder, _, beginning = prefix.rpartition("/")
         try:
-            file = self._path(sha256).open("rb", buffering=0)
+            entries = sorted(os.scandir(self._root / folder), key=lambda entry: entry.name)
         except FileNotFoundError:
-            raise _no_blob(sha256) from None
-        with file:
-            while start < end:
-                block = os.pread(file.fileno(), min(BLOCK_BYTES, end - start), start)
-                if not block:
-                    raise Unavailable("The stored bytes of {sha256} end too early.", sha256=sha256)
-                start += len(block)
-                yield block
+            return
+        for entry in entries:
+            if not entry.name.startswith(beginning):
+                continue
+            name = f"{folder}/{entry.name}"
+            with suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._list(f"{name}/")
+                else:
+                    yield name, entry.stat().st_mtime
 
-    def _path(self, sha256: str) -> Path:
-        return self._blobs / _require_sha256(sha256)[:2] / sha256
+
+class S3Object(StoredObject):
+    """An object of a bucket; its tag makes sure that a later read meets the same bytes."""
+
+    def __init__(self, storage: "S3Storage", name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._head, self.size_bytes, self.modified_at, self._tag = storage.look(name)
+
+    def read(self, start: int, end: int) -> bytes:
+        if end <= len(self._head):
+            return self._head[start:end]
+        return b"".join(self.blocks(start, end, BLOCK_BYTES))
+
+    def blocks(self, start: int, end: int, step: int) -> Iterator[bytes]:
+        if end <= len(self._head):
+            return iter((self._head[start:end],))
+        return self._storage.fetch(self._name, start, end, step, tag=self._tag)
+
+    def close(self) -> None:
+        """Nothing is held between two reads."""
+
+
+class _BodyBlocks(Iterator[bytes]):
+    """The body of an answer of the storage server, read as it is asked for."""
+
+    def __init__(self, storage: "S3Storage", body: Any, step: int) -> None:
+        self._storage = storage
+        self._body = body
+        self._step = step
+
+    def __next__(self) -> bytes:
+        with self._storage.refusals():
+            block: bytes = self._body.read(self._step)
+        if not block:
+            self.close()
+            raise StopIteration
+        return block
+
+    def close(self) -> None:
+        self._body.close()
 
 
 class S3Storage(Storage):
-    """Blobs as objects `prefix/blobs/ab/abcd…` of one bucket; the spool stays on a local disk."""
+    """Blobs as objects below `prefix/` of one bucket; the spool stays on a local disk."""
 
     def __init__(
-        self, *, bucket: str, prefix: str, endpoint: str | None, region: str | None, spool: Path
+        self,
+        *,
+        bucket: str,
+        prefix: str,
+        endpoint: str | None,
+        region: str | None,
+        spool: Path,
+        keys: KeyRing | None = None,
     ) -> None:
-        super().__init__(spool)
+        super().__init__(spool, keys=keys)
         # Slow to import and not needed where blobs are on a local disk.
         import boto3  # noqa: PLC0415
         from boto3.s3.transfer import TransferConfig  # noqa: PLC0415
@@ -518,64 +985,102 @@ class S3Storage(Storage):
             ),
         )
 
-    def size(self, sha256: str) -> int:
-        with self._refusals(sha256):
-            head = self._client.head_object(Bucket=self.bucket, Key=self._key(sha256))
-            return head["ContentLength"]
+    def look(self, name: str) -> tuple[bytes, int, float, str]:
+        """Give the first bytes of an object, its length, its age and its tag."""
+        with self.refusals(name):
+            try:
+                answer = self._client.get_object(
+                    Bucket=self.bucket, Key=self._key(name), Range=f"bytes=0-{_HEAD_BYTES - 1}"
+                )
+                with closing(answer["Body"]) as body:
+                    head = body.read()
+                size = int(answer["ContentRange"].rpartition("/")[2])
+                return head, size, answer["LastModified"].timestamp(), answer["ETag"]
+            except self._client.exceptions.ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in {"InvalidRange", "416"}:
+                    raise
+            found = self._client.head_object(Bucket=self.bucket, Key=self._key(name))
+            return b"", found["ContentLength"], found["LastModified"].timestamp(), found["ETag"]
 
-    def delete(self, sha256: str) -> None:
-        with self._refusals(sha256):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(sha256))
+    def fetch(self, name: str, start: int, end: int, step: int, *, tag: str) -> Iterator[bytes]:
+        """Begin to read a range of the object that had this tag."""
+        with self.refusals(name):
+            answer = self._client.get_object(
+                Bucket=self.bucket,
+                Key=self._key(name),
+                Range=f"bytes={start}-{end - 1}",
+                IfMatch=tag,
+            )
+        return _BodyBlocks(self, answer["Body"], step)
 
-    def check(self) -> None:
-        with self._refusals(None):
+    def _check_store(self) -> None:
+        with self.refusals():
             self._client.head_bucket(Bucket=self.bucket)
 
-    def materialise(self, sha256: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def _length(self, name: str) -> int:
+        with self.refusals(name):
+            head = self._client.head_object(Bucket=self.bucket, Key=self._key(name))
+            return head["ContentLength"]
+
+    def _open(self, name: str) -> StoredObject:
+        return S3Object(self, name)
+
+    def _place(self, path: Path, name: str) -> None:
+        size = path.stat().st_size
+        with self.refusals(name):
+            self._client.upload_file(str(path), self.bucket, self._key(name), Config=self._transfer)
+        if self._length(name) != size:
+            self._remove(name)
+            raise Unavailable("The storage server kept fewer bytes than it was sent; try again.")
+        path.unlink()
+
+    def _copy_out(self, name: str, target: Path) -> None:
         temporary = target.with_name(f".{uuid.uuid4().hex}")
         try:
-            with self._refusals(sha256), _out_of_space():
+            with self.refusals(name), _out_of_space():
                 self._client.download_file(
-                    self.bucket, self._key(sha256), str(temporary), Config=self._transfer
+                    self.bucket, self._key(name), str(temporary), Config=self._transfer
                 )
             temporary.chmod(0o444)
             temporary.rename(target)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _keep(self, path: Path, sha256: str) -> None:
-        with self._refusals(sha256):
-            self._client.upload_file(
-                str(path), self.bucket, self._key(sha256), Config=self._transfer
-            )
-        if self.size(sha256) != path.stat().st_size:
-            self.delete(sha256)
-            raise Unavailable("The storage server kept fewer bytes than it was sent; try again.")
-        path.unlink()
+    def _remove(self, name: str) -> None:
+        with self.refusals():
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
-    def _blocks(self, sha256: str, start: int, end: int) -> Iterator[bytes]:
-        with self._refusals(sha256):
-            answer = self._client.get_object(
-                Bucket=self.bucket, Key=self._key(sha256), Range=f"bytes={start}-{end - 1}"
-            )
-            with closing(answer["Body"]) as body:
-                yield from body.iter_chunks(BLOCK_BYTES)
+    def _touch(self, name: str) -> None:
+        """Leave it: a bucket knows no way that does not copy the object."""
 
-    def _key(self, sha256: str) -> str:
-        return f"{self.prefix}blobs/{_require_sha256(sha256)[:2]}/{sha256}"
+    def _list(self, prefix: str) -> Iterator[tuple[str, float]]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self._key(prefix)
+        )
+        with self.refusals():
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield item["Key"][len(self.prefix) :], item["LastModified"].timestamp()
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}{name}"
 
     @contextmanager
-    def _refusals(self, sha256: str | None) -> Iterator[None]:
+    def refusals(self, name: str | None = None) -> Iterator[None]:
+        """Say what the storage server refused in our words; Absent for an object that is gone."""
         from boto3.exceptions import Boto3Error  # noqa: PLC0415
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError  # noqa: PLC0415
+        from botocore.exceptions import (  # noqa: PLC0415
+            BotoCoreError,
+            ClientError,
+            HTTPClientError,
+        )
 
         try:
             yield
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
-            if sha256 is not None and code in {"404", "NoSuchKey", "NotFound"}:
-                raise _no_blob(sha256) from None
+            if name is not None and code in _GONE:
+                raise Absent(name) from None
             raise self._refusal(code) from error
         except Boto3Error as error:
             # A refused transfer arrives as text around the server's own code.
@@ -630,28 +1135,32 @@ class Location(NamedTuple):
         return cls("s3", None, parts.netloc, prefix, endpoint, options.get("region"))
 
 
-def storage_at(url: str, *, spool: Path) -> Storage:
+def storage_at(url: str, *, spool: Path, master_keys: str = "") -> Storage:
     """Open the storage that `url` names; `spool` is where bytes arrive before they go to S3."""
     location = Location.parse(url)
+    wrappers = parse_master_keys(master_keys)
+    keys = KeyRing(wrappers) if wrappers else None
     if location.path is not None:
-        return LocalStorage(location.path)
+        return LocalStorage(location.path, keys=keys)
     return S3Storage(
         bucket=location.bucket,
         prefix=location.prefix,
         endpoint=location.endpoint,
         region=location.region,
         spool=spool,
+        keys=keys,
     )
 
 
 def default_storage() -> Storage:
     """Give the storage of the settings, one per process."""
-    return _opened(settings.STORAGE_URL, Path(settings.HOME_DIR) / "spool")
+    spool = Path(settings.HOME_DIR) / "spool"
+    return _opened(settings.STORAGE_URL, spool, settings.MASTER_KEYS)
 
 
 @functools.cache
-def _opened(url: str, spool: Path) -> Storage:
-    return storage_at(url, spool=spool)
+def _opened(url: str, spool: Path, master_keys: str) -> Storage:
+    return storage_at(url, spool=spool, master_keys=master_keys)
 
 
 @contextmanager
@@ -681,6 +1190,28 @@ def _git_sha1(path: Path, size: int) -> str | None:
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _plain_name(sha256: str) -> str:
+    return f"blobs/{_require_sha256(sha256)[:2]}/{sha256}"
+
+
+def _sealed_name(sha256: str) -> str:
+    return f"sealed/{_require_sha256(sha256)[:2]}/{sha256}"
+
+
+def _key_name(header: Header) -> str:
+    sha256 = header.digest.hex()
+    return f"keys/{sha256[:2]}/{sha256}.{header.file_id.hex()}"
+
+
+def _is_sealed(name: str) -> bool:
+    return name.startswith("sealed/")
+
+
+def _header_of(found: StoredObject, sha256: str) -> Header:
+    raw = found.read(0, min(HEADER_BYTES, found.size_bytes))
+    return Header.parse(raw, sha256=sha256, sealed_bytes=found.size_bytes)
 
 
 def _require_sha256(sha256: str) -> str:

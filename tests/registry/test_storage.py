@@ -17,17 +17,31 @@ from registry import storage as storage_module
 from registry.errors import Conflict, Invalid, NotFound, StorageFull, Unavailable
 from registry.storage import BLOCK_BYTES, LocalStorage, Location, Storage, storage_at
 
+MASTER_KEY = "5e" * 32
+
 
 @pytest.fixture
-def s3_storage(s3_endpoint, tmp_path, monkeypatch):
+def bucket_url(s3_endpoint, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     bucket = f"models-{uuid.uuid4().hex[:8]}"
     client = boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
     client.create_bucket(Bucket=bucket)
-    opened = storage_at(f"s3://{bucket}/team/a?endpoint={s3_endpoint}", spool=tmp_path / "spool")
-    yield opened
     client.close()
+    return f"s3://{bucket}/team/a?endpoint={s3_endpoint}"
+
+
+@pytest.fixture
+def s3_storage(bucket_url, tmp_path):
+    opened = storage_at(bucket_url, spool=tmp_path / "spool")
+    yield opened
+    opened._client.close()
+
+
+@pytest.fixture
+def sealed_s3_storage(bucket_url, tmp_path):
+    opened = storage_at(bucket_url, spool=tmp_path / "spool", master_keys=MASTER_KEY)
+    yield opened
     opened._client.close()
 
 
@@ -36,7 +50,13 @@ def local_storage(tmp_path):
     return storage_at((tmp_path / "store").as_uri(), spool=tmp_path / "unused")
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture
+def sealed_local_storage(tmp_path):
+    url = (tmp_path / "store").as_uri()
+    return storage_at(url, spool=tmp_path / "unused", master_keys=MASTER_KEY)
+
+
+@pytest.fixture(params=["local", "s3", "sealed_local", "sealed_s3"])
 def storage(request) -> Storage:
     return request.getfixturevalue(f"{request.param}_storage")
 
@@ -47,7 +67,9 @@ def sha256(data):
 
 def leftovers(storage):
     return [
-        path for path in storage.spool.rglob("*") if path.is_file() and "blobs" not in path.parts
+        path
+        for path in storage.spool.rglob("*")
+        if path.is_file() and not {"blobs", "sealed", "keys"} & set(path.parts)
     ]
 
 
