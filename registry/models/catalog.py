@@ -163,6 +163,13 @@ class Repository(models.Model):
             ),
             GinIndex(fields=["search_vector"], name="repository_search_words", fastupdate=False),
             GinIndex(fields=["labels"], name="repository_labels"),
+            # Holds what facets count and what visibility asks, so that they leave the table alone.
+            models.Index(
+                fields=["kind", "namespace"],
+                include=["id", "visibility", "task", "library", "license", "formats"],
+                condition=Q(deleted_at=None),
+                name="repository_facets",
+            ),
             models.Index(
                 fields=["kind", "-updated_at", "-id"],
                 condition=Q(deleted_at=None),

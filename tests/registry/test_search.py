@@ -1,12 +1,14 @@
 import contextlib
+from dataclasses import replace
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.errors import Invalid
-from registry.models import ANONYMOUS
+from registry.models import ANONYMOUS, Role
 from registry.search import SORTS, SearchQuery, search_repositories
 from registry.services import catalog
 from tests.factories import UserFactory, actor_of, make_model, make_version, safetensors_bytes
@@ -122,3 +124,40 @@ def test_a_substring_is_found_through_the_trigram_index(alice):
         cursor.execute("SET LOCAL enable_seqscan = off")
         plan = matches.explain()
     assert "repository_search_trigrams" in plan
+
+
+def test_owners_are_counted_by_name_and_the_most_come_first(alice):
+    for count, owner in ((1, "zoe"), (1, "Bob"), (3, "alice-2")):
+        person = UserFactory(username=owner)
+        for number in range(count):
+            make_model(person, f"m{number}")
+    for number in range(25):
+        make_model(UserFactory(username=f"one-{number:02d}"))
+    facets = search_repositories(ANONYMOUS, "model", SearchQuery()).facets
+    assert facets["owner"][:3] == [
+        {"value": "alice-2", "count": 3},
+        {"value": "Bob", "count": 1},
+        {"value": "one-00", "count": 1},
+    ]
+    assert len(facets["owner"]) == 20
+    assert facets["total"] == 30
+
+
+def test_facets_are_counted_without_the_table(alice):
+    """Nothing else shows it when they read the table: at 20,000 models it takes thrice the time."""
+    for number in range(3):
+        make_model(alice, f"m{number}")
+    member = actor_of(alice)
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute("SET LOCAL enable_bitmapscan = off")
+    granted = replace(member, roles={7: Role.READER}, grants={5: Role.READER, 6: Role.READER})
+    narrowed = replace(member, limited_namespace_id=3)
+    for actor in (ANONYMOUS, member, granted, narrowed):
+        with CaptureQueriesContext(connection) as queries:
+            search_repositories(actor, "model", SearchQuery(task="", license="mit"))
+        (asked,) = [one["sql"] for one in queries if "GROUPING SETS" in one["sql"]]
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN {asked}")
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+        assert "Index Only Scan using repository_facets" in plan, plan
