@@ -1,6 +1,9 @@
 """Rules of the layout that the import contracts cannot say."""
 
 import ast
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,7 +52,7 @@ def _touches_rows(receiver: ast.expr) -> bool:
     )
 
 
-@pytest.mark.parametrize("folder", ["config", "registry", "workers"])
+@pytest.mark.parametrize("folder", ["client/src", "config", "registry", "workers"])
 def test_every_module_says_what_it_owns(folder):
     silent = [
         str(path.relative_to(ROOT))
@@ -67,8 +70,34 @@ def test_no_module_is_called_after_nothing():
     named_by_django = ROOT / "registry" / "database" / "base.py"
     found = [
         str(path.relative_to(ROOT))
-        for folder in ("config", "registry", "workers")
+        for folder in ("client/src", "config", "registry", "workers")
         for path in (ROOT / folder).rglob("*.py")
         if path.stem in vague and path != named_by_django
     ]
     assert found == []
+
+
+def test_the_client_stands_alone():
+    """It is installed on its own: the standard library and what it declares are all it has."""
+    source = ROOT / "client/src/modelyard"
+    declared = tomllib.loads((ROOT / "client/pyproject.toml").read_text(encoding="utf-8"))
+    allowed = {re.match(r"[a-z]+", line)[0] for line in declared["project"]["dependencies"]}
+    allowed |= {"modelyard", *sys.stdlib_module_names}
+    modules = list(source.rglob("*.py"))
+    assert modules
+    foreign = {
+        f"{path.name}: {module}"
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for module in _imported(node)
+        if module.partition(".")[0] not in allowed
+    }
+    assert foreign == set()
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""] if node.level == 0 else ["relative"]
+    return []

@@ -19,12 +19,13 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "benchmarks").glob("*.md"),
+        *(ROOT / "client").glob("*.md"),
     ]
 )
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PLACE = re.compile(
-    r"`((?:registry|workers|config|templates|static|deploy|benchmarks|tests)/[^`\s]*)`"
+    r"`((?:registry|workers|client|config|templates|static|deploy|benchmarks|tests)/[^`\s]*)`"
 )
 VARIABLE = re.compile(r"\b(MODELYARD_[A-Z][A-Z_]*[A-Z]|DATABASE_URL|REDIS_URL)\b")
 

@@ -5,6 +5,7 @@ data folder of the installation.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from benchmarks.installation import running, wait_for_json
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:8000"
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-HOW_TO = ("tokens", "register", "uploads", "compress", "train", "batch-inference", "sign")
+HOW_TO = ("tokens", "register", "uploads", "client", "compress", "train", "batch-inference", "sign")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -79,6 +80,7 @@ class Reader:
 
 def test_the_documents_work_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    install_client(tmp_path, monkeypatch)
     with running(samples=True) as installation:
         (tmp_path / "var").symlink_to(installation.home)
         wait_for_json(
@@ -91,6 +93,19 @@ def test_the_documents_work_as_written(tmp_path, monkeypatch):
         for name in HOW_TO:
             page = (ROOT / "docs/howto" / f"{name}.md").read_text(encoding="utf-8")
             reader.follow(f"docs/howto/{name}.md", page, monkeypatch)
+
+
+def install_client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the command `modelyard` on the path, as `pip install ./client` does."""
+    command = folder / "bin/modelyard"
+    command.parent.mkdir()
+    command.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{ROOT}/client/src" exec "{sys.executable}" -m modelyard "$@"\n',
+        encoding="utf-8",
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(folder / "home"))
 
 
 def test_a_backup_is_restored_as_written(tmp_path):

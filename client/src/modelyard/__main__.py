@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m modelyard`."""
+
+from modelyard.cli import main
+
+main()

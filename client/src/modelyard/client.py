@@ -1,0 +1,288 @@
+"""`Client`: everything the command line does, as calls with typed answers."""
+
+import copy
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+
+from modelyard import following
+from modelyard.answers import (
+    Alias,
+    Event,
+    File,
+    Job,
+    Repository,
+    Shape,
+    Version,
+    Whoami,
+    read_as,
+)
+from modelyard.configuration import find_server
+from modelyard.errors import BadAnswer
+from modelyard.names import Reference, parse_reference
+from modelyard.progress import Progress, Silent
+from modelyard.pull import Pull, Pulled
+from modelyard.push import Push, Pushed
+from modelyard.transport import Transport
+
+Kind: TypeAlias = Literal["model", "dataset"]
+Visibility: TypeAlias = Literal["public", "internal", "private"]
+CARD_PATH = "README.md"
+_PAGE = 100
+_MAX_PAGES = 100_000
+
+
+class Client:
+    """A Modelyard server, as one person's token sees it.
+
+    Without arguments it talks to the server of `MODELYARD_URL` with `MODELYARD_TOKEN`, or to the
+    one that `modelyard login` remembered. `patience` is how many seconds a call goes on trying
+    while the server is away; `transfer_patience` the same for push and pull, counted from when
+    the last byte moved. It may be used by many threads, and as a context manager.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        patience: float = 10.0,
+        transfer_patience: float = 300.0,
+    ) -> None:
+        server = find_server(url, token)
+        self.url = server.url
+        self.transfer_patience = transfer_patience
+        self.transport = Transport(server.url, server.token, patience=patience)
+
+    def __enter__(self) -> "Client":  # noqa: PYI034 - Self came with Python 3.11
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def more_patient(self, stop: threading.Event) -> "Client":
+        """Give the same client for a transfer: it waits longer, and can be stopped."""
+        other = copy.copy(self)
+        other.transport = self.transport.more_patient(self.transfer_patience, stop)
+        return other
+
+    # --- Who and what -------------------------------------------------------------------------
+
+    def whoami(self) -> Whoami:
+        return self._read(Whoami, "/whoami")
+
+    def search(
+        self, words: str = "", *, kind: Kind = "model", limit: int | None = None, **filters: Any
+    ) -> Iterator[Repository]:
+        """Find models or datasets; `filters` are those of the REST API (task, owner, sort, ...)."""
+        asked = {"q": words, **filters}
+        return self._pages(Repository, f"/{kind}s", limit=limit, **asked)
+
+    def repository(self, name: str, *, kind: Kind = "model") -> Repository:
+        return self._read(Repository, self._home(parse_reference(name), kind))
+
+    def create_repository(
+        self, name: str, *, kind: Kind = "model", visibility: Visibility = "private", **facts: Any
+    ) -> Repository:
+        reference = parse_reference(name)
+        body = {
+            "namespace": reference.namespace,
+            "name": reference.name,
+            "visibility": visibility,
+            **facts,
+        }
+        return read_as(Repository, self.transport.call("POST", f"/{kind}s", body=body))
+
+    def version(self, name: str, *, kind: Kind = "model") -> Version:
+        """Read the version that `namespace/name@version` names, or the newest usable one."""
+        reference = parse_reference(name)
+        home = self._home(reference, kind)
+        return self._read(Version, f"{home}/versions/{quote(reference.selector, safe='@')}")
+
+    def versions(
+        self, name: str, *, kind: Kind = "model", limit: int | None = None, **filters: Any
+    ) -> Iterator[Version]:
+        """List the versions, newest first; variants too, unless `with_variants=False`."""
+        home = self._home(parse_reference(name), kind)
+        return self._pages(Version, f"{home}/versions", limit=limit, **filters)
+
+    def files(self, name: str, *, kind: Kind = "model") -> Iterator[File]:
+        reference = parse_reference(name)
+        address = f"{self._home(reference, kind)}/versions/{quote(reference.selector, safe='@')}"
+        return self._pages(File, f"{address}/files")
+
+    def card(self, name: str, *, kind: Kind = "model") -> str:
+        """Read the README.md of a version."""
+        path = self._home(parse_reference(name), kind)
+        selector = quote(parse_reference(name).selector, safe="@")
+        return self.transport.text("GET", f"{path}/versions/{selector}/files/{CARD_PATH}").decode(
+            "utf-8", "replace"
+        )
+
+    def aliases(self, name: str, *, kind: Kind = "model") -> list[Alias]:
+        home = self._home(parse_reference(name), kind)
+        return list(self._pages(Alias, f"{home}/aliases", paged=False))
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        number: int,
+        *,
+        kind: Kind = "model",
+    ) -> Any:
+        path = f"{self._home(parse_reference(name), kind)}/aliases/{quote(alias, safe='')}"
+        return self.transport.call("PUT", path, body={"version": number})
+
+    def set_version_tag(self, name: str, key: str, value: str, *, kind: Kind = "model") -> Any:
+        reference = parse_reference(name)
+        address = f"{self._home(reference, kind)}/versions/{quote(reference.selector, safe='@')}"
+        path = f"{address}/tags/{quote(key, safe='')}"
+        return self.transport.call("PUT", path, body={"value": value})
+
+    # --- Files ---------------------------------------------------------------------------------
+
+    def push(  # noqa: PLR0913 - a push is this wide
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        kind: Kind = "model",
+        message: str = "",
+        tags: Mapping[str, str] | None = None,
+        aliases: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        create: bool = False,
+        visibility: Visibility = "private",
+        workers: int = 4,
+        progress: Progress | None = None,
+    ) -> Pushed:
+        """Make the files of a folder the next version of a repository.
+
+        Interrupted in any way, the same call goes on where it stopped. When the newest version
+        has the same files already, no new one is made.
+        """
+        return Push(
+            self,
+            Path(folder),
+            parse_reference(name),
+            kind=kind,
+            message=message,
+            tags=dict(tags or {}),
+            aliases=list(aliases),
+            exclude=list(exclude),
+            create=create,
+            visibility=visibility,
+            workers=workers,
+            progress=progress or Silent(),
+        ).run()
+
+    def pull(
+        self,
+        name: str,
+        to: str | Path | None = None,
+        *,
+        kind: Kind = "model",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        allow_unsafe: bool = False,
+        workers: int = 4,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Lay the files of a version out in a folder, each verified against its digest.
+
+        Interrupted in any way, the same call goes on where it stopped. Files that are right
+        already are left alone; other files of the folder stay.
+        """
+        reference = parse_reference(name)
+        return Pull(
+            self,
+            reference,
+            Path(to) if to is not None else Path(reference.name),
+            kind=kind,
+            include=list(include),
+            exclude=list(exclude),
+            allow_unsafe=allow_unsafe,
+            workers=workers,
+            progress=progress or Silent(),
+        ).run()
+
+    # --- Jobs ----------------------------------------------------------------------------------
+
+    def jobs(self, *, limit: int | None = None, **filters: Any) -> Iterator[Job]:
+        """List the jobs you may see, newest first; filters: state, kind, namespace."""
+        return self._pages(Job, "/jobs", limit=limit, **filters)
+
+    def job(self, job: str) -> Job:
+        return self._read(Job, f"/jobs/{quote(job, safe='')}")
+
+    def submit_job(self, recipe: Mapping[str, Any], *, key: str | None = None) -> Job:
+        """Queue a job; the same `key` never queues two."""
+        body = {"recipe": dict(recipe)}
+        key = key or str(uuid.uuid4())
+        return read_as(Job, self.transport.call("POST", "/jobs", body=body, key=key))
+
+    def cancel_job(self, job: str) -> Job:
+        return read_as(Job, self.transport.call("POST", f"/jobs/{quote(job, safe='')}/cancel"))
+
+    def resume_job(self, job: str) -> Job:
+        return read_as(Job, self.transport.call("POST", f"/jobs/{quote(job, safe='')}/resume"))
+
+    def job_log(self, job: str) -> str:
+        path = f"/jobs/{quote(job, safe='')}/log"
+        return self.transport.text("GET", path).decode("utf-8", "replace")
+
+    def follow_job(self, job: str) -> Iterator[Event]:
+        """Give what happens to a job, from its beginning until it ends; survives a lost line."""
+        address = self.transport.address(f"/jobs/{quote(job, safe='')}/events")
+        patient = self.transport.more_patient(self.transfer_patience, threading.Event())
+        return following.follow(patient, address)
+
+    # --- Reading -------------------------------------------------------------------------------
+
+    def _home(self, reference: Reference, kind: Kind) -> str:
+        return f"/{kind}s/{quote(reference.namespace, safe='')}/{quote(reference.name, safe='')}"
+
+    def _read(self, shape: type[Shape], path: str) -> Shape:
+        return read_as(shape, self.transport.call("GET", path))
+
+    def _pages(
+        self,
+        shape: type[Shape],
+        path: str,
+        *,
+        limit: int | None = None,
+        paged: bool = True,
+        **filters: Any,
+    ) -> Iterator[Shape]:
+        """Give the items of a list, asking for its pages as they are needed."""
+        params = {name: value for name, value in filters.items() if value not in (None, "", [])}
+        given = 0
+        for _ in range(_MAX_PAGES):
+            if paged:
+                params["limit"] = _PAGE if limit is None else max(1, min(_PAGE, limit - given))
+            page = self.transport.call("GET", path, params=params)
+            if not isinstance(page, dict) or not isinstance(page.get("items"), list):
+                raise BadAnswer(f"The server's list {path} is none.")
+            for item in page["items"]:
+                if limit is not None and given >= limit:
+                    return
+                yield read_as(shape, item)
+                given += 1
+            cursor = page.get("next_cursor")
+            if not isinstance(cursor, str) or (limit is not None and given >= limit):
+                return
+            params["cursor"] = cursor
+        raise BadAnswer(f"The server's list {path} does not end.")
