@@ -1,5 +1,6 @@
 """What can go wrong in the registry, said once and rendered by every door in its own shape."""
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any, ClassVar, NamedTuple
@@ -93,6 +94,32 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         return template.format_map(values)
     except (LookupError, ValueError, AttributeError, TypeError):
         return template
+
+
+def pack(said: Text | RegistryError) -> dict[str, Any]:
+    """Write the template and its values as plain JSON, for a row that pages show later."""
+    return {
+        "template": said.template,
+        "values": {name: _packed(value) for name, value in said.values.items()},
+    }
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, Text | RegistryError):
+        return pack(value)
+    if isinstance(value, str | bool | int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def unpack(packed: Mapping[str, Any]) -> Text:
+    """Read back what `pack` wrote."""
+    values = {
+        name: unpack(value) if isinstance(value, dict) else value
+        for name, value in packed["values"].items()
+    }
+    template = packed["template"]
+    return Text(template, **values)
 
 
 class Invalid(RegistryError):

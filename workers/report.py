@@ -24,6 +24,7 @@ MAX_LINE_BYTES = 64 * 1024
 _MAX_REPORT_BYTES = 4 * 1024 * 1024
 _MAX_TEXT = 4000
 _MAX_METRICS = 1000
+_MAX_VALUES = 20
 _MAX_DEPTH = 20
 _BLOCK_BYTES = 4 * 1024 * 1024
 
@@ -37,6 +38,7 @@ class Complaint:
 
     code: str
     detail: str
+    said: Mapping[str, Any] | None = None
 
 
 def clean_text(text: object, *, longest: int = _MAX_TEXT) -> str:
@@ -74,7 +76,25 @@ def _error(said: Mapping[str, Any]) -> Complaint:
     return Complaint(
         re.sub(r"[^a-z0-9_]", "", str(said.get("code", "")))[:64] or "failed",
         clean_text(said.get("detail", "")) or "The job gave no reason.",
+        clean_said(said.get("said")),
     )
+
+
+def clean_said(said: object, *, depth: int = 3) -> dict[str, Any] | None:
+    """Read a template and its values (`registry.errors.pack`); only pages ever fill it in."""
+    if not isinstance(said, dict) or depth == 0:
+        return None
+    template, values = said.get("template"), said.get("values")
+    if not isinstance(template, str) or not isinstance(values, dict):
+        return None
+    cleaned = {}
+    for name, value in list(values.items())[:_MAX_VALUES]:
+        if isinstance(value, dict):
+            cleaned[name[:100]] = clean_said(value, depth=depth - 1) or ""
+        else:
+            number = _number(value)
+            cleaned[name[:100]] = clean_text(value) if number is None else value
+    return {"template": clean_text(template), "values": cleaned}
 
 
 def _progress(said: Mapping[str, Any]) -> Message:

@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-from registry.errors import Invalid, RegistryError, Unavailable
+from registry.errors import Invalid, RegistryError, Text, Unavailable, pack
 from registry.models import Version
 from registry.services import jobs
 from registry.services.blobs import inspect_blob, record_blob
@@ -147,7 +147,7 @@ class _Attempt:
             self.folder.clean(keep_checkpoints=True)
             return False
         except RegistryError as error:
-            return self._fail(error.reason, error.detail, retryable=isinstance(error, Unavailable))
+            return self._fail(error.reason, error, retryable=isinstance(error, Unavailable))
         except DatabaseError:
             raise
         except OSError as error:
@@ -155,16 +155,21 @@ class _Attempt:
             if error.errno in _NO_SPACE:
                 return self._fail(
                     "storage_full",
-                    "The worker's disk is full; make room in its data folder, then resume the job.",
+                    Text(
+                        "The worker's disk is full; make room in its data folder, then resume the "
+                        "job."
+                    ),
                 )
             return self._fail(
-                "machine_error", f"The worker's machine failed: {error.strerror}.", retryable=True
+                "machine_error",
+                Text("The worker's machine failed: {problem}.", problem=error.strerror),
+                retryable=True,
             )
         except Exception:
             logger.exception("Job %s failed in the worker", self.claim.job_id)
             return self._fail(
                 "internal_error",
-                f"The worker failed; its log tells more under {self.claim.job_id}.",
+                Text("The worker failed; its log tells more under {job}.", job=self.claim.job_id),
             )
         self.folder.clean(keep_checkpoints=not ended_well)
         return True
@@ -252,32 +257,48 @@ class _Attempt:
             limit = settings.JOB_MAX_SECONDS
             self._fail(
                 "timeout",
-                f"The job ran for more than {limit} seconds; make it smaller, or resume it to go "
-                "on from its last checkpoint.",
+                Text(
+                    "The job ran for more than {limit} seconds; make it smaller, or resume it to "
+                    "go on from its last checkpoint.",
+                    limit=limit,
+                ),
             )
         elif watch.complaint is not None:
-            self._fail(watch.complaint.code, watch.complaint.detail)
+            self._fail(watch.complaint.code, watch.complaint)
         elif watch.code < 0 or watch.code == _INTERRUPTED:
             number = -watch.code if watch.code < 0 else signal.SIGTERM
             name = signal.Signals(number).name
             self._fail(
                 "killed",
-                f"The job's process was ended by {name} from outside; when memory ran out, a "
-                "smaller batch helps.",
+                Text(
+                    "The job's process was ended by {signal} from outside; when memory ran out, a "
+                    "smaller batch helps.",
+                    signal=name,
+                ),
                 retryable=True,
             )
         else:
             self._fail(
                 "crashed",
-                f"The job's process ended with status {watch.code}; the end of its log says why.",
+                Text(
+                    "The job's process ended with status {status}; the end of its log says why.",
+                    status=watch.code,
+                ),
             )
 
-    def _fail(self, code: str, detail: str, *, retryable: bool = False) -> bool:
+    def _fail(
+        self, code: str, why: Text | RegistryError | report.Complaint, *, retryable: bool = False
+    ) -> bool:
+        said = why.said if isinstance(why, report.Complaint) else report.clean_said(pack(why))
         if retryable:
             self._pause()
         state = _insist(
             lambda: jobs.fail_job(
-                self.claim, code=code, detail=report.clean_text(detail), retryable=retryable
+                self.claim,
+                code=code,
+                detail=report.clean_text(why.detail),
+                said=said,
+                retryable=retryable,
             )
         )
         self.folder.clean(keep_checkpoints=True)

@@ -76,6 +76,8 @@ class Job(models.Model):
     report = models.JSONField(default=dict, blank=True)
     error_code = models.CharField(max_length=64, blank=True)
     error_detail = models.TextField(blank=True)
+    # The template of error_detail and its values (registry.errors.pack), which pages translate.
+    error_said = models.JSONField(null=True, blank=True)
     result = models.ForeignKey(
         Version, null=True, blank=True, on_delete=models.SET_NULL, related_name="result_of_jobs"
     )

@@ -27,6 +27,7 @@ from registry.errors import (
     QuotaExceeded,
     RegistryError,
     Text,
+    pack,
 )
 from registry.models import (
     Actor,
@@ -270,6 +271,7 @@ def resume_job(*, actor: Actor, job: Job) -> Job:
         row.max_attempts = row.attempts_count + settings.JOB_MAX_ATTEMPTS
         row.cancel_requested_at = row.finished_at = None
         row.error_code = row.error_detail = ""
+        row.error_said = None
         row.save()
         record_event(actor, "job.resume", namespace=row.namespace, target=str(row.pk))
         _tell_state(row)
@@ -333,7 +335,8 @@ def claim_job(
             recipe = parse_recipe(job.recipe)
         except Invalid as error:
             # Queued by another release; it must not stand in the way of those behind it.
-            _fail(job, "unknown_recipe", f"{error.detail} Submit the job again.")
+            said = Text("{problem} Submit the job again.", problem=error)
+            _fail(job, "unknown_recipe", said.detail, pack(said))
             return None
         job.state = JobState.RUNNING
         job.fence += 1
@@ -440,10 +443,18 @@ def finish_job(claim: Claim, outcome: Outcome) -> Version:
     return version
 
 
-def fail_job(claim: Claim, *, code: str, detail: str, retryable: bool = False) -> JobState:
+def fail_job(
+    claim: Claim,
+    *,
+    code: str,
+    detail: str,
+    said: Mapping[str, Any] | None = None,
+    retryable: bool = False,
+) -> JobState:
     """End an attempt that went wrong; a retryable one goes back to the queue a few times.
 
-    Give the state that the job has now: a job that somebody cancelled ends as cancelled.
+    `said` is the template of `detail` and its values, for pages in other languages. Give the state
+    that the job has now: a job that somebody cancelled ends as cancelled.
     """
     with transaction.atomic():
         job = _held(claim)
@@ -454,7 +465,7 @@ def fail_job(claim: Claim, *, code: str, detail: str, retryable: bool = False) -
             _tell(job, "log", {"message": f"{detail} Trying again.", "level": "error"})
             _put_back(job)
         else:
-            _fail(job, code, detail)
+            _fail(job, code, detail, said)
         return JobState(job.state)
 
 
@@ -492,12 +503,12 @@ def requeue_expired() -> int:
             if job.cancel_requested_at is not None:
                 _end(job, JobState.CANCELLED)
             elif job.attempts_count >= job.max_attempts:
-                _fail(
-                    job,
-                    "worker_lost",
-                    f"The worker died in each of {job.attempts_count} attempts, so the job itself "
-                    "is the likely cause (memory, most often); make it smaller and resume it.",
+                said = Text(
+                    "The worker died in each of {count} attempts, so the job itself is the likely "
+                    "cause (memory, most often); make it smaller and resume it.",
+                    count=job.attempts_count,
                 )
+                _fail(job, "worker_lost", said.detail, pack(said))
             else:
                 _tell(job, "log", {"message": "The worker fell silent.", "level": "error"})
                 _put_back(job)
@@ -567,9 +578,10 @@ def _put_back(job: Job) -> None:
     _tell_state(job)
 
 
-def _fail(job: Job, code: str, detail: str) -> None:
+def _fail(job: Job, code: str, detail: str, said: Mapping[str, Any] | None) -> None:
     job.error_code = code[:64]
     job.error_detail = detail[:4000]
+    job.error_said = said
     _end(job, JobState.FAILED)
 
 

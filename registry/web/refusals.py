@@ -7,7 +7,7 @@ from django.conf import settings
 from django.utils import translation
 from django.utils.translation import gettext
 
-from registry.errors import RegistryError, Text, fill
+from registry.errors import RegistryError, Text, fill, unpack
 from registry.web.wording import WORDS
 
 
@@ -22,6 +22,21 @@ def words_of(said: Said) -> str:
     """Say it in the language that is active."""
     values = {name: _value(name, value) for name, value in said.values.items()}
     return fill(gettext(said.template), values)
+
+
+def stored_words(packed: Mapping[str, Any] | None, detail: str) -> str:
+    """Say what a row keeps (`registry.errors.pack`), or `detail`, its English.
+
+    Part of it was said by a process that read the files of strangers: only templates that are in
+    the catalogue are filled in.
+    """
+    said = unpack(packed) if packed else None
+    return words_of(said) if said is not None and _is_known(said) else detail
+
+
+def _is_known(said: Text) -> bool:
+    inner = [value for value in said.values.values() if isinstance(value, Text)]
+    return gettext(said.template) != said.template and all(map(_is_known, inner))
 
 
 def words_at(path: str, said: Said) -> str:

@@ -39,3 +39,21 @@ def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path):
     (tmp_path / "elsewhere").symlink_to(tmp_path)
     with pytest.raises(Invalid, match="in place of its folder"):
         report.find_files(tmp_path / "elsewhere" / "secrets")
+
+
+def test_what_a_job_says_of_its_failure_is_bounded_and_keeps_its_values():
+    inner = {"template": "{problem}", "values": {"problem": "/var/lib/x/y.csv\0"}}
+    values = {"count": 3, "why": inner, **{f"v{number}": "x" * 9000 for number in range(50)}}
+    line = {"event": "error", "code": "a", "detail": "b"}
+    said = {"template": "{count} of {why}", "values": values}
+    complaint = report.read_line(json.dumps({**line, "said": said}).encode())
+    assert complaint.said["template"] == "{count} of {why}"
+    assert complaint.said["values"]["count"] == 3
+    assert complaint.said["values"]["why"]["values"] == {"problem": "y.csv"}
+    assert len(complaint.said["values"]) == 20
+    assert len(json.dumps(complaint.said)) < 100_000
+    for odd in (None, [], "x", {}, {"template": 1, "values": {}}, {"template": "x", "values": []}):
+        assert report.read_line(json.dumps({**line, "said": odd}).encode()).said is None
+    deep = {"template": "{a}", "values": {"a": {"template": "{a}", "values": {"a": said}}}}
+    kept = report.clean_said({"template": "{a}", "values": {"a": deep}})
+    assert kept["values"]["a"]["values"]["a"]["values"]["a"] == ""

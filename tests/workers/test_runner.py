@@ -11,7 +11,7 @@ import time
 import pytest
 from django.db import connection
 
-from registry.errors import Unavailable
+from registry.errors import Unavailable, unpack
 from registry.models import (
     Blob,
     Evaluation,
@@ -475,6 +475,7 @@ def test_a_dataset_without_the_label_column_fails_with_a_way_out(owner):
     assert job.error_code == "missing_column"
     assert "label" in job.error_detail
     assert "topic" in job.error_detail
+    assert unpack(job.error_said).detail == job.error_detail
 
 
 def test_old_folders_are_pruned(run_script):

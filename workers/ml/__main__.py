@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from registry import recipes
-from registry.errors import RegistryError
+from registry.errors import RegistryError, Text
 from workers.ml.events import Events
 from workers.ml.interrupt import EXIT_CODE, Interrupt, Interrupted
 from workers.ml.job import Job, read_job
@@ -38,17 +38,18 @@ def main(path: Path) -> int:
     except Interrupted:
         return EXIT_CODE
     except RegistryError as error:
-        events.error(error.reason, error.detail)
+        events.error(error.reason, error)
         return 2
     except MemoryError:
-        events.error("out_of_memory", "The job needs more memory than it may use.")
+        events.error("out_of_memory", Text("The job needs more memory than it may use."))
         return 2
     except Exception as error:  # noqa: BLE001 - the last door: the traceback goes to the job log
         traceback.print_exc()
         if type(error).__name__ == "OutOfMemoryError":
-            events.error("out_of_memory", "The job needs more memory than the GPU has.")
+            events.error("out_of_memory", Text("The job needs more memory than the GPU has."))
             return 2
-        events.error("internal", f"{type(error).__name__}: {str(error)[:500]}")
+        said = Text("{error}: {problem}", error=type(error).__name__, problem=str(error)[:500])
+        events.error("internal", said)
         return 1
     return 0
 

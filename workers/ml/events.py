@@ -7,6 +7,8 @@ import sys
 import time
 from typing import IO, Self
 
+from registry.errors import RegistryError, Text, pack
+
 
 class Events:
     """Writes job events to a stream that nothing else writes to."""
@@ -40,8 +42,8 @@ class Events:
     def log(self, message: str) -> None:
         self._say(event="log", message=message)
 
-    def error(self, code: str, detail: str) -> None:
-        self._say(event="error", code=code, detail=detail)
+    def error(self, code: str, why: Text | RegistryError) -> None:
+        self._say(event="error", code=code, detail=why.detail, said=pack(why))
 
     def _say(self, **fields: object) -> None:
         self._stream.write(json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n")

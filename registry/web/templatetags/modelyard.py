@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from registry.models import Evaluation, Job, Repository, Version
 from registry.services.blobs import inspection_of
 from registry.web import wording
+from registry.web.refusals import stored_words
 
 register = template.Library()
 
@@ -45,6 +46,12 @@ def license_name(license_id: str) -> str:
 @register.filter
 def kind_title(kind: str) -> str:
     return str(wording.KINDS[kind])
+
+
+@register.filter
+def failure(job: Job) -> str:
+    """Say why a job failed."""
+    return stored_words(job.error_said, job.error_detail)
 
 
 @register.filter

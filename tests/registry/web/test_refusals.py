@@ -1,6 +1,7 @@
 """Refusals speak the language of the page: every template is known, filled in and translated."""
 
 import ast
+import json
 import string
 
 import pytest
@@ -9,9 +10,20 @@ from django.utils.translation import gettext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import Conflict, FieldError, Invalid, NotFound, RegistryError, Text
+from registry.errors import (
+    Conflict,
+    FieldError,
+    Invalid,
+    NotFound,
+    RegistryError,
+    Text,
+    pack,
+    unpack,
+)
+from registry.services import jobs
 from registry.services.texts import invalid_field
 from registry.web.refusals import words_at, words_of
+from tests.factories import actor_of
 from tests.registry.web.messages import CATALOGUES, read_catalogue
 from tests.registry.web.templates import fields_of, titles, trees, uses
 
@@ -122,6 +134,52 @@ def test_kind_of_a_thing_is_a_word():
         assert words_of(error) == "没有您可查看的模型 a/model。"
 
 
+# --- Reasons that a job left in its row ---------------------------------------------------------
+
+
+def failed_job(owner, model, why, said):
+    recipe = {
+        "kind": "compress",
+        "schema": 1,
+        "model": "olga/digits-cnn",
+        "steps": [{"method": "export_onnx"}],
+    }
+    job = jobs.submit_job(actor=actor_of(owner), recipe=recipe)
+    claim = jobs.claim_job(worker="w", queues=["cpu"])
+    jobs.fail_job(claim, code="bad_column", detail=why, said=said)
+    return job
+
+
+@pytest.mark.django_db
+def test_failed_job_says_why_in_the_language_of_the_page(as_owner, owner, model):
+    why = NotFound("There is no {kind} {namespace}/{name} that you may see.", **DIGITS)
+    job = failed_job(owner, model, why.detail, pack(why))
+    words = "没有您可查看的数据集 olga/digits。"
+    assert words in as_owner.get(f"/zh-hans/jobs/{job.pk}").content.decode()
+    assert why.detail in as_owner.get(f"/jobs/{job.pk}").content.decode()
+    job.refresh_from_db()
+    assert job.error_detail == "There is no dataset olga/digits that you may see."
+
+
+DIGITS = {"kind": "dataset", "namespace": "olga", "name": "digits"}
+HOSTILE = {"template": "{a:>1000000000}", "values": {"a": "x"}}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        HOSTILE,
+        {"template": "{a.__class__}", "values": {"a": "x"}},
+        {"template": "{version} was deleted.", "values": {"version": HOSTILE}},
+    ],
+)
+def test_template_that_no_code_of_ours_holds_is_never_filled_in(as_owner, owner, model, said):
+    job = failed_job(owner, model, "Plain words.", said)
+    assert "Plain words." in as_owner.get(f"/zh-hans/jobs/{job.pk}").content.decode()
+
+
 TEXTS = st.text(st.characters(codec="utf-8")) | st.sampled_from(
     ["{", "}", "{}", "{{", "{name}", "{0.__class__}", "%", "%s", "%(name)s", "<b>", "{value!r:>9}"]
 )
@@ -141,6 +199,16 @@ def test_values_are_only_values(value):
 def test_a_field_error_may_hold_any_text(field, value):
     problem = FieldError(field, "bad", "{value!r} is not one of {choices}.", value=value, choices=1)
     assert problem.detail == f"{value!r} is not one of 1."
+
+
+@given(TEXTS, st.integers() | st.floats())
+def test_what_is_packed_reads_the_same_again(text, number):
+    inner = Text("{problem}", problem=text)
+    said = Text(
+        "{value!r} is not one of {choices}: {inner}", value=text, choices=number, inner=inner
+    )
+    packed = json.loads(json.dumps(pack(said), allow_nan=False))
+    assert unpack(packed).detail == said.detail
 
 
 def test_refusal_without_its_value_still_says_something():
