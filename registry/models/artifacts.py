@@ -118,7 +118,15 @@ class UploadQuerySet(models.QuerySet["Upload"]):
 
 
 class Upload(models.Model):
-    """A resumable upload; it becomes a blob only after the server itself hashed it."""
+    """A resumable upload; it becomes a blob only after the server itself hashed it.
+
+    A file may also come in parts, at the same time; a final upload joins them and becomes the blob.
+    """
+
+    class Concat(models.TextChoices):
+        NONE = ""
+        PARTIAL = "partial"
+        FINAL = "final"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="uploads")
@@ -132,6 +140,11 @@ class Upload(models.Model):
     created_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
     completed_at = models.DateTimeField(null=True, blank=True)
+    concat = models.CharField(max_length=8, choices=Concat.choices, blank=True)
+    final = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.CASCADE, related_name="parts"
+    )
+    position = models.PositiveIntegerField(null=True, blank=True)
 
     objects = UploadQuerySet.as_manager()
 
@@ -144,6 +157,15 @@ class Upload(models.Model):
                 condition=Q(blob=None, completed_at=None) | ~Q(blob=None) & ~Q(completed_at=None),
                 name="upload_complete_with_blob",
             ),
+            models.CheckConstraint(
+                condition=Q(final=None, position=None)
+                | Q(concat="partial") & ~Q(final=None) & ~Q(position=None),
+                name="upload_part_has_its_place",
+            ),
+            models.CheckConstraint(
+                condition=~Q(concat="partial") | Q(blob=None), name="upload_part_is_no_blob"
+            ),
+            models.UniqueConstraint(fields=["final", "position"], name="upload_part_once"),
         ]
         indexes = [models.Index(fields=["expires_at"], name="upload_expiry")]
 

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
@@ -19,8 +20,12 @@ from registry.storage import Stored, default_storage
 _MAX_OPEN_UPLOADS = 1000
 
 
-def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str = "") -> Upload:
+def begin_upload(
+    *, actor: Actor, length: int, filename: str = "", sha256: str = "", partial: bool = False
+) -> Upload:
     """Begin an upload of `length` bytes; it expires when it is not finished in time.
+
+    A partial one is to be joined with others by `begin_final_upload`.
 
     Raises:
         TooLarge: more bytes than this installation takes.
@@ -28,6 +33,83 @@ def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str =
 
     """
     require_scope(actor, "write")
+    concat = Upload.Concat.PARTIAL if partial else Upload.Concat.NONE
+    return _begin(actor, length, filename, sha256, concat)
+
+
+def begin_final_upload(
+    *, actor: Actor, parts: Sequence[str], filename: str = "", sha256: str = ""
+) -> Upload:
+    """Begin the upload that joins finished parts in this order; asked again, give the same one.
+
+    Raises:
+        NotFound: one of them is not the actor's, or expired.
+        Invalid: one is named twice, or is no part.
+        Conflict: one is unfinished, or joined into something else already.
+
+    """
+    require_scope(actor, "write")
+    keys = [_key(part) for part in parts]
+    if not 1 <= len(keys) <= _MAX_OPEN_UPLOADS:
+        raise invalid_field(
+            "parts", "bad_count", "Name between 1 and {limit} parts.", limit=_MAX_OPEN_UPLOADS
+        )
+    if len(set(keys)) < len(keys):
+        raise invalid_field("parts", "repeated", "A part is named twice; a part counts once.")
+    with transaction.atomic():
+        rows = Upload.objects.owned_by(actor).filter(pk__in=keys, expires_at__gt=timezone.now())
+        found = {row.pk: row for row in rows.order_by("pk").select_for_update()}
+        ordered = [_as_part(found.get(key), key) for key in keys]
+        if any(row.final_id for row in ordered):
+            return _joined_already(ordered)
+        for row in ordered:
+            _require_finished(row)
+        length = sum(row.length_bytes for row in ordered)
+        final = _begin(actor, length, filename, sha256, Upload.Concat.FINAL)
+        for position, row in enumerate(ordered):
+            row.final, row.position, row.expires_at = final, position, final.expires_at
+        Upload.objects.bulk_update(ordered, ["final", "position", "expires_at"])
+    return final
+
+
+def _as_part(row: Upload | None, key: uuid.UUID) -> Upload:
+    if row is None:
+        raise _not_found(str(key))
+    if row.concat != Upload.Concat.PARTIAL:
+        raise invalid_field(
+            "parts",
+            "no_part",
+            "The upload {upload} is no part; begin parts with Upload-Concat: partial.",
+            upload=str(key),
+        )
+    return row
+
+
+def _joined_already(parts: Sequence[Upload]) -> Upload:
+    """Give the upload that joins exactly these, for a client that did not hear the answer."""
+    final = next(row.final for row in parts if row.final is not None)
+    if final.expires_at > timezone.now() and part_ids(final) == [str(row.pk) for row in parts]:
+        return final
+    raise Conflict(
+        "The part {upload} is in another upload already; a part counts once.",
+        code="part_joined",
+        upload=str(next(row.pk for row in parts if row.final_id)),
+    )
+
+
+def _require_finished(part: Upload) -> None:
+    offset = default_storage().upload_offset(str(part.pk))
+    if offset != part.length_bytes:
+        raise Conflict(
+            "The part {upload} has {offset} of its {length} bytes; send the rest first.",
+            code="part_unfinished",
+            upload=str(part.pk),
+            offset=offset,
+            length=part.length_bytes,
+        )
+
+
+def _begin(actor: Actor, length: int, filename: str, sha256: str, concat: Upload.Concat) -> Upload:
     if length < 0:
         raise invalid_field("length", "negative", "Upload-Length must not be negative.")
     if length > settings.MAX_UPLOAD_BYTES:
@@ -39,10 +121,9 @@ def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str =
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise invalid_field("sha256", "bad_digest", "sha256 must be 64 hexadecimal digits.")
     now = timezone.now()
-    if (
-        Upload.objects.owned_by(actor).filter(completed_at=None, expires_at__gt=now).count()
-        >= _MAX_OPEN_UPLOADS
-    ):
+    unfinished = Upload.objects.owned_by(actor).filter(completed_at=None, expires_at__gt=now)
+    # The final upload counts for its parts.
+    if unfinished.filter(final=None).count() >= _MAX_OPEN_UPLOADS:
         raise Conflict(
             "You have {limit} unfinished uploads; finish or end some.", limit=_MAX_OPEN_UPLOADS
         )
@@ -52,6 +133,7 @@ def begin_upload(*, actor: Actor, length: int, filename: str = "", sha256: str =
         filename=check_text("filename", filename, max_length=1024),
         length_bytes=length,
         sha256=sha256.lower(),
+        concat=concat,
         expires_at=now + timedelta(seconds=settings.UPLOAD_EXPIRES_SECONDS),
     )
     default_storage().begin_upload(str(upload.pk))
@@ -67,19 +149,25 @@ def find_upload(actor: Actor, upload_id: str) -> Upload:
 
     """
     require_scope(actor, "write")
-    try:
-        key = uuid.UUID(upload_id)
-    except ValueError:
-        key = uuid.UUID(int=0)
     found = (
         Upload.objects.owned_by(actor)
-        .select_related("blob")
-        .filter(pk=key, expires_at__gt=timezone.now())
+        .select_related("blob", "final")
+        .filter(pk=_key(upload_id), expires_at__gt=timezone.now())
         .first()
     )
     if found is None:
-        raise NotFound("You have no upload {upload!r}; it may have expired.", upload=upload_id)
+        raise _not_found(upload_id)
     return found
+
+
+def part_ids(final: Upload) -> list[str]:
+    """List the parts of a final upload in their order."""
+    return [str(key) for key in final.parts.order_by("position").values_list("pk", flat=True)]
+
+
+def is_complete(upload: Upload) -> bool:
+    """Say whether some request has finished the upload by now."""
+    return Upload.objects.filter(pk=upload.pk, completed_at__isnull=False).exists()
 
 
 def complete_upload(*, actor: Actor, upload: Upload, stored: Stored) -> Upload:
@@ -109,10 +197,29 @@ def complete_upload(*, actor: Actor, upload: Upload, stored: Stored) -> Upload:
 
 
 def cancel_upload(*, actor: Actor, upload: Upload) -> None:
-    """Give an upload up; what had arrived is deleted (a finished one only forgets its id)."""
+    """Give an upload up; what had arrived is deleted (a finished one only forgets its id).
+
+    The parts of one that was to join them are as they were before.
+
+    Raises:
+        Conflict: it is a part of another upload, which has to go first.
+
+    """
     require_scope(actor, "write")
+    with transaction.atomic():
+        row = Upload.objects.owned_by(actor).select_for_update().filter(pk=upload.pk).first()
+        if row is None:
+            return
+        if row.final_id is not None:
+            raise Conflict(
+                "This part belongs to the upload {upload}; end that one.",
+                code="part_joined",
+                upload=str(row.final_id),
+            )
+        if row.completed_at is None:
+            row.parts.update(final=None, position=None)
+        row.delete()
     default_storage().discard_upload(str(upload.pk))
-    Upload.objects.owned_by(actor).filter(pk=upload.pk).delete()
 
 
 def expire_uploads() -> int:
@@ -127,3 +234,15 @@ def expire_uploads() -> int:
     # What a process that died left behind has no row, or none any more.
     storage.sweep_spool(older_than_seconds=settings.UPLOAD_EXPIRES_SECONDS)
     return count
+
+
+def _key(upload_id: str) -> uuid.UUID:
+    """Read the id of an upload; what is none has the id that no upload has."""
+    try:
+        return uuid.UUID(upload_id)
+    except ValueError:
+        return uuid.UUID(int=0)
+
+
+def _not_found(upload_id: str) -> NotFound:
+    return NotFound("You have no upload {upload!r}; it may have expired.", upload=upload_id)

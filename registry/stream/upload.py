@@ -1,27 +1,48 @@
-"""Resumable uploads by tus 1.0.0: creation, with upload, checksum, expiration, termination."""
+"""Resumable uploads by tus 1.0.0, with these extensions of it.
+
+creation, creation-with-upload, checksum, concatenation, expiration, termination
+"""
 
 import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC
 from email.utils import format_datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from django.conf import settings
 
-from registry.errors import Conflict, Invalid, RegistryError, TooLarge
+from registry.errors import Conflict, Denied, Invalid, NotFound, RegistryError, TooLarge
 from registry.formats import inspect
 from registry.models import Actor, Upload
-from registry.services.uploads import begin_upload, cancel_upload, complete_upload, find_upload
+from registry.services.uploads import (
+    begin_final_upload,
+    begin_upload,
+    cancel_upload,
+    complete_upload,
+    find_upload,
+    is_complete,
+    part_ids,
+)
 from registry.storage import Sink, default_storage
 from registry.stream.exchange import ClientGone, Exchange
 from registry.stream.threads import in_database, on_disk, settled
 
 VERSION = "1.0.0"
 MEDIA_TYPE = "application/offset+octet-stream"
+FINAL: Final = "final;"
+EXTENSIONS = (
+    "creation",
+    "creation-with-upload",
+    "checksum",
+    "concatenation",
+    "expiration",
+    "termination",
+)
 ALGORITHMS = ("sha256", "sha1")
 TAKEOVER_SECONDS = 10.0
 
@@ -77,7 +98,7 @@ def offer() -> list[tuple[str, str]]:
         ("tus-resumable", VERSION),
         ("tus-version", VERSION),
         ("tus-max-size", str(settings.MAX_UPLOAD_BYTES)),
-        ("tus-extension", "creation,creation-with-upload,checksum,expiration,termination"),
+        ("tus-extension", ",".join(EXTENSIONS)),
         ("tus-checksum-algorithm", ",".join(ALGORITHMS)),
     ]
 
@@ -88,22 +109,15 @@ async def answer_options(exchange: Exchange, _where: Mapping[str, str]) -> None:
 
 async def answer_creation(exchange: Exchange, actor: Actor, _where: Mapping[str, str]) -> None:
     _require_version(exchange)
-    length = _length(exchange)
     metadata = read_metadata(exchange.headers.get("upload-metadata", ""))
-    checksum = _checksum(exchange)
-    with_body = exchange.headers.get("content-type", "") == MEDIA_TYPE
-    upload = await in_database(
-        begin_upload,
-        actor=actor,
-        length=length,
-        filename=metadata.get("filename") or metadata.get("name", ""),
-        sha256=metadata.get("sha256", ""),
-    )
-    offset = 0
-    if with_body:
-        offset = await _receive(exchange, actor, upload, 0, checksum)
-    elif length == 0:
-        await _complete(actor, upload)
+    concat = exchange.headers.get("upload-concat", "").strip()
+    if concat.startswith(FINAL):
+        upload = await _join(exchange, actor, concat.removeprefix(FINAL), metadata)
+        offset = upload.length_bytes
+    elif concat in {"", "partial"}:
+        upload, offset = await _begin(exchange, actor, metadata, partial=bool(concat))
+    else:
+        raise Invalid("Upload-Concat is either partial, or final; and the addresses of the parts.")
     await exchange.respond(
         201,
         [
@@ -114,19 +128,62 @@ async def answer_creation(exchange: Exchange, actor: Actor, _where: Mapping[str,
     )
 
 
+async def _begin(
+    exchange: Exchange, actor: Actor, metadata: Mapping[str, str], *, partial: bool
+) -> tuple[Upload, int]:
+    length = _length(exchange)
+    checksum = _checksum(exchange)
+    with_body = exchange.headers.get("content-type", "") == MEDIA_TYPE
+    upload = await in_database(
+        begin_upload,
+        actor=actor,
+        length=length,
+        filename=_filename(metadata),
+        sha256=metadata.get("sha256", ""),
+        partial=partial,
+    )
+    offset = 0
+    if with_body:
+        offset = await _receive(exchange, actor, upload, 0, checksum)
+    elif length == 0:
+        await _complete(actor, upload)
+    return upload, offset
+
+
+async def _join(
+    exchange: Exchange, actor: Actor, addresses: str, metadata: Mapping[str, str]
+) -> Upload:
+    """Make one upload of the finished parts that the client names, by path or full address."""
+    if "upload-length" in exchange.headers or exchange.has_body:
+        raise Invalid("A final upload has the length and the bytes of its parts; send neither.")
+    parts = [urlsplit(address).path.rstrip("/").rpartition("/")[2] for address in addresses.split()]
+    upload = await in_database(
+        begin_final_upload,
+        actor=actor,
+        parts=parts,
+        filename=_filename(metadata),
+        sha256=metadata.get("sha256", ""),
+    )
+    if upload.completed_at is None:
+        await _complete(actor, upload)
+    return upload
+
+
 async def answer_head(exchange: Exchange, actor: Actor, where: Mapping[str, str]) -> None:
     _require_version(exchange)
     upload = await in_database(find_upload, actor, where["upload"])
     await _interrupt_writer(str(upload.pk))
     offset = upload.length_bytes
-    if upload.completed_at is None:
+    if not _is_over(upload):
         offset = await on_disk(default_storage().upload_offset, str(upload.pk))
-        if offset == upload.length_bytes:
+        if offset == upload.length_bytes or upload.concat == Upload.Concat.FINAL:
             # All bytes came, and the process died before it could say so.
             await _complete(actor, upload)
+            offset = upload.length_bytes
     await exchange.respond(
         200,
         [
+            *await _concat(exchange, upload),
             ("upload-offset", str(offset)),
             ("upload-length", str(upload.length_bytes)),
             ("cache-control", "no-store"),
@@ -144,7 +201,11 @@ async def answer_patch(exchange: Exchange, actor: Actor, where: Mapping[str, str
     offset = _number(exchange, "upload-offset")
     checksum = _checksum(exchange)
     upload = await in_database(find_upload, actor, where["upload"])
-    if upload.completed_at is None:
+    if upload.concat == Upload.Concat.FINAL:
+        raise Denied(
+            "A final upload takes no bytes; it has those of its parts.", code="final_upload"
+        )
+    if not _is_over(upload):
         offset = await _receive(exchange, actor, upload, offset, checksum)
     elif offset != upload.length_bytes:
         raise Conflict("This upload is complete.", code="upload_complete")
@@ -177,6 +238,10 @@ def read_metadata(header: str) -> dict[str, str]:
                 "The value of {key!r} in Upload-Metadata is no base64 text.", key=key
             ) from None
     return metadata
+
+
+def _filename(metadata: Mapping[str, str]) -> str:
+    return metadata.get("filename") or metadata.get("name", "")
 
 
 # --- Moving the bytes ------------------------------------------------------------------------
@@ -274,8 +339,18 @@ def _write(sink: Sink, block: list[bytes], digest: Any) -> None:
 
 async def _complete(actor: Actor, upload: Upload) -> None:
     """Look into the file, hash it, store it and write its row; safe to repeat at every step."""
+    if upload.concat == Upload.Concat.PARTIAL:
+        return
+    parts: list[str] = []
+    if upload.concat == Upload.Concat.FINAL:
+        parts = await in_database(part_ids, upload)
     try:
-        stored = await settled(on_disk(_keep, upload))
+        stored = await settled(on_disk(_keep, upload, parts))
+    except NotFound:
+        # Another request may have come to the end a moment earlier.
+        if await in_database(is_complete, upload):
+            return
+        raise
     except Invalid:
         # These bytes will not get better: the client has to begin again.
         await in_database(cancel_upload, actor=actor, upload=upload)
@@ -283,18 +358,36 @@ async def _complete(actor: Actor, upload: Upload) -> None:
     except Conflict as refusal:
         raise _busy(refusal) from None
     await in_database(complete_upload, actor=actor, upload=upload, stored=stored)
-    await on_disk(default_storage().discard_upload, str(upload.pk))
+    for upload_id in (str(upload.pk), *parts):
+        await on_disk(default_storage().discard_upload, upload_id)
 
 
-def _keep(upload: Upload) -> Any:
+def _keep(upload: Upload, parts: Sequence[str]) -> Any:
     storage = default_storage()
     upload_id = str(upload.pk)
+    if parts and storage.upload_offset(upload_id) != upload.length_bytes:
+        storage.join_uploads(upload_id, parts)
     inspect(
         upload.filename,
         upload.length_bytes,
         lambda start, end: storage.read_upload(upload_id, start, end),
     )
     return storage.finish_upload(upload_id, sha256=upload.sha256 or None)
+
+
+def _is_over(upload: Upload) -> bool:
+    """Say whether the bytes have moved on: into a blob, or into the upload that joins the parts."""
+    final = upload.final
+    return upload.completed_at is not None or (final is not None and final.completed_at is not None)
+
+
+async def _concat(exchange: Exchange, upload: Upload) -> list[tuple[str, str]]:
+    """Say what part an upload has in a concatenation, in the words it was begun with."""
+    if upload.concat != Upload.Concat.FINAL:
+        return [("upload-concat", upload.concat)] if upload.concat else []
+    folder = exchange.path.rstrip("/").rpartition("/")[0]
+    parts = " ".join(f"{folder}/{part}" for part in await in_database(part_ids, upload))
+    return [("upload-concat", f"{FINAL}{parts}")]
 
 
 def _busy(refusal: Conflict) -> RegistryError:

@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 from pathlib import Path
+from unittest.mock import Mock
 
 import boto3
 import pytest
@@ -288,6 +289,7 @@ def test_a_provisional_part_counts_only_once_it_was_kept(local_storage):
 DYING_WRITER = """
 import os, signal, sys
 from pathlib import Path
+from unittest.mock import Mock
 import django.conf
 from registry.storage import LocalStorage
 storage = LocalStorage(Path(sys.argv[1]))
@@ -314,6 +316,74 @@ def test_an_upload_survives_kill_9(local_storage, kind, offset):
     expected = b"foreafter"[:offset] + b" end"
     assert again.append_upload(upload_id, offset, [b" end"]) == len(expected)
     assert again.finish_upload(upload_id).sha256 == sha256(expected)
+
+
+def parts_of(storage, *contents):
+    ids = [str(uuid.uuid4()) for _ in contents]
+    for part, content in zip(ids, contents, strict=True):
+        storage.begin_upload(part)
+        storage.append_upload(part, 0, [content])
+    return ids
+
+
+@pytest.mark.parametrize("by", ["kernel", "hand"])
+def test_uploads_are_joined_in_order(local_storage, monkeypatch, by):
+    if by == "hand":
+        # As where the file system, or what the process runs in, cannot copy on its own.
+        refusal = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        monkeypatch.setattr(os, "copy_file_range", Mock(side_effect=refusal))
+    contents = [os.urandom(5_000_001), b"", b"middle", os.urandom(3_000_000)]
+    parts, whole = parts_of(local_storage, *contents), str(uuid.uuid4())
+    local_storage.begin_upload(whole)
+    data = b"".join(contents)
+    assert local_storage.join_uploads(whole, parts) == len(data)
+    assert local_storage.upload_offset(whole) == len(data)
+    assert [local_storage.upload_offset(part) for part in parts] == list(map(len, contents))
+    assert local_storage.finish_upload(whole).sha256 == sha256(data)
+    assert local_storage.read(sha256(data)) == data
+
+
+def test_a_join_that_fails_leaves_nothing_and_can_be_repeated(local_storage, monkeypatch):
+    parts, whole = parts_of(local_storage, b"one ", b"two"), str(uuid.uuid4())
+    local_storage.begin_upload(whole)
+    with pytest.raises(NotFound, match="in progress"):
+        local_storage.join_uploads(whole, [parts[0], str(uuid.uuid4())])
+    assert local_storage.upload_offset(whole) == 0
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "copy_file_range", Mock(side_effect=full))
+        with pytest.raises(StorageFull):
+            local_storage.join_uploads(whole, parts)
+    assert local_storage.upload_offset(whole) == 0
+    assert local_storage.join_uploads(whole, parts) == 7
+    assert local_storage.finish_upload(whole).sha256 == sha256(b"one two")
+
+
+DYING_JOINER = """
+import os, signal, sys
+from pathlib import Path
+from unittest.mock import Mock
+import registry.storage
+from registry.storage import LocalStorage
+storage = LocalStorage(Path(sys.argv[1]))
+storage.close_upload = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+storage.join_uploads(sys.argv[2], sys.argv[3:])
+"""
+
+
+def test_a_join_killed_before_it_is_durable_does_not_count(local_storage):
+    parts, whole = parts_of(local_storage, b"one ", b"two"), str(uuid.uuid4())
+    local_storage.begin_upload(whole)
+    done = subprocess.run(
+        [sys.executable, "-c", DYING_JOINER, str(local_storage.spool), whole, *parts],
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == -signal.SIGKILL
+    again = LocalStorage(local_storage.spool)
+    assert again.upload_offset(whole) == 0
+    assert again.join_uploads(whole, parts) == 7
+    assert again.finish_upload(whole).sha256 == sha256(b"one two")
 
 
 def test_a_process_killed_between_digest_and_rename_loses_nothing(local_storage, monkeypatch):

@@ -90,8 +90,16 @@ _UPLOADS: dict[str, Any] = {
             "uploads",
             [
                 _TUS,
-                _parameter("Upload-Length", "header", "Bytes of the whole file.", required=True),
+                _parameter(
+                    "Upload-Length", "header", "Bytes of the whole file; not for a final upload."
+                ),
                 _parameter("Upload-Metadata", "header", "`filename` and `sha256`, tus's way."),
+                _parameter(
+                    "Upload-Concat",
+                    "header",
+                    "`partial` for a part that is to be joined with others; `final;` and the "
+                    "addresses of finished parts, with spaces between, to join them.",
+                ),
             ],
             {
                 "201": {
@@ -110,7 +118,9 @@ _UPLOADS: dict[str, Any] = {
             {
                 "200": {
                     "description": "The offset to go on from.",
-                    "headers": _headers("Upload-Offset", "Upload-Length", "Upload-Expires"),
+                    "headers": _headers(
+                        "Upload-Offset", "Upload-Length", "Upload-Expires", "Upload-Concat"
+                    ),
                 }
             },
         ),

@@ -70,6 +70,7 @@ def test_what_the_server_offers(stranger):
         "creation",
         "creation-with-upload",
         "checksum",
+        "concatenation",
         "expiration",
         "termination",
     }
@@ -386,24 +387,6 @@ def test_an_upload_that_another_process_is_completing_is_busy(client):
         sink.close()
     assert offset_of(client, url) == 4
     assert stored_bytes(url) == b"data"
-
-
-def test_an_unmodified_tus_client(server, client, tmp_path):
-    tusclient = pytest.importorskip("tusclient.client")
-    path = tmp_path / "weights.bin"
-    path.write_bytes(os.urandom(3_000_000))
-    door = tusclient.TusClient(
-        f"{server.url}/api/v1/uploads", headers={"Authorization": client.headers["authorization"]}
-    )
-    with path.open("rb") as stream:
-        uploader = door.uploader(
-            file_stream=stream,
-            chunk_size=700_000,
-            metadata={"filename": "weights.bin"},
-            upload_checksum=True,
-        )
-        uploader.upload()
-    assert stored_bytes(uploader.url) == path.read_bytes()
 
 
 def signed_in_page(server, alice):
