@@ -15,9 +15,9 @@ from django.test import Client
 from config.local import sample_data
 from registry.models import Version
 from tests.factories import PASSWORD, make_member, make_token
+from tests.local.waiting import wait_until
 from tests.registry.stream.test_events import Stream
 from tests.registry.stream.test_upload import BYTES, begin, encoded, send
-from tests.workers.test_chaos import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -230,10 +230,10 @@ def test_a_cancelled_training_is_resumed_and_ends_once(client, dataset, start_wo
         said = re.findall(r"checkpoint at step (\d+)", client.get(f"{job}/log").text)
         return int(said[-1]) if said else 0
 
-    eventually(checkpoint, seconds=120)
+    wait_until(checkpoint, "a checkpoint", seconds=120)
     assert client.post(f"{job}/resume").json()["code"] == "job_not_resumable"
     assert client.post(f"{job}/cancel").status_code == 202
-    eventually(lambda: state_at(client, job) == "cancelled", seconds=30)
+    wait_until(lambda: state_at(client, job) == "cancelled", "the end", seconds=30)
     reached = checkpoint()
     assert client.get(f"{job}").json()["result"] is None
     assert client.post(f"{job}/cancel").status_code == 202

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,21 +15,13 @@ from django.db import connection
 from registry.models import Attempt, Job, JobEvent, JobState, Version
 from registry.services import jobs
 from tests.factories import actor_of
+from tests.local.waiting import wait_until
 from tests.workers.tiny import training
 from workers import sandbox
 from workers.folder import jobs_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {"epochs": 8, "batch_size": 1, "checkpoint_interval": 100}
-
-
-def eventually(what, *, seconds):
-    """Wait for `what` to give something; give it."""
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < until, f"not within {seconds} s"
-        threading.Event().wait(0.05)
-    return found
 
 
 @pytest.fixture
@@ -77,23 +68,23 @@ def checkpoints_of(job):
 def test_training_goes_on_after_its_worker_was_killed(owner, digits_dataset, start_worker):
     job = jobs.submit_job(actor=actor_of(owner), recipe=training(**LONG))
     first = start_worker()
-    eventually(lambda: checkpoints_of(job) >= 2, seconds=60)
+    wait_until(lambda: checkpoints_of(job) >= 2, job.pk, seconds=60)
     reached = job.events.filter(data__has_key="checkpoint").last().data["checkpoint"]
     first.kill()
     killed = time.monotonic()
     first.wait()
     folder = jobs_folder() / str(job.pk)
-    eventually(lambda: not sandbox.kill_leftovers(folder), seconds=1)
+    wait_until(lambda: not sandbox.kill_leftovers(folder), job.pk, seconds=1)
 
     start_worker()
-    eventually(lambda: Attempt.objects.filter(job=job).count() == 2, seconds=30)
+    wait_until(lambda: Attempt.objects.filter(job=job).count() == 2, job.pk, seconds=30)
     seen = job.events.latest("pk").pk
-    eventually(lambda: job.events.filter(pk__gt=seen, type="metric").exists(), seconds=30)
+    wait_until(lambda: job.events.filter(pk__gt=seen, type="metric").exists(), job.pk, seconds=30)
     assert time.monotonic() - killed < 30
     step = job.events.filter(pk__gt=seen, type="metric").first().data["step"]
     assert step > reached - LONG["checkpoint_interval"]
 
-    eventually(lambda: state_of(job) == JobState.SUCCEEDED, seconds=120)
+    wait_until(lambda: state_of(job) == JobState.SUCCEEDED, job.pk, seconds=120)
     assert Version.objects.filter(job=job).count() == 1
     assert job.events.filter(type="state", data__state="succeeded").count() == 1
     assert list(job.attempts.order_by("fence").values_list("outcome", flat=True)) == [
@@ -106,16 +97,16 @@ def test_training_goes_on_after_its_worker_was_killed(owner, digits_dataset, sta
 def test_a_worker_that_stops_in_good_order_hands_its_job_on(owner, digits_dataset, start_worker):
     job = jobs.submit_job(actor=actor_of(owner), recipe=training(**LONG))
     first = start_worker()
-    eventually(lambda: checkpoints_of(job) >= 1, seconds=60)
+    wait_until(lambda: checkpoints_of(job) >= 1, job.pk, seconds=60)
     first.terminate()
     assert first.wait(timeout=30) == 0
     assert state_of(job) == JobState.QUEUED
     assert job.attempts.get().outcome == "released"
     second = start_worker()
-    eventually(lambda: state_of(job) == JobState.RUNNING, seconds=20)
+    wait_until(lambda: state_of(job) == JobState.RUNNING, job.pk, seconds=20)
     jobs.cancel_job(actor=actor_of(owner), job=job)
     asked = time.monotonic()
-    eventually(lambda: state_of(job) == JobState.CANCELLED, seconds=10)
+    wait_until(lambda: state_of(job) == JobState.CANCELLED, job.pk, seconds=10)
     assert time.monotonic() - asked < 5
     assert second.poll() is None
 
@@ -128,15 +119,11 @@ def test_a_broker_that_forgets_everything_loses_no_job(owner, digits_dataset, st
     with redis.Redis.from_url(settings.REDIS_URL) as broker:
         broker.flushdb()
     start_worker()
-    eventually(
-        lambda: Job.objects.filter(state=JobState.RUNNING).exists(),
-        seconds=30,
-    )
+    wait_until(Job.objects.filter(state=JobState.RUNNING).exists, "a job to begin")
     with redis.Redis.from_url(settings.REDIS_URL) as broker:
         broker.flushdb()
-    eventually(
-        lambda: Job.objects.filter(pk__in=ids, state=JobState.SUCCEEDED).count() == 2, seconds=240
-    )
+    ended = Job.objects.filter(pk__in=ids, state=JobState.SUCCEEDED)
+    wait_until(lambda: ended.count() == 2, "both jobs", seconds=240)
     assert Version.objects.filter(job__in=ids).count() == 2
 
 
@@ -146,12 +133,12 @@ def test_a_worker_that_was_paused_cannot_end_a_job_twice(owner, digits_dataset, 
     job = jobs.submit_job(actor=actor_of(owner), recipe=training(**LONG))
     short = {"MODELYARD_JOB_LEASE_SECONDS": "3"}
     first = start_worker(**short)
-    eventually(lambda: checkpoints_of(job) >= 1, seconds=60)
+    wait_until(lambda: checkpoints_of(job) >= 1, job.pk, seconds=60)
     first.send_signal(signal.SIGSTOP)
     start_worker(**short)
-    eventually(lambda: Attempt.objects.filter(job=job).count() == 2, seconds=30)
+    wait_until(lambda: Attempt.objects.filter(job=job).count() == 2, job.pk, seconds=30)
     first.send_signal(signal.SIGCONT)
-    eventually(lambda: state_of(job) == JobState.SUCCEEDED, seconds=120)
+    wait_until(lambda: state_of(job) == JobState.SUCCEEDED, job.pk, seconds=120)
     assert Version.objects.filter(job=job).count() == 1
     assert job.attempts.get(fence=1).outcome == "lost"
     assert first.poll() is None

@@ -26,6 +26,7 @@ from registry.services import jobs
 from registry.storage import default_storage
 from tests import factories
 from tests.factories import actor_of
+from tests.local.waiting import has_ended, wait_until
 from tests.workers.tiny import run_next, training
 from workers import runner
 from workers.folder import jobs_folder, prune_folders
@@ -131,10 +132,7 @@ def run_script(owner, digits_dataset, monkeypatch):
 
 def wait_for(job, text):
     """Wait until the job has said `text`."""
-    until = time.monotonic() + 20
-    while not JobEvent.objects.filter(job=job, data__message=text).exists():
-        assert time.monotonic() < until
-        threading.Event().wait(0.05)
+    wait_until(JobEvent.objects.filter(job=job, data__message=text).exists, text)
 
 
 def log_of(job):
@@ -343,14 +341,7 @@ def test_cancelling_reaches_whatever_the_process_started(run_script, owner, monk
     )
     assert job.state == JobState.CANCELLED
     child = int(log_of(job)[1].split()[1])
-    with pytest.raises(ProcessLookupError):
-        wait_gone(child)
-
-
-def wait_gone(process_id):
-    for _ in range(100):
-        os.kill(process_id, 0)
-        threading.Event().wait(0.05)
+    wait_until(lambda: has_ended(child), f"the end of process {child}")
 
 
 def test_a_worker_that_stops_keeps_the_checkpoint(run_script):

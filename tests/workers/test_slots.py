@@ -1,7 +1,6 @@
 """The slots of a worker: who gets a GPU, who is told, what they do when nobody sends a message."""
 
 import threading
-import time
 
 import pytest
 from django.db import connections
@@ -9,6 +8,7 @@ from django.db import connections
 from registry.models import Job, JobState, Worker
 from registry.services import jobs, workers
 from tests.factories import actor_of
+from tests.local.waiting import wait_until
 from tests.workers.tiny import training
 from workers import slots as slots_module
 from workers.slots import Slots
@@ -52,13 +52,6 @@ def start_slots(owner, monkeypatch):
         slots.join(10)
 
 
-def eventually(what):
-    until = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < until
-        threading.Event().wait(0.02)
-
-
 def test_each_gpu_has_one_job_at_a_time(owner, digits_dataset, start_slots):
     workers.register_worker(name="elsewhere", queues=["gpu"], devices=[GPU])
     first, second = (
@@ -67,18 +60,18 @@ def test_each_gpu_has_one_job_at_a_time(owner, digits_dataset, start_slots):
     )
     other = jobs.submit_job(actor=actor_of(owner), recipe=training() | {"device": "cpu"})
     slots, runs = start_slots([CPU, GPU])
-    eventually(lambda: len(runs.places) == 2)
+    wait_until(lambda: len(runs.places) == 2, "the slots")
     assert runs.places == {first.pk: ("gpu", 0), other.pk: ("cpu", None)}
     assert Job.objects.get(pk=second.pk).state == JobState.QUEUED
     assert Job.objects.get(pk=first.pk).attempts.get().device == "an accelerator"
     runs.may_end.set()
     slots.wake()
-    eventually(lambda: runs.places.get(second.pk) == ("gpu", 0))
+    wait_until(lambda: runs.places.get(second.pk) == ("gpu", 0), "the slots")
 
 
 def test_a_worker_says_what_it_offers_and_goodbye(start_slots):
     slots, _ = start_slots([CPU])
-    eventually(Worker.objects.exists)
+    wait_until(Worker.objects.exists, "the slots")
     worker = Worker.objects.get()
     assert (worker.name, worker.queues, worker.devices) == (slots.name, ["cpu"], [CPU])
     assert not workers.gpu_offered()
@@ -89,19 +82,19 @@ def test_a_worker_says_what_it_offers_and_goodbye(start_slots):
 
 def test_a_worker_with_a_gpu_is_offered_work_for_it(start_slots):
     start_slots([CPU, GPU])
-    eventually(workers.gpu_offered)
+    wait_until(workers.gpu_offered, "the slots")
 
 
 def test_a_job_without_a_message_is_found(owner, digits_dataset, start_slots):
     _, runs = start_slots([CPU], count=1)
-    eventually(Worker.objects.exists)
+    wait_until(Worker.objects.exists, "the slots")
     job = jobs.submit_job(actor=actor_of(owner), recipe=training())
-    eventually(lambda: job.pk in runs.places)
+    wait_until(lambda: job.pk in runs.places, "the slots")
 
 
 def test_a_worker_for_short_tasks_takes_no_jobs(owner, digits_dataset, start_slots):
     slots, runs = start_slots([CPU], queues=["default"])
-    eventually(Worker.objects.exists)
+    wait_until(Worker.objects.exists, "the slots")
     jobs.submit_job(actor=actor_of(owner), recipe=training())
     slots.wake()
     slots.stop()
@@ -121,4 +114,4 @@ def test_a_slot_outlives_what_goes_wrong_in_it(owner, digits_dataset, start_slot
 
     monkeypatch.setattr(jobs, "claim_job", stumble)
     job = jobs.submit_job(actor=actor_of(owner), recipe=training())
-    eventually(lambda: (slots.wake(), job.pk in runs.places)[1])
+    wait_until(lambda: (slots.wake(), job.pk in runs.places)[1], "the slots")

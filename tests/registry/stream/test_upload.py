@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import threading
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from registry.models import Upload
 from registry.storage import default_storage
 from registry.stream import upload as upload_door
 from tests.factories import make_token, safetensors_bytes
+from tests.local.waiting import wait_until
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BYTES = {**TUS, "Content-Type": "application/offset+octet-stream"}
@@ -244,19 +244,12 @@ def open_patch(server, client, url, length, offset=0):
     return line
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_broken_line_loses_nothing(server, client):
     data = os.urandom(9 << 20)
     url = begin(client, len(data))
     with open_patch(server, client, url, len(data)) as line:
         line.sendall(data[: 5 << 20])
-    wait_until(lambda: f'{url}" 499' in server.log.read_text())
+    wait_until(lambda: f'{url}" 499' in server.log.read_text(), "the log")
     assert offset_of(client, url) == 5 << 20
     assert upload_of(url).completed_at is None
     assert send(client, url, 5 << 20, data[5 << 20 :]).status_code == 204
@@ -275,7 +268,7 @@ def test_a_part_with_a_checksum_that_broke_off_does_not_count(server, client):
             "Content-Length: 1000\r\n\r\n".encode()
             + bytes(500)
         )
-    wait_until(lambda: '" 499' in server.log.read_text().rpartition(url)[2])
+    wait_until(lambda: '" 499' in server.log.read_text().rpartition(url)[2], "the log")
     assert offset_of(client, url) == 0
 
 
@@ -293,7 +286,7 @@ def test_a_client_that_comes_back_takes_over_from_its_dead_connection(server, cl
     url = begin(client, 8)
     with open_patch(server, client, url, 8) as dead:
         dead.sendall(b"half")
-        wait_until(lambda: is_being_written(url))
+        wait_until(lambda: is_being_written(url), "the first bytes")
         offset = offset_of(client, url)
         assert not is_being_written(url)
         assert send(client, url, offset, b"halfdone"[offset:]).status_code == 204
@@ -304,7 +297,7 @@ def test_a_connection_that_is_taken_over_hears_of_it(server, client):
     url = begin(client, 8)
     with open_patch(server, client, url, 8) as older:
         older.sendall(b"half")
-        wait_until(lambda: is_being_written(url))
+        wait_until(lambda: is_being_written(url), "the first bytes")
         offset = offset_of(client, url)
         older.settimeout(30)
         older.sendall(b"late")
