@@ -2,7 +2,7 @@
 
 from registry.formats.card import Card, parse_card
 from registry.formats.facts import Facts, Port, Tensor, Tensors
-from registry.formats.inspection import INSPECTOR, check_extension, inspect
+from registry.formats.inspection import INSPECTOR, inspect
 from registry.formats.paths import check_path, check_paths
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Port",
     "Tensor",
     "Tensors",
-    "check_extension",
     "check_path",
     "check_paths",
     "inspect",

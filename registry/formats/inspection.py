@@ -70,11 +70,11 @@ def inspect(name: str, size_bytes: int, read: ReadRange) -> Facts:
     facts = _by_bytes(ending, head, size_bytes, read)
     if ending in _ALWAYS_PICKLES and facts.format in {"opaque", "text", "compressed"}:
         facts = Facts(format="pickle", executable=True, findings=(LOADS_CODE,))
-    check_extension(name, facts.format)
+    _check_extension(name, facts.format)
     return facts
 
 
-def check_extension(name: str, kind: str) -> None:
+def _check_extension(name: str, kind: str) -> None:
     """Refuse a name whose ending promises another format than `kind`."""
     ending = _ending(name)
     allowed = _ENDINGS.get(ending)
