@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from registry.errors import Invalid, RegistryError
@@ -19,6 +20,7 @@ from tests.workers.ml.little import (
     write_texts,
 )
 from workers.ml.compress.quantize import inspect_onnx
+from workers.ml.export.lstm import with_onnx_lstm
 from workers.ml.export.onnx import export_onnx, verify
 from workers.ml.formats import open_model
 from workers.ml.infer.engines import OnnxEngine
@@ -65,6 +67,18 @@ def test_an_exported_lstm_computes_the_same_for_any_batch_and_length(tmp_path, c
     engine = OnnxEngine(tmp_path / "model.onnx", device="cpu", threads=1)
     probes = [feeds_of(batch, length) for batch, length in [(1, 1), (2, 9), (7, 12), (1, 30)]]
     assert verify(runtime.engine, engine, probes).largest_absolute < 1e-5
+
+
+@pytest.mark.parametrize(
+    "odd", [{"num_layers": 2}, {"bidirectional": True}, {"batch_first": False}]
+)
+def test_another_lstm_is_refused_by_name(odd):
+    layer = torch.nn.LSTM(4, 3, **{"batch_first": True, **odd})
+    module = torch.nn.ModuleDict({"memory": layer})
+    with pytest.raises(Invalid, match=r"memory.*one layer, one direction") as caught:
+        with_onnx_lstm(module)
+    assert caught.value.reason == "unsupported_operator"
+    assert module["memory"] is layer
 
 
 def test_an_export_that_disagrees_is_refused(tmp_path):

@@ -12,6 +12,8 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
+from registry.errors import Invalid
+
 _TO_ONNX = (0, 3, 1, 2)  # torch orders its gates input, forget, cell, output; ONNX i, o, f, c
 _TO_TORCH = (0, 2, 3, 1)
 
@@ -78,7 +80,13 @@ def with_onnx_lstm(module: nn.Module) -> nn.Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.LSTM):
                 if child.num_layers != 1 or child.bidirectional or not child.batch_first:
-                    raise NotImplementedError("only single-layer, one-way, batch-first LSTMs")
+                    raise Invalid(
+                        "The LSTM {name!r} has several layers, two directions or another order of "
+                        "axes; an LSTM of one layer, one direction and batch first can be "
+                        "exported.",
+                        code="unsupported_operator",
+                        name=name,
+                    )
                 setattr(parent, name, OnnxLstm(child))
     return copied
 
