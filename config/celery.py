@@ -29,5 +29,18 @@ app.conf.update(
     # Leases that ran out are no message's business: every worker's housekeeper looks after them.
     beat_schedule={
         "clean-up": {"task": "workers.clean_up", "schedule": 600.0, "options": {"expires": 600}},
+        "collect-garbage": {
+            "task": "workers.collect_garbage",
+            "kwargs": {"strays": False},
+            "schedule": 3600.0,
+            "options": {"expires": 3600},
+        },
+        # This one looks through the whole storage.
+        "collect-strays": {
+            "task": "workers.collect_garbage",
+            "kwargs": {"strays": True},
+            "schedule": 86400.0,
+            "options": {"expires": 86400},
+        },
     },
 )

@@ -215,6 +215,9 @@ CONTENT_SECURITY_POLICY = {
 # --- Limits -----------------------------------------------------------------------------------
 MAX_UPLOAD_BYTES = env_int("MODELYARD_MAX_UPLOAD_BYTES", default=50 << 30, low=1, high=1 << 44)
 UPLOAD_EXPIRES_SECONDS = env_int("MODELYARD_UPLOAD_EXPIRES", default=86400, low=60, high=30 * 86400)
+# How long what was deleted can be brought back, and how long unused bytes are kept after that.
+UNDO_DAYS = env_int("MODELYARD_UNDO_DAYS", default=30, low=0, high=3650)
+COLLECT_AFTER_SECONDS = env_int("MODELYARD_COLLECT_AFTER", default=86400, low=60, high=365 * 86400)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
 

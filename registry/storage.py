@@ -303,11 +303,18 @@ class Storage(ABC):
 
     def inventory(self) -> Iterator[tuple[str, float]]:
         """Give the digests of all that is here, and when they were put here; some come twice."""
-        for folder in ("blobs/", "sealed/"):
-            for name, modified_at in self._list(folder):
-                sha256 = name.rpartition("/")[2]
-                if _SHA256.fullmatch(sha256):
-                    yield sha256, modified_at
+        yield from self.plain_inventory()
+        yield from self._inventory("sealed/")
+
+    def plain_inventory(self) -> Iterator[tuple[str, float]]:
+        """Give the same of what is stored plain."""
+        return self._inventory("blobs/")
+
+    def _inventory(self, folder: str) -> Iterator[tuple[str, float]]:
+        for name, modified_at in self._list(folder):
+            sha256 = name.rpartition("/")[2]
+            if _SHA256.fullmatch(sha256):
+                yield sha256, modified_at
 
     def delete(self, sha256: str) -> None:
         """Remove a blob; removing one that is not here is no error."""

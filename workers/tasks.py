@@ -1,16 +1,20 @@
 """The Celery tasks and how a worker process begins and ends; task names are never changed."""
 
+import logging
 from typing import Any
 
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
+from registry.services.collection import collect_garbage
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
 from registry.services.workers import forget_workers
 from workers.folder import prune_folders
 from workers.runner import GRACE_SECONDS
 from workers.slots import Slots
+
+logger = logging.getLogger(__name__)
 
 _slots: list[Slots] = []
 
@@ -49,3 +53,10 @@ def clean_up() -> None:
     forget_workers()
     prune_folders()
     sign_unsigned()
+
+
+@shared_task(name="workers.collect_garbage")
+def remove_garbage(*, strays: bool) -> None:
+    """Remove what nobody can bring back any more."""
+    for garbage in collect_garbage(strays=strays):
+        logger.info("Collected %s %s (%s bytes)", garbage.kind, garbage.name, garbage.size_bytes)

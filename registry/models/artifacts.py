@@ -4,15 +4,31 @@ import uuid
 from typing import Self
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
+from django.db.models.fields.reverse_related import ForeignObjectRel
 from django.utils import timezone
 
 from registry.models.access import Actor, Namespace, User
 from registry.models.catalog import Repository, Revision, Version
 
 
+class BlobQuerySet(models.QuerySet["Blob"]):
+    def unreferenced(self) -> Self:
+        """Keep the blobs that no row of any table refers to."""
+        rows = self
+        for relation in Blob.references():
+            pointing = relation.related_model._base_manager.filter(  # noqa: SLF001 - all rows
+                **{relation.remote_field.name: OuterRef("pk")}
+            )
+            rows = rows.filter(~Exists(pointing))
+        return rows
+
+
 class Blob(models.Model):
-    """Unique bytes by SHA-256; the digest is always of the plain bytes, whatever the layout."""
+    """Unique bytes by SHA-256; the digest is always of the plain bytes, whatever the layout.
+
+    `condemned_at` is when the garbage collector first found that nothing refers to them.
+    """
 
     sha256 = models.CharField(max_length=64, unique=True)
     size_bytes = models.BigIntegerField()
@@ -20,6 +36,9 @@ class Blob(models.Model):
     git_sha1 = models.CharField(max_length=40, blank=True)
     layout = models.CharField(max_length=16, default="whole")
     created_at = models.DateTimeField(default=timezone.now)
+    condemned_at = models.DateTimeField(null=True, blank=True)
+
+    objects = BlobQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -28,9 +47,28 @@ class Blob(models.Model):
             ),
             models.CheckConstraint(condition=Q(size_bytes__gte=0), name="blob_size_not_negative"),
         ]
+        indexes = [
+            models.Index(
+                fields=["condemned_at"],
+                condition=~Q(condemned_at=None),
+                name="blob_condemned",
+            )
+        ]
 
     def __str__(self) -> str:
         return self.sha256[:12]
+
+    @classmethod
+    def references(cls) -> list[ForeignObjectRel]:
+        """Find every relation that keeps bytes alive, in whatever table.
+
+        What is deleted together with a blob (CASCADE) only says something about it.
+        """
+        return [
+            relation
+            for relation in cls._meta.get_fields(include_hidden=True)
+            if isinstance(relation, ForeignObjectRel) and relation.on_delete is not models.CASCADE
+        ]
 
 
 class ArtifactQuerySet(models.QuerySet["Artifact"]):

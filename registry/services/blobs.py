@@ -1,8 +1,11 @@
 """Bytes that arrived become blobs, and are looked into once, by their headers only."""
 
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from registry.errors import NotFound
+from django.db import connection, transaction
+
+from registry.errors import NotFound, Unavailable
 from registry.formats import INSPECTOR, Facts, inspect
 from registry.models import Actor, Artifact, Blob, Inspection, Upload, Verdict
 from registry.services.texts import invalid_field
@@ -13,12 +16,70 @@ RUNNABLE = frozenset({"safetensors", "onnx"})
 
 
 def record_blob(stored: Stored) -> Blob:
-    """Keep the row of bytes that the storage holds; the same bytes are one row."""
-    blob, _ = Blob.objects.get_or_create(
-        sha256=stored.sha256,
-        defaults={"size_bytes": stored.size_bytes, "git_sha1": stored.git_sha1 or ""},
-    )
+    """Keep the row of bytes that the storage holds; the same bytes are one row.
+
+    The garbage collector takes the same lock: either it finds this row, or it had taken the bytes
+    before and they are missed here.
+
+    Raises:
+        Unavailable: the bytes were collected at this very moment; sent again they stay.
+
+    """
+    with transaction.atomic():
+        lock_bytes(stored.sha256)
+        blob, _ = Blob.objects.get_or_create(
+            sha256=stored.sha256,
+            defaults={"size_bytes": stored.size_bytes, "git_sha1": stored.git_sha1 or ""},
+        )
+        if blob.condemned_at is not None:
+            blob.condemned_at = None
+            blob.save(update_fields=["condemned_at"])
+        if not default_storage().exists(stored.sha256):
+            raise collected_meanwhile()
     return blob
+
+
+def hold_blobs(blobs: Iterable[Blob]) -> None:
+    """Keep blobs from being collected until the transaction that is to refer to them ends.
+
+    Raises:
+        Unavailable: one of them was collected just now.
+
+    """
+    wanted = sorted({blob.pk for blob in blobs})
+    with connection.cursor() as cursor:
+        # A shared lock, as PostgreSQL itself takes it for a foreign key, only earlier: ours are
+        # checked when the transaction ends.
+        cursor.execute("SELECT id FROM registry_blob WHERE id = ANY(%s) FOR KEY SHARE", [wanted])
+        found = cursor.fetchall()
+    if len(found) != len(wanted):
+        raise collected_meanwhile()
+
+
+def lock_bytes(sha256: str) -> None:
+    """Let nobody else record or collect these bytes until the transaction ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_lock_number(sha256)])
+
+
+def try_lock_bytes(sha256: str) -> bool:
+    """Take the same lock where nobody has it; give whether it was free."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_lock_number(sha256)])
+        row = cursor.fetchone()
+    return bool(row[0])
+
+
+def _lock_number(sha256: str) -> int:
+    """Make a number for PostgreSQL of a digest; two that share one only wait for each other."""
+    return int.from_bytes(bytes.fromhex(sha256[:16]), "big", signed=True)
+
+
+def collected_meanwhile() -> Unavailable:
+    return Unavailable(
+        "The bytes were unused and were removed at this very moment; send the file again.",
+        code="bytes_collected",
+    )
 
 
 def inspect_blob(path: str, blob: Blob) -> Inspection:

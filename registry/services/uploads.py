@@ -177,8 +177,8 @@ def complete_upload(*, actor: Actor, upload: Upload, stored: Stored) -> Upload:
         NotFound: somebody gave the upload up at the same moment.
 
     """
-    blob = record_blob(stored)
     with transaction.atomic():
+        blob = record_blob(stored)
         row = Upload.objects.select_for_update().filter(pk=upload.pk).first()
         if row is None:
             raise NotFound("This upload was given up meanwhile.", code="upload_not_found")

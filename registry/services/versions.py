@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from registry.errors import Conflict, Invalid, NotFound, Text
@@ -32,7 +32,7 @@ from registry.models import (
 )
 from registry.permissions import require
 from registry.services.audit import record_event
-from registry.services.blobs import RUNNABLE, inspect_blob
+from registry.services.blobs import RUNNABLE, collected_meanwhile, hold_blobs, inspect_blob
 from registry.services.catalog import (
     DESCRIBABLE,
     check_etag,
@@ -127,13 +127,18 @@ def create_version(  # noqa: PLR0913 - a version is this wide
             "files", "too_many", "A version holds at most {limit} files.", limit=MAX_FILES
         )
     check_paths(list(files))
-    facts = _gather(repository.kind, files)
+    try:
+        facts = _gather(repository.kind, files)
+    except (NotFound, IntegrityError) as error:
+        # Nothing is looked for there but the bytes of blobs that were found before.
+        raise collected_meanwhile() from error
     with transaction.atomic():
         row = lock_repository(repository)
         if job is not None:
             done = Version.objects.filter(repository=row, job=job).first()
             if done is not None:
                 return done
+        hold_blobs(files.values())
         number = row.last_number + 1
         revision = _commit(row, actor, files, number=number, message=text, move_main=not beside)
         version = Version.objects.create(
