@@ -1,6 +1,8 @@
 """Typed readers of the environment; a bad value stops the start with one line that names it."""
 
 import os
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -45,6 +47,32 @@ def env_int(name: str, *, default: int, low: int, high: int) -> int:
 
 def env_list(name: str, default: str) -> list[str]:
     return [part.strip() for part in env_text(name, default).split(",") if part.strip()]
+
+
+def env_one_of(name: str, default: str, choices: Sequence[str]) -> str:
+    text = env_text(name, default).lower()
+    if text not in choices:
+        raise BadSetting(name, f"{text!r} is none of {', '.join(choices)}")
+    return text
+
+
+def env_networks(name: str) -> list[IPv4Network | IPv6Network]:
+    """Read addresses and networks, such as `10.0.0.0/8, ::1`."""
+    try:
+        return [ip_network(part) for part in env_list(name, "")]
+    except ValueError as error:
+        raise BadSetting(name, f"must list addresses or networks: {error}") from error
+
+
+def env_issuer(name: str) -> str:
+    """Read the address of an OpenID Connect provider; plain HTTP only within this machine."""
+    text = env_text(name)
+    url = urlsplit(text)
+    local = url.scheme == "http" and url.hostname in {"localhost", "127.0.0.1", "::1"}
+    good = (url.scheme == "https" or local) and url.hostname and not (url.query or url.fragment)
+    if text and not (good and url.username is None):
+        raise BadSetting(name, "must look like https://login.example.org, as the provider says it")
+    return text
 
 
 def env_database(name: str, default: str) -> dict[str, Any]:

@@ -9,8 +9,11 @@ from config.environment import (
     env_bool,
     env_database,
     env_int,
+    env_issuer,
     env_list,
     env_master_keys,
+    env_networks,
+    env_one_of,
     env_redis,
     env_signing_key,
     env_storage,
@@ -62,6 +65,8 @@ WEB_THREADS = env_int("MODELYARD_WEB_THREADS", default=8, low=1, high=200)
 INFER_PORT = env_int("MODELYARD_INFER_PORT", default=8080, low=1, high=65535)
 GRPC_PORT = env_int("MODELYARD_GRPC_PORT", default=8081, low=1, high=65535)
 DEBUG = env_bool("MODELYARD_DEBUG", default=False)
+# Proxies whose word on the client's address is taken; by default nobody's.
+TRUSTED_PROXIES = env_networks("MODELYARD_TRUSTED_PROXIES")
 # The health checks of the supervisor and of containers ask from the machine itself.
 ALLOWED_HOSTS = [*env_list("MODELYARD_ALLOWED_HOSTS", "*"), "127.0.0.1", "localhost", "[::1]"]
 CSRF_TRUSTED_ORIGINS = env_list("MODELYARD_TRUSTED_ORIGINS", "")
@@ -109,6 +114,12 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "csp",
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.socialaccount",
+    "allauth.socialaccount.providers.openid_connect",
+    "allauth.usersessions",
 ]
 MIDDLEWARE = [
     "registry.api.metering.request_meter",
@@ -124,6 +135,8 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "registry.web.middleware.signed_in_guard",
 ]
 TEMPLATES = [
     {
@@ -175,8 +188,10 @@ TIME_ZONE = "UTC"
 # --- People -----------------------------------------------------------------------------------
 AUTH_USER_MODEL = "registry.User"
 LOGIN_URL = "web:sign-in"
-LOGIN_REDIRECT_URL = "/"
-LOGOUT_REDIRECT_URL = "/"
+# Whether strangers may make themselves an account.
+SIGNUP = env_bool("MODELYARD_SIGNUP", default=False)
+# Who must hold a second factor before any other page opens.
+REQUIRE_MFA = env_one_of("MODELYARD_REQUIRE_MFA", "none", ("none", "admins", "all"))
 PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
@@ -185,6 +200,38 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+ACCOUNT_ADAPTER = "registry.web.accounts.AccountAdapter"
+ACCOUNT_LOGIN_METHODS = {"username"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*"]
+# Nothing here waits for a letter: many installations have no mail server.
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_UNIQUE_EMAIL = False
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_REAUTHENTICATION_METHODS = ["password", "mfa"]
+ACCOUNT_FORMS = {"reauthenticate": "registry.web.account_forms.AgainForm"}
+# Failures count for an address and, wherever they come from, for an account.
+ACCOUNT_RATE_LIMITS = {
+    "login": "30/m/ip",
+    "login_failed": "10/m/ip,5/5m/key",
+    "signup": "5/m/ip",
+    "reauthenticate": "10/m/user",
+    "change_password": "5/m/user",
+}
+MFA_ADAPTER = "registry.web.accounts.FactorAdapter"
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_ALLOW_UNVERIFIED_EMAIL = True
+MFA_RECOVERY_CODES_SHOW_ONCE = True
+MFA_TOTP_ISSUER = "Modelyard"
+# A clock may be half a minute off either way.
+MFA_TOTP_TOLERANCE = 1
+MFA_FORMS = {
+    "authenticate": "registry.web.account_forms.SecondFactorForm",
+    "reauthenticate": "registry.web.account_forms.SecondFactorAgainForm",
+    "activate_totp": "registry.web.account_forms.ActivateAppForm",
+    "add_webauthn": "registry.web.account_forms.AddPasskeyForm",
+}
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
@@ -192,6 +239,27 @@ CSRF_FAILURE_VIEW = "registry.web.views.errors.csrf_failure"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env_bool("MODELYARD_HTTPS", default=False)
 # HTTPS ends at a proxy, whose word on it is taken only where one is announced.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SESSION_COOKIE_SECURE else None
+
+# --- Signing in through an OpenID Connect provider ---------------------------------------------
+OIDC_ISSUER = env_issuer("MODELYARD_OIDC_ISSUER")
+OIDC_CLIENT_ID = env_text("MODELYARD_OIDC_CLIENT_ID")
+OIDC_CLIENT_SECRET = env_text("MODELYARD_OIDC_CLIENT_SECRET")
+OIDC_NAME = env_text("MODELYARD_OIDC_NAME", "OpenID Connect")
+# Whether somebody whom the provider knows gets an account by signing in.
+OIDC_SIGNUP = env_bool("MODELYARD_OIDC_SIGNUP", default=True)
+# Whether an address that the provider calls verified opens the account that has it.
+OIDC_TRUST_EMAIL = env_bool("MODELYARD_OIDC_TRUST_EMAIL", default=False)
+if OIDC_ISSUER and not OIDC_CLIENT_ID:
+    raise BadSetting("MODELYARD_OIDC_CLIENT_ID", "is needed beside MODELYARD_OIDC_ISSUER")
+if OIDC_CLIENT_ID and not OIDC_ISSUER:
+    raise BadSetting("MODELYARD_OIDC_ISSUER", "is needed beside MODELYARD_OIDC_CLIENT_ID")
+SOCIALACCOUNT_ADAPTER = "registry.web.openid.IdentityAdapter"
+SOCIALACCOUNT_REAUTHENTICATION_REQUIRED = True
+SOCIALACCOUNT_EMAIL_AUTHENTICATION_AUTO_CONNECT = True
+SOCIALACCOUNT_REQUESTS_TIMEOUT = 5
+SOCIALACCOUNT_PROVIDERS = {
+    "openid_connect": {"provider_class": "registry.web.openid.OpenIDConnect"}
+}
 
 # --- What a browser may do with our pages -----------------------------------------------------
 SECURE_CONTENT_TYPE_NOSNIFF = True

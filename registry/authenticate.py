@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
+from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.postgres.expressions import ArraySubquery
@@ -19,7 +20,7 @@ from django.db.models.functions import JSONObject
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from registry.errors import Unauthenticated
+from registry.errors import Denied, Unauthenticated
 from registry.models import ANONYMOUS, Actor, Grant, Membership, Token, User
 from registry.prepared import Parameter, Question
 
@@ -172,10 +173,21 @@ def actor_from_authorization(header: str | None, visit: Visit) -> Actor:
     raise Unauthenticated("Send the token as 'Authorization: Bearer my_…'.")
 
 
+def lacks_second_factor(user: User) -> bool:
+    """Say whether the installation asks for a second factor that `user` does not hold yet."""
+    asked_of_them = {"all": True, "admins": user.is_superuser}.get(settings.REQUIRE_MFA, False)
+    kinds = (Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN)
+    return asked_of_them and not Authenticator.objects.filter(user=user, type__in=kinds).exists()
+
+
 def actor_from_session(session_key: str | None, visit: Visit) -> Actor:
     """Make the actor of a session cookie, for the web UI's paths outside Django's request cycle.
 
-    An absent, expired or tampered session is an anonymous actor.
+    An absent, expired, revoked or tampered session is an anonymous actor.
+
+    Raises:
+        Denied: the person has to set up a second factor first.
+
     """
     anonymous = Actor(
         scopes=ANONYMOUS.scopes, door=visit.door, request_id=visit.request_id, ip=visit.ip
@@ -192,4 +204,9 @@ def actor_from_session(session_key: str | None, visit: Visit) -> Actor:
         session.get(HASH_SESSION_KEY, ""), user.get_session_auth_hash()
     ):
         return anonymous
+    if lacks_second_factor(user):
+        raise Denied(
+            "Set up a second factor first, under Settings, Second factors.",
+            code="second_factor_required",
+        )
     return actor_for_user(user, visit)

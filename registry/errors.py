@@ -176,6 +176,20 @@ class QuotaExceeded(RegistryError):
     title = "Over the limit"
 
 
+class RateLimited(RegistryError):
+    """Too often; `retry_after`, a value of the template too, is the number of seconds to wait."""
+
+    code = "rate_limited"
+    status = 429
+    title = "Too many requests"
+
+    def __init__(
+        self, template: str, /, *, retry_after: int, code: str | None = None, **values: object
+    ) -> None:
+        super().__init__(template, code=code, errors=(), retry_after=retry_after, **values)
+        self.retry_after = retry_after
+
+
 class Unavailable(RegistryError):
     code = "unavailable"
     status = 503

@@ -21,6 +21,7 @@ from registry.errors import (
     Denied,
     Invalid,
     NotFound,
+    RateLimited,
     RegistryError,
     Text,
     TooLarge,
@@ -98,6 +99,8 @@ def problem_headers(error: BaseException) -> dict[str, str]:
         return {"WWW-Authenticate": CHALLENGE}
     if known.status == Unavailable.status:
         return {"Retry-After": "1"}
+    if isinstance(known, RateLimited):
+        return {"Retry-After": str(known.retry_after)}
     return {}
 
 

@@ -23,12 +23,12 @@ RESERVED = frozenset(
 )
 
 
-def check_slug(slug: object) -> str:
+def check_slug(slug: object, *, field: str = "namespace") -> str:
     """Return a namespace name that may be taken, or refuse it."""
-    text = check_text("namespace", slug, max_length=64)
+    text = check_text(field, slug, max_length=64)
     if not re.fullmatch(SLUG_PATTERN, text):
         raise invalid_field(
-            "namespace",
+            field,
             "bad_name",
             "The namespace {text!r} is not valid: use 1 to 64 letters, digits, '-' and '_', "
             "starting and ending with a letter or digit.",
@@ -36,7 +36,7 @@ def check_slug(slug: object) -> str:
         )
     if text.lower() in RESERVED:
         raise invalid_field(
-            "namespace",
+            field,
             "reserved_name",
             "The namespace {text!r} is reserved; choose another.",
             text=text,
@@ -148,7 +148,7 @@ def create_user(
         AlreadyExists: the name is taken by a person or a namespace.
 
     """
-    slug = check_slug(username)
+    slug = check_slug(username, field="username")
     if (
         User.objects.filter(username__iexact=slug).exists()
         or Namespace.objects.filter(slug__iexact=slug).exists()

@@ -5,7 +5,10 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeAlias
+
+from django.conf import settings
 
 from registry.errors import Invalid
 
@@ -38,7 +41,9 @@ class Exchange:
         self.scheme: str = scope.get("scheme", "http")
         self.headers = _read_headers(scope)
         client = scope.get("client")
-        self.ip: str | None = client[0] if client else None
+        self.ip = client_address(
+            client[0] if client else None, self.headers.get("x-forwarded-for", "")
+        )
         sent = self.headers.get("x-request-id", "")
         self.request_id = sent if _ID_OF_A_PROXY.fullmatch(sent) else secrets.token_hex(8)
         self.started_at = time.perf_counter()
@@ -154,6 +159,40 @@ class Exchange:
             headers = [*headers, ("content-length", str(len(body)))]
         await self.start(status, headers)
         await self.write(b"" if self.method == "HEAD" else body, more=False)
+
+
+def client_address(peer: str | None, forwarded: str) -> str | None:
+    """Give the address a request comes from.
+
+    A proxy of MODELYARD_TRUSTED_PROXIES is believed about who spoke to it, and so on from the right
+    of X-Forwarded-For up to the first address that is no such proxy; everybody else could write
+    there what they like.
+    """
+    believed = peer
+    for written in reversed(forwarded.split(",")):
+        named = _address(written)
+        if named is None or not _is_trusted(believed):
+            break
+        believed = str(named)
+    return believed
+
+
+def _is_trusted(address: str | None) -> bool:
+    named = _address(address or "")
+    return named is not None and any(named in network for network in settings.TRUSTED_PROXIES)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        named = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(named, "ipv4_mapped", None) or named
 
 
 def _read_headers(scope: Mapping[str, Any]) -> dict[str, str]:

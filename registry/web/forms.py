@@ -4,7 +4,6 @@ from datetime import timedelta
 from typing import Any
 
 from django import forms
-from django.contrib.auth.forms import AuthenticationForm
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
@@ -28,20 +27,6 @@ def show_refusal(form: forms.BaseForm, error: RegistryError) -> None:
         form.add_error(name, words_of(item))
     if not error.errors:
         form.add_error(None, words_of(error))
-
-
-class SignInForm(AuthenticationForm):
-    """Name and password."""
-
-    error_messages = {
-        "invalid_login": _("Name or password is wrong. Both are case-sensitive."),
-        "inactive": _("This account is switched off; ask an administrator."),
-    }
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["username"].label = pgettext_lazy("of an account", "Name")
-        self.fields["password"].label = _("Password")
 
 
 class _FactsForm(forms.Form):
@@ -222,6 +207,14 @@ class TokenForm(forms.Form):
             (0, _("Until revoked")),
         ],
         initial=90,
+    )
+
+    place = forms.CharField(
+        label=_("Only in"),
+        required=False,
+        max_length=200,
+        help_text=_("A namespace, or one model or dataset as namespace/name. Empty: everywhere."),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
 
     def expires_at(self) -> Any:

@@ -1,14 +1,23 @@
-"""What every request carries: an id, and the door it came through; refusals become pages."""
+"""What every request carries: an id, and the door it came through; refusals become pages.
+
+Whoever is signed in is watched over: when their session was last seen, whether a factor is due.
+"""
 
 import re
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.shortcuts import redirect
+from redis.exceptions import RedisError
 
-from registry.authenticate import Visit
-from registry.errors import RegistryError
+from registry.authenticate import Visit, lacks_second_factor
+from registry.errors import RegistryError, Unavailable
+from registry.models import User
+from registry.services.sign_ins import note_seen
 from registry.web.views.errors import render_problem
 
 REQUEST_ID = "modelyard.request_id"
@@ -41,7 +50,64 @@ class RequestContext:
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         if isinstance(exception, RegistryError):
             return render_problem(request, exception)
+        if isinstance(exception, RedisError):
+            # Nobody is let in while their failed attempts cannot be counted.
+            refusal = Unavailable(
+                "The store that counts attempts cannot be reached; try again.",
+                code="counter_unavailable",
+            )
+            return render_problem(request, refusal)
         return None
 
 
 request_context = RequestContext
+
+SEEN = "seen_at"
+_SEEN_EVERY_SECONDS = 300
+# Pages that open to somebody who still has to set up a second factor.
+_OPEN = frozenset({"sign-in", "sign-out", "again-through-provider"})
+
+
+class SignedInGuard:
+    """Keep when a session was last seen, and lead whoever lacks a second factor to it."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        # Doors that never looked at the session pay for nothing here.
+        if request.session.accessed and request.session.session_key:
+            _keep_seen(request)
+        return response
+
+    def process_view(
+        self,
+        request: HttpRequest,
+        _view: Callable[..., HttpResponseBase],
+        _args: Sequence[object],
+        _kwargs: Mapping[str, object],
+    ) -> HttpResponseBase | None:
+        match = request.resolver_match
+        if match is None or match.namespace != "web" or match.url_name in _OPEN:
+            return None
+        if settings.REQUIRE_MFA == "none" or not isinstance(request.user, User):
+            return None
+        return redirect("mfa_index") if lacks_second_factor(request.user) else None
+
+
+def _keep_seen(request: HttpRequest) -> None:
+    now, seen = time.time(), request.session.get(SEEN)
+    if isinstance(seen, int) and now - seen < _SEEN_EVERY_SECONDS:
+        return
+    if isinstance(request.user, User) and request.session.session_key:
+        request.session[SEEN] = int(now)
+        note_seen(
+            user=request.user,
+            session_key=request.session.session_key,
+            ip=request.META.get("REMOTE_ADDR") or "0.0.0.0",  # noqa: S104 - came by a socket
+            user_agent=request.headers.get("User-Agent", ""),
+        )
+
+
+signed_in_guard = SignedInGuard

@@ -3,7 +3,17 @@
 from django.urls import path, register_converter
 
 from registry.models import Kind
-from registry.web.views import account, browse, home, jobs, repositories, versions
+from registry.web.views import (
+    account,
+    browse,
+    home,
+    jobs,
+    people,
+    repositories,
+    security,
+    sign_in,
+    versions,
+)
 
 
 class KindConverter:
@@ -25,10 +35,18 @@ _ONE = "<kind:kind>/<str:namespace>/<str:name>"
 _VERSION = f"{_ONE}/versions/<int:number>"
 urlpatterns = [
     path("", home.home, name="home"),
-    path("login", account.sign_in, name="sign-in"),
-    path("logout", account.sign_out, name="sign-out"),
+    path("login", sign_in.sign_in, name="sign-in"),
+    path("logout", sign_in.sign_out, name="sign-out"),
+    path("login/again/provider", sign_in.again_through_provider, name="again-through-provider"),
+    path("settings", security.overview, name="settings"),
+    path("settings/sessions/others", security.end_other_sessions, name="end-other-sessions"),
+    path("settings/sessions/<int:session_id>/end", security.end_session, name="end-session"),
     path("settings/tokens", account.tokens, name="tokens"),
     path("settings/tokens/<int:token_id>/revoke", account.revoke, name="revoke-token"),
+    path("users", people.accounts, name="users"),
+    path("users/<str:username>", people.account, name="user"),
+    path("users/<str:username>/change", people.change, name="change-user"),
+    path("users/<str:username>/factors", people.reset_factors, name="reset-factors"),
     path("jobs", jobs.job_list, name="jobs"),
     path("jobs/new", jobs.new_job, name="new-job"),
     path("jobs/<uuid:job_id>", jobs.job_page, name="job"),

@@ -99,6 +99,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "signed in, write": "401 ok  ok  ok  ok  ok  ok  403 ok  401",
         "signed in, write anywhere": "401 ok ok ok ok ok ok 403 403 401",
         "signed in, admin": "401 ok  ok  ok  ok  ok  ok  403 ok  401",
+        "administer": "    401 403 403 403 403 403 ok  403 403 401",
         "signed in, admin anywhere": "401 ok ok ok ok ok ok 403 400 401",
         # The contributor submitted the job.
         "see the job": "   401 404 ok  ok  ok  ok  ok  ok  404 401",
@@ -111,6 +112,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "page: job": "     login 404 ok  ok  ok  ok  ok  .   .   login",
         "page: move the job": "login 404 ok ok ok ok ok  .   .   login",
         "page: of contributor": "login 404 404 ok 404 404 ok . . login",
+        "page: administer": "login 403 403 403 403 403 ok  .   .   login",
         "page upload: begin": "401 ok  ok  ok  ok  ok  ok  .   .   401",
         "page upload": "   401 404 404 ok  404 404 404 .   .   401",
         "page events": "   404 404 ok  ok  ok  ok  ok  .   .   404",
@@ -129,6 +131,9 @@ SLOTS: Mapping[str, str] = {
     "kind": "compress",
     "username": "extra",
     "path": "model.safetensors",
+    # Nobody's.
+    "session": "999999999",
+    "pk": "999999999",
 }
 
 COMPRESS = {
@@ -222,6 +227,18 @@ API: Mapping[str, Line] = {
         "put": ("in namespace: own", 200, {"role": "reader"}),
         "delete": ("in namespace: own", 204),
     },
+    "/api/v1/users": {
+        "get": ("administer", 200),
+        "post": ("administer", 201, {"username": "newcomer", "password": "quite long enough"}),
+    },
+    "/api/v1/users/{username}": {
+        "get": ("administer", 200),
+        "patch": ("administer", 200, {"is_active": False}),
+    },
+    "/api/v1/users/{username}/password": {
+        "put": ("administer", 204, {"password": "quite long enough"}),
+    },
+    "/api/v1/users/{username}/factors": {"delete": ("administer", 204)},
     "/api/v1/events": {"get": ("signed in, write", 200)},
     "/api/v1/openapi.json": {"get": ("everybody", 200)},
 }
@@ -237,6 +254,52 @@ PAGES: Mapping[str, Line] = {
         "post": ("page: everybody", {200, 302}, {"username": "x", "password": "y"}),
     },
     "/logout": {"post": ("page: everybody", 302)},
+    # Strangers make no accounts here, and there is no identity provider.
+    "/login/new": {"get": ("page: everybody", 404), "post": ("page: everybody", 404)},
+    "/login/provider": {"post": ("page: everybody", 404)},
+    "/login/provider/callback": {"get": ("page: everybody", 404)},
+    "/login/again/provider": {"get": ("page: signed in", 404)},
+    "/login/switched-off": {"get": ("page: everybody", 403)},
+    # Nobody here has begun to sign in, or holds a factor: they are led on.
+    "/login/second-factor": {"get": ("page: everybody", 302), "post": ("page: everybody", 302)},
+    "/login/passkey": {"get": ("page: everybody", 302), "post": ("page: everybody", 302)},
+    "/login/again": {"get": ("page: signed in", 200), "post": ("page: signed in", 200)},
+    "/login/again/code": {"get": ("page: signed in", 302), "post": ("page: signed in", 302)},
+    "/login/again/passkey": {"get": ("page: signed in", 302), "post": ("page: signed in", 302)},
+    "/settings": {"get": ("page: signed in", 200)},
+    "/settings/password": {"get": ("page: signed in", 200), "post": ("page: signed in", 200)},
+    "/settings/sessions": {"get": ("page: signed in", 200)},
+    "/settings/sessions/others": {"post": ("page: signed in", 302)},
+    "/settings/sessions/{session}/end": {"post": ("page: signed in", 404)},
+    "/settings/second-factors": {"get": ("page: signed in", 200)},
+    # What matters first asks who one is.
+    "/settings/second-factors/app": {
+        "get": ("page: signed in", 302),
+        "post": ("page: signed in", 302),
+    },
+    "/settings/second-factors/app/remove": {
+        "get": ("page: signed in", 404),
+        "post": ("page: signed in", 404),
+    },
+    "/settings/second-factors/codes": {"get": ("page: signed in", 404)},
+    "/settings/second-factors/codes/new": {
+        "get": ("page: signed in", 302),
+        "post": ("page: signed in", 302),
+    },
+    "/settings/passkeys": {"get": ("page: signed in", 302)},
+    "/settings/passkeys/add": {
+        "get": ("page: signed in", 302),
+        "post": ("page: signed in", 302),
+    },
+    "/settings/passkeys/{pk}/remove": {
+        "get": ("page: signed in", 302),
+        "post": ("page: signed in", 302),
+    },
+    "/settings/identity": {"get": ("page: signed in", 200), "post": ("page: signed in", 200)},
+    "/users": {"get": ("page: administer", 200), "post": ("page: administer", 302)},
+    "/users/{username}": {"get": ("page: administer", 200), "post": ("page: administer", 302)},
+    "/users/{username}/change": {"post": ("page: administer", 302, {"change": "is_admin=1"})},
+    "/users/{username}/factors": {"post": ("page: administer", 302)},
     "/settings/tokens": {
         "get": ("page: signed in", 200),
         "post": ("page: signed in", 200, {"name": "x", "scopes": ["read"], "days": "30"}),

@@ -50,6 +50,9 @@ from tests.factories import (
     make_token,
 )
 from tests.registry.api.conftest import check_against_document
+from tests.registry.web.conftest import no_attempts_counted
+
+__all__ = ["no_attempts_counted"]
 
 METHODS = ("get", "post", "put", "patch", "delete")
 # Whoever belongs to the team sees what is internal as they see what is public.

@@ -37,3 +37,41 @@ def test_a_machine_always_answers_itself(own, tmp_path):
 )
 def test_a_proxy_is_believed_only_where_one_is_announced(https, believed, tmp_path):
     assert read("SECURE_PROXY_SSL_HEADER", tmp_path, MODELYARD_HTTPS=https) == believed
+
+
+OIDC = {"MODELYARD_OIDC_ISSUER": "https://login.example.org", "MODELYARD_OIDC_CLIENT_ID": "yard"}
+
+
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("MODELYARD_OIDC_ISSUER", {**OIDC, "MODELYARD_OIDC_ISSUER": "login.example.org"}),
+        ("MODELYARD_OIDC_ISSUER", {**OIDC, "MODELYARD_OIDC_ISSUER": "http://login.example.org"}),
+        ("MODELYARD_OIDC_ISSUER", {**OIDC, "MODELYARD_OIDC_ISSUER": "https://a:b@example.org"}),
+        ("MODELYARD_OIDC_ISSUER", {**OIDC, "MODELYARD_OIDC_ISSUER": "https://example.org/?a=b"}),
+        ("MODELYARD_OIDC_ISSUER", {**OIDC, "MODELYARD_OIDC_ISSUER": ""}),
+        ("MODELYARD_OIDC_CLIENT_ID", {**OIDC, "MODELYARD_OIDC_CLIENT_ID": ""}),
+        ("MODELYARD_OIDC_SIGNUP", {"MODELYARD_OIDC_SIGNUP": "perhaps"}),
+        ("MODELYARD_REQUIRE_MFA", {"MODELYARD_REQUIRE_MFA": "some"}),
+        ("MODELYARD_TRUSTED_PROXIES", {"MODELYARD_TRUSTED_PROXIES": "10.0.0.1/8, proxy"}),
+        ("MODELYARD_SIGNUP", {"MODELYARD_SIGNUP": "yes please"}),
+    ],
+)
+def test_a_bad_value_stops_the_start_and_is_named(name, variables, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "import config.settings"],
+        cwd=ROOT,
+        env={**os.environ, "MODELYARD_HOME": str(tmp_path), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"modelyard: {name}: ")
+
+
+@pytest.mark.parametrize(("https", "secure"), [("1", True), ("0", False)])
+def test_cookies_are_marked_for_https(https, secure, tmp_path):
+    for name in ("SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE"):
+        assert read(name, tmp_path, MODELYARD_HTTPS=https) is secure
+    assert read("SESSION_COOKIE_HTTPONLY", tmp_path) is True

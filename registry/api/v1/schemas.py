@@ -564,6 +564,40 @@ class Whoami(Answer):
     token: Token | None
 
 
+class NewUser(Body):
+    """Without a password the account waits for one, or for an identity provider."""
+
+    username: str
+    password: str | None = None
+    email: str = ""
+    is_admin: bool = False
+
+
+class UserChanges(Body):
+    is_active: bool | None = None
+    is_admin: bool | None = None
+
+
+class NewPassword(Body):
+    password: str
+
+
+class User(Answer):
+    username: str
+    email: str
+    is_active: bool
+    is_admin: bool
+    has_password: bool
+    has_second_factor: bool
+    created_at: datetime
+    last_sign_in_at: datetime | None
+
+
+class UserPage(Answer):
+    items: list[User]
+    next_cursor: str | None
+
+
 class Device(BaseModel):
     """What a worker computes on; further fields depend on the device."""
 

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 
 from django.urls import URLPattern, path
 
-from registry.api.v1.views import document, evidence, jobs, people, repositories, versions
+from registry.api.v1.views import (
+    document,
+    evidence,
+    jobs,
+    people,
+    repositories,
+    users,
+    versions,
+)
 
 
 def _repository_paths(kind: str) -> Iterator[URLPattern]:
@@ -54,6 +62,10 @@ urlpatterns = [
         name="member",
     ),
     path("signing-key", evidence.SigningKey.as_view(), name="signing-key"),
+    path("users", users.UserList.as_view(), name="users"),
+    path("users/<str:username>", users.UserOne.as_view(), name="user"),
+    path("users/<str:username>/password", users.UserPassword.as_view(), name="user-password"),
+    path("users/<str:username>/factors", users.UserFactors.as_view(), name="user-factors"),
     path("events", people.EventList.as_view(), name="events"),
     path("openapi.json", document.OpenAPI.as_view(), name="openapi"),
 ]

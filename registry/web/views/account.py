@@ -1,53 +1,21 @@
-"""Signing in and out, and the tokens that programs carry."""
+"""The tokens that programs carry."""
 
 from typing import Any
 
+from allauth.account.internal.flows.reauthentication import raise_if_reauthentication_required
 from django.contrib import messages
-from django.contrib.auth import logout
-from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from registry.errors import RegistryError
-from registry.models import Token, User
+from registry.errors import NotFound, RegistryError
+from registry.models import Actor, Kind, Token, User
+from registry.services import catalog, namespaces
 from registry.services.tokens import create_token, revoke_token
-from registry.web.forms import SignInForm, TokenForm, show_refusal
-from registry.web.visitor import actor_of, anybody, signed_in
-
-
-class SignIn(LoginView):
-    """Name and password; an address in `next` is gone back to when it is one of ours."""
-
-    template_name = "account/sign_in.html"
-    authentication_form = SignInForm
-    redirect_authenticated_user = True
-
-    def get_redirect_url(
-        self,
-        request: HttpRequest | None = None,  # noqa: ARG002 - a newer Django's signature
-    ) -> str:
-        # Back to this page is no way on; Django would give up over it.
-        asked = str(super().get_redirect_url())
-        return "" if asked == self.request.path else asked
-
-    def get_default_redirect_url(self) -> str:
-        return str(super().get_default_redirect_url())
-
-    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_context_data(**kwargs), "section": "login"}
-
-
-sign_in = require_http_methods(["GET", "HEAD", "POST"])(anybody(SignIn.as_view()))
-
-
-@require_POST
-@anybody
-def sign_out(request: HttpRequest) -> HttpResponse:
-    logout(request)
-    return redirect("web:home")
+from registry.web.forms import TokenForm, show_refusal
+from registry.web.visitor import actor_of, signed_in
 
 
 @never_cache
@@ -58,18 +26,22 @@ def tokens(request: HttpRequest) -> HttpResponse:
     form = TokenForm(request.POST or None)
     secret = ""
     if request.method == "POST" and form.is_valid():
+        if "admin" in form.cleaned_data["scopes"]:
+            raise_if_reauthentication_required(request, app="")
         try:
             _token, secret = create_token(
                 actor=actor,
                 name=form.cleaned_data["name"],
                 scopes=form.cleaned_data["scopes"],
                 expires_at=form.expires_at(),
+                **_place(actor, form.cleaned_data["place"]),
             )
             form = TokenForm()
         except RegistryError as error:
             show_refusal(form, error)
     assert isinstance(request.user, User)
-    own = Token.objects.live().filter(user=request.user).order_by("-created_at", "-pk")
+    own = Token.objects.live().select_related("namespace", "repository__namespace")
+    own = own.filter(user=request.user).order_by("-created_at", "-pk")
     context = {
         "form": form,
         "secret": secret,
@@ -85,3 +57,17 @@ def revoke(request: HttpRequest, token_id: int) -> HttpResponse:
     token = revoke_token(actor=actor_of(request), token_id=token_id)
     messages.success(request, _("The token %(name)s is revoked.") % {"name": token.name})
     return redirect("web:tokens")
+
+
+def _place(actor: Actor, name: str) -> dict[str, Any]:
+    """Find what a new token is limited to: a namespace, or one model or dataset by full name."""
+    name = name.strip().strip("/")
+    if not name:
+        return {}
+    space, slash, rest = name.partition("/")
+    if not slash:
+        return {"namespace": namespaces.find_namespace(actor, space)}
+    try:
+        return {"repository": catalog.find_repository(actor, Kind.MODEL, space, rest)}
+    except NotFound:
+        return {"repository": catalog.find_repository(actor, Kind.DATASET, space, rest)}

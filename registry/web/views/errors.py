@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 
-from registry.errors import NotFound, RegistryError
+from registry.errors import NotFound, RateLimited, RegistryError, Unavailable
 from registry.web.refusals import words_of
 
 
@@ -61,7 +61,12 @@ def _page(request: HttpRequest, status: int, *, detail: str = "") -> HttpRespons
 def render_problem(request: HttpRequest, error: RegistryError) -> HttpResponse:
     """Show a refusal as a page; what you may not see reads like what does not exist."""
     detail = "" if isinstance(error, NotFound) else words_of(error)
-    return _page(request, error.status, detail=detail)
+    page = _page(request, error.status, detail=detail)
+    if isinstance(error, RateLimited):
+        page["Retry-After"] = str(error.retry_after)
+    elif isinstance(error, Unavailable):
+        page["Retry-After"] = "1"
+    return page
 
 
 # Django names the argument of these views; what it says is not shown.

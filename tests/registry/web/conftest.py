@@ -2,6 +2,7 @@
 
 import pytest
 from django.conf import settings
+from django.core.cache import cache
 from django.test import Client
 from django.utils import translation
 
@@ -17,6 +18,12 @@ def english_again():
     """Undo what a request for a Chinese page leaves behind in this thread."""
     yield
     translation.activate(settings.LANGUAGE_CODE)
+
+
+@pytest.fixture(autouse=True)
+def no_attempts_counted():
+    """Forget the failed sign-ins of other tests, which come from the same address."""
+    cache.clear()
 
 
 @pytest.fixture
