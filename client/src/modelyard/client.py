@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
-from urllib.parse import quote
 
 from modelyard import following
 from modelyard.answers import (
@@ -23,7 +22,7 @@ from modelyard.answers import (
 )
 from modelyard.configuration import find_server
 from modelyard.errors import BadAnswer
-from modelyard.names import Reference, parse_reference
+from modelyard.names import Reference, parse_reference, segment
 from modelyard.progress import Progress, Silent
 from modelyard.pull import Pull, Pulled
 from modelyard.push import Push, Pushed
@@ -109,7 +108,7 @@ class Client:
         """Read the version that `namespace/name@version` names, or the newest usable one."""
         reference = parse_reference(name)
         home = self._home(reference, kind)
-        return self._read(Version, f"{home}/versions/{quote(reference.selector, safe='@')}")
+        return self._read(Version, f"{home}/versions/{segment(reference.selector)}")
 
     def versions(
         self, name: str, *, kind: Kind = "model", limit: int | None = None, **filters: Any
@@ -120,13 +119,13 @@ class Client:
 
     def files(self, name: str, *, kind: Kind = "model") -> Iterator[File]:
         reference = parse_reference(name)
-        address = f"{self._home(reference, kind)}/versions/{quote(reference.selector, safe='@')}"
+        address = f"{self._home(reference, kind)}/versions/{segment(reference.selector)}"
         return self._pages(File, f"{address}/files")
 
     def card(self, name: str, *, kind: Kind = "model") -> str:
         """Read the README.md of a version."""
         path = self._home(parse_reference(name), kind)
-        selector = quote(parse_reference(name).selector, safe="@")
+        selector = segment(parse_reference(name).selector)
         return self.transport.text("GET", f"{path}/versions/{selector}/files/{CARD_PATH}").decode(
             "utf-8", "replace"
         )
@@ -143,13 +142,13 @@ class Client:
         *,
         kind: Kind = "model",
     ) -> Any:
-        path = f"{self._home(parse_reference(name), kind)}/aliases/{quote(alias, safe='')}"
+        path = f"{self._home(parse_reference(name), kind)}/aliases/{segment(alias)}"
         return self.transport.call("PUT", path, body={"version": number})
 
     def set_version_tag(self, name: str, key: str, value: str, *, kind: Kind = "model") -> Any:
         reference = parse_reference(name)
-        address = f"{self._home(reference, kind)}/versions/{quote(reference.selector, safe='@')}"
-        path = f"{address}/tags/{quote(key, safe='')}"
+        address = f"{self._home(reference, kind)}/versions/{segment(reference.selector)}"
+        path = f"{address}/tags/{segment(key)}"
         return self.transport.call("PUT", path, body={"value": value})
 
     # --- Files ---------------------------------------------------------------------------------
@@ -226,7 +225,7 @@ class Client:
         return self._pages(Job, "/jobs", limit=limit, **filters)
 
     def job(self, job: str) -> Job:
-        return self._read(Job, f"/jobs/{quote(job, safe='')}")
+        return self._read(Job, f"/jobs/{segment(job)}")
 
     def submit_job(self, recipe: Mapping[str, Any], *, key: str | None = None) -> Job:
         """Queue a job; the same `key` never queues two."""
@@ -235,25 +234,25 @@ class Client:
         return read_as(Job, self.transport.call("POST", "/jobs", body=body, key=key))
 
     def cancel_job(self, job: str) -> Job:
-        return read_as(Job, self.transport.call("POST", f"/jobs/{quote(job, safe='')}/cancel"))
+        return read_as(Job, self.transport.call("POST", f"/jobs/{segment(job)}/cancel"))
 
     def resume_job(self, job: str) -> Job:
-        return read_as(Job, self.transport.call("POST", f"/jobs/{quote(job, safe='')}/resume"))
+        return read_as(Job, self.transport.call("POST", f"/jobs/{segment(job)}/resume"))
 
     def job_log(self, job: str) -> str:
-        path = f"/jobs/{quote(job, safe='')}/log"
+        path = f"/jobs/{segment(job)}/log"
         return self.transport.text("GET", path).decode("utf-8", "replace")
 
     def follow_job(self, job: str) -> Iterator[Event]:
         """Give what happens to a job, from its beginning until it ends; survives a lost line."""
-        address = self.transport.address(f"/jobs/{quote(job, safe='')}/events")
+        address = self.transport.address(f"/jobs/{segment(job)}/events")
         patient = self.transport.more_patient(self.transfer_patience, threading.Event())
         return following.follow(patient, address)
 
     # --- Reading -------------------------------------------------------------------------------
 
     def _home(self, reference: Reference, kind: Kind) -> str:
-        return f"/{kind}s/{quote(reference.namespace, safe='')}/{quote(reference.name, safe='')}"
+        return f"/{kind}s/{segment(reference.namespace)}/{segment(reference.name)}"
 
     def _read(self, shape: type[Shape], path: str) -> Shape:
         return read_as(shape, self.transport.call("GET", path))

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from modelyard.errors import BadName
 
@@ -62,6 +63,18 @@ def parse_reference(text: str) -> Reference:
             "a number, an alias or 'latest' as the version."
         )
     return Reference(match["namespace"], match["name"], match["version"] or "")
+
+
+def segment(text: str) -> str:
+    """Write a name as one part of an address, which it can never leave.
+
+    Raises:
+        BadName: it is one of those that mean another place.
+
+    """
+    if text in {"", ".", ".."} or "/" in text or not text.isprintable():
+        raise BadName(f"{text[:120]!r} names nothing.")
+    return quote(text, safe="@")
 
 
 def check_path(path: str) -> str:
