@@ -5,13 +5,14 @@ from typing import Literal
 from registry.errors import Denied, Unauthenticated
 from registry.models import ROLE_RANK, Actor, Namespace, Repository, Role
 
-Action = Literal["read", "write", "maintain", "own"]
+Action = Literal["read", "write", "maintain", "share", "own"]
 
 # The least role that may do an action, and the token scope it also takes.
 _NEEDS: dict[Action, tuple[Role, str]] = {
     "read": (Role.READER, "read"),
     "write": (Role.CONTRIBUTOR, "write"),
     "maintain": (Role.MAINTAINER, "write"),
+    "share": (Role.MAINTAINER, "admin"),
     "own": (Role.OWNER, "admin"),
 }
 

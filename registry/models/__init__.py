@@ -11,6 +11,7 @@ from registry.models.access import (
     Token,
     User,
 )
+from registry.models.approvals import AccessRequest, AliasProposal, Decision
 from registry.models.artifacts import (
     Artifact,
     Blob,
@@ -34,17 +35,20 @@ from registry.models.catalog import (
     VersionState,
     Visibility,
 )
-from registry.models.evidence import Evaluation, LineageEdge, LineageRole, Signature
+from registry.models.evidence import Evaluation, LineageEdge, LineageRole, Signature, is_better
 from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
 
 __all__ = [
     "ANONYMOUS",
     "ROLE_RANK",
+    "AccessRequest",
     "Actor",
     "Alias",
+    "AliasProposal",
     "Artifact",
     "Attempt",
     "Blob",
+    "Decision",
     "Derivative",
     "DownloadCount",
     "Evaluation",
@@ -75,4 +79,5 @@ __all__ = [
     "VersionState",
     "Visibility",
     "Worker",
+    "is_better",
 ]

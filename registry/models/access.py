@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any, Self
 
+from django.apps import apps
 from django.contrib.auth.models import AbstractUser
 from django.contrib.postgres.fields import ArrayField
 from django.core.validators import RegexValidator
@@ -76,8 +78,42 @@ class User(AbstractUser):
         ]
 
 
+class NamespaceQuerySet(models.QuerySet["Namespace"]):
+    def live(self) -> Self:
+        return self.filter(deleted_at=None)
+
+    def visible_to(self, actor: Actor) -> Self:
+        """Keep those that exist for `actor`.
+
+        An organisation exists for its members and for whoever sees something in it; a person for
+        everybody who signed in.
+        """
+        if "read" not in actor.scopes:
+            return self.none()
+        found = self.live()
+        if not actor.is_admin:
+            seen = models.Q(pk__in=list(actor.roles)) | models.Q(_holds_something_for(actor))
+            if not actor.is_anonymous:
+                seen |= models.Q(kind=Namespace.Kind.PERSON)
+            found = found.filter(seen)
+        if actor.limited_namespace_id is not None:
+            found = found.filter(pk=actor.limited_namespace_id)
+        if actor.limited_repository_id is not None:
+            found = found.filter(repositories=actor.limited_repository_id)
+        return found
+
+
+def _holds_something_for(actor: Actor) -> models.Exists:
+    repositories: Any = apps.get_model("registry", "Repository")
+    own = repositories.objects.filter(namespace=models.OuterRef("pk"))
+    return models.Exists(own.visible_to(actor))
+
+
 class Namespace(models.Model):
-    """The first half of a name: a person's or an organisation's."""
+    """The first half of a name: a person's or an organisation's.
+
+    A deleted one keeps its row, so that nobody else can ever stand under its name.
+    """
 
     class Kind(models.TextChoices):
         PERSON = "person"
@@ -87,6 +123,9 @@ class Namespace(models.Model):
     kind = models.CharField(max_length=16, choices=Kind, default=Kind.ORGANISATION)
     display_name = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+
+    objects = NamespaceQuerySet.as_manager()
 
     class Meta:
         constraints = [

@@ -9,7 +9,7 @@ from django.db.models.fields.reverse_related import ForeignObjectRel
 from django.utils import timezone
 
 from registry.models.access import Actor, Namespace, User
-from registry.models.catalog import Repository, Revision, Version
+from registry.models.catalog import Revision, Version
 
 
 class BlobQuerySet(models.QuerySet["Blob"]):
@@ -73,8 +73,9 @@ class Blob(models.Model):
 
 class ArtifactQuerySet(models.QuerySet["Artifact"]):
     def readable_by(self, actor: Actor) -> Self:
+        """Keep the files of versions that are there, and that `actor` may download."""
         return self.filter(
-            revision__repository__in=Repository.objects.visible_to(actor).values("pk")
+            revision__in=Version.objects.downloadable_by(actor).values("revision_id")
         )
 
 

@@ -1,6 +1,8 @@
 """What is registered: repositories, their revisions and numbered versions, aliases and tags."""
 
+from collections.abc import Mapping
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any, Self
 
 from django.contrib.postgres.fields import ArrayField
@@ -11,7 +13,7 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
-from registry.models.access import Actor, Namespace, User
+from registry.models.access import ROLE_RANK, Actor, Namespace, Role, User
 
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?$"
 
@@ -71,6 +73,10 @@ def _visible(actor: Actor, prefix: str = "") -> Q:
     return seen & Q(**{f"{prefix}deleted_at": None})
 
 
+def protected_by_default() -> list[str]:
+    return ["production"]
+
+
 class RepositoryQuerySet(models.QuerySet["Repository"]):
     def visible_to(self, actor: Actor) -> Self:
         return self.filter(_visible(actor))
@@ -112,6 +118,15 @@ class Repository(models.Model):
     parameters_count = models.BigIntegerField(null=True, blank=True)
     size_bytes = models.BigIntegerField(null=True, blank=True)
     downloads_count = models.BigIntegerField(default=0)
+    # Patterns of aliases that only maintainers move; others propose.
+    protected_aliases = ArrayField(
+        models.CharField(max_length=255),
+        default=protected_by_default,
+        db_default=protected_by_default(),
+        blank=True,
+    )
+    # Whether somebody other than the proposer has to approve.
+    second_approver = models.BooleanField(default=False, db_default=False)
     created_by = models.ForeignKey(
         User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
@@ -198,6 +213,10 @@ class Repository(models.Model):
     def etag(self) -> str:
         return f'"{self.pk}-{int(self.updated_at.timestamp() * 1_000_000):x}"'
 
+    def protects(self, alias: str) -> bool:
+        """Say whether only maintainers move this alias; however its letters are written."""
+        return any(fnmatchcase(alias.lower(), one.lower()) for one in self.protected_aliases)
+
 
 class Redirect(models.Model):
     """A name that a repository used to have; reading it leads to the repository."""
@@ -266,6 +285,10 @@ class Ref(models.Model):
         return self.name
 
 
+def _maintained(held: Mapping[int, str]) -> list[int]:
+    return [place for place, role in held.items() if ROLE_RANK[role] >= ROLE_RANK[Role.MAINTAINER]]
+
+
 class VersionQuerySet(models.QuerySet["Version"]):
     def visible_to(self, actor: Actor) -> Self:
         return self.filter(_visible(actor, "repository__"), deleted_at=None)
@@ -278,6 +301,15 @@ class VersionQuerySet(models.QuerySet["Version"]):
 
     def usable(self) -> Self:
         return self.live().filter(state__in=[VersionState.READY, VersionState.DEPRECATED])
+
+    def downloadable_by(self, actor: Actor) -> Self:
+        """Keep those whose files `actor` may read: of archived ones, what they maintain."""
+        seen = self.visible_to(actor)
+        if actor.is_admin:
+            return seen
+        maintained = Q(repository__namespace_id__in=_maintained(actor.roles))
+        maintained |= Q(repository_id__in=_maintained(actor.grants))
+        return seen.filter(~Q(state=VersionState.ARCHIVED) | maintained)
 
     def with_names(self) -> Self:
         return self.select_related("repository__namespace", "revision", "created_by", "job")
@@ -292,6 +324,8 @@ class Version(models.Model):
     variant = models.CharField(max_length=64, blank=True)
     state = models.CharField(max_length=16, choices=VersionState, default=VersionState.READY)
     state_reason = models.TextField(blank=True)
+    # When somebody deprecated or archived it, or took that back.
+    state_changed_at = models.DateTimeField(null=True, blank=True)
     stage = models.CharField(max_length=16, choices=Stage, default=Stage.NONE)
     # Where the bytes came from, as a client said; an opaque string that is never opened.
     source = models.TextField(blank=True)

@@ -1,5 +1,7 @@
 """What is known of versions: measured numbers, where they came from, who signed them."""
 
+import re
+
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
@@ -41,6 +43,22 @@ class Evaluation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.metric}={self.value}"
+
+
+_HIGHER = re.compile(
+    r"accuracy|f1|precision|recall|auc|agreement|cosine|spearman|pearson|throughput|bleu|rouge"
+    r"|exact_match|r2"
+)
+_LOWER = re.compile(r"latency|loss|error|perplexity|size|bytes|memory|seconds|rmse|mse|mae|wer|cer")
+
+
+def is_better(metric: str, before: float | None, after: float | None) -> bool | None:
+    """Say whether a number got better; None where it stayed, or nobody knows which way is up."""
+    if before is None or after is None or before == after:
+        return None
+    if _LOWER.match(metric) or _LOWER.search(metric.rpartition("_")[2]):
+        return after < before
+    return after > before if _HIGHER.search(metric) else None
 
 
 class LineageRole(models.TextChoices):

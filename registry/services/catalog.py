@@ -3,11 +3,12 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from registry.errors import AlreadyExists, Conflict, NotFound, PreconditionFailed
+from registry.errors import AlreadyExists, Conflict, Denied, NotFound, PreconditionFailed
 from registry.models import (
     Actor,
     Alias,
@@ -23,7 +24,7 @@ from registry.models import (
     Visibility,
 )
 from registry.models.catalog import NAME_PATTERN
-from registry.permissions import require
+from registry.permissions import allowed, require
 from registry.services.audit import record_event
 from registry.services.namespaces import find_namespace
 from registry.services.texts import check_text, invalid_field
@@ -477,6 +478,7 @@ def set_alias(
     """Point an alias at a version; it always points at exactly one.
 
     Raises:
+        Denied: the alias is protected, and the actor no maintainer.
         Conflict: the version cannot be used, or the alias is no longer at `expected_version`.
 
     """
@@ -484,39 +486,85 @@ def set_alias(
     name = check_alias(alias)
     with transaction.atomic():
         repository = lock_repository(repository)
-        fresh = Version.objects.get(pk=version.pk)
-        if fresh.deleted_at is not None or not fresh.is_usable:
-            raise Conflict(
-                "{version} is {state}; an alias needs a version that is ready.",
-                code="version_not_ready",
-                version=version.ref,
-                state="deleted" if fresh.deleted_at else fresh.state,
-            )
-        current = (
-            Alias.objects.filter(repository=repository, name=name).select_related("version").first()
-        )
-        if expected_version is not None and (
-            current is None or current.version.number != expected_version
-        ):
-            raise PreconditionFailed(
-                "The alias {name!r} is no longer at version {expected_version}; read it again.",
-                name=name,
-                expected_version=expected_version,
-            )
-        moved, _ = Alias.objects.update_or_create(
+        _require_unprotected(actor, repository, name)
+        if expected_version is not None:
+            require_present(repository, name, expected_version)
+        return move_alias(actor, repository, name, version)
+
+
+def require_present(repository: Repository, alias: str, expected_version: int | None) -> None:
+    """Pass when an alias is still where the caller saw it; None stands for one that is new.
+
+    Raises:
+        PreconditionFailed: it points elsewhere by now.
+
+    """
+    current = Alias.objects.filter(repository=repository, name=alias).values_list(
+        "version__number", flat=True
+    )
+    if current.first() == expected_version:
+        return
+    if expected_version is None:
+        raise PreconditionFailed("The alias {name!r} exists by now; read it again.", name=alias)
+    raise PreconditionFailed(
+        "The alias {name!r} is no longer at version {expected_version}; read it again.",
+        name=alias,
+        expected_version=expected_version,
+    )
+
+
+def _require_unprotected(actor: Actor, repository: Repository, alias: str) -> None:
+    if repository.protects(alias) and not allowed(actor, "maintain", repository):
+        raise Denied(
+            "The alias {alias!r} is protected: only maintainers of {repository} move it. Propose "
+            "it: POST /api/v1/{collection}/{repository}/proposals.",
+            code="alias_protected",
+            alias=alias,
             repository=repository,
-            name=name,
-            defaults={"version": version, "updated_at": timezone.now()},
+            collection=f"{repository.kind}s",
         )
-        _after_alias(repository, {version.pk, current.version_id if current else version.pk})
-        record_event(
-            actor,
-            "alias.set",
-            repository=repository,
-            target=f"{repository.full_name}@{name}",
-            version=version.number,
-            before=current.version.number if current else None,
+
+
+def require_usable(version: Version) -> None:
+    """Pass when an alias may point at a version, as it is now.
+
+    Raises:
+        Conflict: it is deleted, archived, quarantined, or not ready yet.
+
+    """
+    fresh = Version.objects.get(pk=version.pk)
+    if fresh.deleted_at is not None or not fresh.is_usable:
+        raise Conflict(
+            "{version} is {state}; an alias needs a version that is ready.",
+            code="version_not_ready",
+            version=version.ref,
+            state="deleted" if fresh.deleted_at else fresh.state,
         )
+
+
+def move_alias(
+    actor: Actor, repository: Repository, name: str, version: Version, **facts: Any
+) -> Alias:
+    """Point an alias of a locked repository at a version; who may is the caller's question."""
+    require_usable(version)
+    current = (
+        Alias.objects.filter(repository=repository, name=name).select_related("version").first()
+    )
+    moved, _ = Alias.objects.update_or_create(
+        repository=repository,
+        name=name,
+        defaults={"version": version, "updated_at": timezone.now()},
+    )
+    _after_alias(repository, {version.pk, current.version_id if current else version.pk})
+    record_event(
+        actor,
+        "alias.set",
+        repository=repository,
+        target=f"{repository.full_name}@{name}",
+        version=version.number,
+        before=current.version.number if current else None,
+        **facts,
+    )
     return moved
 
 
@@ -532,21 +580,29 @@ def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
 
     Raises:
         NotFound: there is none of that name.
+        Denied: it is protected, and the actor no maintainer.
 
     """
     require(actor, "write", repository)
     with transaction.atomic():
         repository = lock_repository(repository)
         found = find_alias(repository, alias)
-        found.delete()
-        _after_alias(repository, {found.version_id})
-        record_event(
-            actor,
-            "alias.delete",
-            repository=repository,
-            target=f"{repository.full_name}@{alias}",
-            version=found.version.number,
-        )
+        _require_unprotected(actor, repository, found.name)
+        drop_alias(actor, repository, found)
+
+
+def drop_alias(actor: Actor, repository: Repository, alias: Alias, **facts: Any) -> None:
+    """Delete an alias of a locked repository; who may is the caller's question."""
+    alias.delete()
+    _after_alias(repository, {alias.version_id})
+    record_event(
+        actor,
+        "alias.delete",
+        repository=repository,
+        target=f"{repository.full_name}@{alias.name}",
+        version=alias.version.number,
+        **facts,
+    )
 
 
 def find_alias(repository: Repository, alias: str) -> Alias:

@@ -5,7 +5,7 @@ the fence and is refused once somebody else has taken the job over.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -40,6 +40,7 @@ from registry.models import (
     Repository,
     User,
     Version,
+    VersionState,
 )
 from registry.permissions import require, require_scope
 from registry.recipes import Recipe, parse_recipe, parse_reference
@@ -139,8 +140,16 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
             actor, "job.submit", namespace=namespace, target=str(job.pk), recipe=job.recipe
         )
         _tell_state(job)
+        _warn_of_deprecated(job, inputs.values())
         _wake_later(job)
     return job
+
+
+def _warn_of_deprecated(job: Job, inputs: Iterable[Version]) -> None:
+    for version in inputs:
+        if version.state == VersionState.DEPRECATED:
+            said = f"{version.ref} is deprecated: {version.state_reason}"
+            _tell(job, "log", {"message": said, "level": "warning"})
 
 
 def _find_input(actor: Actor, role: str, text: str) -> Version:
@@ -216,9 +225,11 @@ def _keep_inputs(inputs: Mapping[str, Version]) -> None:
     ids = {version.repository_id for version in inputs.values()}
     held = Repository.objects.select_for_update(no_key=True).filter(pk__in=ids, deleted_at=None)
     found = {repository.pk for repository in held.order_by("pk")}
-    live = Version.objects.live().filter(pk__in=[version.pk for version in inputs.values()])
-    if found != ids or live.count() != len(set(inputs.values())):
-        raise NotFound("An input of the job was deleted just now.", code="version_not_found")
+    kept = Version.objects.usable().filter(pk__in=[version.pk for version in inputs.values()])
+    if found != ids or kept.count() != len(set(inputs.values())):
+        raise NotFound(
+            "An input of the job was deleted or archived meanwhile.", code="version_not_found"
+        )
 
 
 def cancel_job(*, actor: Actor, job: Job) -> Job:

@@ -4,13 +4,15 @@ import mimetypes
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from registry.errors import NotFound
-from registry.models import Actor, Artifact, Blob, DownloadCount, Repository, Version
+from registry.errors import Denied, NotFound
+from registry.models import Actor, Artifact, Blob, DownloadCount, Repository, Version, VersionState
+from registry.permissions import allowed
 from registry.services.catalog import find_repository, find_version
 
 
@@ -24,6 +26,9 @@ class Download:
     media_type: str
     repository_id: int
     version_id: int
+    state: str = VersionState.READY
+    state_reason: str = ""
+    state_changed_at: datetime | None = None
 
     @property
     def filename(self) -> str:
@@ -41,10 +46,19 @@ def find_download(
 
     Raises:
         NotFound: the repository, the version or the path does not exist for this actor.
+        Denied: the version is archived, and the actor no maintainer.
 
     """
     repository = find_repository(actor, kind, namespace, name)
     row = find_version(actor, repository, version)
+    if row.state == VersionState.ARCHIVED and not allowed(actor, "maintain", repository):
+        raise Denied(
+            "{version} is archived; only maintainers of {repository} read its files. Use another "
+            "version, or ask one of them.",
+            code="version_archived",
+            version=row.ref,
+            repository=repository,
+        )
     artifact = (
         Artifact.objects.filter(revision_id=row.revision_id, path=path)
         .select_related("blob")
@@ -64,6 +78,9 @@ def find_download(
         media_type=mimetypes.guess_type(path)[0] or "application/octet-stream",
         repository_id=repository.pk,
         version_id=row.pk,
+        state=row.state,
+        state_reason=row.state_reason,
+        state_changed_at=row.state_changed_at,
     )
 
 

@@ -31,6 +31,7 @@ from registry.models import (
     VersionState,
 )
 from registry.permissions import require
+from registry.services import lifecycle
 from registry.services.audit import record_event
 from registry.services.blobs import RUNNABLE, collected_meanwhile, hold_blobs, inspect_blob
 from registry.services.catalog import (
@@ -246,6 +247,13 @@ def _judge(inspections: Mapping[str, Inspection]) -> tuple[str, str]:
     return VersionState.READY, ""
 
 
+def judge_version(version: Version) -> lifecycle.Verdict:
+    """Say where the files of a version put it, as the present readers see them."""
+    artifacts = Artifact.objects.filter(revision_id=version.revision_id).select_related("blob")
+    inspections = {row.path: inspect_blob(row.path, row.blob) for row in artifacts}
+    return lifecycle.Verdict(*_judge(inspections))
+
+
 def _count_parameters(inspections: Mapping[str, Inspection]) -> int | None:
     """Count the parameters of the weights, in one format: the same weights are often there twice.
 
@@ -411,8 +419,6 @@ def add_evaluations(
 
 # --- Describing and deleting -----------------------------------------------------------------
 
-_SETTABLE_STATES = frozenset({VersionState.READY, VersionState.DEPRECATED, VersionState.ARCHIVED})
-
 
 def describe_version(
     *,
@@ -424,7 +430,8 @@ def describe_version(
     """Change a version's message or state; its files are frozen.
 
     Raises:
-        Conflict: the state cannot be left by hand (pending, quarantined, failed).
+        Invalid: a deprecation without a reason.
+        Conflict: the state cannot be left by hand, or something still needs the version.
 
     """
     require(actor, "write", version.repository)
@@ -437,20 +444,19 @@ def describe_version(
         row = Version.objects.select_for_update(of=("self",)).get(pk=version.pk)
         row.repository = repository
         check_etag(expected_etag, row.etag, row.ref)
+        if lifecycle.needs_maintainer(row, changes):
+            require(actor, "maintain", repository)
         for name, value in changes.items():
             if name == "message":
                 row.message = check_text("message", value, max_length=10_000)
-            elif name == "state_reason":
-                row.state_reason = check_text("state_reason", value, max_length=2000)
-            elif name == "state":
-                _change_state(row, value)
-            else:
+            elif name not in {"state", "state_reason"}:
                 raise invalid_field(
                     name,
                     "unknown_field",
                     "{name!r} cannot be changed; there are message, state and state_reason.",
                     name=name,
                 )
+        lifecycle.change_standing(row, changes, judge=judge_version)
         row.updated_at = timezone.now()
         row.save()
         _find_latest(repository)
@@ -463,25 +469,6 @@ def describe_version(
             state=row.state,
         )
     return row
-
-
-def _change_state(row: Version, value: object) -> None:
-    if not isinstance(value, str) or value not in _SETTABLE_STATES:
-        raise invalid_field(
-            "state",
-            "bad_choice",
-            "The state can be set to {states}.",
-            states=", ".join(sorted(_SETTABLE_STATES)),
-        )
-    if row.state not in _SETTABLE_STATES:
-        raise Conflict(
-            "{version} is {state}; that cannot be changed by hand.",
-            version=row.ref,
-            state=row.state,
-        )
-    if value == VersionState.ARCHIVED and row.aliases.exists():
-        raise Conflict("{version} has aliases; move them before you archive it.", version=row.ref)
-    row.state = value
 
 
 def _find_latest(repository: Repository) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
+from registry.api.standing import standing_headers
 from registry.models import Actor
 from registry.services.transfers import Download, find_download
 from registry.storage import default_storage
@@ -121,7 +122,13 @@ def _already_has(exchange: Exchange, found: Download) -> bool:
 def _headers(found: Download) -> list[tuple[str, str]]:
     """Say what the file is; it is always an attachment, so that no browser ever runs it here."""
     digest = base64.b64encode(bytes.fromhex(found.sha256)).decode("ascii")
+    said = standing_headers(
+        state=found.state,
+        state_reason=found.state_reason,
+        state_changed_at=found.state_changed_at,
+    )
     return [
+        *((name.lower(), value) for name, value in said.items()),
         ("content-type", found.media_type),
         ("etag", found.etag),
         ("repr-digest", f"sha-256=:{digest}:"),

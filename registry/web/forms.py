@@ -9,7 +9,9 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from registry.errors import RegistryError
-from registry.models import Namespace, Repository, VersionState, Visibility
+from registry.models import Namespace, Repository, Version, VersionState, Visibility
+from registry.services import lifecycle
+from registry.web import wording
 from registry.web.refusals import words_of
 from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES
 
@@ -167,15 +169,35 @@ class EditVersionForm(forms.Form):
         max_length=10_000,
         widget=forms.Textarea(attrs={"rows": 3}),
     )
-    state = forms.ChoiceField(
-        label=pgettext_lazy("of a version", "State"),
-        choices=[
-            (VersionState.READY.value, pgettext_lazy("version state", "Ready")),
-            (VersionState.DEPRECATED.value, pgettext_lazy("version state", "Deprecated")),
-            (VersionState.ARCHIVED.value, pgettext_lazy("version state", "Archived")),
-        ],
+    state = forms.ChoiceField(label=pgettext_lazy("of a version", "State"), required=False)
+    state_reason = forms.CharField(
+        label=_("Why"),
         required=False,
+        max_length=2000,
+        help_text=_("Everybody who pulls the version reads it; to be deprecated it needs one."),
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
+
+    @classmethod
+    def of(cls, version: Version, *, may_archive: bool) -> "EditVersionForm":
+        """Make the form of a version, with the states it can go to from where it stands."""
+        names = ("message", "state", "state_reason")
+        form = cls(initial={name: getattr(version, name) for name in names})
+        open_to = lifecycle.BY_HAND.get(version.state, frozenset())
+        if not may_archive:
+            open_to -= {VersionState.ARCHIVED}
+            open_to = frozenset() if version.state == VersionState.ARCHIVED else open_to
+        state = form.fields["state"]
+        assert isinstance(state, forms.ChoiceField)
+        state.choices = [
+            (one, wording.STATES[one])
+            for one in (version.state, *lifecycle.CHOICES)
+            if one == version.state or one in open_to
+        ]
+        state.choices = list(dict(state.choices).items())
+        if not open_to:
+            del form.fields["state"], form.fields["state_reason"]
+        return form
 
 
 class TokenForm(forms.Form):

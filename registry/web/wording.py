@@ -55,6 +55,11 @@ STATES: Final = {
     "succeeded": pgettext_lazy("job state", "Succeeded"),
     "failed": pgettext_lazy("job state", "Failed"),
     "cancelled": pgettext_lazy("job state", "Cancelled"),
+    "open": pgettext_lazy("state of a request", "Open"),
+    "approved": pgettext_lazy("state of a request", "Approved"),
+    "declined": pgettext_lazy("state of a request", "Declined"),
+    "withdrawn": pgettext_lazy("state of a request", "Withdrawn"),
+    "ignored": pgettext_lazy("state of a request", "Ignored"),
 }
 STATE_TONES: Final = {
     "ready": "good",
@@ -65,6 +70,9 @@ STATE_TONES: Final = {
     "failed": "bad",
     "quarantined": "warn",
     "deprecated": "warn",
+    "open": "now",
+    "approved": "good",
+    "declined": "bad",
 }
 VISIBILITIES: Final = {
     "public": pgettext_lazy("visibility", "Public"),
@@ -129,6 +137,10 @@ WORDS: Final = {
         "quarantined": pgettext_lazy("in a sentence", "quarantined"),
         "deprecated": pgettext_lazy("in a sentence", "deprecated"),
         "archived": pgettext_lazy("in a sentence", "archived"),
+        "open": pgettext_lazy("in a sentence", "open"),
+        "approved": pgettext_lazy("in a sentence", "approved"),
+        "declined": pgettext_lazy("in a sentence", "declined"),
+        "withdrawn": pgettext_lazy("in a sentence", "withdrawn"),
         "deleted": pgettext_lazy("in a sentence", "deleted"),
         "queued": pgettext_lazy("in a sentence", "queued"),
         "running": pgettext_lazy("in a sentence", "running"),

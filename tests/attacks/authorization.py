@@ -47,6 +47,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "write": "         401 403 403 ok  ok  ok  ok  403 404 401",
         "maintain": "      401 403 403 403 ok  ok  ok  403 404 401",
         "own": "           401 403 403 403 403 ok  ok  403 404 401",
+        "withdraw": "      401 403 403 ok  403 403 403 403 404 401",
         "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
         "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
         "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
@@ -64,6 +65,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "write": "         404 403 403 ok  ok  ok  ok  403 404 404",
         "maintain": "      404 403 403 403 ok  ok  ok  403 404 404",
         "own": "           404 403 403 403 403 ok  ok  403 404 404",
+        "withdraw": "      404 403 403 ok  403 403 403 403 404 404",
         "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
         "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
         "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
@@ -80,6 +82,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "write": "         404 404 403 ok  ok  ok  ok  403 404 404",
         "maintain": "      404 404 403 403 ok  ok  ok  403 404 404",
         "own": "           404 404 403 403 403 ok  ok  403 404 404",
+        "withdraw": "      404 404 403 ok  403 403 403 403 404 404",
         "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
         "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
         "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
@@ -181,6 +184,19 @@ API: Mapping[str, Line] = {
         "put": ("write", 200, {"version": 1}),
         "delete": ("write", 204),
     },
+    f"{_ONE}/protection": {
+        "get": ("see", 200),
+        "put": ("maintain", 200, {"aliases": ["production"]}),
+    },
+    f"{_ONE}/proposals": {
+        "get": ("see", 200),
+        "post": ("write", 201, {"alias": "champion", "version": 2}),
+    },
+    # The contributor proposed it.
+    f"{_ONE}/proposals/{{number}}": {"get": ("see", 200)},
+    f"{_ONE}/proposals/{{number}}/approve": {"post": ("maintain", 200, {"expected_version": None})},
+    f"{_ONE}/proposals/{{number}}/decline": {"post": ("maintain", 200, {"note": "no"})},
+    f"{_ONE}/proposals/{{number}}/withdraw": {"post": ("withdraw", 200)},
     f"{_ONE}/lineage": {"get": ("see", 200)},
     # --- versions
     f"{_ONE}/versions": {"get": ("see", 200), "post": ("write", 201, {"message": "x"})},
@@ -393,6 +409,11 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     "/api/v1/jobs/{job}/resume": {"job": "ended job"},
     "/api/v1/jobs/{job}/events": {"job": "ended job"},
     "/jobs/{job}/events": {"job": "ended job"},
+    **{
+        address: {"number": "proposal"}
+        for address in API
+        if address.startswith(f"{_ONE}/proposals/")
+    },
 }
 
 # Bodies and queries that name something by reference: a hidden name there must be refused exactly

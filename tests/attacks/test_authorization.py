@@ -25,7 +25,7 @@ from config.asgi import application
 from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.resource import Resource
 from registry.models import Kind, LineageRole, Role, Signature, Version
-from registry.services import jobs, tokens, uploads, versions
+from registry.services import jobs, proposals, tokens, uploads, versions
 from registry.stream.routes import ROUTES
 from tests.attacks.authorization import (
     API,
@@ -203,7 +203,9 @@ class World:
             lab.memberships.create(user=self.people[name], role=Role.OWNER)
         team.memberships.create(user=UserFactory(username="extra"), role=Role.READER)
         for kind in ("model", "dataset"):
-            self._fill(self._thing("thing", kind, tags={"stage": "lab"}))
+            thing = self._thing("thing", kind, tags={"stage": "lab"})
+            self._fill(thing)
+            self._propose(thing)
         # Jobs read a model of their own: what a job reads cannot be deleted.
         self._fill(self._thing("source", "model"))
         self._fill(make_model(self.people["stranger"], "open", namespace="lab"))
@@ -231,6 +233,15 @@ class World:
         thing.aliases.create(name="champion", version=first)
         assert second.number == 2
 
+    def _propose(self, thing):
+        made = proposals.propose_alias(
+            actor=actor_of(self.people["contributor"]),
+            repository=thing,
+            alias="production",
+            version=thing.versions.get(number=2),
+        )
+        assert made.number == 1
+
     def _numbered(self):
         """Make what is known by an id: jobs that wait and that ended, a token of somebody."""
         recipe = {"kind": "compress", "model": "team/source@1", "schema": 1}
@@ -240,7 +251,12 @@ class World:
         token = self.people["contributor"].tokens.create(
             name="another", prefix="my_", digest="x", scopes=["read"]
         )
-        return {"job": str(waiting.pk), "ended job": str(ended.pk), "token": str(token.pk)}
+        return {
+            "job": str(waiting.pk),
+            "ended job": str(ended.pk),
+            "token": str(token.pk),
+            "proposal": "1",
+        }
 
     # What one request uses up is made for each of them.
 
@@ -264,7 +280,8 @@ class World:
 
     def address(self, template):
         slots = {"kinds": "models", **self.slots}
-        for slot, name in INSTEAD.get(template, {}).items():
+        line = re.sub("^/api/v1/(?:models|datasets)", "/api/v1/{kinds}", template)
+        for slot, name in INSTEAD.get(line, {}).items():
             slots[slot] = slots[name]
         for slot, make in (("upload", self.begin_upload), ("signature", self.add_signature)):
             if f"{{{slot}}}" in template:

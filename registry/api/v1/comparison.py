@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from registry.api.v1 import wire
-from registry.models import Actor, Evaluation, Tag, Version
+from registry.models import Actor, Evaluation, Tag, Version, is_better
 
 
 def compare_versions(actor: Actor, before: Version, after: Version) -> dict[str, Any]:
@@ -61,13 +61,27 @@ def _compare_tags(before: Version, after: Version) -> dict[str, Any]:
     }
 
 
-def _compare_metrics(actor: Actor, before: Version, after: Version) -> list[dict[str, Any]]:
+def measured_changes(
+    actor: Actor, before: Version | None, after: Version | None
+) -> list[dict[str, Any]]:
+    """Set what was measured of one version beside the other's, and say which is better."""
+    return [
+        {**change, "better": is_better(change["metric"], change["before"], change["after"])}
+        for change in _compare_metrics(actor, before, after, measured=True)
+    ]
+
+
+def _compare_metrics(
+    actor: Actor, before: Version | None, after: Version | None, *, measured: bool = False
+) -> list[dict[str, Any]]:
     """Set the newest number of each metric, split and dataset beside its counterpart."""
     rows = (
-        Evaluation.objects.filter(version__in=[before, after])
+        Evaluation.objects.filter(version__in=[one for one in (before, after) if one])
         .select_related("dataset_version__repository__namespace")
         .order_by("pk")
     )
+    if measured:
+        rows = rows.filter(measured=True)
     seen = visible_datasets(actor, rows)
     found: dict[tuple[str, str, str, str | None], dict[int, float]] = {}
     for row in rows:
@@ -81,8 +95,8 @@ def _compare_metrics(actor: Actor, before: Version, after: Version) -> list[dict
             "unit": unit,
             "split": split,
             "dataset": dataset,
-            "before": values.get(before.pk),
-            "after": values.get(after.pk),
+            "before": values.get(before.pk) if before else None,
+            "after": values.get(after.pk) if after else None,
         }
         for (metric, unit, split, dataset), values in found.items()
     ]

@@ -162,7 +162,10 @@ class Tag(Answer):
 
 
 class AliasTarget(Body):
+    """`expected_version` is where you saw the alias; it is refused when it moved meanwhile."""
+
     version: int = Field(ge=1, le=999_999_999)
+    expected_version: int | None = Field(None, ge=1, le=999_999_999)
 
 
 class Alias(Answer):
@@ -174,6 +177,66 @@ class Alias(Answer):
 class AliasList(Answer):
     items: list[Alias]
     next_cursor: None
+
+
+class AliasProtection(Body):
+    """Patterns of aliases, with `*` for any letters, that only maintainers move."""
+
+    aliases: list[str] = Field(max_length=50)
+    second_approver: bool = Field(
+        default=False, description="Whether somebody other than the proposer has to approve."
+    )
+
+
+class ProtectedAliases(Answer):
+    aliases: list[str]
+    second_approver: bool
+
+
+class NewProposal(Body):
+    """Ask to point an alias at a version; `null` asks to delete the alias."""
+
+    alias: str
+    version: Annotated[int, Field(ge=1, le=999_999_999)] | None
+    message: str = ""
+
+
+class Approval(Body):
+    """`expected_version` is where you saw the alias; `null` when it did not exist."""
+
+    expected_version: Annotated[int, Field(ge=1, le=999_999_999)] | None
+    note: str = ""
+
+
+class Note(Body):
+    note: str = ""
+
+
+class Proposal(Answer):
+    """`present` is where the alias points now, `replaced` where it pointed when this was done."""
+
+    number: int
+    alias: str
+    version: int | None
+    present: int | None
+    replaced: int | None
+    message: str
+    state: Literal["open", "approved", "declined", "withdrawn"]
+    proposed_by: str | None
+    decided_by: str | None
+    note: str
+    created_at: datetime
+    decided_at: datetime | None
+
+
+class ProposalPage(Answer):
+    items: list[Proposal]
+    next_cursor: str | None
+
+
+class ProposalQuery(Paging):
+    state: Literal["", "open", "approved", "declined", "withdrawn"] = ""
+    alias: str = ""
 
 
 # --- Versions --------------------------------------------------------------------------------
@@ -207,7 +270,11 @@ class NewVersion(Body):
 
 
 class VersionChanges(Body):
-    """Only what is named changes; the files are frozen."""
+    """Only what is named changes; the files are frozen.
+
+    To be deprecated takes a `state_reason`. `ready` takes a version out of the archive too, to
+    where its files put it.
+    """
 
     message: str = Field(default_factory=str)
     state: Literal["ready", "deprecated", "archived"] = Field(default_factory=lambda: "ready")
@@ -234,6 +301,7 @@ class Version(Answer):
     revision: str
     state: State
     state_reason: str
+    state_changed_at: datetime | None
     stage: str
     source: str
     message: str
@@ -261,6 +329,7 @@ class History(Paging):
         default=True, description="Whether versions beside the main line are listed too."
     )
     state: str = ""
+    with_archived: bool = Field(default=False, description="Whether archived ones are listed too.")
 
 
 class VersionName(Answer):
@@ -316,6 +385,18 @@ class MetricChange(NumberChange):
     unit: str
     split: str
     dataset: str | None
+
+
+class MeasuredChange(MetricChange):
+    """`better` is null where nothing changed, or nobody knows which way is up."""
+
+    better: bool | None
+
+
+class ProposalInFull(Proposal):
+    """With what was measured of the version the alias points at and of the proposed one."""
+
+    metrics: list[MeasuredChange]
 
 
 class Diff(Answer):

@@ -54,7 +54,7 @@ def _headers(*names: str) -> dict[str, Any]:
 
 def _download(kind: str) -> dict[str, Any]:
     file = {"application/octet-stream": {"schema": _BYTES}}
-    names = ("ETag", "Accept-Ranges", "Content-Disposition")
+    names = ("ETag", "Accept-Ranges", "Content-Disposition", "Deprecation", "X-Modelyard-Notice")
     return _operation(
         f"download_{kind}_file",
         "Download one file; a Range gives a part of it.",

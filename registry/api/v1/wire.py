@@ -11,6 +11,7 @@ from django.db.models.functions import JSONObject, Lower
 from registry.models import (
     Actor,
     Alias,
+    AliasProposal,
     Artifact,
     Evaluation,
     Event,
@@ -82,6 +83,21 @@ def alias_body(alias: Alias) -> Row:
     }
 
 
+def proposal_body(proposal: AliasProposal, present: int | None) -> Row:
+    by, decided_by = proposal.proposed_by, proposal.decided_by
+    return {
+        **{name: getattr(proposal, name) for name in _PROPOSAL_COLUMNS},
+        "version": proposal.version.number if proposal.version else None,
+        "present": present,
+        "replaced": proposal.replaced.number if proposal.replaced else None,
+        "proposed_by": by.username if by else None,
+        "decided_by": decided_by.username if decided_by else None,
+    }
+
+
+_PROPOSAL_COLUMNS = ("number", "alias", "message", "state", "note", "created_at", "decided_at")
+
+
 # --- Versions --------------------------------------------------------------------------------
 
 _VERSION_COLUMNS = (
@@ -89,6 +105,7 @@ _VERSION_COLUMNS = (
     "variant",
     "state",
     "state_reason",
+    "state_changed_at",
     "stage",
     "source",
     "message",

@@ -75,7 +75,9 @@ def version_page(
         "may_maintain": allowed(actor, "maintain", repository),
         "job_is_visible": version.job is not None
         and Job.objects.visible_to(actor).filter(pk=version.job.pk).exists(),
-        "edit_form": EditVersionForm(initial={"message": version.message, "state": version.state}),
+        "edit_form": EditVersionForm.of(
+            version, may_archive=allowed(actor, "maintain", repository)
+        ),
     }
     return render(request, "version/version.html", context)
 
@@ -153,7 +155,7 @@ def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int
     version = _find(actor, kind, namespace, name, number)
     changes = {
         field: request.POST[field]
-        for field in ("message", "state")
+        for field in ("message", "state", "state_reason")
         if field in request.POST and request.POST[field] != getattr(version, field)
     }
     try:

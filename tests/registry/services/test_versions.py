@@ -142,7 +142,7 @@ def test_states_move_only_where_people_may_move_them(alice, model):
         actor=actor, version=version, changes={"state": "deprecated", "state_reason": "old"}
     )
     assert row.state == "deprecated"
-    versions.describe_version(actor=actor, version=version, changes={"state": "archived"})
+    versions.describe_version(actor=actor, version=row, changes={"state": "archived"})
     model.refresh_from_db()
     assert model.latest_number is None
     with pytest.raises(Invalid):

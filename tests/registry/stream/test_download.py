@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from registry.models import DownloadCount
-from tests.factories import make_model, make_token, make_version
+from registry.services import versions
+from tests.factories import actor_of, make_model, make_token, make_version
 
 DATA = bytes(range(256)) * 40
 FILES = {"weights.bin": DATA, "docs/naïve “notes”.html": b"<script>alert(1)</script>", "empty": b""}
@@ -227,3 +228,18 @@ def test_a_page_downloads_with_its_session(server, django_user_model, alice):
         browser.cookies.clear()
         token = {"Authorization": f"Bearer {make_token(alice)}"}
         assert browser.get(path, headers=token).status_code == 404
+
+
+def test_who_pulls_a_deprecated_file_is_told_and_an_archived_one_is_kept(client, stranger, alice):
+    version = make_version(alice, make_model(alice, "old"))
+    actor, path = actor_of(alice), "/api/v1/models/alice/old/versions/1/files/model.safetensors"
+    change = {"state": "deprecated", "state_reason": "Use 2."}
+    versions.describe_version(actor=actor, version=version, changes=change)
+    for answer in (stranger.get(path), stranger.head(path)):
+        assert answer.status_code == 200
+        assert answer.headers["X-Modelyard-Notice"] == 'deprecated;reason=%"Use 2."'
+        assert answer.headers["Deprecation"].startswith("@")
+    versions.describe_version(actor=actor, version=version, changes={"state": "archived"})
+    refused = stranger.get(path)
+    assert (refused.status_code, refused.json()["code"]) == (403, "version_archived")
+    assert client.get(path).headers["X-Modelyard-Notice"] == "archived"

@@ -132,10 +132,13 @@ def test_delete_asks_for_the_name(as_owner, model):
 
 
 def test_version_is_described_and_deleted(as_owner, model):
-    form = {"message": "Better words.", "state": "deprecated"}
+    form = {"message": "Better words.", "state": "deprecated", "state_reason": ""}
     page = page_after(as_owner, as_owner.post(f"{MODEL}/versions/1/edit", form))
-    assert "Better words." in page
-    assert "Deprecated" in page
+    assert "Say why olga/digits-cnn@1 is deprecated" in page
+    form["state_reason"] = "It confuses 3 with 8; use version 2."
+    page = page_after(as_owner, as_owner.post(f"{MODEL}/versions/1/edit", form))
+    for words in ("Better words.", "Deprecated", form["state_reason"]):
+        assert words in page
     wrong = as_owner.post(f"{MODEL}/versions/2/delete", {"confirm": "olga/digits-cnn@2"})
     assert "has the alias" in page_after(as_owner, wrong)
     gone = as_owner.post(f"{MODEL}/versions/1/delete", {"confirm": "olga/digits-cnn@1"})

@@ -139,16 +139,19 @@ class AliasOne(Resource):
 
     @operation(
         "set_{kind}_alias",
-        "Point an alias at a version, at once for everybody.",
+        "Point an alias at a version, at once for everybody; of protected ones, maintainers.",
         {200: schemas.Alias},
         body=schemas.AliasTarget,
     )
     def put(self, request: Request, alias: str, **_: str) -> Response:
-        number = self.body(schemas.AliasTarget).version
+        target = self.body(schemas.AliasTarget)
         repository = self.repository()
-        version = catalog.find_version(self.actor, repository, str(number))
         moved = catalog.set_alias(
-            actor=self.actor, repository=repository, alias=alias, version=version
+            actor=self.actor,
+            repository=repository,
+            alias=alias,
+            version=catalog.find_version(self.actor, repository, str(target.version)),
+            expected_version=target.expected_version,
         )
         return Response(wire.alias_body(moved))
 

@@ -8,6 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from registry.api.pagination import page_response
+from registry.api.standing import standing_headers
 from registry.api.v1 import schemas, wire
 from registry.api.v1.comparison import compare_versions
 from registry.api.v1.openapi import operation
@@ -66,6 +67,8 @@ class VersionList(Resource):
             rows = rows.main_line()
         if asked.state:
             rows = rows.filter(state=_known_state(asked.state))
+        elif not asked.with_archived:
+            rows = rows.exclude(state=VersionState.ARCHIVED)
         return page_response(request, wire.version_page(rows, asked.limit, asked.cursor))
 
     @operation(
@@ -116,7 +119,7 @@ class VersionOne(Resource):
         "Read one version of a {kind}.",
         {200: schemas.Version, 304: None},
         headers=("If-None-Match",),
-        gives=("ETag",),
+        gives=("ETag", "Deprecation", "X-Modelyard-Notice"),
         public=True,
     )
     def get(self, request: Request, namespace: str, name: str, version: str) -> HttpResponseBase:
@@ -125,7 +128,8 @@ class VersionOne(Resource):
             row = wire.version_row(self.version())
         if unchanged := self.not_modified(wire.version_etag(row)):
             return unchanged
-        return Response(wire.one_version(row), headers={"ETag": wire.version_etag(row)})
+        headers = {"ETag": wire.version_etag(row), **standing_headers(**row)}
+        return Response(wire.one_version(row), headers=headers)
 
     @operation(
         "describe_{kind}_version",
