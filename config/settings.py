@@ -231,6 +231,9 @@ MFA_FORMS = {
     "reauthenticate": "registry.web.account_forms.SecondFactorAgainForm",
     "activate_totp": "registry.web.account_forms.ActivateAppForm",
     "add_webauthn": "registry.web.account_forms.AddPasskeyForm",
+    "authenticate_webauthn": "registry.web.account_forms.PasskeyFactorForm",
+    "login_webauthn": "registry.web.account_forms.PasskeySignInForm",
+    "reauthenticate_webauthn": "registry.web.account_forms.PasskeyAgainForm",
 }
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"

@@ -7,6 +7,7 @@ from celery import shared_task
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
 from registry.services.collection import collect_garbage
+from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
 from registry.services.workers import forget_workers
@@ -51,6 +52,7 @@ def clean_up() -> None:
     """Remove what nobody waits for any more; sign what was left unsigned."""
     expire_uploads()
     forget_workers()
+    forget_sessions()
     prune_folders()
     sign_unsigned()
 

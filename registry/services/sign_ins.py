@@ -3,7 +3,7 @@
 from allauth.usersessions.models import UserSession
 from django.contrib.sessions.models import Session
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from registry.errors import NotFound
@@ -79,3 +79,10 @@ def note_seen(*, user: User, session_key: str, ip: str, user_agent: str) -> None
         session_key=session_key,
         defaults={"user": user, "ip": ip, "user_agent": user_agent[:200], "last_seen_at": now},
     )
+
+
+def forget_sessions() -> None:
+    """Remove the sessions that have expired, and what was kept about sessions that are gone."""
+    Session.objects.filter(expire_date__lt=timezone.now()).delete()
+    known = Session.objects.filter(session_key=OuterRef("session_key"))
+    UserSession.objects.filter(~Exists(known)).delete()

@@ -1,13 +1,23 @@
 """The forms by which people come in and look after how they come in."""
 
+import json
+import struct
 from typing import Any
 
 from allauth.account.forms import LoginForm, ReauthenticateForm
+from allauth.mfa.adapter import get_adapter
 from allauth.mfa.base.forms import AuthenticateForm
 from allauth.mfa.base.forms import ReauthenticateForm as FactorAgainForm
 from allauth.mfa.totp.forms import ActivateTOTPForm
-from allauth.mfa.webauthn.forms import AddWebAuthnForm
+from allauth.mfa.webauthn.forms import (
+    AddWebAuthnForm,
+    AuthenticateWebAuthnForm,
+    LoginWebAuthnForm,
+    ReauthenticateWebAuthnForm,
+)
+from cryptography.exceptions import UnsupportedAlgorithm
 from django import forms
+from django.core.validators import MaxLengthValidator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
@@ -95,20 +105,97 @@ class ActivateAppForm(ActivateTOTPForm):
         self.fields["code"].widget.attrs["inputmode"] = "numeric"
 
 
+# What the readers of CBOR, keys and signatures raise over bytes that are none.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    struct.error,
+    UnsupportedAlgorithm,
+)
+MAX_CREDENTIAL_CHARACTERS = 64 * 1024
+
+
+class CredentialField(forms.CharField):
+    """What the browser says of a passkey, as JSON: bounded, and of the shape that is read."""
+
+    widget = forms.HiddenInput
+
+    def __init__(self) -> None:
+        super().__init__(max_length=MAX_CREDENTIAL_CHARACTERS)
+
+    def to_python(self, value: Any) -> Any:
+        text = super().to_python(value)
+        if not text or len(text) > MAX_CREDENTIAL_CHARACTERS:
+            return text
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            said = None
+        response = said.get("response") if isinstance(said, dict) else None
+        if not isinstance(said, dict) or not isinstance(response, dict):
+            raise get_adapter().validation_error("incorrect_code")
+        return said
+
+    def run_validators(self, value: Any) -> None:
+        if isinstance(value, str):
+            super().run_validators(value)
+
+
+class _PasskeyAnswer:
+    """Take a passkey's answer; whatever is wrong with its bytes, it is a wrong passkey."""
+
+    fields: dict[str, forms.Field]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["credential"] = CredentialField()
+
+    def clean_credential(self) -> Any:
+        try:
+            return super().clean_credential()  # type: ignore[misc]
+        except _UNREADABLE as error:
+            raise get_adapter().validation_error("incorrect_code") from error
+
+
+class PasskeySignInForm(_PasskeyAnswer, LoginWebAuthnForm):
+    """A passkey alone."""
+
+
+class PasskeyFactorForm(_PasskeyAnswer, AuthenticateWebAuthnForm):
+    """A passkey after the password."""
+
+
+class PasskeyAgainForm(_PasskeyAnswer, ReauthenticateWebAuthnForm):
+    """A passkey, once more."""
+
+
 class AddPasskeyForm(AddWebAuthnForm):
     """A new passkey, and what to call it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("initial", {}).setdefault("name", name_for_passkey())
         super().__init__(*args, **kwargs)
-        _bare(self.fields["name"], _("What to call it"))
-        self.fields["name"].max_length = 100
+        self.fields["credential"] = CredentialField()
+        name = self.fields["name"]
+        _bare(name, _("What to call it"))
+        name.validators.append(MaxLengthValidator(100))
+        name.widget.attrs["maxlength"] = "100"
         _bare(
             self.fields["passwordless"],
             _("Sign in with it alone"),
             _("It then asks for your finger, face or PIN, and takes the place of the password."),
         )
         self.fields["passwordless"].initial = True
+
+    def clean(self) -> dict[str, Any]:
+        try:
+            cleaned: dict[str, Any] = super().clean()
+        except _UNREADABLE as error:
+            raise get_adapter().validation_error("incorrect_code") from error
+        return cleaned
 
 
 class PasswordForm(forms.Form):

@@ -10,12 +10,14 @@ from allauth.usersessions.models import UserSession
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.test import Client
+from django.utils import timezone
 
 from registry.authenticate import Visit, actor_from_session
 from registry.errors import Denied
 from registry.models import Event, Namespace, Token, User
 from tests.factories import PASSWORD, UserFactory, make_admin, make_model
 from tests.registry.web.conftest import signed_in
+from workers.tasks import clean_up
 
 pytestmark = pytest.mark.django_db
 
@@ -256,6 +258,19 @@ def test_pages_notice_where_a_session_is_seen(alice):
     assert (row.user, row.ip, row.user_agent) == (alice, "10.1.2.3", "curl/8.1")
 
 
+def test_sessions_that_ended_are_forgotten(alice):
+    clients = [visitor() for _ in range(3)]
+    for client in clients:
+        sign_in(client, alice)
+    keys = [client.cookies["sessionid"].value for client in clients]
+    Session.objects.filter(session_key=keys[0]).update(expire_date=timezone.now())
+    Session.objects.filter(session_key=keys[1]).delete()
+    clean_up()
+    assert list(UserSession.objects.values_list("session_key", flat=True)) == keys[2:]
+    assert list(Session.objects.values_list("session_key", flat=True)) == keys[2:]
+    assert [is_in(client) for client in clients] == [False, False, True]
+
+
 # --- Second factors ----------------------------------------------------------------------------
 
 
@@ -442,3 +457,62 @@ def test_counters_hold_no_names(alice):
     keys = [key.decode() for key in client.scan_iter("*allauth*")]
     assert keys
     assert not any(alice.username in key for key in keys)
+
+
+# --- What a stranger may send ------------------------------------------------------------------
+
+
+CREDENTIALS = [
+    "",
+    "no json",
+    "null",
+    "[]",
+    "7",
+    "{}",
+    '{"id": 1}',
+    '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {}}',
+    '{"id": "AA", "rawId": "AA", "type": "public-key", "response": []}',
+    (
+        '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {"userHandle": "AA",'
+        ' "clientDataJSON": "AA", "authenticatorData": "AA", "signature": "AA"}}'
+    ),
+    (
+        '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {"userHandle": 7,'
+        ' "clientDataJSON": "e30", "authenticatorData": "", "signature": ""}}'
+    ),
+    (
+        '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {"userHandle": "MQ",'
+        ' "clientDataJSON": "e30", "authenticatorData": "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQ'
+        'UFBQUFBQQ", "signature": "AA"}}'
+    ),
+    "[" * 5000,
+    '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {"clientDataJSON": "e30",'
+    ' "attestationObject": "' + "gYGB" * 4000 + '"}}',
+    (
+        '{"id": "AA", "rawId": "AA", "type": "public-key", "response": {"clientDataJSON": "e30",'
+        ' "attestationObject": "o2NmbXRkbm9uZWdhdHRTdG10oGhhdXRoRGF0YUEA"}}'
+    ),
+    "x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("credential", CREDENTIALS)
+def test_a_passkey_that_is_none_signs_nobody_in(alice, credential):
+    client = visitor()
+    asked = client.get("/login/passkey", headers={"Accept": "application/json"})
+    assert set(asked.json()["request_options"]["publicKey"]) >= {"challenge", "rpId"}
+    answer = client.post("/login/passkey", {"credential": credential})
+    assert answer.status_code == 302
+    assert answer["Location"] == "/login"
+    assert not is_in(client)
+
+
+@pytest.mark.parametrize("credential", CREDENTIALS)
+def test_a_passkey_that_is_none_is_not_added(alice, credential):
+    client = visitor()
+    sign_in(client, alice)
+    prove(client)
+    client.get("/settings/passkeys/add")
+    answer = client.post("/settings/passkeys/add", {"name": "x", "credential": credential})
+    assert answer.status_code == 200
+    assert not Authenticator.objects.exists()
