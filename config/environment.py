@@ -75,6 +75,17 @@ def env_issuer(name: str) -> str:
     return text
 
 
+def env_ports(name: str, default: str) -> frozenset[int]:
+    texts = env_list(name, default)
+    try:
+        ports = frozenset(map(int, texts))
+    except ValueError as error:
+        raise BadSetting(name, f"is no list of ports: {error}") from error
+    if not all(1 <= port <= 65535 for port in ports):
+        raise BadSetting(name, "has a port that is not between 1 and 65535")
+    return ports
+
+
 def env_database(name: str, default: str) -> dict[str, Any]:
     """Turn a `postgresql://` URL into Django's terms; a socket folder may stand in `?host=`."""
     url = urlsplit(env_text(name, default))

@@ -14,6 +14,7 @@ from config.environment import (
     env_master_keys,
     env_networks,
     env_one_of,
+    env_ports,
     env_redis,
     env_signing_key,
     env_storage,
@@ -292,6 +293,11 @@ COLLECT_AFTER_SECONDS = env_int("MODELYARD_COLLECT_AFTER", default=86400, low=60
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
 
+# --- Webhooks ---------------------------------------------------------------------------------
+WEBHOOK_PORTS = env_ports("MODELYARD_WEBHOOK_PORTS", "80,443,8080,8443")
+# Private networks that webhooks may reach all the same, such as 10.20.0.0/16.
+WEBHOOK_NETWORKS = env_networks("MODELYARD_WEBHOOK_NETWORKS")
+
 # --- Jobs -------------------------------------------------------------------------------------
 JOB_LEASE_SECONDS = env_int("MODELYARD_JOB_LEASE_SECONDS", default=10, low=3, high=600)
 JOB_MAX_ATTEMPTS = env_int("MODELYARD_JOB_MAX_ATTEMPTS", default=5, low=1, high=100)
@@ -338,5 +344,7 @@ LOGGING = {
     "loggers": {
         "django.request": {"level": "ERROR"},
         "botocore": {"level": "WARNING"},
+        # It writes every address that it calls, and one may hold somebody's secret.
+        "httpx": {"level": "WARNING"},
     },
 }

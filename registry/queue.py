@@ -19,7 +19,10 @@ from django.conf import settings
 from kombu.exceptions import OperationalError
 
 RUN_JOB = "workers.run_job"
+DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 DEFAULT_QUEUE = "default"
+# Served by workers that may reach the outside; no job ever runs on it.
+WEBHOOK_QUEUE = "webhooks"
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +63,23 @@ def broker_url(redis_url: str) -> str:
 
 def wake(queue: str, job_id: object) -> bool:
     """Tell the workers of `queue` that a job waits; give whether the broker took it."""
+    return _send(RUN_JOB, queue, [str(job_id)], f"the wake-up for job {job_id}")
+
+
+def wake_couriers() -> bool:
+    """Tell the couriers that a webhook is to be called; give whether the broker took it."""
+    return _send(DELIVER_WEBHOOKS, WEBHOOK_QUEUE, [], "the wake-up for webhooks")
+
+
+def _send(task: str, queue: str, arguments: Sequence[str], what: str) -> bool:
     if _patience.resting:
         return False
     try:
         _sender(settings.REDIS_URL).send_task(
-            RUN_JOB, args=[str(job_id)], queue=queue, expires=600, ignore_result=True
+            task, args=list(arguments), queue=queue, expires=600, ignore_result=True
         )
     except (OperationalError, redis.RedisError, OSError) as error:
-        _patience.failed(f"the wake-up for job {job_id}", error)
+        _patience.failed(what, error)
         return False
     return True
 

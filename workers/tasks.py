@@ -6,11 +6,14 @@ from typing import Any
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
+from registry.queue import WEBHOOK_QUEUE
 from registry.services.collection import collect_garbage
 from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
+from registry.services.webhooks import forget_deliveries
 from registry.services.workers import forget_workers
+from workers.courier import Couriers
 from workers.folder import prune_folders
 from workers.runner import GRACE_SECONDS
 from workers.slots import Slots
@@ -18,26 +21,35 @@ from workers.slots import Slots
 logger = logging.getLogger(__name__)
 
 _slots: list[Slots] = []
+_couriers: list[Couriers] = []
+
+
+def _threads() -> list[Slots | Couriers]:
+    return [*_slots, *_couriers]
 
 
 @worker_ready.connect
 def _begin(sender: Any, **_: object) -> None:
-    slots = Slots(list(sender.app.amqp.queues.consume_from), count=sender.controller.concurrency)
+    queues = list(sender.app.amqp.queues.consume_from)
+    if WEBHOOK_QUEUE in queues:
+        _couriers.append(Couriers())
+        _couriers[-1].start()
+    slots = Slots(queues, count=sender.controller.concurrency)
     _slots.append(slots)
     slots.start()
 
 
 @worker_shutting_down.connect
 def _prepare_end(**_: object) -> None:
-    for slots in _slots:
-        slots.stop()
+    for group in _threads():
+        group.stop()
 
 
 @worker_shutdown.connect
 def _end(**_: object) -> None:
-    for slots in _slots:
-        slots.stop()
-        slots.join(GRACE_SECONDS + 5)
+    for group in _threads():
+        group.stop()
+        group.join(GRACE_SECONDS + 5)
 
 
 @shared_task(name="workers.run_job")
@@ -47,12 +59,20 @@ def run_job(job_id: str) -> None:  # noqa: ARG001 - which job it is the table de
         slots.wake()
 
 
+@shared_task(name="workers.deliver_webhooks")
+def deliver_webhooks() -> None:
+    """Look for deliveries that are due."""
+    for couriers in _couriers:
+        couriers.wake()
+
+
 @shared_task(name="workers.clean_up")
 def clean_up() -> None:
     """Remove what nobody waits for any more; sign what was left unsigned."""
     expire_uploads()
     forget_workers()
     forget_sessions()
+    forget_deliveries()
     prune_folders()
     sign_unsigned()
 

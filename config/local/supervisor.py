@@ -283,7 +283,7 @@ def worker_options() -> tuple[str, ...]:
     """Serve every queue; each thread waits for one job's own process, so threads are enough."""
     jobs_at_once = max(1, (os.cpu_count() or 1) // 2)
     options = (
-        f"worker --pool threads --concurrency {jobs_at_once} --queues default,cpu,gpu "
+        f"worker --pool threads --concurrency {jobs_at_once} --queues default,cpu,gpu,webhooks "
         "--hostname worker@%h --loglevel INFO --without-gossip --without-mingle"
     )
     return tuple(options.split())

@@ -37,6 +37,7 @@ from registry.models.catalog import (
 )
 from registry.models.evidence import Evaluation, LineageEdge, LineageRole, Signature, is_better
 from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
+from registry.models.webhooks import Delivery, DeliveryState, Webhook
 
 __all__ = [
     "ANONYMOUS",
@@ -49,6 +50,8 @@ __all__ = [
     "Attempt",
     "Blob",
     "Decision",
+    "Delivery",
+    "DeliveryState",
     "Derivative",
     "DownloadCount",
     "Evaluation",
@@ -78,6 +81,7 @@ __all__ = [
     "Version",
     "VersionState",
     "Visibility",
+    "Webhook",
     "Worker",
     "is_better",
 ]

@@ -1,8 +1,9 @@
-"""The audit log's one writer; it runs in the transaction of what it records."""
+"""The audit log's one writer; it runs in the transaction of what it records, and announces it."""
 
 from typing import Any
 
 from registry.models import Actor, Event, Namespace, Repository
+from registry.services.announcements import announce_event
 
 
 def record_event(
@@ -18,7 +19,7 @@ def record_event(
     if repository is not None:
         namespace = namespace or repository.namespace
         target = target or repository.full_name
-    return Event.objects.create(
+    event = Event.objects.create(
         action=action,
         user_id=actor.user_id,
         actor=actor.username,
@@ -31,3 +32,5 @@ def record_event(
         target=target[:300],
         data=data,
     )
+    announce_event(event, repository)
+    return event

@@ -44,6 +44,7 @@ from registry.models import (
 )
 from registry.permissions import require, require_scope
 from registry.recipes import Recipe, parse_recipe, parse_reference
+from registry.services.announcements import announce_job
 from registry.services.audit import record_event
 from registry.services.catalog import check_name, find_repository, find_version
 from registry.services.namespaces import find_namespace
@@ -603,6 +604,7 @@ def _end(job: Job, state: JobState) -> None:
     job.save()
     JobEvent.objects.filter(job=job, type="progress").delete()
     _tell_state(job)
+    announce_job(job)
 
 
 def _end_attempt(job: Job, outcome: str, detail: str = "") -> None:

@@ -13,7 +13,7 @@ from registry.models import Namespace, Repository, Version, VersionState, Visibi
 from registry.services import lifecycle
 from registry.web import wording
 from registry.web.refusals import words_of
-from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES
+from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES, WEBHOOK_EVENTS
 
 _VISIBILITY_HINTS = {
     Visibility.PUBLIC: _("Everybody finds it, signed in or not."),
@@ -242,3 +242,34 @@ class TokenForm(forms.Form):
     def expires_at(self) -> Any:
         days = self.cleaned_data["days"]
         return timezone.now() + timedelta(days=days) if days else None
+
+
+class WebhookForm(forms.Form):
+    """Where a webhook goes and what it hears."""
+
+    url = forms.CharField(
+        label=_("Address"),
+        max_length=2000,
+        widget=forms.URLInput(attrs={"autocomplete": "off", "placeholder": "https://"}),
+        help_text=_("Gets a POST with JSON for each event; any 2xx answer will do."),
+    )
+    events = forms.MultipleChoiceField(
+        label=_("Events"),
+        choices=list(WEBHOOK_EVENTS.items()),
+        widget=forms.CheckboxSelectMultiple,
+    )
+
+
+class NewWebhookForm(WebhookForm):
+    """A webhook for a namespace, or for one repository of it."""
+
+    place = forms.CharField(
+        label=_("About"),
+        max_length=200,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        help_text=_("A namespace that you own, or namespace/name of what you maintain."),
+    )
+    kind = forms.ChoiceField(
+        label=_("Kind"), choices=[("model", _("Model")), ("dataset", _("Dataset"))]
+    )
+    field_order = ["place", "kind", "url", "events"]

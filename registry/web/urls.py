@@ -13,6 +13,7 @@ from registry.web.views import (
     security,
     sign_in,
     versions,
+    webhooks,
 )
 
 
@@ -47,6 +48,18 @@ urlpatterns = [
     path("users/<str:username>", people.account, name="user"),
     path("users/<str:username>/change", people.change, name="change-user"),
     path("users/<str:username>/factors", people.reset_factors, name="reset-factors"),
+    path("settings/webhooks", webhooks.webhook_list, name="webhooks"),
+    path("settings/webhooks/<int:webhook_id>", webhooks.webhook_page, name="webhook"),
+    path("settings/webhooks/<int:webhook_id>/change", webhooks.change, name="change-webhook"),
+    path("settings/webhooks/<int:webhook_id>/switch", webhooks.switch, name="switch-webhook"),
+    path("settings/webhooks/<int:webhook_id>/test", webhooks.test, name="test-webhook"),
+    path("settings/webhooks/<int:webhook_id>/secret", webhooks.secret, name="webhook-secret"),
+    path("settings/webhooks/<int:webhook_id>/delete", webhooks.delete, name="delete-webhook"),
+    path(
+        "settings/webhooks/<int:webhook_id>/deliveries/<int:delivery_id>/redeliver",
+        webhooks.redeliver,
+        name="redeliver",
+    ),
     path("jobs", jobs.job_list, name="jobs"),
     path("jobs/new", jobs.new_job, name="new-job"),
     path("jobs/<uuid:job_id>", jobs.job_page, name="job"),

@@ -60,10 +60,14 @@ STATES: Final = {
     "declined": pgettext_lazy("state of a request", "Declined"),
     "withdrawn": pgettext_lazy("state of a request", "Withdrawn"),
     "ignored": pgettext_lazy("state of a request", "Ignored"),
+    "waiting": pgettext_lazy("delivery state", "Waiting"),
+    "delivered": pgettext_lazy("delivery state", "Delivered"),
 }
 STATE_TONES: Final = {
     "ready": "good",
     "succeeded": "good",
+    "delivered": "good",
+    "waiting": "now",
     "running": "now",
     "queued": "",
     "pending": "now",
@@ -91,6 +95,16 @@ JOB_KINDS: Final = {
     "train": gettext_lazy("Train"),
     "infer": gettext_lazy("Run over a dataset"),
     "evaluate": gettext_lazy("Evaluate"),
+}
+WEBHOOK_EVENTS: Final = {
+    "version.created": gettext_lazy("A version is registered"),
+    "version.changed": gettext_lazy("A version's state or message changes"),
+    "version.deleted": gettext_lazy("A version is deleted"),
+    "alias.moved": gettext_lazy("An alias moves"),
+    "alias.deleted": gettext_lazy("An alias is deleted"),
+    "approval.requested": gettext_lazy("An approval is asked for"),
+    "approval.decided": gettext_lazy("An approval is decided"),
+    "job.finished": gettext_lazy("A job ends"),
 }
 STEPS: Final = {
     "queued": pgettext_lazy("job step", "Queued"),

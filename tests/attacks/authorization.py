@@ -109,6 +109,8 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "move the job": "  401 404 403 ok  ok  ok  ok  403 404 401",
         # What belongs to the contributor alone.
         "of contributor": "401 404 404 ok  404 404 ok  403 404 401",
+        # A webhook that hears of the whole namespace.
+        "webhook": "       401 404 404 404 404 ok  ok  403 404 401",
         "upload": "        401 404 404 ok  404 404 404 403 404 401",
         "page: everybody": " ok ok  ok  ok  ok  ok  ok  .   .   ok",
         "page: signed in": " login ok ok ok ok  ok  ok  .   .   login",
@@ -116,6 +118,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "page: move the job": "login 404 ok ok ok ok ok  .   .   login",
         "page: of contributor": "login 404 404 ok 404 404 ok . . login",
         "page: administer": "login 403 403 403 403 403 ok  .   .   login",
+        "page: webhook": " login 404 404 404 404 ok ok .   .   login",
         "page upload: begin": "401 ok  ok  ok  ok  ok  ok  .   .   401",
         "page upload": "   401 404 404 ok  404 404 404 .   .   401",
         "page events": "   404 404 ok  ok  ok  ok  ok  .   .   404",
@@ -145,6 +148,8 @@ COMPRESS = {
     "model": "team/thing@1",
     "steps": [{"method": "quantize_dynamic"}],
 }
+
+HOOK = "https://hooks.example.org/modelyard"
 
 # What every version of the world holds.
 FILES = {"model.safetensors": safetensors_bytes(weight=[1.0])}
@@ -256,6 +261,24 @@ API: Mapping[str, Line] = {
     },
     "/api/v1/users/{username}/factors": {"delete": ("administer", 204)},
     "/api/v1/events": {"get": ("signed in, write", 200)},
+    # --- webhooks
+    "/api/v1/webhooks": {
+        "get": ("signed in, write", 200),
+        "post": (
+            "in namespace: own",
+            201,
+            {"namespace": "team", "url": HOOK, "events": ["alias.moved"]},
+        ),
+    },
+    "/api/v1/webhooks/{webhook}": {
+        "get": ("webhook", 200),
+        "patch": ("webhook", 200, {"is_active": False}),
+        "delete": ("webhook", 204),
+    },
+    "/api/v1/webhooks/{webhook}/secret": {"post": ("webhook", 200)},
+    "/api/v1/webhooks/{webhook}/test": {"post": ("webhook", 202)},
+    "/api/v1/webhooks/{webhook}/deliveries": {"get": ("webhook", 200)},
+    "/api/v1/webhooks/{webhook}/deliveries/{delivery}/redeliver": {"post": ("webhook", 202)},
     "/api/v1/openapi.json": {"get": ("everybody", 200)},
 }
 
@@ -321,6 +344,26 @@ PAGES: Mapping[str, Line] = {
         "post": ("page: signed in", 200, {"name": "x", "scopes": ["read"], "days": "30"}),
     },
     "/settings/tokens/{token}/revoke": {"post": ("page: of contributor", 302)},
+    "/settings/webhooks": {
+        "get": ("page: signed in", 200),
+        # Others get the form back, with the refusal in it.
+        "post": (
+            "page: signed in",
+            {200, 422},
+            {"place": "team", "kind": "model", "url": HOOK, "events": ["alias.moved"]},
+        ),
+    },
+    "/settings/webhooks/{webhook}": {"get": ("page: webhook", 200)},
+    "/settings/webhooks/{webhook}/change": {
+        "post": ("page: webhook", 302, {"url": HOOK, "events": ["alias.moved"]}),
+    },
+    "/settings/webhooks/{webhook}/switch": {"post": ("page: webhook", 302, {"on": "1"})},
+    "/settings/webhooks/{webhook}/test": {"post": ("page: webhook", 302)},
+    "/settings/webhooks/{webhook}/secret": {"post": ("page: webhook", 200)},
+    "/settings/webhooks/{webhook}/delete": {"post": ("page: webhook", 302)},
+    "/settings/webhooks/{webhook}/deliveries/{delivery}/redeliver": {
+        "post": ("page: webhook", 302),
+    },
     "/jobs": {"get": ("page: signed in", 200)},
     "/jobs/new": {"get": ("page: signed in", 200), "post": ("page: signed in", 200)},
     "/jobs/{job}": {"get": ("page: job", 200)},
@@ -431,6 +474,11 @@ REFERENCES: tuple[tuple[str, str, object], ...] = (
         "post",
         "/api/v1/models/lab/open/versions/1/evaluations",
         {"metric": "accuracy", "value": 0.5, "dataset": "{it}@1"},
+    ),
+    (
+        "post",
+        "/api/v1/webhooks",
+        {"model": "{it}", "url": HOOK, "events": ["alias.moved"]},
     ),
     ("get", "/api/v1/models?q={it}", None),
     ("get", "/models?q={it}", None),

@@ -25,12 +25,13 @@ from config.asgi import application
 from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.resource import Resource
 from registry.models import Kind, LineageRole, Role, Signature, Version
-from registry.services import jobs, proposals, tokens, uploads, versions
+from registry.services import jobs, proposals, tokens, uploads, versions, webhooks
 from registry.stream.routes import ROUTES
 from tests.attacks.authorization import (
     API,
     CALLERS,
     FILES,
+    HOOK,
     INSTEAD,
     OPEN,
     PAGES,
@@ -251,11 +252,19 @@ class World:
         token = self.people["contributor"].tokens.create(
             name="another", prefix="my_", digest="x", scopes=["read"]
         )
+        owner = actor_of(self.owner)
+        team = self.people["owner"].memberships.get(namespace__slug="team").namespace
+        webhook = webhooks.create_webhook(
+            actor=owner, namespace=team, url=HOOK, events=["alias.moved"]
+        )
+        delivery = webhooks.send_test(actor=owner, webhook=webhook)
         return {
             "job": str(waiting.pk),
             "ended job": str(ended.pk),
             "token": str(token.pk),
             "proposal": "1",
+            "webhook": str(webhook.pk),
+            "delivery": str(delivery.pk),
         }
 
     # What one request uses up is made for each of them.
@@ -303,7 +312,7 @@ _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 def absent(address):
     """Give the same address with names and ids, as long as they were, that nobody has."""
     address = re.sub(_ID, UNKNOWN["job"], address)
-    address = re.sub(r"/tokens/(\d+)", f"/tokens/{UNKNOWN['token']}", address)
+    address = re.sub(r"/(tokens|webhooks)/\d+", rf"/\1/{UNKNOWN['token']}", address)
     return address.replace("team/thing", "team/thong")
 
 
@@ -326,7 +335,11 @@ def standing(answer):
         headers.pop(name, None)
     # Tokens of forms, names, ids.
     text = re.sub(r'value="[A-Za-z0-9]{64}"', "", text)
-    text = re.sub(rf"{_ID}|(?<=tokens/)\d+|(?<=the id )\d+", "ID", text.replace("thong", "thing"))
+    text = re.sub(
+        rf"{_ID}|(?<=tokens/)\d+|(?<=webhooks/)\d+|(?<=webhook )\d+|(?<=the id )\d+",
+        "ID",
+        text.replace("thong", "thing"),
+    )
     return answer.status_code, headers, text
 
 

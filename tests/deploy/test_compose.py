@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
-APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "beat"}
+APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "courier", "beat"}
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,18 @@ def test_only_the_web_is_published(compose):
         name
         for name, service in compose["services"].items()
         if set(service["networks"]) != {"inside"}
-    } == {"web"}
+    } == {"web", "courier"}
+
+
+def test_no_job_runs_where_there_is_a_way_out(compose):
+    command = compose["services"]["courier"]["command"]
+    assert re.findall(r"--queues (\S+)", command) == ["webhooks"]
 
 
 def test_every_queue_has_a_worker(compose):
     commands = " ".join(str(service.get("command")) for service in compose["services"].values())
     served = ",".join(re.findall(r"--queues (\S+)", commands)).split(",")
-    assert sorted(served) == ["cpu", "default", "gpu"]
+    assert sorted(served) == ["cpu", "default", "gpu", "webhooks"]
 
 
 def test_every_part_has_a_health_check(compose):

@@ -19,7 +19,17 @@ from benchmarks.installation import running, wait_for_json
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:8000"
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-HOW_TO = ("tokens", "register", "uploads", "client", "compress", "train", "batch-inference", "sign")
+HOW_TO = (
+    "tokens",
+    "register",
+    "uploads",
+    "client",
+    "compress",
+    "train",
+    "batch-inference",
+    "sign",
+    "webhooks",
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

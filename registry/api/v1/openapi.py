@@ -27,6 +27,8 @@ _PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "job": {"schema": {"type": "string", "format": "uuid"}},
     "token": {"schema": {"type": "integer", "minimum": 1}},
     "signature": {"schema": {"type": "integer", "minimum": 1}},
+    "webhook": {"schema": {"type": "integer", "minimum": 1}},
+    "delivery": {"schema": {"type": "integer", "minimum": 1}},
     "kind": {"description": "A kind of recipe, such as `compress`."},
 }
 _STATUS = {

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from registry.api.v1.requests import Body, Query
 from registry.errors import Unfit
 from registry.recipes import REFERENCE_PATTERN
+from registry.services.announcements import EVENTS
 
 Counted = Annotated[int, Field(ge=0, lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
@@ -477,6 +478,71 @@ class Signature(Answer):
 
 class SignatureList(Answer):
     items: list[Signature]
+
+
+# --- Webhooks --------------------------------------------------------------------------------
+
+
+class NewWebhook(Body):
+    """Tells an address what happens in a namespace, or to one model or dataset of it."""
+
+    namespace: str | None = None
+    model: FullName | None = Field(None, description="Only about this model, `namespace/name`.")
+    dataset: FullName | None = Field(None, description="Only about this dataset.")
+    url: str = Field(max_length=2000)
+    events: list[str] = Field(min_length=1, max_length=50, description=", ".join(EVENTS))
+
+
+class WebhookChanges(Body):
+    url: str = Field("", max_length=2000)
+    events: list[str] = Field([], max_length=50)
+    is_active: bool = True
+
+
+class WebhookQuery(Paging):
+    namespace: str = ""
+
+
+class Webhook(Answer):
+    id: int
+    namespace: str
+    model: str | None
+    dataset: str | None
+    url: str
+    events: list[str]
+    is_active: bool
+    inactive_reason: str
+    created_by: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class MadeWebhook(Webhook):
+    secret: str = Field(description="Signs the deliveries; shown this once.")
+
+
+class WebhookPage(Answer):
+    items: list[Webhook]
+    next_cursor: str | None
+
+
+class Delivery(Answer):
+    id: int
+    event: str
+    state: Literal["waiting", "delivered", "failed"]
+    attempts: int
+    status: int | None = Field(description="What the address answered last.")
+    problem: str
+    duration_ms: int | None
+    payload: dict[str, Any]
+    due_at: datetime | None = Field(description="When the next attempt comes.")
+    created_at: datetime
+    ended_at: datetime | None
+
+
+class DeliveryPage(Answer):
+    items: list[Delivery]
+    next_cursor: str | None
 
 
 # --- Jobs ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from registry.api.v1.views import (
     repositories,
     users,
     versions,
+    webhooks,
 )
 
 
@@ -76,6 +77,20 @@ urlpatterns = [
         "namespaces/<str:namespace>/members/<str:username>",
         people.MemberOne.as_view(),
         name="member",
+    ),
+    path("webhooks", webhooks.WebhookList.as_view(), name="webhooks"),
+    path("webhooks/<int:webhook>", webhooks.WebhookOne.as_view(), name="webhook"),
+    path("webhooks/<int:webhook>/secret", webhooks.WebhookSecret.as_view(), name="webhook-secret"),
+    path("webhooks/<int:webhook>/test", webhooks.WebhookTest.as_view(), name="webhook-test"),
+    path(
+        "webhooks/<int:webhook>/deliveries",
+        webhooks.DeliveryList.as_view(),
+        name="webhook-deliveries",
+    ),
+    path(
+        "webhooks/<int:webhook>/deliveries/<int:delivery>/redeliver",
+        webhooks.DeliveryAgain.as_view(),
+        name="webhook-redeliver",
     ),
     path("signing-key", evidence.SigningKey.as_view(), name="signing-key"),
     path("users", users.UserList.as_view(), name="users"),

@@ -13,6 +13,8 @@ from registry.models import (
     Alias,
     AliasProposal,
     Artifact,
+    Delivery,
+    DeliveryState,
     Evaluation,
     Event,
     Job,
@@ -21,6 +23,7 @@ from registry.models import (
     Tag,
     Token,
     Version,
+    Webhook,
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.prepared import Parameter, Question
@@ -367,6 +370,40 @@ def token_body(token: Token) -> Row:
         "created_at": token.created_at,
         "expires_at": token.expires_at,
         "last_used_at": token.last_used_at,
+    }
+
+
+def webhook_body(webhook: Webhook) -> Row:
+    place = webhook.repository
+    return {
+        "id": webhook.pk,
+        "namespace": webhook.namespace.slug,
+        "model": place.full_name if place and place.kind == "model" else None,
+        "dataset": place.full_name if place and place.kind == "dataset" else None,
+        "url": webhook.url,
+        "events": webhook.events,
+        "is_active": webhook.is_active,
+        "inactive_reason": webhook.inactive_reason,
+        "created_by": webhook.created_by.username if webhook.created_by else None,
+        "created_at": webhook.created_at,
+        "updated_at": webhook.updated_at,
+    }
+
+
+def delivery_body(delivery: Delivery) -> Row:
+    waits = delivery.state == DeliveryState.WAITING
+    return {
+        "id": delivery.pk,
+        "event": delivery.event,
+        "state": delivery.state,
+        "attempts": delivery.attempts_count,
+        "status": delivery.status,
+        "problem": delivery.problem,
+        "duration_ms": delivery.duration_ms,
+        "payload": delivery.payload,
+        "due_at": delivery.due_at if waits else None,
+        "created_at": delivery.created_at,
+        "ended_at": delivery.ended_at,
     }
 
 

@@ -129,6 +129,12 @@ def as_json(value: object) -> str:
 
 
 @register.filter
+def in_catalogue(text: str) -> str:
+    """Say a sentence that a row keeps in English in the language of the page."""
+    return _(text) if text else ""
+
+
+@register.filter
 def lookup(table: dict[str, Any], key: str) -> Any:
     return table.get(key)
 

@@ -1,0 +1,86 @@
+"""Tells webhooks what happened: deliveries are written in the transaction of what they tell."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from registry import queue
+from registry.models import Delivery, Event, Job, Repository, Webhook
+
+# Action of the audit log -> what subscribers call it.
+_OF_ACTION: Mapping[str, str] = {
+    "version.create": "version.created",
+    "version.describe": "version.changed",
+    "version.delete": "version.deleted",
+    "version.restore": "version.created",
+    "alias.set": "alias.moved",
+    "alias.delete": "alias.deleted",
+    "proposal.open": "approval.requested",
+    "proposal.approve": "approval.decided",
+    "proposal.decline": "approval.decided",
+    "proposal.withdraw": "approval.decided",
+}
+PING = "ping"
+JOB_FINISHED = "job.finished"
+EVENTS = (
+    "version.created",
+    "version.changed",
+    "version.deleted",
+    "alias.moved",
+    "alias.deleted",
+    "approval.requested",
+    "approval.decided",
+    JOB_FINISHED,
+)
+
+
+def announce_event(event: Event, repository: Repository | None) -> None:
+    """Write deliveries for a line of the audit log, where it is one that people subscribe to."""
+    name = _OF_ACTION.get(event.action)
+    if name is None or repository is None:
+        return
+    listening = Webhook.objects.hearing(name, repository.namespace_id, repository.pk)
+    if not (webhooks := list(listening)):
+        return
+    content = {
+        "kind": repository.kind,
+        "namespace": repository.namespace.slug,
+        "name": repository.name,
+        "target": event.target,
+        "actor": event.actor,
+        "action": event.action,
+        **event.data,
+    }
+    _deliver(webhooks, name, content)
+
+
+def announce_job(job: Job) -> None:
+    """Write deliveries for a job that ended, however it ended."""
+    result = job.result
+    place = result.repository_id if result else None
+    listening = Webhook.objects.hearing(JOB_FINISHED, job.namespace_id, place)
+    if not (webhooks := list(listening)):
+        return
+    content = {
+        "namespace": job.namespace.slug,
+        "job": str(job.pk),
+        "kind": job.kind,
+        "state": str(job.state),
+        "result": result.ref if result else None,
+        "error": {"code": job.error_code, "detail": job.error_detail} if job.error_code else None,
+    }
+    _deliver(webhooks, JOB_FINISHED, content)
+
+
+def payload_of(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": name, "timestamp": timezone.now().isoformat(), "data": dict(content)}
+
+
+def _deliver(webhooks: Sequence[Webhook], name: str, content: Mapping[str, Any]) -> None:
+    payload = payload_of(name, content)
+    Delivery.objects.bulk_create(
+        Delivery(webhook=webhook, event=name, payload=payload) for webhook in webhooks
+    )
+    transaction.on_commit(queue.wake_couriers)
