@@ -291,7 +291,8 @@ UPLOAD_EXPIRES_SECONDS = env_int("MODELYARD_UPLOAD_EXPIRES", default=86400, low=
 UNDO_DAYS = env_int("MODELYARD_UNDO_DAYS", default=30, low=0, high=3650)
 COLLECT_AFTER_SECONDS = env_int("MODELYARD_COLLECT_AFTER", default=86400, low=60, high=365 * 86400)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
-DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
+# A version of 10,000 files names each with two fields.
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 21_000
 
 # --- Webhooks ---------------------------------------------------------------------------------
 WEBHOOK_PORTS = env_ports("MODELYARD_WEBHOOK_PORTS", "80,443,8080,8443")

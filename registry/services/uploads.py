@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from django.conf import settings
@@ -160,6 +160,18 @@ def find_upload(actor: Actor, upload_id: str) -> Upload:
     return found
 
 
+def finished_uploads(actor: Actor, upload_ids: Sequence[str]) -> dict[str, Upload]:
+    """Find those of the actor's uploads that are finished, by the ids they were asked for with."""
+    keys = {upload_id: _key(upload_id) for upload_id in upload_ids}
+    rows = (
+        Upload.objects.owned_by(actor)
+        .select_related("blob")
+        .filter(pk__in=keys.values(), expires_at__gt=timezone.now(), blob__isnull=False)
+        .in_bulk()
+    )
+    return {upload_id: rows[key] for upload_id, key in keys.items() if key in rows}
+
+
 def part_ids(final: Upload) -> list[str]:
     """List the parts of a final upload in their order."""
     return [str(key) for key in final.parts.order_by("position").values_list("pk", flat=True)]
@@ -186,14 +198,41 @@ def complete_upload(*, actor: Actor, upload: Upload, stored: Stored) -> Upload:
             row.blob = blob
             row.completed_at = timezone.now()
             row.save(update_fields=["blob", "completed_at"])
-            record_event(
-                actor,
-                "upload.complete",
-                target=row.filename or str(row.pk),
-                sha256=blob.sha256,
-                size_bytes=blob.size_bytes,
-            )
+            _record_completion(actor, row)
     return row
+
+
+def record_uploads(*, actor: Actor, files: Mapping[str, Stored]) -> list[Upload]:
+    """Keep files that arrived whole in one request as finished uploads of the actor's."""
+    require_scope(actor, "write")
+    now = timezone.now()
+    with transaction.atomic():
+        uploads = [
+            Upload(
+                id=uuid.uuid4(),
+                user_id=actor.person_id,
+                filename=check_text("filename", path, max_length=1024),
+                length_bytes=stored.size_bytes,
+                blob=record_blob(stored),
+                completed_at=now,
+                expires_at=now + timedelta(seconds=settings.UPLOAD_EXPIRES_SECONDS),
+            )
+            for path, stored in files.items()
+        ]
+        for upload in Upload.objects.bulk_create(uploads):
+            _record_completion(actor, upload)
+    return uploads
+
+
+def _record_completion(actor: Actor, upload: Upload) -> None:
+    assert upload.blob is not None
+    record_event(
+        actor,
+        "upload.complete",
+        target=upload.filename or str(upload.pk),
+        sha256=upload.blob.sha256,
+        size_bytes=upload.blob.size_bytes,
+    )
 
 
 def cancel_upload(*, actor: Actor, upload: Upload) -> None:

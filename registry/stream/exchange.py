@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from django.conf import settings
 
-from registry.errors import Invalid
+from registry.errors import Invalid, RegistryError
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -48,6 +48,8 @@ class Exchange:
         self.request_id = sent if _ID_OF_A_PROXY.fullmatch(sent) else secrets.token_hex(8)
         self.started_at = time.perf_counter()
         self.status = 0
+        # What a handler that leaves the answer to Django has to say there.
+        self.refusal: RegistryError | None = None
         self.sent_bytes = 0
         self.received_bytes = 0
         self._receive = receive
@@ -92,12 +94,25 @@ class Exchange:
         """Give the whole body, or None when it is longer than `limit`."""
         if self.announced_bytes is not None and self.announced_bytes > limit:
             return None
-        chunks = []
+        chunks: list[bytes] = []
+        size = 0
         async for chunk in self.chunks():
             chunks.append(chunk)
-            if self.received_bytes > limit:
+            size += len(chunk)
+            if size > limit:
                 return None
         return b"".join(chunks)
+
+    def hand_over(self, body: bytes, *, method: str | None = None) -> None:
+        """Let who answers next find this form in place of the body that came."""
+        self.method = method or self.method
+        self.headers = {
+            **{name: value for name, value in self.headers.items() if name != "transfer-encoding"},
+            "content-type": "application/x-www-form-urlencoded",
+            "content-length": str(len(body)),
+        }
+        self._receive = _Whole(body)
+        self._body_ended = False
 
     async def drain(self) -> None:
         """Take in what a client is still sending, within reason, before it is refused."""
@@ -193,6 +208,17 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return getattr(named, "ipv4_mapped", None) or named
+
+
+class _Whole:
+    """A body that is here already."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __call__(self) -> Message:
+        body, self._body = self._body, b""
+        return {"type": "http.request", "body": body, "more_body": False}
 
 
 def _read_headers(scope: Mapping[str, Any]) -> dict[str, str]:

@@ -1,13 +1,13 @@
 """Reads a multipart form whose parts are files of any size, straight into the storage."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.conf import settings
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from registry.errors import FieldError, Invalid, TooLarge
+from registry.errors import Denied, FieldError, Invalid, TooLarge
 from registry.formats import check_path
 from registry.storage import Sink, Storage, Stored
 
@@ -34,6 +34,7 @@ class VersionForm:
         self._sink: Sink | None = None
         self._text: bytearray | None = None
         self._text_bytes = 0
+        self._parts = 0
         self._ended = False
         self._parser = MultipartParser(
             _boundary(content_type),
@@ -67,7 +68,8 @@ class VersionForm:
             self._sink = None
 
     def _begin_part(self) -> None:
-        if len(self.files) + len(self.texts) >= MAX_PARTS:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
             raise TooLarge("The form has more than {limit} parts.", limit=MAX_PARTS)
         self._headers = {}
 
@@ -92,8 +94,11 @@ class VersionForm:
         name, filename = _text(options[b"name"]), options.get(b"filename")
         if filename is None:
             self._begin_text(name)
-            return
-        path = check_path(_text(filename) if name in NAMELESS else name)
+        else:
+            self._begin_file(name, _text(filename))
+
+    def _begin_file(self, name: str, filename: str) -> None:
+        path = check_path(filename if name in NAMELESS else name)
         if path in self.files:
             raise _wrong(path, "repeated", "The form has the file {path!r} twice.", path=path)
         self._name = path
@@ -136,11 +141,53 @@ class VersionForm:
             self.files[self._name] = self._storage.keep_sink(self._sink)
             self.close()
         elif self._text is not None:
-            self.texts[self._name] = _text(bytes(self._text))
+            self._keep_text(self._name, _text(bytes(self._text)))
             self._text = None
+
+    def _keep_text(self, name: str, text: str) -> None:
+        self.texts[name] = text
 
     def _end(self) -> None:
         self._ended = True
+
+
+class PageForm(VersionForm):
+    """The form of a page as a browser without scripts sends it.
+
+    Nothing is stored before the token, which comes first, has shown that a page of ours asks.
+    """
+
+    TOKEN = "csrfmiddlewaretoken"  # noqa: S105 - the name of a field
+    # An upload that is finished already, and its path, stand side by side as often as needed.
+    PAIRED = ("upload", "path")
+
+    def __init__(
+        self,
+        content_type: str,
+        storage: Storage,
+        *,
+        fields: frozenset[str],
+        is_ours: Callable[[str], bool],
+    ) -> None:
+        super().__init__(content_type, storage, fields=fields | {self.TOKEN, *self.PAIRED})
+        self.trusted = False
+        self.pairs: dict[str, list[str]] = {name: [] for name in self.PAIRED}
+        self._is_ours = is_ours
+
+    def _begin_file(self, name: str, filename: str) -> None:
+        if not self.trusted:
+            self.trusted = self._is_ours(self.texts.get(self.TOKEN, ""))
+            if not self.trusted:
+                raise Denied("The form does not come from a page of this site.", code="csrf_failed")
+        # An input where nothing was chosen is sent as a file without a name.
+        if filename:
+            super()._begin_file(name, filename)
+
+    def _keep_text(self, name: str, text: str) -> None:
+        if name in self.pairs:
+            self.pairs[name].append(text)
+        else:
+            super()._keep_text(name, text)
 
 
 def _boundary(content_type: str) -> bytes:

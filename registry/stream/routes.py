@@ -14,7 +14,7 @@ from registry.stream.download import answer_download
 from registry.stream.events import answer_events
 from registry.stream.exchange import Exchange
 from registry.stream.refusals import refuse
-from registry.stream.registration import answer_registration
+from registry.stream.registration import answer_registration, take_page_form
 from registry.stream.threads import in_database
 from registry.web import transfers as page_door
 
@@ -102,6 +102,12 @@ async def _register(exchange: Exchange, identify: Identify, where: Where) -> Non
     await answer_registration(exchange, await in_database(identify, exchange), where)
 
 
+async def _new_version_page(exchange: Exchange, _identify: Identify, where: Where) -> None:
+    if exchange.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        await take_page_form(exchange, where)
+    raise NoStream
+
+
 async def _events(exchange: Exchange, identify: Identify, where: Where, *, replay: bool) -> None:
     await answer_events(exchange, partial(identify, exchange), where, replay=replay)
 
@@ -146,6 +152,12 @@ ROUTES = (
         re.compile(_LANGUAGE + _ONE + _FILE, re.DOTALL),
         _at_page_door,
         {"GET": _download_page, "HEAD": _download_page},
+        shared=True,
+    ),
+    Route(
+        re.compile(_LANGUAGE + _ONE + r"/versions/new"),
+        _at_page_door,
+        {"POST": _new_version_page},
         shared=True,
     ),
     Route(re.compile(_LANGUAGE + r"/uploads/?"), _at_page_door, _CREATION),

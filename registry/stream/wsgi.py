@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 from registry.errors import TooLarge
 from registry.stream.exchange import Exchange
 from registry.stream.refusals import refuse
+from registry.web.transfers import REFUSAL
 
 Application: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -122,6 +123,8 @@ def make_environ(exchange: Exchange, body: bytes) -> dict[str, Any]:
     for name, value in exchange.headers.items():
         if "_" not in name and name not in {"content-type", "content-length", "proxy"}:
             environ[f"HTTP_{name.upper().replace('-', '_')}"] = value
+    if exchange.refusal is not None:
+        environ[REFUSAL] = exchange.refusal
     environ["HTTP_X_REQUEST_ID"] = exchange.request_id
     environ["CONTENT_TYPE"] = exchange.headers.get("content-type", "")
     environ["CONTENT_LENGTH"] = str(len(body))

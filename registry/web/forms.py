@@ -123,20 +123,6 @@ class AliasForm(forms.Form):
     version = forms.IntegerField(label=_("Version"), min_value=1)
 
 
-class _SeveralFiles(forms.ClearableFileInput):
-    allow_multiple_selected = True
-
-
-class SeveralFilesField(forms.FileField):
-    """Any number of files."""
-
-    widget = _SeveralFiles
-
-    def clean(self, data: Any, initial: Any = None) -> list[Any]:
-        one = super().clean
-        return [one(item, initial) for item in data] if data else []
-
-
 class NewVersionForm(forms.Form):
     """What a new version says about itself; its files come beside the form or as uploads."""
 
@@ -153,11 +139,6 @@ class NewVersionForm(forms.Form):
         help_text=_("Empty for the main line. A variant, such as int8, stands beside it."),
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Not a class attribute: `files` is what a form calls the uploads it was given.
-        self.fields["files"] = SeveralFilesField(label=_("Files"), required=False)
 
 
 class EditVersionForm(forms.Form):

@@ -11,9 +11,13 @@ from django.http import HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
 
 from registry.authenticate import Visit, actor_from_session
-from registry.errors import Denied, Invalid
-from registry.models import Actor
+from registry.errors import Denied, Invalid, Unauthenticated
+from registry.models import Actor, Repository
+from registry.permissions import require
+from registry.services import catalog
 
+# Where a view finds what was refused before it was asked; no header of a request has this name.
+REFUSAL = "modelyard.refusal"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -43,6 +47,27 @@ def identify(
     return actor_from_session(request.COOKIES.get(settings.SESSION_COOKIE_NAME), visit)
 
 
+def find_visitor(
+    headers: Mapping[str, str], *, path: str, scheme: str, request_id: str, ip: str | None
+) -> Actor:
+    """Make the actor of the session cookie for a form, whose token comes in its body."""
+    return identify(headers, method="GET", path=path, scheme=scheme, request_id=request_id, ip=ip)
+
+
+def is_own_form(headers: Mapping[str, str], *, path: str, scheme: str, token: str) -> bool:
+    """Say whether a form with this token comes from a page of ours, as Django itself would."""
+    return _passes_csrf(_request({**headers, "x-csrftoken": token}, "POST", path, scheme))
+
+
+def find_writable(actor: Actor, *, kind: str, namespace: str, name: str) -> Repository:
+    """Find the repository that a form is for, before the first byte of it is read."""
+    if actor.is_anonymous:
+        raise Unauthenticated("Sign in to add a version.")
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    require(actor, "write", repository)
+    return repository
+
+
 def _require_own_page(request: WSGIRequest) -> None:
     refusal = Denied(
         "The request did not come from a page of this site, or the page had expired; reload it.",
@@ -50,10 +75,14 @@ def _require_own_page(request: WSGIRequest) -> None:
     )
     if "HTTP_ORIGIN" not in request.META:
         raise refusal
+    if not _passes_csrf(request):
+        raise refusal
+
+
+def _passes_csrf(request: WSGIRequest) -> bool:
     check = CsrfViewMiddleware(lambda _: HttpResponse())
     check.process_request(request)
-    if check.process_view(request, _nothing, (), {}) is not None:
-        raise refusal
+    return check.process_view(request, _nothing, (), {}) is None
 
 
 def _nothing(_request: WSGIRequest) -> HttpResponse:

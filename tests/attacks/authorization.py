@@ -423,6 +423,9 @@ STREAMS: Mapping[str, Line] = {
         "get": ("page: see", 200),
         "head": ("page: see", 200),
     },
+    "/{kinds}/{namespace}/{name}/versions/new": {
+        "post": ("page: write", 302, {"Content-Type": "multipart/form-data; boundary=b"}),
+    },
     "/uploads": {
         "options": ("page: everybody", 204),
         "post": ("page upload: begin", 201, _BEGIN),

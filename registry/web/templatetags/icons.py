@@ -38,6 +38,9 @@ _SHAPES: Final = {
     '<path d="M2.5 6.5h11M2.5 9.8h11M6.5 6.5V13"/>',
     "chart": '<path d="M2.5 2.5v11h11M5 10.5l2.6-3.2 2.2 1.8 3.4-4.4"/>',
     "play": '<path d="M5 3v10l8-5z"/>',
+    "pause": '<path d="M5.5 3v10M10.5 3v10"/>',
+    "retry": '<path d="M13 8a5 5 0 1 1-1.6-3.7M13 2.5v3h-3"/>',
+    "folder": '<path d="M1.8 12.8V3.7h4.4l1.6 1.8h6.4v7.3z"/>',
     "keyboard": '<rect x="1.8" y="4" width="12.4" height="8" rx="1.5"/>'
     '<path d="M4.5 6.7h.1M7 6.7h.1M9.5 6.7h.1M11.8 6.7h.1M5.5 9.4h5"/>',
     "menu": '<path d="M2.5 4.5h11M2.5 8h11M2.5 11.5h11"/>',

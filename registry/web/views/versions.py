@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import messages
-from django.core.files.uploadedfile import UploadedFile
 from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -12,23 +11,23 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import Invalid, RegistryError
-from registry.models import Actor, Artifact, Blob, Evaluation, Job, Version
+from registry.models import Actor, Artifact, Blob, Evaluation, Job, Upload, Version
 from registry.permissions import allowed, require
 from registry.services import catalog
-from registry.services.blobs import find_uploaded_blob, inspection_of, record_blob
-from registry.services.uploads import find_upload
+from registry.services.blobs import inspection_of
+from registry.services.uploads import finished_uploads
 from registry.services.versions import (
     create_version,
     delete_version,
     describe_version,
     read_card,
 )
-from registry.storage import default_storage
 from registry.web import history
 from registry.web.forms import EditVersionForm, NewVersionForm, show_refusal
 from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets
+from registry.web.transfers import REFUSAL
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
@@ -110,42 +109,62 @@ def new_version(request: HttpRequest, kind: str, namespace: str, name: str) -> H
     repository = catalog.find_repository(actor, kind, namespace, name)
     require(actor, "write", repository)
     sent = request.method == "POST"
-    form = NewVersionForm(request.POST, request.FILES) if sent else NewVersionForm()
+    form = NewVersionForm(request.POST) if sent else NewVersionForm()
+    arrived, status = _arrived(actor, request), 422
     if sent and form.is_valid():
         try:
+            if (refusal := request.META.get(REFUSAL)) is not None:
+                raise refusal
             version = create_version(
                 actor=actor,
                 repository=repository,
-                files=_sent_files(actor, request, form.cleaned_data["files"]),
+                files=_files(request, arrived),
                 message=form.cleaned_data["message"],
                 variant=form.cleaned_data["variant"],
             )
         except RegistryError as error:
             show_refusal(form, error)
+            status = error.status if error.status in {413, 507} else 422
         else:
             messages.success(
                 request, _("Version %(number)s is registered.") % {"number": version.number}
             )
             return redirect(history.address_of(version))
-    context = {"form": form, "repository": repository, "kind": kind, "plural": f"{kind}s"}
-    return render(request, "version/new.html", context, status=422 if form.errors else 200)
+    context = {
+        "form": form,
+        "arrived": arrived,
+        "repository": repository,
+        "kind": kind,
+        "plural": f"{kind}s",
+    }
+    return render(request, "version/new.html", context, status=status if form.errors else 200)
 
 
-def _sent_files(
-    actor: Actor, request: HttpRequest, attached: "list[UploadedFile[Any]]"
-) -> dict[str, Blob]:
-    """Take the files of finished uploads and those that came with the form itself."""
-    found: dict[str, Blob] = {}
-    uploads, paths = request.POST.getlist("upload"), request.POST.getlist("path")
-    if len(uploads) != len(paths):
-        raise Invalid("The form is incomplete; reload the page and choose the files again.")
-    for upload, path in zip(uploads, paths, strict=True):
-        found[path] = find_uploaded_blob(actor, str(find_upload(actor, upload).pk))
-    for file in attached:
-        found[file.name or "file"] = record_blob(default_storage().put(file.chunks()))
-    if not found:
+def _named(request: HttpRequest) -> list[tuple[str, str]]:
+    return list(zip(request.POST.getlist("upload"), request.POST.getlist("path"), strict=False))
+
+
+def _arrived(actor: Actor, request: HttpRequest) -> list[tuple[Upload, str]]:
+    """List the uploads that a form names and that are there, each with the path it is to have."""
+    named = _named(request)
+    found = finished_uploads(actor, [upload for upload, _path in named])
+    return [(found[upload], path) for upload, path in named if upload in found]
+
+
+def _files(request: HttpRequest, arrived: list[tuple[Upload, str]]) -> dict[str, Blob]:
+    if len(arrived) < max(len(request.POST.getlist("upload")), len(request.POST.getlist("path"))):
+        raise Invalid(
+            "Some uploads of this form are unfinished or have expired; choose those files again."
+        )
+    files: dict[str, Blob] = {}
+    for upload, path in arrived:
+        if path in files:
+            raise Invalid("The form has the file {path!r} twice.", code="repeated", path=path)
+        assert upload.blob is not None
+        files[path] = upload.blob
+    if not files:
         raise Invalid("Choose at least one file.")
-    return found
+    return files
 
 
 @signed_in

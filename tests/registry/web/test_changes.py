@@ -4,16 +4,26 @@ import re
 from urllib.parse import urlencode
 
 import pytest
-from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
 
 from registry.models import Alias, Job, Repository, Tag, Version
-from registry.services.uploads import begin_upload
+from registry.services.uploads import begin_upload, record_uploads
+from registry.storage import default_storage
 from tests.factories import actor_of, make_blob, safetensors_bytes
 
 pytestmark = pytest.mark.django_db
 
 MODEL = "/models/olga/digits-cnn"
+
+
+def uploaded(user, **files):
+    """Name finished uploads as the form of the page does."""
+    stored = {path: default_storage().put([content]) for path, content in files.items()}
+    uploads = record_uploads(actor=actor_of(user), files=stored)
+    return {
+        "upload": [str(upload.pk) for upload in uploads],
+        "path": [upload.filename for upload in uploads],
+    }
 
 
 def page_after(client, response):
@@ -26,11 +36,9 @@ def test_register_then_upload(as_owner, owner):
     response = as_owner.post("/models/new", form)
     assert response["Location"] == "/models/olga/fresh/versions/new"
     assert Repository.objects.get(name="fresh").visibility == "private"
-    files = [
-        SimpleUploadedFile("model.safetensors", safetensors_bytes(w=[1.0])),
-        SimpleUploadedFile("README.md", b"# Hello"),
-    ]
-    sent = as_owner.post(response["Location"], {"message": "First.", "files": files})
+    weights = safetensors_bytes(w=[1.0])
+    files = uploaded(owner, **{"model.safetensors": weights, "README.md": b"# Hello"})
+    sent = as_owner.post(response["Location"], {"message": "First.", **files})
     page = page_after(as_owner, sent)
     assert "Version 1 is registered." in page
     assert "model.safetensors" in page
@@ -52,13 +60,29 @@ def test_bad_registration_names_the_field(as_owner, model, stranger, fields, wor
     assert words in response.content.decode()
 
 
-def test_broken_file_is_refused_and_nothing_written(as_owner, model):
+def test_broken_file_is_refused_and_nothing_written(as_owner, owner, model):
     lying = b"\xff\xff\xff\xff\xff\xff\xff\x00{}"
-    for files in ([], [SimpleUploadedFile("model.safetensors", lying)]):
-        response = as_owner.post(f"{MODEL}/versions/new", {"files": files})
+    twice = uploaded(owner, **{"a.txt": b"a", "b.txt": b"b"}) | {"path": ["a.txt", "a.txt"]}
+    unpaired = uploaded(owner, **{"a.txt": b"a"}) | {"path": []}
+    for files, words in (
+        ({}, "Choose at least one file."),
+        (uploaded(owner, **{"model.safetensors": lying}), "model.safetensors"),
+        (twice, "has the file &#x27;a.txt&#x27; twice"),
+        (unpaired, "choose those files again"),
+    ):
+        response = as_owner.post(f"{MODEL}/versions/new", files)
         assert response.status_code == 422
-        assert "errors" in response.content.decode() or "alert" in response.content.decode()
+        assert words in response.content.decode()
     assert Version.objects.filter(repository=model).count() == 3
+
+
+def test_a_refused_form_still_names_the_files_that_arrived(as_owner, owner, model):
+    files = uploaded(owner, **{"a.txt": b"a"})
+    response = as_owner.post(f"{MODEL}/versions/new", {"variant": "\u202e", **files})
+    page = response.content.decode()
+    assert response.status_code == 422
+    assert f'name="upload" value="{files["upload"][0]}"' in page
+    assert 'name="path" value="a.txt"' in page
 
 
 def test_uploads_of_others_cannot_be_used(as_owner, model, stranger):
@@ -99,7 +123,7 @@ def test_aliases_move(as_owner, model):
     assert not Alias.objects.filter(name="champion").exists()
 
 
-def test_strangers_change_nothing(as_stranger, client, model):
+def test_strangers_change_nothing(as_stranger, stranger, client, model):
     posts = [
         ("/tags", {"key": "a", "value": "b"}),
         ("/tags/delete", {"key": "team"}),
@@ -107,7 +131,7 @@ def test_strangers_change_nothing(as_stranger, client, model):
         ("/aliases/delete", {"alias": "champion"}),
         ("/settings", {"name": "x", "visibility": "private"}),
         ("/delete", {"confirm": "olga/digits-cnn"}),
-        ("/versions/new", {"files": [SimpleUploadedFile("a.txt", b"a")]}),
+        ("/versions/new", uploaded(stranger, **{"a.txt": b"a"})),
         ("/versions/2/edit", {"message": "mine now"}),
         ("/versions/3/delete", {"confirm": "olga/digits-cnn@3"}),
     ]
@@ -239,10 +263,9 @@ def test_whoever_is_signed_in_is_never_led_back_to_sign_in(as_owner, address, ho
     assert (answer.status_code, answer["Location"]) == (302, home)
 
 
-def test_blob_of_a_form_is_kept_once(as_owner, model):
+def test_blob_of_a_form_is_kept_once(as_owner, owner, model):
     before = make_blob(b"same bytes")
-    files = [SimpleUploadedFile("notes.txt", b"same bytes")]
-    as_owner.post(f"{MODEL}/versions/new", {"files": files})
+    as_owner.post(f"{MODEL}/versions/new", uploaded(owner, **{"notes.txt": b"same bytes"}))
     newest = Version.objects.order_by("-number").first()
     assert newest.revision.artifacts.get().blob_id == before.pk
 
