@@ -19,7 +19,8 @@ from registry.services.jobs import find_job
 from registry.stream.exchange import Exchange
 from registry.stream.threads import in_database
 
-TICK_SECONDS = 5.0
+# Also how long a revoked token can listen on.
+TICK_SECONDS = 3.0
 COMMENT_SECONDS = 15.0
 PAGE = 500
 MAX_LISTENERS = 500

@@ -21,7 +21,7 @@ BLOCK_BYTES = 4 * 1024 * 1024
 IDLE_SECONDS = 60.0
 # What is read and thrown away so that a client that is still sending can see the refusal.
 DRAIN_BYTES = 16 * 1024 * 1024
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 2.0
 
 _ID_OF_A_PROXY = re.compile(r"[A-Za-z0-9._-]{8,64}")
 

@@ -1,13 +1,16 @@
 """Which addresses are streams, at which door, and who answers them."""
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+from django.db import Error
 
 from registry.api.problem import MethodNotAllowed
 from registry.api.v1 import transfers as machine_door
-from registry.errors import NotFound
+from registry.errors import NotFound, Unauthenticated
 from registry.models import Actor
 from registry.stream import upload
 from registry.stream.download import answer_download
@@ -18,10 +21,13 @@ from registry.stream.registration import answer_registration, take_page_form
 from registry.stream.threads import in_database
 from registry.web import transfers as page_door
 
+# How often a stream that goes on is asked whether it still may.
+RECHECK_SECONDS = 2.0
+
 Where: TypeAlias = Mapping[str, str]
 Identify: TypeAlias = Callable[[Exchange], Actor]
 Handler: TypeAlias = Callable[[Exchange, Identify, Where], Awaitable[None]]
-_ActorHandler: TypeAlias = Callable[[Exchange, Actor, Where], Awaitable[None]]
+_ActorHandler: TypeAlias = Callable[[Exchange, Actor, Where], Coroutine[Any, Any, None]]
 
 
 class NoStream(Exception):  # noqa: N818 - a signal, not an error
@@ -78,18 +84,38 @@ def _at_page_door(exchange: Exchange) -> Actor:
 
 
 def _as_actor(handler: _ActorHandler) -> Handler:
-    """Find out who is asking, then answer."""
+    """Find out who is asking, then answer, for as long as they may ask."""
 
     async def answer(exchange: Exchange, identify: Identify, where: Where) -> None:
-        await handler(exchange, await in_database(identify, exchange), where)
+        actor = await in_database(identify, exchange)
+        answering = asyncio.create_task(handler(exchange, actor, where))
+        try:
+            while not (await asyncio.wait({answering}, timeout=RECHECK_SECONDS))[0]:
+                await in_database(_require_still, actor, identify, exchange)
+        except BaseException:
+            answering.cancel()
+            await asyncio.wait({answering})
+            raise
+        await answering
 
     return answer
+
+
+def _require_still(actor: Actor, identify: Identify, exchange: Exchange) -> None:
+    """Raise Unauthenticated once the token was revoked or the session has ended."""
+    try:
+        now = identify(exchange)
+    except Error:
+        # A database that is away for a moment ends no long upload: the next look tells.
+        return
+    if now.user_id != actor.user_id:
+        raise Unauthenticated("The session has ended; sign in again.")
 
 
 async def _download_page(exchange: Exchange, identify: Identify, where: Where) -> None:
     """Answer a download in a browser; what is not there gets the page that says so."""
     try:
-        await answer_download(exchange, await in_database(identify, exchange), where)
+        await _DOWNLOAD(exchange, identify, where)
     except NotFound:
         if exchange.status:
             raise
@@ -99,7 +125,7 @@ async def _download_page(exchange: Exchange, identify: Identify, where: Where) -
 async def _register(exchange: Exchange, identify: Identify, where: Where) -> None:
     if not exchange.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise NoStream
-    await answer_registration(exchange, await in_database(identify, exchange), where)
+    await _REGISTRATION(exchange, identify, where)
 
 
 async def _new_version_page(exchange: Exchange, _identify: Identify, where: Where) -> None:
@@ -117,6 +143,7 @@ async def _options(exchange: Exchange, _identify: Identify, where: Where) -> Non
 
 
 _DOWNLOAD = _as_actor(answer_download)
+_REGISTRATION = _as_actor(answer_registration)
 _CREATION: Mapping[str, Handler] = {
     "OPTIONS": _options,
     "POST": _as_actor(upload.answer_creation),
