@@ -42,5 +42,10 @@ app.conf.update(
             "schedule": 86400.0,
             "options": {"expires": 86400},
         },
+        "check-uploads": {
+            "task": "workers.check_uploads",
+            "schedule": 30.0,
+            "options": {"expires": 30},
+        },
     },
 )

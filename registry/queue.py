@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 
 RUN_JOB = "workers.run_job"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
+CHECK_UPLOADS = "workers.check_uploads"
 DEFAULT_QUEUE = "default"
 # Served by workers that may reach the outside; no job ever runs on it.
 WEBHOOK_QUEUE = "webhooks"
@@ -69,6 +70,11 @@ def wake(queue: str, job_id: object) -> bool:
 def wake_couriers() -> bool:
     """Tell the couriers that a webhook is to be called; give whether the broker took it."""
     return _send(DELIVER_WEBHOOKS, WEBHOOK_QUEUE, [], "the wake-up for webhooks")
+
+
+def wake_checks() -> bool:
+    """Tell a worker that a client has put something into the bucket; beat does now and then too."""
+    return _send(CHECK_UPLOADS, DEFAULT_QUEUE, [], "the wake-up for an upload")
 
 
 def _send(task: str, queue: str, arguments: Sequence[str], what: str) -> bool:

@@ -4,6 +4,7 @@ Callers name a digest and never see a path, nor whether the bytes are encrypted 
 module must not know models, requests or people.
 
     blobs/ab/abcd…           plain bytes
+    incoming/{upload}        what a client writes itself, in a bucket only: see `Incoming`
     sealed/ab/abcd…          the same, encrypted: see `registry.encryption.container`
     keys/ab/abcd….{file id}  the wrapped key of one such container
 """
@@ -22,7 +23,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -57,6 +58,7 @@ from registry.errors import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +229,11 @@ class Storage(ABC):
             folder.mkdir(exist_ok=True)
         self._digests: OrderedDict[str, tuple[int, Any]] = OrderedDict()
         self._digests_lock = threading.Lock()
+
+    @property
+    def incoming(self) -> "Incoming | None":
+        """Give what lets clients write to the store themselves, where it can."""
+        return None
 
     # --- Objects by name: what a kind of store knows how to do ------------------------------------
 
@@ -956,7 +963,7 @@ class S3Object(StoredObject):
     def __init__(self, storage: "S3Storage", name: str) -> None:
         self._storage = storage
         self._name = name
-        self._head, self.size_bytes, self.modified_at, self._tag = storage.look(name)
+        self._head, self.size_bytes, self.modified_at, self.tag = storage.look(name)
 
     def read(self, start: int, end: int) -> bytes:
         if end <= len(self._head):
@@ -966,7 +973,7 @@ class S3Object(StoredObject):
     def blocks(self, start: int, end: int, step: int) -> Iterator[bytes]:
         if end <= len(self._head):
             return iter((self._head[start:end],))
-        return self._storage.fetch(self._name, start, end, step, tag=self._tag)
+        return self._storage.fetch(self._name, start, end, step, tag=self.tag)
 
     def close(self) -> None:
         """Nothing is held between two reads."""
@@ -1004,6 +1011,7 @@ class S3Storage(Storage):
         region: str | None,
         spool: Path,
         keys: KeyRing | None = None,
+        public: str | None = None,
     ) -> None:
         super().__init__(spool, keys=keys)
         # Slow to import and not needed where blobs are on a local disk.
@@ -1013,33 +1021,45 @@ class S3Storage(Storage):
 
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
+        self._client: S3Client
+        self._signer: S3Client
         self._transfer = TransferConfig(
             multipart_threshold=16 * 1024 * 1024,
             multipart_chunksize=16 * 1024 * 1024,
             max_concurrency=4,
         )
-        self._client: S3Client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
-            config=Config(
-                connect_timeout=5,
-                read_timeout=60,
-                retries={"max_attempts": 4, "mode": "standard"},
-                max_pool_connections=32,
-                # Servers other than Amazon's do not all know the newer trailing checksums.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                s3={"addressing_style": "path" if endpoint else "auto"},
-            ),
+        self._client, self._signer = (
+            boto3.client(
+                "s3",
+                endpoint_url=address,
+                region_name=region or os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+                config=Config(
+                    # The older version would sign neither the headers nor the whole query.
+                    signature_version="s3v4",
+                    connect_timeout=5,
+                    read_timeout=60,
+                    retries={"max_attempts": 4, "mode": "standard"},
+                    max_pool_connections=32,
+                    # Servers other than Amazon's do not all know the newer trailing checksums.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                    s3={"addressing_style": "path" if address else "auto"},
+                ),
+            )
+            for address in (endpoint, public or endpoint)
         )
+        self._for_clients = Incoming(self, self._client, self._signer, self._transfer)
+
+    @property
+    def incoming(self) -> "Incoming":
+        return self._for_clients
 
     def look(self, name: str) -> tuple[bytes, int, float, str]:
         """Give the first bytes of an object, its length, its age and its tag."""
         with self.refusals(name):
             try:
                 answer = self._client.get_object(
-                    Bucket=self.bucket, Key=self._key(name), Range=f"bytes=0-{_HEAD_BYTES - 1}"
+                    Bucket=self.bucket, Key=self.key(name), Range=f"bytes=0-{_HEAD_BYTES - 1}"
                 )
                 with closing(answer["Body"]) as body:
                     head = body.read()
@@ -1048,7 +1068,7 @@ class S3Storage(Storage):
             except self._client.exceptions.ClientError as error:
                 if error.response.get("Error", {}).get("Code") not in {"InvalidRange", "416"}:
                     raise
-            found = self._client.head_object(Bucket=self.bucket, Key=self._key(name))
+            found = self._client.head_object(Bucket=self.bucket, Key=self.key(name))
             return b"", found["ContentLength"], found["LastModified"].timestamp(), found["ETag"]
 
     def fetch(self, name: str, start: int, end: int, step: int, *, tag: str) -> Iterator[bytes]:
@@ -1056,7 +1076,7 @@ class S3Storage(Storage):
         with self.refusals(name):
             answer = self._client.get_object(
                 Bucket=self.bucket,
-                Key=self._key(name),
+                Key=self.key(name),
                 Range=f"bytes={start}-{end - 1}",
                 IfMatch=tag,
             )
@@ -1068,7 +1088,7 @@ class S3Storage(Storage):
 
     def _length(self, name: str) -> int:
         with self.refusals(name):
-            head = self._client.head_object(Bucket=self.bucket, Key=self._key(name))
+            head = self._client.head_object(Bucket=self.bucket, Key=self.key(name))
             return head["ContentLength"]
 
     def _open(self, name: str) -> StoredObject:
@@ -1077,7 +1097,7 @@ class S3Storage(Storage):
     def _place(self, path: Path, name: str) -> None:
         size = path.stat().st_size
         with self.refusals(name):
-            self._client.upload_file(str(path), self.bucket, self._key(name), Config=self._transfer)
+            self._client.upload_file(str(path), self.bucket, self.key(name), Config=self._transfer)
         if self._length(name) != size:
             self._remove(name)
             raise Unavailable("The storage server kept fewer bytes than it was sent; try again.")
@@ -1088,7 +1108,7 @@ class S3Storage(Storage):
         try:
             with self.refusals(name), _out_of_space():
                 self._client.download_file(
-                    self.bucket, self._key(name), str(temporary), Config=self._transfer
+                    self.bucket, self.key(name), str(temporary), Config=self._transfer
                 )
             temporary.chmod(0o444)
             temporary.rename(target)
@@ -1097,21 +1117,21 @@ class S3Storage(Storage):
 
     def _remove(self, name: str) -> None:
         with self.refusals():
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+            self._client.delete_object(Bucket=self.bucket, Key=self.key(name))
 
     def _touch(self, name: str) -> None:
         """Leave it: a bucket knows no way that does not copy the object."""
 
     def _list(self, prefix: str) -> Iterator[tuple[str, float]]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self._key(prefix)
+            Bucket=self.bucket, Prefix=self.key(prefix)
         )
         with self.refusals():
             for page in pages:
                 for item in page.get("Contents", ()):
                     yield item["Key"][len(self.prefix) :], item["LastModified"].timestamp()
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
     @contextmanager
@@ -1150,6 +1170,185 @@ class S3Storage(Storage):
         )
 
 
+class Incoming:
+    """Objects that clients write themselves, part by part, with addresses that we sign.
+
+    Such an object is `incoming/{upload}`. It is no blob: nobody reads it but `keep`, which hashes
+    it and moves it under its digest.
+    """
+
+    # What S3 takes: every part but the last has at least 5 MiB, and there are at most 10,000.
+    MAX_PARTS = 10_000
+    PART_BYTES = 16 * 1024 * 1024
+
+    def __init__(
+        self, storage: S3Storage, client: "S3Client", signer: "S3Client", transfer: Any
+    ) -> None:
+        self._storage = storage
+        self._client = client
+        self._signer = signer
+        self._transfer = transfer
+
+    def begin(self, upload_id: str) -> str:
+        """Begin the parts of an upload; give the name that S3 has for them."""
+        with self._storage.refusals():
+            begun = self._client.create_multipart_upload(
+                Bucket=self._storage.bucket, Key=self._key(upload_id)
+            )
+        return begun["UploadId"]
+
+    def sign_part(
+        self, upload_id: str, parts_id: str, *, number: int, size_bytes: int, seconds: int
+    ) -> str:
+        """Give the address at which one PUT of exactly so many bytes is taken, for some time."""
+        return self._signer.generate_presigned_url(
+            "upload_part",
+            Params={
+                "Bucket": self._storage.bucket,
+                "Key": self._key(upload_id),
+                "UploadId": parts_id,
+                "PartNumber": number,
+                "ContentLength": size_bytes,
+            },
+            ExpiresIn=seconds,
+            HttpMethod="PUT",
+        )
+
+    def complete(self, upload_id: str, parts_id: str, tags: Sequence[str]) -> None:
+        """Make one object of the parts, which have these tags in their order; safe to repeat.
+
+        Raises:
+            Invalid: a part has not arrived, is too small, or is not the one with this tag.
+
+        """
+        from botocore.exceptions import ClientError  # noqa: PLC0415
+
+        parts: list[CompletedPartTypeDef] = [
+            {"PartNumber": at, "ETag": tag} for at, tag in enumerate(tags, 1)
+        ]
+        with self._storage.refusals():
+            try:
+                self._client.complete_multipart_upload(
+                    Bucket=self._storage.bucket,
+                    Key=self._key(upload_id),
+                    UploadId=parts_id,
+                    MultipartUpload={"Parts": parts},
+                )
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code")
+                if code == "NoSuchUpload" and self._is_complete(upload_id):
+                    return
+                if code in {"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "InvalidRequest"}:
+                    raise Invalid(
+                        "The bucket does not have every part as it was named; send again those "
+                        "whose ETag differs, then complete the upload.",
+                        code="wrong_part",
+                    ) from error
+                if code == "NoSuchUpload":
+                    raise _no_upload(upload_id) from error
+                raise
+
+    def read(self, upload_id: str, start: int, end: int) -> bytes:
+        """Give a small range of what arrived, to look into its header."""
+        return b"".join(self._open(upload_id).blocks(start, end, BLOCK_BYTES))
+
+    def keep(self, upload_id: str, *, sha256: str | None, size_bytes: int) -> Stored:
+        """Hash what arrived and store it under its digest; it stays until it is discarded.
+
+        Raises:
+            Invalid: it has another digest or length than was announced.
+
+        """
+        found = self._open(upload_id)
+        _require_match("", found.size_bytes, sha256=None, size_bytes=size_bytes)
+        blocks = found.blocks(0, found.size_bytes, BLOCK_BYTES)
+        if self._storage.keys is not None:
+            # It is read either way, and encrypting it is what the usual way in does.
+            return self._storage.put(blocks, sha256=sha256, size_bytes=size_bytes)
+        digest = hashlib.sha256()
+        small = hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
+        arrived = 0
+        for block in blocks:
+            digest.update(block)
+            arrived += len(block)
+            if size_bytes <= GIT_SHA1_BYTES:
+                small.update(block)
+        _require_match(digest.hexdigest(), arrived, sha256=sha256, size_bytes=size_bytes)
+        name = _plain_name(digest.hexdigest())
+        with self._storage.refusals():
+            self._client.copy(
+                {"Bucket": self._storage.bucket, "Key": self._key(upload_id)},
+                self._storage.bucket,
+                self._storage.key(name),
+                # What was hashed is what is copied: nothing else has this tag.
+                ExtraArgs={"CopySourceIfMatch": found.tag},
+                Config=self._transfer,
+            )
+        git_sha1 = small.hexdigest() if size_bytes <= GIT_SHA1_BYTES else None
+        return Stored(digest.hexdigest(), size_bytes, git_sha1)
+
+    def discard(self, upload_id: str, parts_id: str) -> None:
+        """Forget what arrived, whether it is in parts or one object; safe to repeat."""
+        from botocore.exceptions import ClientError  # noqa: PLC0415
+
+        with self._storage.refusals():
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=self._storage.bucket, Key=self._key(upload_id), UploadId=parts_id
+                )
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                    raise
+            self._client.delete_object(Bucket=self._storage.bucket, Key=self._key(upload_id))
+
+    def sweep(self, *, older_than_seconds: float) -> int:
+        """Remove what has lain here for so long; give how much that was.
+
+        Whatever has a row is discarded with it: this is what a process that died left behind.
+        """
+        limit = time.time() - older_than_seconds
+        folder = self._storage.key("incoming/")
+        removed = 0
+        with self._storage.refusals():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._storage.bucket, Prefix=folder
+            )
+            begun = [item for page in pages for item in page.get("Uploads", ())]
+            pages_of_objects = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._storage.bucket, Prefix=folder
+            )
+            objects = [item for page in pages_of_objects for item in page.get("Contents", ())]
+            for parts in begun:
+                if parts["Initiated"].timestamp() < limit:
+                    self._client.abort_multipart_upload(
+                        Bucket=self._storage.bucket, Key=parts["Key"], UploadId=parts["UploadId"]
+                    )
+                    removed += 1
+            for item in objects:
+                if item["LastModified"].timestamp() < limit:
+                    self._client.delete_object(Bucket=self._storage.bucket, Key=item["Key"])
+                    removed += 1
+        return removed
+
+    def _open(self, upload_id: str) -> S3Object:
+        try:
+            return S3Object(self._storage, f"incoming/{upload_id}")
+        except Absent:
+            raise _no_upload(upload_id) from None
+
+    def _is_complete(self, upload_id: str) -> bool:
+        try:
+            self._open(upload_id)
+        except NotFound:
+            return False
+        return True
+
+    def _key(self, upload_id: str) -> str:
+        if not _UPLOAD_ID.fullmatch(upload_id):
+            raise _no_upload(upload_id)
+        return self._storage.key(f"incoming/{upload_id}")
+
+
 class Location(NamedTuple):
     """A parsed `MODELYARD_STORAGE_URL`."""
 
@@ -1159,6 +1358,7 @@ class Location(NamedTuple):
     prefix: str
     endpoint: str | None
     region: str | None
+    public: str | None = None
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -1174,14 +1374,23 @@ class Location(NamedTuple):
             _bad_url(url, "it must begin with file:/// or s3://")
         if not _BUCKET.fullmatch(parts.netloc):
             _bad_url(url, f"{parts.netloc!r} is no bucket name; write s3://bucket/prefix")
-        unknown = sorted(options.keys() - {"endpoint", "region"})
+        unknown = sorted(options.keys() - {"endpoint", "public", "region"})
         if unknown:
-            _bad_url(url, f"unknown option {unknown[0]!r}; known are endpoint and region")
-        endpoint = options.get("endpoint")
-        if endpoint is not None and urlsplit(endpoint).scheme not in {"http", "https"}:
-            _bad_url(url, "the endpoint must begin with http:// or https://")
+            _bad_url(url, f"unknown option {unknown[0]!r}; known are endpoint, public and region")
+        for option in ("endpoint", "public"):
+            address = options.get(option)
+            if address is not None and urlsplit(address).scheme not in {"http", "https"}:
+                _bad_url(url, f"the {option} must begin with http:// or https://")
         prefix = unquote(parts.path).strip("/")
-        return cls("s3", None, parts.netloc, prefix, endpoint, options.get("region"))
+        return cls(
+            "s3",
+            None,
+            parts.netloc,
+            prefix,
+            options.get("endpoint"),
+            options.get("region"),
+            options.get("public"),
+        )
 
 
 def storage_at(url: str, *, spool: Path, master_keys: str = "") -> Storage:
@@ -1198,6 +1407,7 @@ def storage_at(url: str, *, spool: Path, master_keys: str = "") -> Storage:
         region=location.region,
         spool=spool,
         keys=keys,
+        public=location.public,
     )
 
 

@@ -8,6 +8,7 @@ from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
 from registry.queue import WEBHOOK_QUEUE
 from registry.services.collection import collect_garbage
+from registry.services.direct import check_received
 from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
@@ -64,6 +65,12 @@ def deliver_webhooks() -> None:
     """Look for deliveries that are due."""
     for couriers in _couriers:
         couriers.wake()
+
+
+@shared_task(name="workers.check_uploads")
+def check_uploads() -> None:
+    """Hash and move what clients have put into the bucket themselves."""
+    check_received()
 
 
 @shared_task(name="workers.clean_up")

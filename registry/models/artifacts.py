@@ -210,3 +210,43 @@ class Upload(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
+
+
+class DirectUpload(models.Model):
+    """How an upload gets straight into the bucket: in parts, and then checked by a worker.
+
+    Its upload is complete only when a worker has hashed and moved the bytes.
+    """
+
+    upload = models.OneToOneField(
+        Upload, primary_key=True, on_delete=models.CASCADE, related_name="direct"
+    )
+    # What S3 calls the parts.
+    parts_id = models.CharField(max_length=1024)
+    part_bytes = models.BigIntegerField()
+    # When the client had sent everything; until when a worker is at it.
+    received_at = models.DateTimeField(null=True, blank=True)
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+    error_code = models.CharField(max_length=64, blank=True)
+    # The reason, as registry.errors.pack writes it.
+    error_said = models.JSONField(null=True, blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(
+                fields=["received_at"],
+                condition=Q(received_at__isnull=False, error_code=""),
+                name="direct_upload_received",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.upload_id)
+
+    @property
+    def state(self) -> str:
+        if self.error_code:
+            return "failed"
+        if self.upload.blob_id is not None:
+            return "complete"
+        return "receiving" if self.received_at is None else "checking"

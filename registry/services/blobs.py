@@ -5,9 +5,9 @@ from pathlib import PurePosixPath
 
 from django.db import connection, transaction
 
-from registry.errors import NotFound, Unavailable
+from registry.errors import Invalid, NotFound, Unavailable, unpack
 from registry.formats import INSPECTOR, Facts, inspect
-from registry.models import Actor, Artifact, Blob, Inspection, Upload, Verdict
+from registry.models import Actor, Artifact, Blob, DirectUpload, Inspection, Upload, Verdict
 from registry.services.texts import invalid_field
 from registry.storage import Stored, default_storage
 
@@ -161,9 +161,12 @@ def find_uploaded_blob(actor: Actor, upload_id: str) -> Blob:
         Invalid: it is not finished yet.
 
     """
-    upload = Upload.objects.owned_by(actor).select_related("blob").filter(pk=upload_id).first()
+    mine = Upload.objects.owned_by(actor).select_related("blob", "direct")
+    upload = mine.filter(pk=upload_id).first()
     if upload is None:
         raise NotFound("You have no upload {upload}.", code="upload_not_found", upload=upload_id)
+    if upload.blob is None and hasattr(upload, "direct"):
+        raise _unchecked(upload.direct)
     if upload.blob is None:
         raise invalid_field(
             "files",
@@ -172,3 +175,28 @@ def find_uploaded_blob(actor: Actor, upload_id: str) -> Blob:
             upload=upload_id,
         )
     return upload.blob
+
+
+def _unchecked(direct: DirectUpload) -> Invalid:
+    """Say why there is nothing to use yet of what a client put into the bucket."""
+    if direct.error_said is not None:
+        return invalid_field(
+            "files",
+            direct.error_code,
+            "The upload {upload} cannot be used. {reason}",
+            upload=str(direct.pk),
+            reason=unpack(direct.error_said),
+        )
+    if direct.received_at is not None:
+        return invalid_field(
+            "files",
+            "upload_unchecked",
+            "The upload {upload} is still being checked; ask for it until its state is complete.",
+            upload=str(direct.pk),
+        )
+    return invalid_field(
+        "files",
+        "upload_unfinished",
+        "The upload {upload} is not finished; send its parts, then complete it.",
+        upload=str(direct.pk),
+    )

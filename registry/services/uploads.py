@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from registry.errors import Conflict, NotFound, TooLarge
-from registry.models import Actor, Upload
+from registry.models import Actor, DirectUpload, Upload
 from registry.permissions import require_scope
 from registry.services.audit import record_event
 from registry.services.blobs import record_blob
@@ -34,7 +34,9 @@ def begin_upload(
     """
     require_scope(actor, "write")
     concat = Upload.Concat.PARTIAL if partial else Upload.Concat.NONE
-    return _begin(actor, length, filename, sha256, concat)
+    upload = add_upload(actor, length, filename, sha256, concat)
+    default_storage().begin_upload(str(upload.pk))
+    return upload
 
 
 def begin_final_upload(
@@ -49,7 +51,7 @@ def begin_final_upload(
 
     """
     require_scope(actor, "write")
-    keys = [_key(part) for part in parts]
+    keys = [upload_key(part) for part in parts]
     if not 1 <= len(keys) <= _MAX_OPEN_UPLOADS:
         raise invalid_field(
             "parts", "bad_count", "Name between 1 and {limit} parts.", limit=_MAX_OPEN_UPLOADS
@@ -65,7 +67,8 @@ def begin_final_upload(
         for row in ordered:
             _require_finished(row)
         length = sum(row.length_bytes for row in ordered)
-        final = _begin(actor, length, filename, sha256, Upload.Concat.FINAL)
+        final = add_upload(actor, length, filename, sha256, Upload.Concat.FINAL)
+        default_storage().begin_upload(str(final.pk))
         for position, row in enumerate(ordered):
             row.final, row.position, row.expires_at = final, position, final.expires_at
         Upload.objects.bulk_update(ordered, ["final", "position", "expires_at"])
@@ -74,7 +77,7 @@ def begin_final_upload(
 
 def _as_part(row: Upload | None, key: uuid.UUID) -> Upload:
     if row is None:
-        raise _not_found(str(key))
+        raise no_upload(str(key))
     if row.concat != Upload.Concat.PARTIAL:
         raise invalid_field(
             "parts",
@@ -109,7 +112,14 @@ def _require_finished(part: Upload) -> None:
         )
 
 
-def _begin(actor: Actor, length: int, filename: str, sha256: str, concat: Upload.Concat) -> Upload:
+def add_upload(
+    actor: Actor,
+    length: int,
+    filename: str,
+    sha256: str,
+    concat: Upload.Concat = Upload.Concat.NONE,
+) -> Upload:
+    """Write the row of a new upload, however its bytes are to come."""
     if length < 0:
         raise invalid_field("length", "negative", "Upload-Length must not be negative.")
     if length > settings.MAX_UPLOAD_BYTES:
@@ -127,7 +137,7 @@ def _begin(actor: Actor, length: int, filename: str, sha256: str, concat: Upload
         raise Conflict(
             "You have {limit} unfinished uploads; finish or end some.", limit=_MAX_OPEN_UPLOADS
         )
-    upload = Upload.objects.create(
+    return Upload.objects.create(
         id=uuid.uuid4(),
         user_id=actor.person_id,
         filename=check_text("filename", filename, max_length=1024),
@@ -136,8 +146,6 @@ def _begin(actor: Actor, length: int, filename: str, sha256: str, concat: Upload
         concat=concat,
         expires_at=now + timedelta(seconds=settings.UPLOAD_EXPIRES_SECONDS),
     )
-    default_storage().begin_upload(str(upload.pk))
-    return upload
 
 
 def find_upload(actor: Actor, upload_id: str) -> Upload:
@@ -152,17 +160,17 @@ def find_upload(actor: Actor, upload_id: str) -> Upload:
     found = (
         Upload.objects.owned_by(actor)
         .select_related("blob", "final")
-        .filter(pk=_key(upload_id), expires_at__gt=timezone.now())
+        .filter(pk=upload_key(upload_id), expires_at__gt=timezone.now(), direct=None)
         .first()
     )
     if found is None:
-        raise _not_found(upload_id)
+        raise no_upload(upload_id)
     return found
 
 
 def finished_uploads(actor: Actor, upload_ids: Sequence[str]) -> dict[str, Upload]:
     """Find those of the actor's uploads that are finished, by the ids they were asked for with."""
-    keys = {upload_id: _key(upload_id) for upload_id in upload_ids}
+    keys = {upload_id: upload_key(upload_id) for upload_id in upload_ids}
     rows = (
         Upload.objects.owned_by(actor)
         .select_related("blob")
@@ -257,25 +265,36 @@ def cancel_upload(*, actor: Actor, upload: Upload) -> None:
             )
         if row.completed_at is None:
             row.parts.update(final=None, position=None)
+        direct = DirectUpload.objects.filter(pk=upload.pk).first()
         row.delete()
-    default_storage().discard_upload(str(upload.pk))
+    _discard(upload, direct)
 
 
 def expire_uploads() -> int:
     """Delete uploads whose time is over, with their bytes; returns how many."""
-    expired = Upload.objects.filter(expires_at__lte=timezone.now())
+    expired = Upload.objects.filter(expires_at__lte=timezone.now()).select_related("direct")
     storage, count = default_storage(), 0
     for upload in expired.iterator():
         if upload.blob_id is None:
-            storage.discard_upload(str(upload.pk))
+            _discard(upload, getattr(upload, "direct", None))
         upload.delete()
         count += 1
     # What a process that died left behind has no row, or none any more.
     storage.sweep_spool(older_than_seconds=settings.UPLOAD_EXPIRES_SECONDS)
+    if storage.incoming is not None:
+        storage.incoming.sweep(older_than_seconds=settings.UPLOAD_EXPIRES_SECONDS)
     return count
 
 
-def _key(upload_id: str) -> uuid.UUID:
+def _discard(upload: Upload, direct: DirectUpload | None) -> None:
+    storage = default_storage()
+    if direct is None:
+        storage.discard_upload(str(upload.pk))
+    elif storage.incoming is not None:
+        storage.incoming.discard(str(upload.pk), direct.parts_id)
+
+
+def upload_key(upload_id: str) -> uuid.UUID:
     """Read the id of an upload; what is none has the id that no upload has."""
     try:
         return uuid.UUID(upload_id)
@@ -283,5 +302,5 @@ def _key(upload_id: str) -> uuid.UUID:
         return uuid.UUID(int=0)
 
 
-def _not_found(upload_id: str) -> NotFound:
+def no_upload(upload_id: str) -> NotFound:
     return NotFound("You have no upload {upload!r}; it may have expired.", upload=upload_id)

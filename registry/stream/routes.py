@@ -169,7 +169,7 @@ ROUTES = (
         re.compile(_API + _ONE + r"/versions"), _at_machine_door, {"POST": _register}, shared=True
     ),
     Route(re.compile(_API + r"/uploads/?"), _at_machine_door, _CREATION),
-    Route(re.compile(_API + r"/uploads/(?P<upload>[^/]+)"), _at_machine_door, _UPLOAD),
+    Route(re.compile(_API + r"/uploads/(?!direct$)(?P<upload>[^/]+)"), _at_machine_door, _UPLOAD),
     Route(
         re.compile(_API + r"/jobs/(?P<job>[^/]+)/events"),
         _at_machine_door,

@@ -260,6 +260,16 @@ API: Mapping[str, Line] = {
         "put": ("administer", 204, {"password": "quite long enough"}),
     },
     "/api/v1/users/{username}/factors": {"delete": ("administer", 204)},
+    # There is no bucket here: whoever may ask hears that.
+    "/api/v1/uploads/direct": {"post": ("signed in, write", 409, {"length": 4})},
+    "/api/v1/uploads/direct/{direct}": {
+        "get": ("upload", 200),
+        "delete": ("upload", 204),
+    },
+    "/api/v1/uploads/direct/{direct}/parts": {"post": ("upload", 409, {"numbers": [1]})},
+    "/api/v1/uploads/direct/{direct}/complete": {
+        "post": ("upload", 409, {"parts": [{"number": 1, "etag": "x"}]}),
+    },
     "/api/v1/events": {"get": ("signed in, write", 200)},
     # --- webhooks
     "/api/v1/webhooks": {

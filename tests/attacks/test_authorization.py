@@ -24,7 +24,7 @@ from django.urls.resolvers import LocalePrefixPattern
 from config.asgi import application
 from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.resource import Resource
-from registry.models import Kind, LineageRole, Role, Signature, Version
+from registry.models import DirectUpload, Kind, LineageRole, Role, Signature, Version
 from registry.services import jobs, proposals, tokens, uploads, versions, webhooks
 from registry.stream.routes import ROUTES
 from tests.attacks.authorization import (
@@ -109,6 +109,8 @@ def stream_routes():
     found = {}
     for route in ROUTES:
         text = route.pattern.pattern.replace("(?:/zh-hans)?", "").removesuffix("/?")
+        # What an address must not be is no part of it.
+        text = re.sub(r"\(\?![^)]*\)", "", text)
         address = re.sub(r"\(\?P<(\w+)>[^)]*\)", r"{\1}", text).replace("{kind}", "{kinds}")
         found[address] = {method.lower() for method in route.handlers}
     return found
@@ -272,6 +274,10 @@ class World:
     def begin_upload(self, _template):
         return str(uploads.begin_upload(actor=self.contributor, length=0).pk)
 
+    def begin_direct_upload(self, _template):
+        upload = uploads.add_upload(self.contributor, 4, "", "")
+        return str(DirectUpload.objects.create(upload=upload, parts_id="x", part_bytes=4).pk)
+
     def add_signature(self, template):
         kind = Kind.MODEL if "/models/" in template else Kind.DATASET
         version = Version.objects.get(repository__kind=kind, repository__name="thing", number=2)
@@ -292,7 +298,11 @@ class World:
         line = re.sub("^/api/v1/(?:models|datasets)", "/api/v1/{kinds}", template)
         for slot, name in INSTEAD.get(line, {}).items():
             slots[slot] = slots[name]
-        for slot, make in (("upload", self.begin_upload), ("signature", self.add_signature)):
+        for slot, make in (
+            ("upload", self.begin_upload),
+            ("direct", self.begin_direct_upload),
+            ("signature", self.add_signature),
+        ):
             if f"{{{slot}}}" in template:
                 slots[slot] = make(template)
         return template.format_map(slots)

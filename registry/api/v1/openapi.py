@@ -26,6 +26,7 @@ _PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "other": {"description": "The version to compare with: a number, an `@alias`, or `latest`."},
     "job": {"schema": {"type": "string", "format": "uuid"}},
     "token": {"schema": {"type": "integer", "minimum": 1}},
+    "direct": {"schema": {"type": "string", "format": "uuid"}},
     "signature": {"schema": {"type": "integer", "minimum": 1}},
     "webhook": {"schema": {"type": "integer", "minimum": 1}},
     "delivery": {"schema": {"type": "integer", "minimum": 1}},

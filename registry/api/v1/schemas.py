@@ -665,6 +665,56 @@ class TokenPage(Answer):
     next_cursor: str | None
 
 
+class NewDirectUpload(Body):
+    """A file to be sent straight to the bucket; with its sha256, other bytes are refused."""
+
+    length: int
+    filename: str = ""
+    sha256: str = ""
+
+
+class PartNumbers(Body):
+    numbers: list[int] = Field(min_length=1, max_length=100)
+
+
+class SentPart(Body):
+    """A part that arrived, with the ETag that the bucket answered."""
+
+    number: int
+    etag: str = Field(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")
+
+
+class SentParts(Body):
+    parts: list[SentPart] = Field(min_length=1, max_length=10_000)
+
+
+class SignedPart(Answer):
+    """Where a PUT of exactly `size_bytes` goes, until the time in `expires_at`."""
+
+    number: int
+    url: str
+    size_bytes: int
+    expires_at: datetime
+
+
+class SignedParts(Answer):
+    parts: list[SignedPart]
+
+
+class DirectUpload(Answer):
+    """`checking`: everything arrived, and a worker hashes it; only then it can be used."""
+
+    id: UUID
+    state: Literal["receiving", "checking", "complete", "failed"]
+    filename: str
+    length_bytes: int
+    part_size_bytes: int
+    parts_count: int
+    sha256: str | None
+    error: JobError | None
+    expires_at: datetime
+
+
 class NewNamespace(Body):
     slug: str
     display_name: str = ""

@@ -8,6 +8,7 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, Model, OuterRef, Q, QuerySet
 from django.db.models.functions import JSONObject, Lower
 
+from registry.errors import unpack
 from registry.models import (
     Actor,
     Alias,
@@ -15,6 +16,7 @@ from registry.models import (
     Artifact,
     Delivery,
     DeliveryState,
+    DirectUpload,
     Evaluation,
     Event,
     Job,
@@ -27,6 +29,7 @@ from registry.models import (
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.prepared import Parameter, Question
+from registry.services.direct import parts_count
 
 Row = dict[str, Any]
 T = TypeVar("T", bound=Model)
@@ -419,4 +422,20 @@ def event_body(event: Event) -> Row:
         "namespace": event.namespace.slug if event.namespace else None,
         "target": event.target,
         "data": event.data,
+    }
+
+
+def direct_upload_body(direct: DirectUpload) -> Row:
+    upload = direct.upload
+    said = direct.error_said
+    return {
+        "id": direct.pk,
+        "state": direct.state,
+        "filename": upload.filename,
+        "length_bytes": upload.length_bytes,
+        "part_size_bytes": direct.part_bytes,
+        "parts_count": parts_count(direct),
+        "sha256": upload.blob.sha256 if upload.blob else None,
+        "error": {"code": direct.error_code, "detail": unpack(said).detail} if said else None,
+        "expires_at": upload.expires_at,
     }
