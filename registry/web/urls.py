@@ -5,6 +5,7 @@ from django.urls import path, register_converter
 from registry.models import Kind
 from registry.web.views import (
     account,
+    audit,
     browse,
     home,
     jobs,
@@ -48,6 +49,8 @@ urlpatterns = [
     path("users/<str:username>", people.account, name="user"),
     path("users/<str:username>/change", people.change, name="change-user"),
     path("users/<str:username>/factors", people.reset_factors, name="reset-factors"),
+    path("settings/audit", audit.audit_page, name="audit"),
+    path("settings/audit/export", audit.export, name="audit-export"),
     path("settings/webhooks", webhooks.webhook_list, name="webhooks"),
     path("settings/webhooks/<int:webhook_id>", webhooks.webhook_page, name="webhook"),
     path("settings/webhooks/<int:webhook_id>/change", webhooks.change, name="change-webhook"),

@@ -5,7 +5,8 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, resolve_url
 
 from registry.authenticate import actor_for_user
@@ -15,7 +16,7 @@ from registry.web.middleware import visit_of
 _ACTOR = "modelyard.actor"
 P = ParamSpec("P")
 AnyView = TypeVar("AnyView", bound=Callable[..., Any])
-View: TypeAlias = Callable[Concatenate[HttpRequest, P], HttpResponse]
+View: TypeAlias = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
 
 
 def actor_of(request: HttpRequest) -> Actor:
@@ -47,7 +48,7 @@ def signed_in(view: View[P]) -> View[P]:
     """Lead anonymous visitors to the sign-in page and back."""
 
     @wraps(view)
-    def guarded(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+    def guarded(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
         if actor_of(request).is_anonymous:
             target = urlencode({"next": request.get_full_path()})
             return redirect(f"{resolve_url('web:sign-in')}?{target}")

@@ -271,6 +271,7 @@ API: Mapping[str, Line] = {
         "post": ("upload", 409, {"parts": [{"number": 1, "etag": "x"}]}),
     },
     "/api/v1/events": {"get": ("signed in, write", 200)},
+    "/api/v1/events/export": {"get": ("signed in, write", 200)},
     # --- webhooks
     "/api/v1/webhooks": {
         "get": ("signed in, write", 200),
@@ -354,6 +355,8 @@ PAGES: Mapping[str, Line] = {
         "post": ("page: signed in", 200, {"name": "x", "scopes": ["read"], "days": "30"}),
     },
     "/settings/tokens/{token}/revoke": {"post": ("page: of contributor", 302)},
+    "/settings/audit": {"get": ("page: signed in", 200)},
+    "/settings/audit/export": {"get": ("page: signed in", 200)},
     "/settings/webhooks": {
         "get": ("page: signed in", 200),
         # Others get the form back, with the refusal in it.

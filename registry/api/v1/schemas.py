@@ -815,9 +815,15 @@ class WorkerList(Answer):
     next_cursor: None
 
 
-class EventQuery(Paging):
+class EventFilter(Query):
     namespace: str = ""
     action: str = Field("", description="Such as `model.register`; a prefix ending in `.` too.")
+    since: AwareDatetime | None = Field(None, description="The first moment that counts.")
+    until: AwareDatetime | None = Field(None, description="The first moment that does not.")
+
+
+class EventQuery(EventFilter, Paging):
+    pass
 
 
 class Event(Answer):

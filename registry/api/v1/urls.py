@@ -110,6 +110,7 @@ urlpatterns = [
     path("users/<str:username>", users.UserOne.as_view(), name="user"),
     path("users/<str:username>/password", users.UserPassword.as_view(), name="user-password"),
     path("users/<str:username>/factors", users.UserFactors.as_view(), name="user-factors"),
+    path("events/export", people.EventExport.as_view(), name="events-export"),
     path("events", people.EventList.as_view(), name="events"),
     path("openapi.json", document.OpenAPI.as_view(), name="openapi"),
 ]

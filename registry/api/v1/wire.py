@@ -18,7 +18,6 @@ from registry.models import (
     DeliveryState,
     DirectUpload,
     Evaluation,
-    Event,
     Job,
     Repository,
     Signature,
