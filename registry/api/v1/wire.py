@@ -409,21 +409,6 @@ def delivery_body(delivery: Delivery) -> Row:
     }
 
 
-def event_body(event: Event) -> Row:
-    return {
-        "at": event.at,
-        "action": event.action,
-        "actor": event.actor,
-        "token": event.token_id,
-        "door": event.door,
-        "ip": event.ip,
-        "request_id": event.request_id,
-        "namespace": event.namespace.slug if event.namespace else None,
-        "target": event.target,
-        "data": event.data,
-    }
-
-
 def direct_upload_body(direct: DirectUpload) -> Row:
     upload = direct.upload
     said = direct.error_said

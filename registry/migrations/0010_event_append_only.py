@@ -26,6 +26,6 @@ DROP FUNCTION registry_event_is_append_only();
 
 
 class Migration(migrations.Migration):
-    dependencies = [("registry", "0008_webhook")]
+    dependencies = [("registry", "0009_direct_upload")]
 
     operations = [migrations.RunSQL(FORWARD, BACKWARD)]
