@@ -119,7 +119,6 @@ INSTALLED_APPS = [
     "allauth.account",
     "allauth.mfa",
     "allauth.socialaccount",
-    "allauth.socialaccount.providers.openid_connect",
     "allauth.usersessions",
 ]
 MIDDLEWARE = [
@@ -257,13 +256,10 @@ if OIDC_ISSUER and not OIDC_CLIENT_ID:
     raise BadSetting("MODELYARD_OIDC_CLIENT_ID", "is needed beside MODELYARD_OIDC_ISSUER")
 if OIDC_CLIENT_ID and not OIDC_ISSUER:
     raise BadSetting("MODELYARD_OIDC_ISSUER", "is needed beside MODELYARD_OIDC_CLIENT_ID")
-SOCIALACCOUNT_ADAPTER = "registry.web.openid.IdentityAdapter"
+SOCIALACCOUNT_ADAPTER = "registry.web.identity.IdentityAdapter"
 SOCIALACCOUNT_REAUTHENTICATION_REQUIRED = True
 SOCIALACCOUNT_EMAIL_AUTHENTICATION_AUTO_CONNECT = True
 SOCIALACCOUNT_REQUESTS_TIMEOUT = 5
-SOCIALACCOUNT_PROVIDERS = {
-    "openid_connect": {"provider_class": "registry.web.openid.OpenIDConnect"}
-}
 
 # --- What a browser may do with our pages -----------------------------------------------------
 SECURE_CONTENT_TYPE_NOSNIFF = True

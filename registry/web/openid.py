@@ -5,7 +5,6 @@ signature is always checked, the user's data must be of the same person, and not
 provider sends is waited for or read without bounds.
 """
 
-import hashlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,10 +13,8 @@ from urllib.parse import urlsplit
 
 import jwt
 import requests
-from allauth.account.models import EmailAddress
-from allauth.core.exceptions import ImmediateHttpResponse
-from allauth.socialaccount.adapter import DefaultSocialAccountAdapter
-from allauth.socialaccount.models import SocialAccount, SocialApp, SocialLogin
+from allauth.socialaccount.models import SocialApp, SocialLogin
+from allauth.socialaccount.providers import registry
 from allauth.socialaccount.providers.base.constants import AuthError
 from allauth.socialaccount.providers.oauth2.client import OAuth2Error
 from allauth.socialaccount.providers.oauth2.views import OAuth2CallbackView, OAuth2LoginView
@@ -26,14 +23,13 @@ from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOA
 from allauth.utils import build_absolute_uri
 from django.conf import settings
 from django.core.cache import cache
-from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
-from registry.errors import Denied, RegistryError, Unauthenticated, Unavailable
-from registry.models import User
-from registry.services import people, sign_ins
+from registry.errors import RegistryError, Unauthenticated, Unavailable
+from registry.services import sign_ins
 from registry.web.accounts import anonymous_of
+from registry.web.identity import provider_id
 from registry.web.views.errors import render_problem
 
 MAX_BYTES = 1 << 20
@@ -47,11 +43,6 @@ ALGORITHMS = [
 ]
 _LEEWAY_SECONDS = 60
 _NEEDED = ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri")
-
-
-def provider_id() -> str:
-    """Name the provider by its issuer: a `sub` means nothing to another one."""
-    return f"oidc-{hashlib.sha256(settings.OIDC_ISSUER.encode()).hexdigest()[:16]}"
 
 
 class BoundedSession(requests.Session):
@@ -213,6 +204,9 @@ class OpenIDConnect(OpenIDConnectProvider):
         return answer
 
 
+registry.register(OpenIDConnect)
+
+
 class GoView(OAuth2LoginView):
     """The way to the provider."""
 
@@ -231,91 +225,15 @@ class ComeBackView(OAuth2CallbackView):
         return state, refusal
 
 
-class IdentityAdapter(DefaultSocialAccountAdapter):
-    """What a provider's word does here: which accounts it opens, and which it makes."""
-
-    def list_apps(
-        self, _request: HttpRequest, provider: Any = None, client_id: Any = None
-    ) -> list[SocialApp]:
-        """Give the one provider of the settings; none is kept in a table."""
-        if not settings.OIDC_ISSUER or provider not in {None, "openid_connect", provider_id()}:
-            return []
-        if client_id not in {None, settings.OIDC_CLIENT_ID}:
-            return []
-        return [
-            SocialApp(
-                provider="openid_connect",
-                provider_id=provider_id(),
-                name=settings.OIDC_NAME,
-                client_id=settings.OIDC_CLIENT_ID,
-                secret=settings.OIDC_CLIENT_SECRET,
-                settings={
-                    "server_url": settings.OIDC_ISSUER.rstrip("/"),
-                    "oauth_pkce_enabled": True,
-                    "email_authentication": settings.OIDC_TRUST_EMAIL,
-                },
-            )
-        ]
-
-    def get_requests_session(self) -> requests.Session:
-        return BoundedSession()
-
-    def is_open_for_signup(self, request: HttpRequest, _sociallogin: SocialLogin) -> bool:
-        if not settings.OIDC_SIGNUP:
-            refusal = Denied(
-                "{provider} knows you, but no account here is linked to you; "
-                "ask an administrator for one, then link it under Settings, Identity.",
-                code="no_account",
-                provider=settings.OIDC_NAME,
-            )
-            sign_ins.note_refusal(actor=anonymous_of(request), reason="no account")
-            raise ImmediateHttpResponse(render_problem(request, refusal))
-        return True
-
-    def save_user(
-        self,
-        request: HttpRequest,
-        sociallogin: SocialLogin,
-        form: Any = None,  # noqa: ARG002
-    ) -> User:
-        """Make the account and its namespace through our service, and the link, in one go."""
-        said, claims = sociallogin.user, sociallogin.account.extra_data["userinfo"]
-        address = next(iter(sociallogin.email_addresses), None)
-        with transaction.atomic():
-            user = people.add_person_of_provider(
-                actor=anonymous_of(request),
-                # allauth drops a name that is taken or too long; ours is made to fit.
-                wanted=[claims.get(name, "") for name in ("preferred_username", "email", "name")],
-                email=address.email if address else "",
-            )
-            user.first_name, user.last_name = said.first_name[:150], said.last_name[:150]
-            sociallogin.user = user
-            sociallogin.save(request)
-        return user
-
-    def authenticate_by_email(self, sociallogin: SocialLogin) -> tuple[User, str] | None:
-        """Open the account whose address both sides have verified, for a provider we trust."""
-        if not settings.OIDC_TRUST_EMAIL:
-            return None
-        for said in sociallogin.email_addresses:
-            owners = EmailAddress.objects.filter(email__iexact=said.email, verified=True)
-            if said.verified and len(found := list(owners.select_related("user")[:2])) == 1:
-                return found[0].user, said.email
-        return None
-
-    def get_connect_redirect_url(self, request: HttpRequest, socialaccount: SocialAccount) -> str:  # noqa: ARG002
-        return reverse("socialaccount_connections")
-
-    def on_authentication_error(
-        self,
-        request: HttpRequest,
-        provider: Any,  # noqa: ARG002 - allauth's signature
-        error: Any = None,
-        exception: Exception | None = None,
-        extra_context: Any = None,  # noqa: ARG002 - as above
-    ) -> None:
-        """Answer with a page that says what to do; the log has what was wrong."""
-        raise ImmediateHttpResponse(refuse(request, error, exception))
+def answer(request: HttpRequest, view: type[GoView] | type[ComeBackView]) -> HttpResponse:
+    """Give the flow's answer; what it does not catch itself is a provider that is not there."""
+    try:
+        given: HttpResponse = view.adapter_view(OpenIDConnectAdapter(request, provider_id()))(
+            request
+        )
+    except (requests.RequestException, OAuth2Error) as error:
+        return refuse(request, AuthError.UNKNOWN, error)
+    return given
 
 
 def refuse(request: HttpRequest, error: Any, exception: Exception | None) -> HttpResponse:

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import requests
 from allauth.account.internal.flows.reauthentication import raise_if_reauthentication_required
-from allauth.socialaccount.providers.base.constants import AuthError, AuthProcess
-from allauth.socialaccount.providers.oauth2.client import OAuth2Error
+from allauth.socialaccount.providers.base.constants import AuthProcess
 from allauth.socialaccount.views import ConnectionsView
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -15,13 +13,6 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
 from registry.errors import NotFound
-from registry.web.openid import (
-    ComeBackView,
-    GoView,
-    OpenIDConnectAdapter,
-    provider_id,
-    refuse,
-)
 from registry.web.visitor import anybody
 
 
@@ -38,8 +29,10 @@ def go(request: HttpRequest) -> HttpResponse:
     _require_provider()
     if request.POST.get("process") == AuthProcess.CONNECT:
         raise_if_reauthentication_required(request, app="")
-    view = GoView.adapter_view(OpenIDConnectAdapter(request, provider_id()))
-    return _answered(request, view)
+    # The protocol's libraries take a while to load, and most installations have no provider.
+    from registry.web import openid  # noqa: PLC0415
+
+    return openid.answer(request, openid.GoView)
 
 
 @never_cache
@@ -48,18 +41,10 @@ def go(request: HttpRequest) -> HttpResponse:
 def come_back(request: HttpRequest) -> HttpResponse:
     """Take what the provider sent the browser back with, in the language it left in."""
     _require_provider()
+    from registry.web import openid  # noqa: PLC0415 - as in `go`
+
     with translation.override(_language_of(request)):
-        view = ComeBackView.adapter_view(OpenIDConnectAdapter(request, provider_id()))
-        return _answered(request, view)
-
-
-def _answered(request: HttpRequest, view: Any) -> HttpResponse:
-    """Give the flow's answer; what it does not catch itself is a provider that is not there."""
-    try:
-        answer: HttpResponse = view(request)
-    except (requests.RequestException, OAuth2Error) as error:
-        return refuse(request, AuthError.UNKNOWN, error)
-    return answer
+        return openid.answer(request, openid.ComeBackView)
 
 
 def _language_of(request: HttpRequest) -> str:
