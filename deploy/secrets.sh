@@ -26,3 +26,5 @@ keep secret-key "$(random)$(random)"
 keep admin-token "$(random)"
 keep database-url "postgresql://modelyard:$(cat "$folder/postgres-password")@postgres:5432/modelyard"
 keep redis-url "redis://:$(cat "$folder/redis-password")@redis:6379/0"
+# The identity provider gives this one: write it into the file.
+keep oidc-client-secret ""

@@ -76,8 +76,9 @@ class SignedInGuard:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response = self.get_response(request)
-        # Doors that never looked at the session pay for nothing here.
-        if request.session.accessed and request.session.session_key:
+        # Doors that never looked at the session, or have none, pay for nothing here.
+        session = getattr(request, "session", None)
+        if session is not None and session.accessed and session.session_key:
             _keep_seen(request)
         return response
 
