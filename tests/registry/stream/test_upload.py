@@ -30,10 +30,10 @@ def encoded(text):
     return base64.b64encode(text.encode()).decode()
 
 
-def begin(client, length, *, filename="weights.bin", **headers):
+def begin(client, length, *, filename="weights.bin", address="/api/v1/uploads", **headers):
     metadata = f"filename {encoded(filename)}"
     answer = client.post(
-        "/api/v1/uploads",
+        address,
         headers={**TUS, "Upload-Length": str(length), "Upload-Metadata": metadata, **headers},
     )
     assert answer.status_code == 201, answer.text
