@@ -20,6 +20,11 @@ class Cursor:
         self.size = size
         self.position = 0
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget, and not the file, came to its end."""
+        return self._budget < 0
+
     def take(self, count: int) -> bytes:
         self._require(count)
         offset = self.position - self._window_start

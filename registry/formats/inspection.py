@@ -1,21 +1,28 @@
 """Decides by the bytes what a file is, and lets the reader of that format check it."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import PurePosixPath
 
-from registry.errors import Text
-from registry.formats import gguf, npy
+from registry.errors import Invalid, Text
+from registry.formats import gguf, npy, programs
 from registry.formats.bounded_json import parse_json
 from registry.formats.facts import Facts, ReadRange, malformed
 from registry.formats.gguf import read_gguf
+from registry.formats.hdf5 import read_hdf5
 from registry.formats.npy import read_npy
 from registry.formats.onnx import read_onnx
 from registry.formats.pickles import LOADS_CODE, PEEK_BYTES, recognise_pickle
+from registry.formats.remote_code import find_remote_code, mentions_remote_code
 from registry.formats.safetensors import read_safetensors
-from registry.formats.zips import read_zip
+from registry.formats.tars import looks_like_tar, read_tar
+from registry.formats.zips import find_hidden_zip, read_zip
 
 # Goes up when a reader learns to see more, so that old blobs are looked at again.
-INSPECTOR = "headers-2"
+INSPECTOR = "headers-3"
 MAX_JSON_BYTES = 4 * 1024 * 1024
+# What a reader here understands to the end, and what it cannot harm: numbers and plain text.
+SAFE_FORMATS = frozenset({"safetensors", "onnx", "gguf", "npy", "npz", "parquet", "json", "text"})
 
 _PICKLED = frozenset(
     {
@@ -31,7 +38,7 @@ _PICKLED = frozenset(
     }
 )
 _ZIPPED = frozenset({"zip", "npz", "torch-zip", "torchscript", "pt2", "keras"})
-_TEXT = frozenset({"text", "opaque"})
+_TEXT = frozenset({"text", "opaque", "python"})
 # What may stand behind a name; endings that are not here promise nothing.
 _ENDINGS: dict[str, frozenset[str]] = {
     "safetensors": frozenset({"safetensors"}),
@@ -52,22 +59,16 @@ _ENDINGS: dict[str, frozenset[str]] = {
     ),
 }
 _MAY_HOLD_ANYTHING = frozenset({"ckpt", "bin", "model"})
-_ALWAYS_PICKLES = frozenset({"pkl", "pickle", "joblib"})
-_MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"PAR1", "parquet", ""),
-    (257, b"ustar", "tar", ""),
-    (0, b"\x89HDF\r\n\x1a\n", "hdf5", "An HDF5 file can carry Keras code; it is never loaded."),
-    (0, b"\x7fELF", "program", "A program or library; it is kept but never run."),
-    (0, b"MZ", "program", "A program or library; it is kept but never run."),
-    (0, b"\xcf\xfa\xed\xfe", "program", "A program or library; it is kept but never run."),
-)
+_ALWAYS_PICKLES = frozenset({"pkl", "pickle", "joblib", "dill"})
+_SAVED_MODEL = "A TensorFlow graph, whose operations can read and write files; it is never loaded."
+_BEHIND = "A zip archive hides behind other content. "
 
 
 def inspect(name: str, size_bytes: int, read: ReadRange) -> Facts:
     """Read the header of a file; raise Invalid when it is malformed or not what its name says."""
     ending = _ending(name)
     head = read(0, min(size_bytes, PEEK_BYTES))
-    facts = _by_bytes(ending, head, size_bytes, read)
+    facts = _by_bytes(name, head, size_bytes, read)
     if ending in _ALWAYS_PICKLES and facts.format in {"opaque", "text", "compressed"}:
         facts = Facts(format="pickle", executable=True, findings=(LOADS_CODE,))
     _check_extension(name, facts.format)
@@ -91,26 +92,52 @@ def _check_extension(name: str, kind: str) -> None:
     )
 
 
-def _by_bytes(ending: str, head: bytes, size: int, read: ReadRange) -> Facts:
+def _by_bytes(name: str, head: bytes, size: int, read: ReadRange) -> Facts:
     for is_it, reader in _READERS:
         if is_it(head, size):
             return reader(size, read)
-    known = recognise_pickle(head) or _by_magic(head, size)
+    known = recognise_pickle(head, size, read, name=name) or _by_magic(name, head, size)
     if known is not None:
         return known
     # These have no magic of their own: the name asks for the check.
+    ending = _ending(name)
     if ending in _ASKED_FOR:
         return _ASKED_FOR[ending](size, read)
-    return Facts(format="text" if _is_text(head, size) else "opaque")
+    facts = _unknown(name, head, size)
+    return _with_archive_behind(facts, size, read)
 
 
-def _by_magic(head: bytes, size: int) -> Facts | None:
+def _by_magic(name: str, head: bytes, size: int) -> Facts | None:
+    if head.startswith(b"#!"):
+        return programs.PYTHON if _ending(name) == "py" else programs.SCRIPT
     if _is_text(head, size):
         return None
-    for offset, magic, name, why in _MAGIC:
-        if head[offset : offset + len(magic)] == magic:
-            return Facts(format=name, executable=bool(why), findings=(why,) if why else ())
-    return None
+    if head.startswith(b"PAR1"):
+        return Facts(format="parquet")
+    return programs.recognise_program(head)
+
+
+def _unknown(name: str, head: bytes, size: int) -> Facts:
+    if _is_text(head, size):
+        if _ending(name) in {"py", "pyw"}:
+            return programs.PYTHON
+        return Facts(format="text", findings=find_remote_code(head))
+    if PurePosixPath(name).name == "saved_model.pb" or head.startswith(b"\x08\x01\x12"):
+        return Facts(format="saved-model", findings=(_SAVED_MODEL,))
+    return Facts(format="opaque")
+
+
+def _with_archive_behind(facts: Facts, size: int, read: ReadRange) -> Facts:
+    """Look at the end too: what opens zip files finds them from there, whatever stands before."""
+    base = find_hidden_zip(size, read)
+    if base is None:
+        return facts
+    try:
+        hidden = read_zip(size - base, lambda start, end: read(base + start, base + end))
+    except Invalid as refusal:
+        hidden = Facts(format="zip", executable=True, findings=(refusal.detail,))
+    found = tuple(_BEHIND + text for text in hidden.findings)
+    return replace(facts, executable=hidden.executable, findings=(*facts.findings, *found))
 
 
 def _looks_like_safetensors(head: bytes, size: int) -> bool:
@@ -126,10 +153,16 @@ def _read_json(size: int, read: ReadRange) -> Facts:
         head = read(0, 64).lstrip(b" \t\r\n\xef\xbb\xbf")
         if not head.startswith((b"{", b"[")):
             raise malformed("The JSON file does not begin with '{{' or '['.")
-        return Facts(format="json", findings=("Too large to be checked as a whole.",))
-    value = parse_json(read(0, size).removeprefix(b"\xef\xbb\xbf"), what=Text("The JSON file"))
+        return Facts(
+            format="json",
+            findings=("Too large to be checked as a whole.", *mentions_remote_code(size, read)),
+        )
+    raw = read(0, size)
+    value = parse_json(raw.removeprefix(b"\xef\xbb\xbf"), what=Text("The JSON file"))
     keys = sorted(key[:80] for key in value)[:100] if isinstance(value, dict) else []
-    return Facts(format="json", metadata={"keys": keys} if keys else {})
+    return Facts(
+        format="json", metadata={"keys": keys} if keys else {}, findings=find_remote_code(raw)
+    )
 
 
 def _is_text(head: bytes, size: int) -> bool:
@@ -151,6 +184,8 @@ def _ending(name: str) -> str:
 def _described(kind: str) -> Text:
     if kind == "opaque":
         return Text("of no known format")
+    if kind == "python":
+        return Text("Python source")
     return Text("plain text") if kind == "text" else Text("a {format} file", format=kind)
 
 
@@ -158,7 +193,9 @@ _READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[int, ReadRange], F
     (lambda head, _: head.startswith(gguf.MAGIC) and b"\0" in head[4:8], read_gguf),
     (lambda head, _: head.startswith(npy.MAGIC), read_npy),
     (lambda head, _: head.startswith((b"PK\x03\x04", b"PK\x05\x06")), read_zip),
+    (lambda head, _: head.startswith(b"\x89HDF\r\n\x1a\n"), read_hdf5),
     (_looks_like_safetensors, read_safetensors),
+    (looks_like_tar, read_tar),
 )
 _ASKED_FOR: dict[str, Callable[[int, ReadRange], Facts]] = {
     "safetensors": read_safetensors,

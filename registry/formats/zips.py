@@ -9,6 +9,7 @@ from registry.formats.facts import Facts, ReadRange, Tensor, Tensors, malformed,
 from registry.formats.npy import read_npy
 from registry.formats.paths import check_path
 from registry.formats.pickles import LOADS_CODE
+from registry.formats.tars import CODE_ENDINGS, NEVER_UNPACKED
 
 MAX_DIRECTORY_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES = 100_000
@@ -19,7 +20,6 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_CODE_ENDINGS = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".so", ".dll", ".class")
 
 
 class Entry(NamedTuple):
@@ -40,9 +40,25 @@ def read_zip(size: int, read: ReadRange) -> Facts:
     kind, why = _kind(names)
     if kind == "npz":
         return _read_npz(entries, size, read, findings)
-    if why:
-        findings = (why, *findings)
+    if why or kind == "zip":
+        findings = (why, *findings) if why else (*findings, NEVER_UNPACKED)
     return Facts(format=kind, metadata=metadata, executable=bool(why), findings=findings)
+
+
+def find_hidden_zip(size: int, read: ReadRange) -> int | None:
+    """Give where an archive begins that ends the file, whatever the file begins with."""
+    tail_start = max(0, size - 65_535 - _END.size)
+    tail = read(tail_start, size)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        return None
+    length: int
+    offset: int
+    *_, length, offset, comment_bytes = _END.unpack_from(tail, at)
+    if at + _END.size + comment_bytes != len(tail):
+        return None
+    # Its directory lies right before its end, and counts from its beginning.
+    return max(0, tail_start + at - length - offset)
 
 
 def list_entries(size: int, read: ReadRange) -> list[Entry]:
@@ -146,13 +162,17 @@ def _kind(names: list[str]) -> tuple[str, str]:
         found = "torchscript", "A TorchScript file is a program; it is kept but never loaded."
     elif not ends.isdisjoint({"archive_format", "serialized_exported_program.json"}):
         found = "pt2", "An exported program (.pt2) carries pickles; it is kept but never loaded."
+    elif "bytecode.pkl" in ends:
+        found = "torchscript", "A TorchScript file is a program; it is kept but never loaded."
     elif "data.pkl" in ends:
         found = "torch-zip", LOADS_CODE
-    elif {"config.json", "metadata.json", "model.weights.h5"} <= set(names):
+    elif {"config.json", "metadata.json"} <= set(names) and any(
+        name.startswith("model.weights.") for name in names
+    ):
         found = "keras", "A Keras file can carry Python code; it is kept but never loaded."
     elif names and all(name.endswith(".npy") for name in names):
         found = "npz", ""
-    elif risky := [name for name in names if name.lower().endswith(_CODE_ENDINGS)]:
+    elif risky := [name for name in names if name.lower().endswith(CODE_ENDINGS)]:
         found = "zip", f"The archive holds {risky[0][:80]}, which can run code as it is loaded."
     else:
         found = "zip", ""

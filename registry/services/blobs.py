@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from django.db import connection, transaction
 
 from registry.errors import Invalid, NotFound, Unavailable, unpack
-from registry.formats import INSPECTOR, Facts, inspect
+from registry.formats import INSPECTOR, SAFE_FORMATS, Facts, inspect
 from registry.models import Actor, Artifact, Blob, DirectUpload, Inspection, Upload, Verdict
 from registry.services.texts import invalid_field
 from registry.storage import Stored, default_storage
@@ -130,7 +130,7 @@ def inspection_of(artifact: Artifact) -> Inspection | None:
 def _verdict(facts: Facts) -> str:
     if facts.executable:
         return Verdict.QUARANTINED
-    return Verdict.OPAQUE if facts.format == "opaque" else Verdict.SAFE
+    return Verdict.SAFE if facts.format in SAFE_FORMATS else Verdict.OPAQUE
 
 
 def find_readable_blob(actor: Actor, sha256: str) -> Blob:

@@ -49,6 +49,8 @@ from registry.storage import default_storage
 CARD_PATH = "README.md"
 CONFIG_PATH = "config.json"
 MAX_FILES = 10_000
+# What describes a dataset and holds none of its rows.
+_BESIDE_DATA = (".md", "license", "license.txt", "notice", "dataset.json", "config.json")
 _CARD_BYTES = 1 << 20
 _CONFIG_BYTES = 1 << 20
 _CARD_SEARCHED_CHARACTERS = 20_000
@@ -223,7 +225,7 @@ def _gather(kind: str, files: Mapping[str, Blob]) -> _Facts:
     card = None
     if CARD_PATH in files:
         card = parse_card(_read_text(files[CARD_PATH], _CARD_BYTES))
-    state, reason = _judge(inspections)
+    state, reason = _judge(kind, inspections)
     return _Facts(
         formats=formats,
         signature=_signature(config, inspections),
@@ -236,10 +238,10 @@ def _gather(kind: str, files: Mapping[str, Blob]) -> _Facts:
     )
 
 
-def _judge(inspections: Mapping[str, Inspection]) -> tuple[str, str]:
+def _judge(kind: str, inspections: Mapping[str, Inspection]) -> tuple[str, str]:
     """Quarantine a version only when it has executable files and none that runs without them."""
     held = sorted(path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED)
-    if held and not any(row.format in RUNNABLE for row in inspections.values()):
+    if held and not any(_is_usable(kind, path, row) for path, row in inspections.items()):
         return VersionState.QUARANTINED, (
             f"{held[0]} can execute code when it is loaded, and there is no safetensors or ONNX "
             "file beside it; it can be downloaded, not run."
@@ -251,7 +253,14 @@ def judge_version(version: Version) -> lifecycle.Verdict:
     """Say where the files of a version put it, as the present readers see them."""
     artifacts = Artifact.objects.filter(revision_id=version.revision_id).select_related("blob")
     inspections = {row.path: inspect_blob(row.path, row.blob) for row in artifacts}
-    return lifecycle.Verdict(*_judge(inspections))
+    return lifecycle.Verdict(*_judge(version.repository.kind, inspections))
+
+
+def _is_usable(kind: str, path: str, inspection: Inspection) -> bool:
+    """Tell weights that run, or rows of a dataset, from what only stands beside them."""
+    if kind == Kind.MODEL:
+        return inspection.format in RUNNABLE
+    return inspection.verdict == Verdict.SAFE and not path.lower().endswith(_BESIDE_DATA)
 
 
 def _count_parameters(inspections: Mapping[str, Inspection]) -> int | None:

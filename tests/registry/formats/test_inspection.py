@@ -81,7 +81,7 @@ def test_honest_files(name, kind):
         ("fields.npy", samples.npy([("a", "<f4"), ("b", "|O")], (1,), b""), "npy"),
         ("objects.npz", samples.zipped({"a.npy": samples.npy("|O", (1,), b"x" * 9)}), "npz"),
         ("archive.zip", samples.zipped({"inner/model.pkl": b""}), "zip"),
-        ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(8), "hdf5"),
+        ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(8) + b"model_config", "hdf5"),
         ("library.so", b"\x7fELF" + bytes(20), "program"),
     ],
 )

@@ -18,6 +18,7 @@ from tests.factories import (
     make_version,
     safetensors_bytes,
 )
+from tests.registry.formats.samples import zipped
 
 pytestmark = pytest.mark.django_db
 
@@ -116,6 +117,20 @@ def test_a_pickle_is_quarantined_unless_something_safe_stands_beside_it(alice, m
     )
     assert beside.state == VersionState.READY
     versions.require_runnable(beside)
+
+
+def test_a_dataset_stays_usable_beside_a_script_that_made_it(alice):
+    dataset = make_model(alice, "rows", kind="dataset")
+    script = {"make.sh": b"#!/bin/sh\nrm -rf /\n", "README.md": b"# Rows\n"}
+    assert make_version(alice, dataset, {**script, "a.csv": b"x\n1\n"}).state == "ready"
+    assert make_version(alice, dataset, script).state == VersionState.QUARANTINED
+
+
+def test_what_no_reader_understands_is_opaque(alice, model):
+    version = make_version(alice, model, {"a.zip": zipped({"a.txt": b"x"}), "m.py": b"import x\n"})
+    files = version.revision.artifacts.select_related("blob")
+    assert {blobs.inspection_of(file).verdict for file in files} == {"opaque"}
+    assert all(blobs.inspection_of(file).findings for file in files)
 
 
 def test_opaque_files_are_kept_but_cannot_run(alice, model):

@@ -1,0 +1,27 @@
+"""Tells an HDF5 file of plain numbers from one that may carry a Keras model, and so its code."""
+
+from registry.formats.facts import Facts, ReadRange
+
+MAX_SCANNED_BYTES = 64 * 1024 * 1024
+_BLOCK_BYTES = 1024 * 1024
+# The attribute that holds a Keras model's layers; a layer may be a function, stored as byte code.
+_MODEL = b"model_config"
+_CARRIES_CODE = "HDF5 with a Keras model can carry Python code; it is kept but never loaded."
+_TOO_LARGE = "An HDF5 file too large to be looked through; it may carry Keras code."
+_NUMBERS = "An HDF5 file without a Keras model; it is kept as it is and not read here."
+
+
+def read_hdf5(size: int, read: ReadRange) -> Facts:
+    if _mentions_model(min(size, MAX_SCANNED_BYTES), read):
+        return Facts(format="hdf5", executable=True, findings=(_CARRIES_CODE,))
+    if size > MAX_SCANNED_BYTES:
+        return Facts(format="hdf5", executable=True, findings=(_TOO_LARGE,))
+    return Facts(format="hdf5", findings=(_NUMBERS,))
+
+
+def _mentions_model(size: int, read: ReadRange) -> bool:
+    overlap = len(_MODEL) - 1
+    for start in range(0, size, _BLOCK_BYTES):
+        if _MODEL in read(start, min(size, start + _BLOCK_BYTES + overlap)):
+            return True
+    return False

@@ -1,0 +1,99 @@
+"""Reads the names in a tar file; nothing is unpacked."""
+
+from registry.errors import Invalid
+from registry.formats.facts import Facts, ReadRange, malformed, plain
+from registry.formats.paths import check_path
+from registry.formats.pickles import LOADS_CODE
+
+BLOCK_BYTES = 512
+# Each costs a read of the storage, which may be far away.
+MAX_ENTRIES = 1000
+NEVER_UNPACKED = "An archive; it is kept as it is and never unpacked here."
+CODE_ENDINGS = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".so", ".dll", ".class")
+_CHECKSUM = slice(148, 156)
+_LINKS = frozenset({b"1", b"2"})
+# Headers that only say more about the one that follows: long names and the like.
+_ABOUT_THE_NEXT = frozenset({b"L", b"K", b"x", b"g"})
+# The oldest files of torch.save: each of these entries is a pickle.
+_TORCH_ENTRIES = frozenset({"sys_info", "pickle", "storages", "tensors"})
+
+
+def looks_like_tar(head: bytes, _size: int) -> bool:
+    """Tell a tar file by the checksum of its first header: the oldest ones have no magic."""
+    block = head[:BLOCK_BYTES]
+    if len(block) < BLOCK_BYTES or not block[0]:
+        return False
+    claimed = _octal(block[_CHECKSUM])
+    return claimed is not None and claimed == _sum(block)
+
+
+def read_tar(size: int, read: ReadRange) -> Facts:
+    names: list[str] = []
+    findings = [NEVER_UNPACKED]
+    position = 0
+    while position + BLOCK_BYTES <= size and len(names) < MAX_ENTRIES:
+        block = read(position, position + BLOCK_BYTES)
+        if not block.strip(b"\0"):
+            break
+        if _octal(block[_CHECKSUM]) != _sum(block):
+            raise malformed(
+                "The tar file has a broken header at byte {position}.", position=position
+            )
+        length = _length(block[124:136])
+        if length is None or position + BLOCK_BYTES + length > size:
+            raise malformed("The tar file is cut short after byte {position}.", position=position)
+        kind = block[156:157]
+        if kind not in _ABOUT_THE_NEXT:
+            names.append(_name(block))
+        if kind in _LINKS and len(findings) < 3:
+            findings.append(f"The archive holds a link, {names[-1][:80]!r}.")
+        position += BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
+    if len(names) == MAX_ENTRIES:
+        findings.append(f"Only the first {MAX_ENTRIES} entries were looked at.")
+    return _judge(names, findings)
+
+
+def _judge(names: list[str], findings: list[str]) -> Facts:
+    escape = _escape(names)
+    if escape:
+        findings.append(f"An entry would land elsewhere when unpacked: {escape}")
+    metadata = {"entries_count": len(names)}
+    if len(_TORCH_ENTRIES & set(names)) >= 2 and "pickle" in names:
+        return Facts(
+            format="torch-legacy", executable=True, metadata=metadata, findings=(LOADS_CODE,)
+        )
+    risky = next((name for name in names if name.lower().endswith(CODE_ENDINGS)), "")
+    if risky:
+        findings.append(f"The archive holds {risky[:80]}, which can run code as it is loaded.")
+    return Facts(format="tar", executable=bool(risky), metadata=metadata, findings=tuple(findings))
+
+
+def _escape(names: list[str]) -> str:
+    for name in names:
+        try:
+            check_path(name.removeprefix("./").rstrip("/") or "file")
+        except Invalid as refusal:
+            return refusal.detail
+    return ""
+
+
+def _name(block: bytes) -> str:
+    name = block[:100].partition(b"\0")[0]
+    prefix = block[345:500].partition(b"\0")[0] if block[257:262] == b"ustar" else b""
+    return plain(b"/".join(part for part in (prefix, name) if part))
+
+
+def _sum(block: bytes) -> int:
+    return sum(block) - sum(block[_CHECKSUM]) + 8 * 32
+
+
+def _octal(field: bytes) -> int | None:
+    text = field.strip(b"\0 ")
+    return int(text, 8) if text and not text.strip(b"01234567") else None
+
+
+def _length(field: bytes) -> int | None:
+    """Read a length: octal, or binary where the first bit is set."""
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    return _octal(field) if field.strip(b"\0 ") else 0

@@ -1,0 +1,253 @@
+"""Every way to wrap code that runs when a file is loaded, and the honest files that look alike."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import pickletools
+import random
+import struct
+import tarfile
+import zlib
+
+import pytest
+
+from registry.formats import SAFE_FORMATS, inspect
+from registry.formats.opcodes import walk_pickle
+from tests.registry.formats import samples
+
+
+def look(name, data):
+    return inspect(name, len(data), lambda start, end: data[start:end])
+
+
+def walk(data):
+    return walk_pickle(len(data), lambda start, end: data[start:end])
+
+
+def tarred(entries, *, form=tarfile.USTAR_FORMAT):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, data in entries.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def lz4_frame(data, *, stored=False):
+    """Write a frame of one block: stored, or literals alone, which is valid LZ4 too."""
+    header = b"\x04\x22\x4d\x18" + b"\x40\x40\xc0"
+    if stored:
+        return header + struct.pack("<I", len(data) | 1 << 31) + data + bytes(4)
+    count = len(data)
+    block = bytes([min(count, 15) << 4])
+    if count >= 15:
+        block += b"\xff" * ((count - 15) // 255) + bytes([(count - 15) % 255])
+    block += data
+    return header + struct.pack("<I", len(block)) + block + bytes(4)
+
+
+def after_padding(length, payload):
+    """Put a text before the call, so that the first window shows nothing."""
+    return b"X" + struct.pack("<I", length) + b"a" * length + b"0" + payload
+
+
+GLOBAL_CALL = b"cos\nsystem\n(S'true'\ntR."
+RUNS = {
+    "no mark, no end": ("unnamed", GLOBAL_CALL[:-1], "pickle"),
+    "garbage after the call": ("weights.bin", GLOBAL_CALL[:-1] + b"\xff\xff", "pickle"),
+    "something popped first": ("weights.bin", b"N0" + GLOBAL_CALL, "pickle"),
+    "protocol 0 by its mark": ("weights.bin", b"\x80\0" + GLOBAL_CALL, "pickle"),
+    "an instance": ("weights.bin", b"(S'true'\nios\nsystem\n.", "pickle"),
+    "an object": ("weights.bin", b"(cos\nsystem\nS'true'\no.", "pickle"),
+    "a new object": ("weights.bin", b"cos\nsystem\n)\x81.", "pickle"),
+    "a state": ("weights.bin", b"ccollections\nOrderedDict\n)R}b.", "pickle"),
+    "hexadecimal numbers": ("weights.bin", b"I0x10\n0" + GLOBAL_CALL, "pickle"),
+    "a name put together": ("weights.bin", b"\x8c\x02os\x8c\x06system\x93(S'true'\ntR.", "pickle"),
+    "an extension": ("weights.bin", b"\x82\x01(S'true'\ntR.", "pickle"),
+    "behind a long text": ("weights.bin", after_padding(300_000, GLOBAL_CALL), "pickle"),
+    "behind many steps": ("weights.bin", b"N0" * 30_000 + GLOBAL_CALL, "pickle"),
+    "inside a pickle": ("x.pkl", pickle.dumps(samples.exploit(2)), "pickle"),
+    "gzip": ("a.gz", gzip.compress(GLOBAL_CALL), "pickle"),
+    "gzip of gzip": ("a.gz", gzip.compress(gzip.compress(samples.exploit())), "pickle"),
+    "bz2 of xz": ("a.bz2", bz2.compress(lzma.compress(samples.exploit())), "pickle"),
+    "compressed beyond count": (
+        "a.gz",
+        gzip.compress(gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"x"))))),
+        "compressed",
+    ),
+    "gzip, behind a long text": (
+        "a.gz",
+        gzip.compress(after_padding(300_000, GLOBAL_CALL)),
+        "pickle",
+    ),
+    "zlib of a small window": (
+        "a.z",
+        zlib.compress(samples.exploit(), wbits=9),
+        "pickle",
+    ),
+    "lz4": ("a.lz4", lz4_frame(samples.exploit()), "pickle"),
+    "lz4, stored": ("a.lz4", lz4_frame(samples.exploit(0), stored=True), "pickle"),
+    "zstd": ("model.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "compressed"),
+    "zstd by a pickle's name": ("model.pkl.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "compressed"),
+    "rar": ("model.rar", b"Rar!\x1a\x07\x01\0", "compressed"),
+    "old joblib": ("m.joblib", b"ZF0x1a               " + zlib.compress(b"x"), "joblib"),
+    "torch in a tar": (
+        "old.pt",
+        tarred(dict.fromkeys(("sys_info", "pickle", "storages", "tensors"), b"x")),
+        "torch-legacy",
+    ),
+    "a tar of pickles": ("a.tar", tarred({"a/model.pkl": b"x"}), "tar"),
+    "a tar without magic": (
+        "old",
+        tarred({"pickle": b"", "storages": b""}).replace(b"ustar\x0000", bytes(8)),
+        None,
+    ),
+    "torch for phones": ("m.ptl", samples.zipped({"m/bytecode.pkl": b""}), "torchscript"),
+    "torch for phones, flat": ("m.ff", b"\x18\0\0\0PTMF" + bytes(30), "torchscript"),
+    "keras": (
+        "m.keras",
+        samples.zipped({"config.json": b"", "metadata.json": b"", "model.weights.json": b""}),
+        "keras",
+    ),
+    "a large HDF5": ("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(3 << 20) + b"model_config", "hdf5"),
+    "elf": ("run", b"\x7fELF" + bytes(20), "program"),
+    "windows": ("run.exe", b"MZ\x90\0" + bytes(20), "program"),
+    "mac": ("run", b"\xcf\xfa\xed\xfe" + bytes(20), "program"),
+    "mac, 32 bits": ("run", b"\xfe\xed\xfa\xce" + bytes(20), "program"),
+    "java": ("Run.class", b"\xca\xfe\xba\xbe\0\0\0\x34" + bytes(20), "program"),
+    "web assembly": ("run.wasm", b"\0asm\x01\0\0\0", "program"),
+    "a library of objects": ("lib.a", b"!<arch>\n\0\xff" + bytes(20), "program"),
+    "compiled python": ("m.pyc", b"\xa7\r\r\n" + bytes(12) + b"\xe3" + bytes(9), "program"),
+    "a script": ("run.sh", b"#!/bin/sh\nrm -rf /\n", "program"),
+    "a script without a name": ("run", b"#!/usr/bin/env python3\nimport os\n", "program"),
+    "a zip behind noise": (
+        "m.dat",
+        b"\x01\x02\x03" * 40 + samples.zipped({"m/data.pkl": b"", "m/version": b"3"}),
+        "opaque",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_runs_code_is_seen(name):
+    path, data, kind = RUNS[name]
+    if kind is None:
+        data = without_magic(data)
+        kind = "torch-legacy"
+    facts = look(path, data)
+    assert (facts.format, facts.executable) == (kind, True)
+    assert facts.findings
+
+
+def without_magic(data):
+    """Write the checksums again after the magic was taken out."""
+    fixed = bytearray(data)
+    for start in range(0, len(fixed), 512):
+        block = fixed[start : start + 512]
+        if block.strip(b"\0"):
+            block[148:156] = b" " * 8
+            fixed[start + 148 : start + 156] = b"%06o\0 " % sum(block)
+    return bytes(fixed)
+
+
+HARMLESS = {
+    "words, one a line": ("words.txt", b"cat\ndog\nemu\nfox\n" * 200, "text"),
+    "sentences": ("notes", b"cats are nice\nand soft\n(or so)\ntR.\n", "text"),
+    "capital letters": ("notes", b"I like cats\nNobody likes Rats.\n", "text"),
+    "a table in gzip": ("t.csv.gz", gzip.compress(b"text,label\nhello,1\n" * 9000), "compressed"),
+    "a table in gzip that begins with X": (
+        "t.gz",
+        gzip.compress(b"Xylo,1\n" * 90_000),
+        "compressed",
+    ),
+    "rows in zstd": ("t.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "compressed"),
+    "a tar of texts": ("a.tar", tarred({"a/one.txt": b"x", "b/" + "n" * 90: b"y"}), "tar"),
+    "a tar with long names": (
+        "a.tar",
+        tarred({"d/" * 60 + "one.txt": b"x"}, form=tarfile.GNU_FORMAT),
+        "tar",
+    ),
+    "an HDF5 of numbers": ("m.h5", b"\x89HDF\r\n\x1a\n" + bytes(3 << 20), "hdf5"),
+    "python": ("modeling.py", b"import torch\n", "python"),
+    "python with its program": ("train.py", b"#!/usr/bin/env python\nimport torch\n", "python"),
+    "a graph of TensorFlow": ("saved_model.pb", b"\x08\x01\x12\x05hello\xff", "saved-model"),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_runs_nothing_is_no_pickle(name):
+    path, data, kind = HARMLESS[name]
+    facts = look(path, data)
+    assert (facts.format, facts.executable) == (kind, False)
+    if kind not in SAFE_FORMATS:
+        assert facts.findings
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sign"),
+    [
+        ("config.json", b'{"auto_map": {"AutoModel": "modeling.Mine"}}', "auto_map"),
+        ("tokenizer_config.json", b'{"a": {"auto_map": ["x", null]}}', "auto_map"),
+        ("big.json", b'{"a": "' + b"x" * (5 << 20) + b'", "auto_map": 1}', "auto_map"),
+        ("model.json", b'{"class_name": "Lambda"}', "Lambda"),
+        ("conf.yaml", b"a: !!python/object/apply:os.system ['id']\n", "Python objects"),
+        ("object.json", b'{"py/reduce": []}', "jsonpickle"),
+    ],
+)
+def test_texts_that_ask_for_code_say_so(name, data, sign):
+    facts = look(name, data)
+    assert any(sign in finding for finding in facts.findings)
+    assert not facts.executable
+
+
+def test_archives_say_that_they_are_never_unpacked():
+    for data in (samples.zipped({"a.txt": b"x"}), tarred({"a.txt": b"x"})):
+        assert "never unpacked" in look("a", data).findings[0]
+    linked = io.BytesIO()
+    with tarfile.open(fileobj=linked, mode="w") as archive:
+        link = tarfile.TarInfo("a")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("../../b"))
+    findings = " ".join(look("a.tar", linked.getvalue()).findings)
+    assert "holds a link" in findings
+    assert "would land elsewhere" in findings
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_the_walk_names_what_a_pickle_imports(protocol):
+    data = pickle.dumps([samples.Exploit(), {1: 2.5, "a": (b"x", None, True)}, 2**70], protocol)
+    walked = walk(data)
+    assert walked.whole
+    assert walked.imports[0] in {"__builtin__.print", "builtins.print"}
+    assert walked.calls_count >= 1
+    assert walked.position == len(data)
+
+
+def test_the_walk_agrees_with_the_machine_on_honest_pickles():
+    chooser = random.Random(7)
+    values = [chooser.choice([None, 1, -5, "text", b"bytes", 1.5, [], {}]) for _ in range(50)]
+    for protocol in range(6):
+        data = pickle.dumps(
+            [values, tuple(values), {str(i): v for i, v in enumerate(values)}], protocol
+        )
+        walked = walk(data)
+        assert walked.whole
+        assert walked.steps_count == sum(1 for _ in pickletools.genops(data))
+
+
+def test_the_walk_is_bounded():
+    for data in (b"N" * 200_000, b"(" * 200_000, b"V" + b"x" * 9000, b"X" + b"\xff" * 90):
+        walked = walk(data)
+        assert walked.steps_count <= 20_000
+        assert not walked.imports
+
+
+def test_a_hidden_archive_that_cannot_be_read_may_be_anything():
+    data = b"\x01\x02" * 50 + b"PK\x05\x06" + bytes(4) + b"\x09\0\x09\0" + bytes(10)
+    assert look("m.dat", data).executable
+    assert json.dumps(look("m.dat", data).to_json())
