@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 RUN_JOB = "workers.run_job"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 CHECK_UPLOADS = "workers.check_uploads"
+SCREEN = "workers.screen"
 DEFAULT_QUEUE = "default"
 # Served by workers that may reach the outside; no job ever runs on it.
 WEBHOOK_QUEUE = "webhooks"
@@ -75,6 +76,12 @@ def wake_couriers() -> bool:
 def wake_checks() -> bool:
     """Tell a worker that a client has put something into the bucket; beat does now and then too."""
     return _send(CHECK_UPLOADS, DEFAULT_QUEUE, [], "the wake-up for an upload")
+
+
+def wake_screening(version_id: int) -> bool:
+    """Tell the workers that a version's files wait for the sandbox."""
+    what = f"the wake-up for version {version_id}"
+    return _send(SCREEN, DEFAULT_QUEUE, [str(version_id)], what)
 
 
 def _send(task: str, queue: str, arguments: Sequence[str], what: str) -> bool:

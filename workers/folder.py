@@ -18,8 +18,10 @@ from typing import Any
 
 from django.conf import settings
 
-from registry.models import Artifact, Job, Version
+from registry.models import Artifact, Job, Verdict, Version
+from registry.services.blobs import inspect_blob
 from registry.storage import Storage
+from workers import sandbox
 
 # Inputs up to this size are copied. A hard link would be the stored blob itself, and the process,
 # which runs as the same user, could make it writable. Beyond, a copy costs too much time and disk;
@@ -41,12 +43,18 @@ class JobFolder:
         self.out = self.path / "out"
         self.checkpoints = self.root / "checkpoints"
 
+    @property
+    def writable(self) -> tuple[Path, ...]:
+        """Where the process may write; its inputs, and what it is asked to do, it only reads."""
+        return self.out, self.path / "tmp", self.checkpoints
+
     def make(self) -> None:
         """Make the folder afresh; what earlier attempts left, but checkpoints, goes."""
         for old in self.root.glob("attempt-*"):
             shutil.rmtree(old)
-        for new in (self.path, self.out, self.path / "tmp", self.checkpoints):
+        for new in (self.path, *self.writable):
             new.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sandbox.hand_over(self.path, [self.path, *self.writable])
 
     def lay_out(
         self,
@@ -58,8 +66,7 @@ class JobFolder:
         for role, version in inputs.items():
             folder = self.path / "inputs" / role
             folder.mkdir(parents=True)
-            artifacts = Artifact.objects.filter(revision=version.revision_id)
-            for path, sha256 in artifacts.values_list("path", "blob__sha256"):
+            for path, sha256 in _files_of(version).items():
                 go_on()
                 _place(storage, sha256, folder / path)
 
@@ -72,6 +79,21 @@ class JobFolder:
         """Remove the attempt; with nothing worth keeping, the job's whole folder."""
         kept = keep_checkpoints and self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
         shutil.rmtree(self.path if kept else self.root, ignore_errors=True)
+
+
+def _files_of(version: Version) -> dict[str, str]:
+    """Map the paths of what a job may open to digests: what was converted instead of what can run.
+
+    A file that can run code never reaches a job.
+    """
+    artifacts = Artifact.objects.filter(revision=version.revision_id).select_related("blob")
+    files = {
+        artifact.path: artifact.blob.sha256
+        for artifact in artifacts
+        if inspect_blob(artifact.path, artifact.blob).verdict != Verdict.QUARANTINED
+    }
+    converted = version.derivatives.converted().values_list("path", "blob__sha256")
+    return {**dict(converted), **files}
 
 
 def _place(storage: Storage, sha256: str, target: Path) -> None:

@@ -223,6 +223,8 @@ class _Attempt:
         return sandbox.start(
             COMMAND,
             folder=self.folder.path,
+            writable=self.folder.writable,
+            gpu=self.place.gpu is not None,
             environment=sandbox.clean_environment(
                 self.folder.path, threads=self.place.threads, gpu=self.place.gpu
             ),

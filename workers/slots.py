@@ -18,6 +18,7 @@ from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
 from registry.services import jobs, workers
+from workers import sandbox
 from workers.devices import probe_devices, usable_cores
 from workers.runner import Place, run_claimed
 
@@ -79,7 +80,12 @@ class Slots:
             slot.start()
         while True:
             try:
-                workers.register_worker(name=self.name, queues=self._served, devices=devices)
+                workers.register_worker(
+                    name=self.name,
+                    queues=self._served,
+                    devices=devices,
+                    sandbox=sandbox.probe().to_json(),
+                )
                 if jobs.requeue_expired() + jobs.leave_gpu_queue():
                     self.wake()
             except DatabaseError as error:

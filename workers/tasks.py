@@ -6,7 +6,7 @@ from typing import Any
 from celery import shared_task
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
-from registry.queue import WEBHOOK_QUEUE
+from registry.queue import DEFAULT_QUEUE, WEBHOOK_QUEUE
 from registry.services.collection import collect_garbage
 from registry.services.direct import check_received
 from registry.services.sign_ins import forget_sessions
@@ -17,16 +17,18 @@ from registry.services.workers import forget_workers
 from workers.courier import Couriers
 from workers.folder import prune_folders
 from workers.runner import GRACE_SECONDS
+from workers.screening import Screener
 from workers.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 _slots: list[Slots] = []
 _couriers: list[Couriers] = []
+_screeners: list[Screener] = []
 
 
-def _threads() -> list[Slots | Couriers]:
-    return [*_slots, *_couriers]
+def _threads() -> list[Slots | Couriers | Screener]:
+    return [*_slots, *_couriers, *_screeners]
 
 
 @worker_ready.connect
@@ -38,6 +40,10 @@ def _begin(sender: Any, **_: object) -> None:
     slots = Slots(queues, count=sender.controller.concurrency)
     _slots.append(slots)
     slots.start()
+    if DEFAULT_QUEUE in queues:
+        screener = Screener()
+        _screeners.append(screener)
+        screener.start()
 
 
 @worker_shutting_down.connect
@@ -71,6 +77,13 @@ def deliver_webhooks() -> None:
 def check_uploads() -> None:
     """Hash and move what clients have put into the bucket themselves."""
     check_received()
+
+
+@shared_task(name="workers.screen")
+def screen(version_id: str) -> None:  # noqa: ARG001 - which version it is the table decides
+    """Look for versions with files that can run code."""
+    for screener in _screeners:
+        screener.wake()
 
 
 @shared_task(name="workers.clean_up")

@@ -1,7 +1,7 @@
 """What operators and their machines look at: liveness, readiness part by part, numbers."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -43,7 +43,9 @@ def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001 - Django's sig
         "broker": _check("broker", _ask_broker, required=False),
     }
     if parts["database"]["ok"]:
-        parts["workers"] = _describe_workers()
+        workers = _live_workers()
+        parts["workers"] = _describe_workers(workers)
+        parts["sandbox"] = _describe_sandbox(workers)
     down = any(part["required"] and not part["ok"] for part in parts.values())
     worse = any(not part["ok"] for part in parts.values())
     status = "unavailable" if down else "degraded" if worse else "ready"
@@ -82,13 +84,31 @@ def _live_workers() -> list[Worker]:
     return list(Worker.objects.filter(seen_at__gt=since))
 
 
-def _describe_workers() -> dict[str, Any]:
-    workers = _live_workers()
+def _describe_workers(workers: Sequence[Worker]) -> dict[str, Any]:
     queues = sorted({queue for worker in workers for queue in worker.queues})
     return {
         "ok": bool(workers),
         "required": False,
         "detail": f"{len(workers)} alive, serving {', '.join(queues)}" if workers else "none alive",
+    }
+
+
+def _describe_sandbox(workers: Sequence[Worker]) -> dict[str, Any]:
+    """Name the level in force; below the required one, files that can run code are refused."""
+    said = [worker.sandbox for worker in workers if worker.sandbox]
+    enough = [one for one in said if one["level"] != "insufficient"]
+    details = {
+        f"{one['level']}: Landlock {one['landlock']}, seccomp"
+        + (", own user" if one["user"] else "")
+        + (", own network" if one["network"] else "")
+        for one in enough
+    }
+    lacking = {f"insufficient: lacks {one['lacks']}" for one in said if one not in enough}
+    return {
+        # Where no worker is alive, that part says so already.
+        "ok": bool(enough) or not said,
+        "required": False,
+        "detail": "; ".join(sorted(details or lacking)) or "no worker says",
     }
 
 

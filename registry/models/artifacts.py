@@ -130,15 +130,30 @@ class Inspection(models.Model):
         return f"{self.format}: {self.verdict}"
 
 
+class Purpose(models.TextChoices):
+    """What a derivative is for."""
+
+    CONVERTED = "converted"
+
+
+class DerivativeQuerySet(models.QuerySet["Derivative"]):
+    def converted(self) -> Self:
+        return self.filter(purpose=Purpose.CONVERTED)
+
+
 class Derivative(models.Model):
     """A file made from a version (converted, compiled, tuned), beside its frozen manifest."""
 
     version = models.ForeignKey(Version, on_delete=models.CASCADE, related_name="derivatives")
-    purpose = models.CharField(max_length=32)
+    purpose = models.CharField(max_length=32, choices=Purpose)
+    # The path of the file that it was made of.
+    source_path = models.CharField(max_length=1024, blank=True)
     toolchain = models.CharField(max_length=200)
     path = models.CharField(max_length=1024)
     blob = models.ForeignKey(Blob, on_delete=models.PROTECT, related_name="derivatives")
     created_at = models.DateTimeField(default=timezone.now)
+
+    objects = DerivativeQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -149,6 +164,50 @@ class Derivative(models.Model):
 
     def __str__(self) -> str:
         return f"{self.purpose} of {self.version_id}"
+
+
+class Screening(models.Model):
+    """What the sandbox is to do, or did, for a version with files that can run code.
+
+    The row is the truth, as a job's is: a message only wakes a worker, and a lease that ran out
+    lets another one begin again.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        RUNNING = "running"
+        DONE = "done"
+        # No worker here can contain such files; one that can takes it up again.
+        REFUSED = "refused"
+
+    version = models.OneToOneField(Version, on_delete=models.CASCADE, related_name="screening")
+    state = models.CharField(max_length=8, choices=State, default=State.WAITING)
+    # Whether files are to be converted, or only looked into.
+    converts = models.BooleanField(default=False)
+    attempts_count = models.PositiveIntegerField(default=0)
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+    # What could not be converted, and why: {path: reason}.
+    reasons = models.JSONField(default=dict)
+    created_at = models.DateTimeField(default=timezone.now)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state__in=["waiting", "running", "done", "refused"]),
+                name="screening_state_known",
+            )
+        ]
+        indexes = [
+            models.Index(
+                fields=["created_at"],
+                condition=~Q(state="done"),
+                name="screening_open",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version_id}: {self.state}"
 
 
 class UploadQuerySet(models.QuerySet["Upload"]):

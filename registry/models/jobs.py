@@ -162,6 +162,8 @@ class Worker(models.Model):
     name = models.CharField(max_length=200, unique=True)
     queues = models.JSONField(default=list)
     devices = models.JSONField(default=list)
+    # How far it can contain files that run code: {level, landlock, seccomp, user, network, lacks}.
+    sandbox = models.JSONField(default=dict)
     started_at = models.DateTimeField(default=timezone.now)
     seen_at = models.DateTimeField(default=timezone.now)
 

@@ -1,18 +1,32 @@
 """Bytes that arrived become blobs, and are looked into once, by their headers only."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from django.db import connection, transaction
 
 from registry.errors import Invalid, NotFound, Unavailable, unpack
 from registry.formats import INSPECTOR, SAFE_FORMATS, Facts, inspect
-from registry.models import Actor, Artifact, Blob, DirectUpload, Inspection, Upload, Verdict
+from registry.models import (
+    Actor,
+    Artifact,
+    Blob,
+    DirectUpload,
+    Inspection,
+    Repository,
+    Upload,
+    Verdict,
+)
+from registry.permissions import allowed
 from registry.services.texts import invalid_field
 from registry.storage import Stored, default_storage
 
 # Formats that jobs and serving open themselves; see ADR 0004.
 RUNNABLE = frozenset({"safetensors", "onnx"})
+# Formats that the sandbox can turn into one of those; see ADR 0018.
+CONVERTIBLE = frozenset({"torch-zip", "torch-legacy", "torchscript", "pt2", "npz"})
+# The inspector that looks inside, in the sandbox, and only annotates.
+SANDBOX_INSPECTOR = "sandbox-1"
 
 
 def record_blob(stored: Stored) -> Blob:
@@ -127,6 +141,29 @@ def inspection_of(artifact: Artifact) -> Inspection | None:
     return next((row for row in rows if row.inspector == inspector), None)
 
 
+def sandbox_inspection_of(artifact: Artifact) -> Inspection | None:
+    """Give what the sandbox found in a file, of the inspections its blob came with."""
+    rows = artifact.blob.inspections.all()
+    return next((row for row in rows if row.inspector == SANDBOX_INSPECTOR), None)
+
+
+def record_findings(
+    blob: Blob, *, format_name: str, imports: Sequence[str], findings: Sequence[str]
+) -> Inspection:
+    """Keep what the sandbox saw inside a file that can run code; it stays quarantined."""
+    row, _ = Inspection.objects.update_or_create(
+        blob=blob,
+        inspector=SANDBOX_INSPECTOR,
+        defaults={
+            "format": format_name,
+            "verdict": Verdict.QUARANTINED,
+            "facts": {"imports": list(imports)},
+            "findings": list(findings),
+        },
+    )
+    return row
+
+
 def _verdict(facts: Facts) -> str:
     if facts.executable:
         return Verdict.QUARANTINED
@@ -144,13 +181,31 @@ def find_readable_blob(actor: Actor, sha256: str) -> Blob:
     if blob is not None and "\0" not in sha256:
         if Upload.objects.owned_by(actor).filter(blob=blob).exists():
             return blob
-        if Artifact.objects.readable_by(actor).filter(blob=blob).exists():
+        if _may_reuse(actor, blob):
             return blob
     raise NotFound(
         "There are no bytes {sha256!r} that you may read; upload the file first.",
         code="blob_not_found",
         sha256=sha256[:64],
     )
+
+
+def _may_reuse(actor: Actor, blob: Blob) -> bool:
+    """Say whether the actor may have these bytes: to read a file that runs code is not enough."""
+    found = Artifact.objects.readable_by(actor).filter(blob=blob)
+    if not is_quarantined(blob):
+        return found.exists()
+    repositories = Repository.objects.filter(
+        pk__in=found.values("revision__repository")
+    ).select_related("namespace")
+    return any(allowed(actor, "write", repository) for repository in repositories)
+
+
+def is_quarantined(blob: Blob) -> bool:
+    """Say whether the present readers see that these bytes can run code."""
+    return blob.inspections.filter(
+        verdict=Verdict.QUARANTINED, inspector__startswith=INSPECTOR
+    ).exists()
 
 
 def find_uploaded_blob(actor: Actor, upload_id: str) -> Blob:

@@ -7,11 +7,22 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 from django.utils import timezone
 
 from registry.errors import Denied, NotFound
-from registry.models import Actor, Artifact, Blob, DownloadCount, Repository, Version, VersionState
+from registry.formats import INSPECTOR
+from registry.models import (
+    Actor,
+    Artifact,
+    Blob,
+    DownloadCount,
+    Inspection,
+    Repository,
+    Verdict,
+    Version,
+    VersionState,
+)
 from registry.permissions import allowed
 from registry.services.catalog import find_repository, find_version
 
@@ -29,6 +40,8 @@ class Download:
     state: str = VersionState.READY
     state_reason: str = ""
     state_changed_at: datetime | None = None
+    # Whether it can run code as it is opened; who gets it is told so.
+    quarantined: bool = False
 
     @property
     def filename(self) -> str:
@@ -40,13 +53,21 @@ class Download:
 
 
 def find_download(
-    *, actor: Actor, kind: str, namespace: str, name: str, version: str, path: str
+    *,
+    actor: Actor,
+    kind: str,
+    namespace: str,
+    name: str,
+    version: str,
+    path: str,
+    part: str = "files",
 ) -> Download:
-    """Find one file of one version.
+    """Find one file of one version, or (as `part` says) one of its derivatives.
 
     Raises:
         NotFound: the repository, the version or the path does not exist for this actor.
-        Denied: the version is archived, and the actor no maintainer.
+        Denied: the version is archived, and the actor no maintainer; or the file can run code,
+            and the actor no contributor.
 
     """
     repository = find_repository(actor, kind, namespace, name)
@@ -59,19 +80,15 @@ def find_download(
             version=row.ref,
             repository=repository,
         )
-    artifact = (
-        Artifact.objects.filter(revision_id=row.revision_id, path=path)
-        .select_related("blob")
-        .first()
-        if "\0" not in path
-        else None
-    )
-    if artifact is None:
+    blob, quarantined = _find_blob(row, part, path)
+    if blob is None:
         raise NotFound(
             "{version} has no file {path!r}.", code="file_not_found", version=row.ref, path=path
         )
-    blob: Blob = artifact.blob
+    if quarantined and not allowed(actor, "write", repository):
+        raise _held_back(row, path)
     return Download(
+        quarantined=quarantined,
         sha256=blob.sha256,
         size_bytes=blob.size_bytes,
         path=path,
@@ -81,6 +98,43 @@ def find_download(
         state=row.state,
         state_reason=row.state_reason,
         state_changed_at=row.state_changed_at,
+    )
+
+
+def _find_blob(version: Version, part: str, path: str) -> tuple[Blob | None, bool]:
+    """Find the bytes at a path, and whether they can run code."""
+    if "\0" in path:
+        return None, False
+    if part == "derivatives":
+        made = version.derivatives.filter(path=path).select_related("blob").order_by("pk").last()
+        return (made.blob if made else None), False
+    held = Inspection.objects.filter(
+        blob_id=OuterRef("blob_id"),
+        verdict=Verdict.QUARANTINED,
+        inspector__startswith=INSPECTOR,
+    )
+    rows = Artifact.objects.filter(revision_id=version.revision_id, path=path)
+    found = rows.select_related("blob").annotate(is_held=Exists(held)).first()
+    return (found.blob, bool(vars(found)["is_held"])) if found else (None, False)
+
+
+def _held_back(version: Version, path: str) -> Denied:
+    """Refuse a file that can run code, and lead to what can be had instead."""
+    made = version.derivatives.converted().filter(source_path=path).order_by("pk").last()
+    if made is not None:
+        return Denied(
+            "{path!r} can run code when it is opened, so only contributors may download it; take "
+            "what was converted from it, {converted!r}, under derivatives.",
+            code="quarantined_file",
+            path=path,
+            converted=made.path,
+        )
+    return Denied(
+        "{path!r} can run code when it is opened, so only contributors of {version} may download "
+        "it; there is no converted file yet.",
+        code="quarantined_file",
+        path=path,
+        version=version.ref,
     )
 
 

@@ -25,15 +25,23 @@ from registry.models import (
     Ref,
     Repository,
     Revision,
+    Screening,
     Tag,
     Verdict,
     Version,
     VersionState,
 )
 from registry.permissions import require
+from registry.queue import wake_screening
 from registry.services import lifecycle
 from registry.services.audit import record_event
-from registry.services.blobs import RUNNABLE, collected_meanwhile, hold_blobs, inspect_blob
+from registry.services.blobs import (
+    CONVERTIBLE,
+    RUNNABLE,
+    collected_meanwhile,
+    hold_blobs,
+    inspect_blob,
+)
 from registry.services.catalog import (
     DESCRIBABLE,
     check_etag,
@@ -49,6 +57,10 @@ from registry.storage import default_storage
 CARD_PATH = "README.md"
 CONFIG_PATH = "config.json"
 MAX_FILES = 10_000
+BEING_CONVERTED = (
+    "Its files can run code when they are loaded; they are being looked into and converted in the "
+    "sandbox."
+)
 # What describes a dataset and holds none of its rows.
 _BESIDE_DATA = (".md", "license", "license.txt", "notice", "dataset.json", "config.json")
 _CARD_BYTES = 1 << 20
@@ -94,6 +106,7 @@ class _Facts:
     state: str
     state_reason: str
     card: Card | None
+    inspections: Mapping[str, Inspection]
 
 
 def create_version(  # noqa: PLR0913 - a version is this wide
@@ -177,6 +190,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
         row.save()
         refresh_search(row)
         sign_version(version, {path: blob.sha256 for path, blob in files.items()})
+        _plan_screening(version, facts.inspections)
         record_event(actor, "version.create", repository=row, target=version.ref, files=len(files))
     return version
 
@@ -235,6 +249,7 @@ def _gather(kind: str, files: Mapping[str, Blob]) -> _Facts:
         state=state,
         state_reason=reason,
         card=card,
+        inspections=inspections,
     )
 
 
@@ -242,18 +257,47 @@ def _judge(kind: str, inspections: Mapping[str, Inspection]) -> tuple[str, str]:
     """Quarantine a version only when it has executable files and none that runs without them."""
     held = sorted(path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED)
     if held and not any(_is_usable(kind, path, row) for path, row in inspections.items()):
-        return VersionState.QUARANTINED, (
-            f"{held[0]} can execute code when it is loaded, and there is no safetensors or ONNX "
-            "file beside it; it can be downloaded, not run."
-        )
+        if kind == Kind.MODEL and any(inspections[path].format in CONVERTIBLE for path in held):
+            return VersionState.PENDING, BEING_CONVERTED
+        return VersionState.QUARANTINED, quarantine_reason(held[0])
     return VersionState.READY, ""
 
 
+def quarantine_reason(path: str) -> str:
+    return (
+        f"{path} can execute code when it is loaded, and there is no safetensors or ONNX file "
+        "beside it; it can be downloaded, not run."
+    )
+
+
 def judge_version(version: Version) -> lifecycle.Verdict:
-    """Say where the files of a version put it, as the present readers see them."""
+    """Say where the files of a version put it, as the present readers and the sandbox see them."""
+    if version.derivatives.converted().exists():
+        return lifecycle.Verdict(VersionState.READY, "")
     artifacts = Artifact.objects.filter(revision_id=version.revision_id).select_related("blob")
     inspections = {row.path: inspect_blob(row.path, row.blob) for row in artifacts}
-    return lifecycle.Verdict(*_judge(version.repository.kind, inspections))
+    state, reason = _judge(version.repository.kind, inspections)
+    screened = Screening.objects.filter(version=version, state=Screening.State.DONE)
+    if state == VersionState.PENDING and screened.exists():
+        held = sorted(
+            path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED
+        )
+        state, reason = VersionState.QUARANTINED, quarantine_reason(held[0])
+    return lifecycle.Verdict(state, reason)
+
+
+def _plan_screening(version: Version, inspections: Mapping[str, Inspection]) -> None:
+    """Have the sandbox look into files that can run code, and convert them where that helps."""
+    held = [row for row in inspections.values() if row.verdict == Verdict.QUARANTINED]
+    runs = any(row.format in RUNNABLE for row in inspections.values())
+    converts = (
+        version.repository.kind == Kind.MODEL
+        and not runs
+        and any(row.format in CONVERTIBLE for row in inspections.values())
+    )
+    if held or converts:
+        Screening.objects.create(version=version, converts=converts)
+        transaction.on_commit(lambda: wake_screening(version.pk))
 
 
 def _is_usable(kind: str, path: str, inspection: Inspection) -> bool:
@@ -468,7 +512,7 @@ def describe_version(
         lifecycle.change_standing(row, changes, judge=judge_version)
         row.updated_at = timezone.now()
         row.save()
-        _find_latest(repository)
+        find_latest(repository)
         record_event(
             actor,
             "version.describe",
@@ -480,7 +524,8 @@ def describe_version(
     return row
 
 
-def _find_latest(repository: Repository) -> None:
+def find_latest(repository: Repository) -> None:
+    """Let the columns of a locked repository repeat its newest version that can be used."""
     latest = (
         Version.objects.filter(repository=repository)
         .main_line()
@@ -530,7 +575,7 @@ def delete_version(*, actor: Actor, version: Version, expected_etag: str | None 
                 version=version.ref,
             )
         Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
-        _find_latest(repository)
+        find_latest(repository)
         record_event(actor, "version.delete", repository=repository, target=version.ref)
 
 

@@ -1,6 +1,6 @@
 """Workers: who is there, what they serve and which devices they offer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +13,11 @@ LIVE_SECONDS = 60
 
 
 def register_worker(
-    *, name: str, queues: Sequence[str], devices: Sequence[dict[str, Any]]
+    *,
+    name: str,
+    queues: Sequence[str],
+    devices: Sequence[dict[str, Any]],
+    sandbox: Mapping[str, Any] | None = None,
 ) -> Worker:
     """Make a worker known, or say that it is still there."""
     worker, _ = Worker.objects.update_or_create(
@@ -21,6 +25,7 @@ def register_worker(
         defaults={
             "queues": list(queues),
             "devices": [dict(device) for device in devices],
+            "sandbox": dict(sandbox or {}),
             "seen_at": timezone.now(),
         },
     )
@@ -36,6 +41,13 @@ def forget_workers() -> int:
     """Forget workers that have not been heard for a day; give how many there were."""
     limit = timezone.now() - timedelta(days=1)
     return Worker.objects.filter(seen_at__lt=limit).delete()[0]
+
+
+def sandbox_offered() -> bool:
+    """Say whether a worker that is alive can contain files that run code."""
+    alive = timezone.now() - timedelta(seconds=LIVE_SECONDS)
+    enough = Worker.objects.filter(sandbox__level__in=["required", "full"])
+    return enough.filter(seen_at__gt=alive).exists()
 
 
 def gpu_offered() -> bool:

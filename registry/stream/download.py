@@ -16,6 +16,7 @@ from registry.stream.exchange import ClientGone, Exchange
 from registry.stream.threads import in_database, on_disk, settled
 
 _RANGE = re.compile(r"bytes=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*", re.IGNORECASE)
+_CAN_RUN_CODE = "quarantined; this file can run code when it is opened"
 _PLAIN_NAME = re.compile(r"[^A-Za-z0-9!#$&+.^_`|~ -]")
 
 
@@ -26,7 +27,9 @@ class Span(NamedTuple):
     end: int
 
 
-async def answer_download(exchange: Exchange, actor: Actor, where: Mapping[str, str]) -> None:
+async def answer_download(
+    exchange: Exchange, actor: Actor, where: Mapping[str, str], *, part: str = "files"
+) -> None:
     found = await in_database(
         find_download,
         actor=actor,
@@ -35,6 +38,7 @@ async def answer_download(exchange: Exchange, actor: Actor, where: Mapping[str, 
         name=where["name"],
         version=where["version"],
         path=where["path"],
+        part=part,
     )
     if _already_has(exchange, found):
         await exchange.respond(304, [("etag", found.etag), ("cache-control", "private, no-cache")])
@@ -127,7 +131,9 @@ def _headers(found: Download) -> list[tuple[str, str]]:
         state_reason=found.state_reason,
         state_changed_at=found.state_changed_at,
     )
+    warning = [("x-file-warning", _CAN_RUN_CODE)] if found.quarantined else []
     return [
+        *warning,
         *((name.lower(), value) for name, value in said.items()),
         ("content-type", found.media_type),
         ("etag", found.etag),

@@ -112,10 +112,12 @@ def _require_still(actor: Actor, identify: Identify, exchange: Exchange) -> None
         raise Unauthenticated("The session has ended; sign in again.")
 
 
-async def _download_page(exchange: Exchange, identify: Identify, where: Where) -> None:
+async def _download_page(
+    exchange: Exchange, identify: Identify, where: Where, *, part: str = "files"
+) -> None:
     """Answer a download in a browser; what is not there gets the page that says so."""
     try:
-        await _DOWNLOAD(exchange, identify, where)
+        await _DOWNLOADS[part](exchange, identify, where)
     except NotFound:
         if exchange.status:
             raise
@@ -144,6 +146,9 @@ async def _options(exchange: Exchange, _identify: Identify, where: Where) -> Non
 
 _DOWNLOAD = _as_actor(answer_download)
 _REGISTRATION = _as_actor(answer_registration)
+_DERIVATIVE_DOWNLOAD = _as_actor(partial(answer_download, part="derivatives"))
+_DOWNLOADS: Mapping[str, Handler] = {"files": _DOWNLOAD, "derivatives": _DERIVATIVE_DOWNLOAD}
+_DERIVATIVE_PAGE = partial(_download_page, part="derivatives")
 _CREATION: Mapping[str, Handler] = {
     "OPTIONS": _options,
     "POST": _as_actor(upload.answer_creation),
@@ -156,6 +161,7 @@ _UPLOAD: Mapping[str, Handler] = {
 }
 _ONE = r"/(?P<kind>models|datasets)/(?P<namespace>[^/]+)/(?P<name>[^/]+)"
 _FILE = r"/versions/(?P<version>[^/]+)/files/(?P<path>.+)"
+_DERIVATIVE = r"/versions/(?P<version>[^/]+)/derivatives/(?P<path>.+)"
 _API = r"/api/v1"
 _LANGUAGE = r"(?:/zh-hans)?"
 
@@ -164,6 +170,11 @@ ROUTES = (
         re.compile(_API + _ONE + _FILE, re.DOTALL),
         _at_machine_door,
         {"GET": _DOWNLOAD, "HEAD": _DOWNLOAD},
+    ),
+    Route(
+        re.compile(_API + _ONE + _DERIVATIVE, re.DOTALL),
+        _at_machine_door,
+        {"GET": _DERIVATIVE_DOWNLOAD, "HEAD": _DERIVATIVE_DOWNLOAD},
     ),
     Route(
         re.compile(_API + _ONE + r"/versions"), _at_machine_door, {"POST": _register}, shared=True
@@ -185,6 +196,12 @@ ROUTES = (
         re.compile(_LANGUAGE + _ONE + r"/versions/new"),
         _at_page_door,
         {"POST": _new_version_page},
+        shared=True,
+    ),
+    Route(
+        re.compile(_LANGUAGE + _ONE + _DERIVATIVE, re.DOTALL),
+        _at_page_door,
+        {"GET": _DERIVATIVE_PAGE, "HEAD": _DERIVATIVE_PAGE},
         shared=True,
     ),
     Route(re.compile(_LANGUAGE + r"/uploads/?"), _at_page_door, _CREATION),

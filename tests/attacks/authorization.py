@@ -211,6 +211,7 @@ API: Mapping[str, Line] = {
         "delete": ("maintain", 204),
     },
     f"{_VERSION}/files": {"get": ("see", 200)},
+    f"{_VERSION}/derivatives": {"get": ("see", 200)},
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
     f"{_VERSION}/diff/{{other}}": {"get": ("see", 200)},
@@ -418,6 +419,10 @@ STREAMS: Mapping[str, Line] = {
         "get": ("see", 200),
         "head": ("see", 200),
     },
+    "/api/v1/{kinds}/{namespace}/{name}/versions/{version}/derivatives/{path}": {
+        "get": ("see", 200),
+        "head": ("see", 200),
+    },
     "/api/v1/{kinds}/{namespace}/{name}/versions": {
         "post": ("write", 201, {"Content-Type": "multipart/form-data; boundary=b"}),
     },
@@ -438,6 +443,10 @@ STREAMS: Mapping[str, Line] = {
     },
     "/{kinds}/{namespace}/{name}/versions/new": {
         "post": ("page: write", 302, {"Content-Type": "multipart/form-data; boundary=b"}),
+    },
+    "/{kinds}/{namespace}/{name}/versions/{version}/derivatives/{path}": {
+        "get": ("page: see", 200),
+        "head": ("page: see", 200),
     },
     "/uploads": {
         "options": ("page: everybody", 204),

@@ -234,6 +234,9 @@ class World:
             actor=actor, repository=thing, files=content, parents=[parent], tags={"stage": "lab"}
         )
         thing.aliases.create(name="champion", version=first)
+        for version in (first, second):
+            path = SLOTS["path"]
+            version.derivatives.create(purpose="converted", path=path, blob=content[path])
         assert second.number == 2
 
     def _propose(self, thing):

@@ -56,7 +56,7 @@ def test_nothing_of_the_worker_is_in_the_environment(tmp_path, monkeypatch):
     assert "secret" not in environment.values()
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
-    assert environment["PYTHONPATH"] == str(ROOT)
+    assert environment["PYTHONPATH"] == str(tmp_path / "code")
     assert sandbox.clean_environment(tmp_path, threads=1, gpu=None)["CUDA_VISIBLE_DEVICES"] == ""
 
 

@@ -288,9 +288,44 @@ class File(Answer):
     sha256: str
 
 
+class InspectedFile(File):
+    """A file and what its bytes are: `quarantined` ones can run code when they are opened.
+
+    `imports` names what a pickle inside would load, as far as the sandbox has looked into it.
+    """
+
+    format: str
+    verdict: Literal["safe", "opaque", "quarantined"]
+    findings: list[str]
+    imports: list[str]
+
+
 class FileList(Answer):
-    items: list[File]
+    items: list[InspectedFile]
     next_cursor: str | None
+
+
+class Derivative(Answer):
+    """A file made from one of a version's, beside its frozen files."""
+
+    path: str
+    purpose: Literal["converted"]
+    source_path: str
+    toolchain: str
+    size_bytes: int
+    sha256: str
+    created_at: datetime
+
+
+class DerivativeList(Answer):
+    """`screening` says how far the sandbox is with the version; null where there is no need.
+
+    `reasons` maps paths to why they could not be converted.
+    """
+
+    items: list[Derivative]
+    screening: Literal["waiting", "running", "done", "refused"] | None
+    reasons: dict[str, str]
 
 
 class Version(Answer):
@@ -801,10 +836,26 @@ class Device(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class Sandbox(Answer):
+    """How far a worker can contain files that run code.
+
+    `landlock` is the version of that interface of the kernel, 0 where there is none; `user` is null
+    where the worker has no right to choose another. What an insufficient one `lacks` is named.
+    """
+
+    level: Literal["full", "required", "insufficient"]
+    landlock: int
+    seccomp: bool
+    user: bool | None
+    network: bool
+    lacks: str
+
+
 class Worker(Answer):
     name: str
     queues: list[str]
     devices: list[Device]
+    sandbox: Sandbox | None
     is_alive: bool
     started_at: datetime
     seen_at: datetime

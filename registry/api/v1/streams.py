@@ -52,12 +52,12 @@ def _headers(*names: str) -> dict[str, Any]:
     return {name: {"schema": _TEXT} for name in names}
 
 
-def _download(kind: str) -> dict[str, Any]:
+def _download(kind: str, thing: str = "file") -> dict[str, Any]:
     file = {"application/octet-stream": {"schema": _BYTES}}
     names = ("ETag", "Accept-Ranges", "Content-Disposition", "Deprecation", "X-Modelyard-Notice")
     return _operation(
-        f"download_{kind}_file",
-        "Download one file; a Range gives a part of it.",
+        f"download_{kind}_{thing}",
+        f"Download one {thing}; a Range gives a part of it.",
         f"{kind}s",
         [
             _parameter("namespace", "path"),
@@ -152,6 +152,10 @@ def _paths() -> Iterator[tuple[str, dict[str, Any]]]:
         yield (
             f"/api/v1/{kind}s/{{namespace}}/{{name}}/versions/{{version}}/files/{{path}}",
             {"get": _download(kind)},
+        )
+        yield (
+            f"/api/v1/{kind}s/{{namespace}}/{{name}}/versions/{{version}}/derivatives/{{path}}",
+            {"get": _download(kind, "derivative")},
         )
     yield from _UPLOADS.items()
     yield (

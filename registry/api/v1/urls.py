@@ -46,6 +46,7 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
         f"{one}/versions": (f"{kind}-versions", versions.VersionList),
         version: (f"{kind}-version", versions.VersionOne),
         f"{version}/files": (f"{kind}-files", versions.FileList),
+        f"{version}/derivatives": (f"{kind}-derivatives", versions.DerivativeList),
         f"{version}/tags/<str:key>": (f"{kind}-version-tag", versions.VersionTag),
         f"{version}/lineage": (f"{kind}-version-lineage", versions.VersionLineage),
         f"{version}/diff/<str:other>": (f"{kind}-diff", versions.VersionDiff),

@@ -16,6 +16,7 @@ from registry.models import (
     Artifact,
     Delivery,
     DeliveryState,
+    Derivative,
     DirectUpload,
     Evaluation,
     Job,
@@ -23,11 +24,13 @@ from registry.models import (
     Signature,
     Tag,
     Token,
+    Verdict,
     Version,
     Webhook,
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.prepared import Parameter, Question
+from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.direct import parts_count
 
 Row = dict[str, Any]
@@ -231,6 +234,33 @@ def files_of(revisions: Iterable[int]) -> dict[int, list[Row]]:
     for row in _file_rows("revision_id").filter(revision_id__in=list(revisions)):
         files.setdefault(row.pop("revision_id"), []).append(row)
     return files
+
+
+def inspected_file(artifact: Artifact) -> Row:
+    """Render a file with what was found in it; its inspections come with it."""
+    inspection, inside = inspection_of(artifact), sandbox_inspection_of(artifact)
+    findings = [*(inspection.findings if inspection else ()), *(inside.findings if inside else ())]
+    return {
+        "path": artifact.path,
+        "size_bytes": artifact.blob.size_bytes,
+        "sha256": artifact.blob.sha256,
+        "format": inspection.format if inspection else "opaque",
+        "verdict": inspection.verdict if inspection else Verdict.OPAQUE,
+        "findings": findings,
+        "imports": inside.facts.get("imports", []) if inside else [],
+    }
+
+
+def derivative_body(derivative: Derivative) -> Row:
+    return {
+        "path": derivative.path,
+        "purpose": derivative.purpose,
+        "source_path": derivative.source_path,
+        "toolchain": derivative.toolchain,
+        "size_bytes": derivative.blob.size_bytes,
+        "sha256": derivative.blob.sha256,
+        "created_at": derivative.created_at,
+    }
 
 
 def live_versions(repository: Repository) -> Any:

@@ -225,12 +225,12 @@ def another_url(job: Job) -> str:
 
 
 @register.simple_tag
-def file_url(version: Version, path: str) -> str:
+def file_url(version: Version, path: str, part: str = "files") -> str:
     """Give the address of a file: one path for every language, served by `registry.stream`."""
     repository = version.repository
     return (
         f"/{plural_kind(repository)}/{repository.namespace.slug}/{repository.name}"
-        f"/versions/{version.number}/files/{quote(path)}"
+        f"/versions/{version.number}/{part}/{quote(path)}"
     )
 
 

@@ -11,10 +11,10 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import Invalid, RegistryError
-from registry.models import Actor, Artifact, Blob, Evaluation, Job, Upload, Version
+from registry.models import Actor, Artifact, Blob, Evaluation, Job, Screening, Upload, Version
 from registry.permissions import allowed, require
 from registry.services import catalog
-from registry.services.blobs import inspection_of
+from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.uploads import finished_uploads
 from registry.services.versions import (
     create_version,
@@ -63,6 +63,8 @@ def version_page(
         "plural": f"{kind}s",
         "files": files,
         "inspections": _inspections(files),
+        "derivatives": list(version.derivatives.select_related("blob").order_by("path", "pk")),
+        "screening": Screening.objects.filter(version=version).first(),
         "aliases": aliases,
         "tags": list(version.tags.order_by("key")),
         "evaluations": _evaluations(actor, version),
@@ -98,7 +100,14 @@ def _inspections(files: list[Artifact]) -> list[dict[str, Any]]:
         inspection = inspection_of(file)
         if inspection and inspection.format not in {"json", "text", "opaque", "csv"}:
             facts: Mapping[str, Any] = inspection.facts
-            found.append({"path": file.path, "inspection": inspection, "facts": facts})
+            found.append(
+                {
+                    "path": file.path,
+                    "inspection": inspection,
+                    "facts": facts,
+                    "inside": sandbox_inspection_of(file),
+                }
+            )
     return found
 
 

@@ -32,11 +32,21 @@ def test_readiness_names_each_part(client, db):
         "storage": True,
         "broker": True,
         "workers": False,
+        "sandbox": True,
     }
-    Worker.objects.create(name="w", queues=["cpu", "default"])
+    lacking = {"level": "insufficient", "lacks": "Landlock"}
+    weak = Worker.objects.create(name="weak", queues=["default"], sandbox=lacking)
+    body = client.get("/readyz").json()
+    assert body["status"] == "degraded"
+    assert body["parts"]["sandbox"]["detail"] == "insufficient: lacks Landlock"
+    weak.delete()
+    sandbox = {"level": "full", "landlock": 6, "seccomp": True, "user": True, "network": True}
+    Worker.objects.create(name="w", queues=["cpu", "default"], sandbox=sandbox)
     body = client.get("/readyz").json()
     assert body["status"] == "ready"
     assert body["parts"]["workers"]["detail"] == "1 alive, serving cpu, default"
+    level = "full: Landlock 6, seccomp, own user, own network"
+    assert body["parts"]["sandbox"]["detail"] == level
 
 
 def test_readiness_without_the_database(client, db, monkeypatch):

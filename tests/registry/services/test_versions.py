@@ -186,6 +186,14 @@ def test_bytes_are_found_by_digest_only_by_those_who_may_read_them(alice):
         )
 
 
+def test_who_only_reads_a_pickle_cannot_take_it_along(alice, model):
+    make_version(alice, model, {"model.pkl": PICKLE})
+    (file,) = Blob.objects.all()
+    assert blobs.find_readable_blob(actor_of(alice), file.sha256) == file
+    with pytest.raises(NotFound):
+        blobs.find_readable_blob(actor_of(UserFactory()), file.sha256)
+
+
 def test_an_upload_becomes_a_blob_of_its_owner(alice):
     actor = actor_of(alice)
     upload = uploads.begin_upload(actor=actor, length=5, filename="a.txt")

@@ -176,6 +176,7 @@ class WorkerList(Resource):
                 "name": worker.name,
                 "queues": worker.queues,
                 "devices": worker.devices,
+                "sandbox": worker.sandbox or None,
                 "is_alive": (now - worker.seen_at).total_seconds() < LIVE_SECONDS,
                 "started_at": worker.started_at,
                 "seen_at": worker.seen_at,

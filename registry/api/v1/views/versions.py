@@ -14,7 +14,15 @@ from registry.api.v1.comparison import compare_versions
 from registry.api.v1.openapi import operation
 from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
-from registry.models import Actor, Artifact, Blob, LineageEdge, Version, VersionState
+from registry.models import (
+    Actor,
+    Artifact,
+    Blob,
+    LineageEdge,
+    Screening,
+    Version,
+    VersionState,
+)
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
 from registry.services import blobs, catalog, versions
@@ -198,15 +206,33 @@ class FileList(Resource):
         if asked.cursor:
             rows = rows.filter(path__gt=decode_cursor(asked.cursor, "files", str)[0])
         wanted = check_limit(asked.limit)
-        found = list(rows.select_related("blob").order_by("path")[: wanted + 1])
+        rows = rows.select_related("blob").prefetch_related("blob__inspections")
+        found = list(rows.order_by("path")[: wanted + 1])
         kept = found[:wanted]
-        items = [
-            {"path": row.path, "size_bytes": row.blob.size_bytes, "sha256": row.blob.sha256}
-            for row in kept
-        ]
+        items = [wire.inspected_file(row) for row in kept]
         more = len(found) > wanted
         after = encode_cursor("files", kept[-1].path) if more else None
         return page_response(request, Page(items, after))
+
+
+class DerivativeList(Resource):
+    @operation(
+        "list_{kind}_derivatives",
+        "List what was made of a version's files: those converted to run without their code.",
+        {200: schemas.DerivativeList},
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        version = self.version()
+        rows = version.derivatives.select_related("blob").order_by("path", "pk")
+        screening = Screening.objects.filter(version=version).first()
+        return Response(
+            {
+                "items": [wire.derivative_body(row) for row in rows],
+                "screening": screening.state if screening else None,
+                "reasons": screening.reasons if screening else {},
+            }
+        )
 
 
 class LineageOne(Resource):

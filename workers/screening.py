@@ -1,0 +1,172 @@
+"""The thread of a worker that has files which can run code looked into and converted.
+
+A message only wakes it; it looks into the table now and then anyway. Where this machine cannot
+contain such files, it refuses them and never opens one.
+"""
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import close_old_connections
+
+from registry.errors import RegistryError
+from registry.models import Screening, Verdict, Version
+from registry.services import screening
+from registry.services.blobs import RUNNABLE, inspect_blob, record_blob, record_findings
+from registry.services.screening import Conversion, Held
+from registry.storage import default_storage
+from workers import report, sandbox
+from workers.inspector import Findings, Inspector
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 2.0
+_AFTER_FAILURE_SECONDS = 10.0
+
+
+class _NotConverted(Exception):  # noqa: N818 - an answer, not an error
+    """Nothing that may run came of a file."""
+
+
+class Screener:
+    """Works through the versions that wait, one after the other."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._call = threading.Event()
+        self._inspector = Inspector()
+        self._thread = threading.Thread(target=self._run, name="screener", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._call.set()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self._call.set()
+        self._inspector.interrupt()
+
+    def join(self, timeout_seconds: float) -> None:
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        level = sandbox.probe()
+        if not level.is_enough:
+            logger.error("Files that can run code are refused here: it lacks %s", level.lacks)
+        while not self.stopping.is_set():
+            self._call.clear()
+            pause = _LOOK_SECONDS
+            try:
+                while not self.stopping.is_set() and self.run_one(level):
+                    close_old_connections()
+            except DatabaseError as error:
+                logger.warning("The database does not answer: %s", error)
+            except Exception:
+                logger.exception("A version could not be looked into; it is tried again")
+                pause = _AFTER_FAILURE_SECONDS
+            finally:
+                close_old_connections()
+            self._call.wait(pause)
+        self._inspector.stop()
+
+    def run_one(self, level: sandbox.Level) -> bool:
+        """Look into the next version; give whether there was one."""
+        if not level.is_enough:
+            return screening.refuse_screenings(level.lacks) > 0
+        row = screening.claim_screening()
+        if row is None:
+            return False
+        if row.attempts_count > screening.MAX_ATTEMPTS:
+            reason = f"Each of {screening.MAX_ATTEMPTS} attempts broke off."
+            screening.finish_screening(row, [], {"": reason})
+            return True
+        try:
+            version = screen(row, self._inspector)
+        except OSError:
+            screening.release_screening(row, counted=not self.stopping.is_set())
+            if self.stopping.is_set():
+                return False
+            raise
+        logger.info("%s was looked into and is %s", version.ref, version.state)
+        return True
+
+
+def screen(row: Screening, inspector: Inspector) -> Version:
+    """Look into every file that can run code, and convert those that can be."""
+    held = screening.find_held(row)
+    wanted = [file for file in held if file.convertible]
+    taken = frozenset(row.version.revision.artifacts.values_list("path", flat=True))
+    conversions: list[Conversion] = []
+    reasons: dict[str, str] = {}
+    with _workshop() as folder:
+        for file in held:
+            screening.renew_screening(row)
+            source, target = folder / "source", folder / "target"
+            default_storage().materialise(file.blob.sha256, source)
+            if not file.convertible:
+                _keep(file, inspector.look(source, kind=file.format))
+                continue
+            hints = {"signature": row.version.signature}
+            said = inspector.convert(source, target, kind=file.format, hints=hints)
+            path = screening.name_conversion(
+                file.path,
+                said.format,
+                alone=len(wanted) == 1,
+                taken=taken | {made.path for made in conversions},
+            )
+            try:
+                conversions.append(_accept(file, said, target, path))
+                _keep(file, said)
+            except (_NotConverted, RegistryError) as refusal:
+                reasons[file.path] = str(refusal)
+                _keep(file, said, str(refusal))
+    return screening.finish_screening(row, conversions, reasons)
+
+
+def _keep(file: Held, said: Findings, reason: str = "") -> None:
+    findings = [*said.notes, *([f"Not converted: {reason}"] if reason else [])]
+    record_findings(file.blob, format_name=file.format, imports=said.imports, findings=findings)
+
+
+def _accept(file: Held, said: Findings, target: Path, path: str) -> Conversion:
+    """Let a converted file in as any upload: by its bytes, through the readers of headers.
+
+    Raises:
+        _NotConverted: there is none, or it is not what it was said to be.
+        Invalid: it is malformed.
+
+    """
+    if said.format not in RUNNABLE:
+        raise _NotConverted(said.reason or "It holds nothing.")
+    blob = record_blob(default_storage().put(report.blocks_of(target)))
+    inspection = inspect_blob(path, blob)
+    if inspection.format != said.format or inspection.verdict != Verdict.SAFE:
+        raise _NotConverted(f"What came out of it is a {inspection.format} file.")
+    return Conversion(
+        source_path=file.path,
+        path=path,
+        blob=blob,
+        inspection=inspection,
+        toolchain=said.toolchain,
+    )
+
+
+@contextmanager
+def _workshop() -> Iterator[Path]:
+    """Make a folder for one version's files, and remove it."""
+    base = Path(settings.HOME_DIR) / "screening"
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
