@@ -9,7 +9,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex, OpClass
 from django.contrib.postgres.search import SearchVector, SearchVectorField
 from django.db import models
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
@@ -77,9 +77,30 @@ def protected_by_default() -> list[str]:
     return ["production"]
 
 
+def _kept(actor: Actor, prefix: str = "") -> Q:
+    """Give the condition under which `actor` maintains the repository at `prefix`."""
+    if "read" not in actor.scopes:
+        return Q(pk__in=[])
+    kept = Q()
+    if not actor.is_admin:
+        least = ROLE_RANK[Role.MAINTAINER]
+        spaces = [pk for pk, role in actor.roles.items() if ROLE_RANK[role] >= least]
+        granted = [pk for pk, role in actor.grants.items() if ROLE_RANK[role] >= least]
+        kept = Q(**{f"{prefix}namespace_id__in": spaces}) | Q(**{f"{prefix}id__in": granted})
+    if actor.limited_namespace_id is not None:
+        kept &= Q(**{f"{prefix}namespace_id": actor.limited_namespace_id})
+    if actor.limited_repository_id is not None:
+        kept &= Q(**{f"{prefix}id": actor.limited_repository_id})
+    return kept
+
+
 class RepositoryQuerySet(models.QuerySet["Repository"]):
     def visible_to(self, actor: Actor) -> Self:
         return self.filter(_visible(actor))
+
+    def deleted_for(self, actor: Actor) -> Self:
+        """Keep what was deleted and `actor` knows of: those who maintain it do."""
+        return self.filter(_kept(actor), deleted_at__isnull=False)
 
     def models(self) -> Self:
         return self.filter(kind=Kind.MODEL)
@@ -295,6 +316,21 @@ class VersionQuerySet(models.QuerySet["Version"]):
 
     def live(self) -> Self:
         return self.filter(deleted_at=None)
+
+    def deleted_for(self, actor: Actor) -> Self:
+        """Keep what was deleted of repositories that are still there and `actor` maintains."""
+        return self.filter(
+            _kept(actor, "repository__"), deleted_at__isnull=False, repository__deleted_at=None
+        )
+
+    def held(self) -> Self:
+        """Keep those that must not vanish: an alias names them, or an unfinished job reads them.
+
+        Whatever else comes to use versions while they are there belongs in this condition.
+        """
+        named = Alias.objects.filter(version=OuterRef("pk"))
+        reading = Q(read_by_jobs__state__in=("queued", "running"))
+        return self.filter(Exists(named) | reading).distinct()
 
     def main_line(self) -> Self:
         return self.filter(variant="")

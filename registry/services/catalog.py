@@ -12,7 +12,6 @@ from registry.errors import AlreadyExists, Conflict, Denied, NotFound, Precondit
 from registry.models import (
     Actor,
     Alias,
-    JobState,
     Kind,
     Namespace,
     Redirect,
@@ -23,7 +22,7 @@ from registry.models import (
     Version,
     Visibility,
 )
-from registry.models.catalog import NAME_PATTERN
+from registry.models.catalog import NAME_PATTERN, VersionQuerySet
 from registry.permissions import allowed, require
 from registry.services.audit import record_event
 from registry.services.namespaces import find_namespace
@@ -337,27 +336,46 @@ def refresh_search(repository: Repository) -> None:
 def delete_repository(
     *, actor: Actor, repository: Repository, expected_etag: str | None = None
 ) -> None:
-    """Delete a repository; its bytes stay until garbage collection, its numbers are never reused.
+    """Delete a repository; it can be brought back for a time, its bytes stay as long.
 
     Raises:
         PreconditionFailed: it changed since the caller read `expected_etag`.
-        Conflict: a job that is queued or running reads one of its versions.
+        Conflict: an alias names one of its versions, or a job that is not finished reads one.
 
     """
     require(actor, "own", repository)
     with transaction.atomic():
         row = lock_repository(repository)
         check_etag(expected_etag, row.etag, row.full_name)
-        if Version.objects.filter(
-            repository=row, read_by_jobs__state__in=[JobState.QUEUED, JobState.RUNNING]
-        ).exists():
-            raise Conflict(
-                "A job is reading {repository}; cancel it or wait for it to end.",
-                repository=repository,
-            )
+        require_unheld(Version.objects.live().filter(repository=row))
         row.deleted_at = timezone.now()
         row.save(update_fields=["deleted_at"])
         record_event(actor, f"{row.kind}.delete", repository=repository)
+
+
+def require_unheld(versions: VersionQuerySet) -> None:
+    """Pass when all these versions may vanish.
+
+    Raises:
+        Conflict: an alias names one of them, or a job that is not finished reads one.
+
+    """
+    held = versions.held().select_related("repository__namespace").order_by("number").first()
+    if held is None:
+        return
+    alias = held.aliases.order_by("name").first()
+    if alias is not None:
+        raise Conflict(
+            "{version} has the alias {alias!r}; move or delete the alias first.",
+            code="version_aliased",
+            version=held.ref,
+            alias=alias.name,
+        )
+    raise Conflict(
+        "A job is reading {version}; cancel it or wait for it to end.",
+        code="version_in_use",
+        version=held.ref,
+    )
 
 
 # --- Tags --------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from registry.models import (
     Evaluation,
     Inspection,
     Job,
-    JobState,
     Kind,
     LineageEdge,
     Ref,
@@ -49,6 +48,7 @@ from registry.services.catalog import (
     check_tag_value,
     lock_repository,
     refresh_search,
+    require_unheld,
 )
 from registry.services.signatures import sign_version
 from registry.services.texts import check_text, invalid_field
@@ -526,6 +526,7 @@ def describe_version(
 
 def find_latest(repository: Repository) -> None:
     """Let the columns of a locked repository repeat its newest version that can be used."""
+    """Let the columns of a repository repeat the newest usable version of its main line."""
     latest = (
         Version.objects.filter(repository=repository)
         .main_line()
@@ -542,7 +543,7 @@ def find_latest(repository: Repository) -> None:
 
 
 def delete_version(*, actor: Actor, version: Version, expected_etag: str | None = None) -> None:
-    """Delete a version; its number is never given again.
+    """Delete a version; it can be brought back for a time, and its number is never given again.
 
     Raises:
         PreconditionFailed: it changed since the caller read `expected_etag`.
@@ -560,20 +561,7 @@ def delete_version(*, actor: Actor, version: Version, expected_etag: str | None 
         if row is None or repository.deleted_at is not None:
             raise NotFound("{version} was deleted.", code="version_not_found", version=version.ref)
         check_etag(expected_etag, row.etag, version.ref)
-        aliases = sorted(version.aliases.values_list("name", flat=True))
-        if aliases:
-            raise Conflict(
-                "{version} has the alias {alias!r}; move or delete the alias first.",
-                code="version_aliased",
-                version=version.ref,
-                alias=aliases[0],
-            )
-        if version.read_by_jobs.filter(state__in=[JobState.QUEUED, JobState.RUNNING]).exists():
-            raise Conflict(
-                "A job is reading {version}; cancel it or wait for it to end.",
-                code="version_in_use",
-                version=version.ref,
-            )
+        require_unheld(Version.objects.filter(pk=row.pk))
         Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
         find_latest(repository)
         record_event(actor, "version.delete", repository=repository, target=version.ref)

@@ -96,6 +96,10 @@ RULES: Mapping[str, Mapping[str, str]] = {
     },
     # Rows that do not depend on a repository's visibility.
     "always": {
+        # What was deleted exists only for those who maintain it, and its owner brings it back.
+        "deleted": "       401 404 404 404 403 ok  ok  403 404 401",
+        "in namespace: maintain": "401 403 403 403 ok ok ok 403 403 401",
+        "page: in namespace: maintain": "login 403 403 403 ok ok ok . . login",
         "everybody": "     ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
         "signed in": "     401 ok  ok  ok  ok  ok  ok  ok  ok  401",
         "signed in, read": "401 ok  ok  ok  ok  ok  ok  ok  ok  401",
@@ -203,6 +207,7 @@ API: Mapping[str, Line] = {
     f"{_ONE}/proposals/{{number}}/decline": {"post": ("maintain", 200, {"note": "no"})},
     f"{_ONE}/proposals/{{number}}/withdraw": {"post": ("withdraw", 200)},
     f"{_ONE}/lineage": {"get": ("see", 200)},
+    f"{_ONE}/restore": {"post": ("deleted", 200, {})},
     # --- versions
     f"{_ONE}/versions": {"get": ("see", 200), "post": ("write", 201, {"message": "x"})},
     _VERSION: {
@@ -214,6 +219,7 @@ API: Mapping[str, Line] = {
     f"{_VERSION}/derivatives": {"get": ("see", 200)},
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
+    f"{_VERSION}/restore": {"post": ("maintain", 200)},
     f"{_VERSION}/diff/{{other}}": {"get": ("see", 200)},
     f"{_VERSION}/evaluations": {
         "get": ("see", 200),
@@ -244,6 +250,7 @@ API: Mapping[str, Line] = {
         "post": ("signed in, write anywhere", 201, {"slug": "new-team"}),
     },
     "/api/v1/namespaces/{namespace}": {"get": ("in namespace: see", 200)},
+    "/api/v1/namespaces/{namespace}/deleted": {"get": ("in namespace: maintain", 200)},
     "/api/v1/namespaces/{namespace}/members": {"get": ("in namespace: read", 200)},
     "/api/v1/namespaces/{namespace}/members/{username}": {
         "put": ("in namespace: own", 200, {"role": "reader"}),
@@ -382,6 +389,10 @@ PAGES: Mapping[str, Line] = {
     "/jobs/new": {"get": ("page: signed in", 200), "post": ("page: signed in", 200)},
     "/jobs/{job}": {"get": ("page: job", 200)},
     "/jobs/{job}/cancel": {"post": ("page: move the job", 302)},
+    "/namespaces/{namespace}/deleted": {"get": ("page: in namespace: maintain", 200)},
+    "/namespaces/{namespace}/deleted/restore": {
+        "post": ("page: in namespace: maintain", 302, {"what": "repository:0"})
+    },
     "/{kinds}": {"get": ("page: everybody", 200)},
     "/{kinds}/new": {
         "get": ("page: signed in", 200),
@@ -395,7 +406,7 @@ PAGES: Mapping[str, Line] = {
         "post": ("page: write", {200, 302}, {"name": "thing", "summary": "x"}),
     },
     # Without its name typed in, whoever sees the repository is sent back to its settings.
-    f"{_PAGE}/delete": {"post": ("page: own", 302, {"confirm": "team/thing"})},
+    f"{_PAGE}/delete": {"post": ("page: own", 302, {"confirm": "team/thing-unnamed"})},
     f"{_PAGE}/tags": {"post": ("page: change", 302, {"key": "stage", "value": "x"})},
     f"{_PAGE}/tags/delete": {"post": ("page: change", 302, {"key": "stage"})},
     f"{_PAGE}/aliases": {"post": ("page: change", 302, {"alias": "champion", "version": "1"})},
@@ -474,6 +485,21 @@ OPEN: Mapping[str, int] = {
 
 # Where a slot of one line stands for something of its own; `World` knows these names.
 INSTEAD: Mapping[str, Mapping[str, str]] = {
+    "/{kinds}/{namespace}/{name}/delete": {"name": "unaliased thing"},
+    **{
+        f"/api/v1/{kinds}/{{namespace}}/{{name}}": {"name": "unaliased thing"}
+        for kinds in ("models", "datasets")
+    },
+    **{
+        f"/api/v1/{kinds}/{{namespace}}/{{name}}/restore": {"name": "deleted thing"}
+        for kinds in ("models", "datasets")
+    },
+    **{
+        f"/api/v1/{kinds}/{{namespace}}/{{name}}/versions/{{version}}/restore": {
+            "version": "deleted version"
+        }
+        for kinds in ("models", "datasets")
+    },
     "/api/v1/jobs/{job}/resume": {"job": "ended job"},
     "/api/v1/jobs/{job}/events": {"job": "ended job"},
     "/jobs/{job}/events": {"job": "ended job"},

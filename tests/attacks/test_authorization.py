@@ -25,7 +25,7 @@ from config.asgi import application
 from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.resource import Resource
 from registry.models import DirectUpload, Kind, LineageRole, Role, Signature, Version
-from registry.services import jobs, proposals, tokens, uploads, versions, webhooks
+from registry.services import catalog, jobs, proposals, tokens, uploads, versions, webhooks
 from registry.stream.routes import ROUTES
 from tests.attacks.authorization import (
     API,
@@ -209,6 +209,7 @@ class World:
             thing = self._thing("thing", kind, tags={"stage": "lab"})
             self._fill(thing)
             self._propose(thing)
+            self._delete_some(kind)
         # Jobs read a model of their own: what a job reads cannot be deleted.
         self._fill(self._thing("source", "model"))
         self._fill(make_model(self.people["stranger"], "open", namespace="lab"))
@@ -248,6 +249,18 @@ class World:
         )
         assert made.number == 1
 
+    def _delete_some(self, kind):
+        """Delete a whole thing and a version; make a thing without aliases, which can go."""
+        self._thing("thing-unnamed", kind)
+        gone = self._thing("thing-gone", kind)
+        catalog.delete_repository(actor=actor_of(self.owner), repository=gone)
+        version = versions.create_version(
+            actor=actor_of(self.owner),
+            repository=catalog.find_repository(actor_of(self.owner), kind, "team", "thing"),
+            files={path: make_blob(content) for path, content in FILES.items()},
+        )
+        versions.delete_version(actor=actor_of(self.owner), version=version)
+
     def _numbered(self):
         """Make what is known by an id: jobs that wait and that ended, a token of somebody."""
         recipe = {"kind": "compress", "model": "team/source@1", "schema": 1}
@@ -270,6 +283,9 @@ class World:
             "proposal": "1",
             "webhook": str(webhook.pk),
             "delivery": str(delivery.pk),
+            "deleted thing": "thing-gone",
+            "unaliased thing": "thing-unnamed",
+            "deleted version": "3",
         }
 
     # What one request uses up is made for each of them.

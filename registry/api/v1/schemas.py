@@ -783,6 +783,29 @@ class MemberPage(Answer):
     next_cursor: str | None
 
 
+class Restoration(Body):
+    name: str | None = Field(None, description="Another name, when its own was taken meanwhile.")
+    id: int | None = Field(
+        None, description="Which one, of several that had this name; otherwise the last deleted."
+    )
+
+
+class Deleted(Answer):
+    id: int
+    kind: Literal["model", "dataset"]
+    namespace: str
+    name: str
+    number: int | None = Field(description="Of a version; null for a whole model or dataset.")
+    size_bytes: int
+    deleted_at: datetime
+    restorable_until: datetime
+
+
+class DeletedPage(Answer):
+    items: list[Deleted]
+    next_cursor: str | None
+
+
 class Place(Answer):
     slug: str
     role: RoleName

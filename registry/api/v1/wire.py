@@ -31,6 +31,7 @@ from registry.models import (
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.prepared import Parameter, Question
 from registry.services.blobs import inspection_of, sandbox_inspection_of
+from registry.services.deletion import Deleted
 from registry.services.direct import parts_count
 
 Row = dict[str, Any]
@@ -313,6 +314,19 @@ def newest_first(
     kept = found[:wanted]
     more = len(found) > wanted
     return kept, encode_cursor(order, kept[-1].pk) if more else None
+
+
+def deleted_body(deleted: Deleted) -> Row:
+    return {
+        "id": deleted.id,
+        "kind": deleted.repository.kind,
+        "namespace": deleted.repository.namespace.slug,
+        "name": deleted.repository.name,
+        "number": deleted.number,
+        "size_bytes": deleted.size_bytes,
+        "deleted_at": deleted.deleted_at,
+        "restorable_until": deleted.restorable_until,
+    }
 
 
 def evaluation_body(evaluation: Evaluation, visible: frozenset[int]) -> Row:

@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from registry.errors import NotFound, RegistryError
+from registry.errors import Conflict, NotFound, RegistryError
 from registry.models import Artifact, Repository, Version
 from registry.permissions import allowed, require
 from registry.services import catalog
@@ -20,6 +20,7 @@ from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, s
 from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets
+from registry.web.undo import way_back
 from registry.web.visitor import actor_of, anybody, signed_in
 
 Details = dict[str, Any]
@@ -297,8 +298,13 @@ def delete(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpRe
             % {"name": repository},
         )
         return redirect(address_of(repository, "repository-settings"))
-    catalog.delete_repository(actor=actor, repository=repository)
+    try:
+        catalog.delete_repository(actor=actor, repository=repository)
+    except Conflict as error:
+        messages.error(request, words_of(error))
+        return redirect(address_of(repository, "repository-settings"))
     messages.success(request, _("%(name)s is deleted.") % {"name": repository})
+    request.session["undo"] = way_back(repository)
     return redirect(reverse("web:repositories", kwargs={"kind": kind}))
 
 

@@ -28,6 +28,7 @@ from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets
 from registry.web.transfers import REFUSAL
+from registry.web.undo import way_back
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
@@ -212,4 +213,5 @@ def delete(request: HttpRequest, kind: str, namespace: str, name: str, number: i
         messages.error(request, words_of(error))
         return redirect(history.address_of(version))
     messages.success(request, _("%(name)s is deleted.") % {"name": version.ref})
+    request.session["undo"] = way_back(version)
     return redirect(address_of(version.repository))

@@ -150,6 +150,7 @@ def test_strangers_change_nothing(as_stranger, stranger, client, model):
 def test_delete_asks_for_the_name(as_owner, model):
     page = page_after(as_owner, as_owner.post(f"{MODEL}/delete", {"confirm": "digits-cnn"}))
     assert "Nothing was deleted" in page
+    as_owner.post(f"{MODEL}/aliases/delete", {"alias": "champion"})
     page = page_after(as_owner, as_owner.post(f"{MODEL}/delete", {"confirm": "olga/digits-cnn"}))
     assert "olga/digits-cnn is deleted" in page
     assert as_owner.get(MODEL).status_code == 404

@@ -26,6 +26,7 @@ from registry.pages import Page
 from registry.permissions import require, require_scope, role_of
 from registry.services import catalog, namespaces, tokens
 from registry.services.audit_log import audit_log, event_body, json_lines
+from registry.services.deletion import list_deleted
 
 
 class Whoami(Resource):
@@ -170,6 +171,21 @@ class NamespaceOne(Resource):
     def get(self, request: Request, namespace: str) -> Response:
         found = namespaces.find_namespace(self.actor, namespace)
         return Response(_namespace_body(self.actor, found))
+
+
+class DeletedList(Resource):
+    @operation(
+        "list_deleted",
+        "List what was deleted in a namespace and can be brought back, to those who maintain it.",
+        {200: schemas.DeletedPage},
+        query=schemas.Paging,
+        gives=("Link",),
+    )
+    def get(self, request: Request, namespace: str) -> Response:
+        space = namespaces.find_namespace(self.actor, namespace)
+        asked = self.query(schemas.Paging)
+        found, after = list_deleted(self.actor, space, limit=asked.limit, cursor=asked.cursor)
+        return page_response(request, Page([wire.deleted_body(one) for one in found], after))
 
 
 class MemberList(Resource):

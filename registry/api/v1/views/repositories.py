@@ -12,7 +12,7 @@ from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.models import Alias
 from registry.search import SearchQuery, search_repositories
-from registry.services import catalog
+from registry.services import catalog, deletion
 
 
 def _tag_filters(given: list[str]) -> dict[str, str]:
@@ -102,6 +102,25 @@ class RepositoryOne(Resource):
             actor=self.actor, repository=self.repository(), expected_etag=self.if_match()
         )
         return no_content()
+
+
+class RepositoryRestore(Resource):
+    @operation(
+        "restore_{kind}",
+        "Bring a deleted {kind} back with its versions.",
+        {200: schemas.Repository},
+        body=schemas.Restoration,
+        gives=("ETag",),
+    )
+    def post(self, request: Request, namespace: str, name: str) -> Response:
+        asked = self.body(schemas.Restoration)
+        found = deletion.find_deleted_repository(
+            self.actor, self.kind, namespace, name, deleted_id=asked.id
+        )
+        repository = deletion.restore_repository(
+            actor=self.actor, repository=found, name=asked.name
+        )
+        return Response(wire.one_repository(repository), headers={"ETag": repository.etag})
 
 
 class RepositoryTag(Resource):

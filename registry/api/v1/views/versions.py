@@ -25,7 +25,7 @@ from registry.models import (
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
-from registry.services import blobs, catalog, versions
+from registry.services import blobs, catalog, deletion, versions
 
 
 def named_version(actor: Actor, kind: str, text: str) -> Version:
@@ -168,6 +168,19 @@ class VersionOne(Resource):
             actor=self.actor, version=self.version(), expected_etag=self.if_match()
         )
         return no_content()
+
+
+class VersionRestore(Resource):
+    @operation(
+        "restore_{kind}_version",
+        "Bring a deleted version back under its number.",
+        {200: schemas.Version},
+        gives=("ETag",),
+    )
+    def post(self, request: Request, version: str, **_: str) -> Response:
+        found = deletion.find_deleted_version(self.actor, self.repository(), version)
+        row = wire.version_row(deletion.restore_version(actor=self.actor, version=found))
+        return Response(wire.one_version(row), headers={"ETag": wire.version_etag(row)})
 
 
 class VersionTag(Resource):
