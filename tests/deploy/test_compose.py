@@ -179,6 +179,7 @@ def test_secrets_are_made_once(tmp_path):
         "admin-token",
         "database-url",
         "redis-url",
+        "oidc-client-secret",
     }
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert made["postgres-password"].strip() in made["database-url"]
