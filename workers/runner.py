@@ -26,7 +26,7 @@ from registry.services.blobs import inspect_blob, record_blob
 from registry.services.jobs import Claim, LeaseLost, Message
 from registry.services.results import Outcome
 from registry.storage import default_storage
-from workers import report, sandbox
+from workers import memory, report, sandbox
 from workers.folder import JobFolder
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-P", "-s", "-m", "workers.ml", "job.json")
 _TICK_SECONDS = 0.2
 _FLUSH_SECONDS = 0.5
+_WEIGH_SECONDS = 1.0
 # How long a process may take to write a checkpoint after SIGTERM.
 GRACE_SECONDS = 15.0
 _DATABASE_PATIENCE_SECONDS = 120.0
@@ -57,6 +58,7 @@ class Ending(Enum):
     CANCELLED = "cancelled"
     STOPPED = "stopped"
     TIMED_OUT = "timed_out"
+    TOO_LARGE = "too_large"
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: the worker goes away
@@ -230,7 +232,6 @@ class _Attempt:
             ),
             limits=sandbox.Limits(
                 cpu_seconds=settings.JOB_MAX_SECONDS * max(1, self.place.threads),
-                memory_bytes=settings.JOB_MAX_MEMORY_BYTES,
                 file_bytes=settings.MAX_UPLOAD_BYTES,
             ),
         )
@@ -263,6 +264,17 @@ class _Attempt:
                     "The job ran for more than {limit} seconds; make it smaller, or resume it to "
                     "go on from its last checkpoint.",
                     limit=limit,
+                ),
+            )
+        elif ending is Ending.TOO_LARGE:
+            self._fail(
+                "memory_limit",
+                Text(
+                    "The job held {held} MiB of memory, more than the {limit} MiB that one job may "
+                    "have here (MODELYARD_JOB_MAX_MEMORY_BYTES). A smaller batch or model needs "
+                    "less.",
+                    held=watch.held_bytes >> 20,
+                    limit=watch.memory_limit >> 20,
                 ),
             )
         elif watch.complaint is not None:
@@ -336,6 +348,9 @@ class _Watch:
         self._left = jobs.MAX_EVENTS - claim.events_count
         self._lines = _Lines()
         self._errors = bytearray()
+        self.memory_limit = memory.job_limit(settings.JOB_MAX_MEMORY_BYTES)
+        self.held_bytes = 0
+        self._weigh_at = 0.0
         self._deadline = time.monotonic() + settings.JOB_MAX_SECONDS
         self._ending: Ending | None = None
         self._kill_at = float("inf")
@@ -394,11 +409,22 @@ class _Watch:
                 self._ending = Ending.STOPPED
             elif now > self._deadline:
                 self._ending = Ending.TIMED_OUT
+            elif now > self._weigh_at and self._weigh() > self.memory_limit:
+                # No grace: it would take more meanwhile.
+                self._ending = Ending.TOO_LARGE
+                sandbox.stop_group(self.process, signal.SIGKILL)
+                return
             if self._ending is not None:
                 self._kill_at = now + GRACE_SECONDS
                 sandbox.stop_group(self.process, signal.SIGTERM)
         elif now > self._kill_at:
             sandbox.stop_group(self.process, signal.SIGKILL)
+
+    def _weigh(self) -> int:
+        """See once a second how much memory the job holds."""
+        self._weigh_at = time.monotonic() + _WEIGH_SECONDS
+        self.held_bytes = memory.session_bytes(self.process.pid)
+        return self.held_bytes
 
     def _hear(self, block: bytes) -> None:
         for line in self._lines.feed(block):

@@ -28,7 +28,7 @@ from tests import factories
 from tests.factories import actor_of
 from tests.local.waiting import has_ended, wait_until
 from tests.workers.tiny import run_next, training
-from workers import runner
+from workers import memory, runner
 from workers.folder import jobs_folder, prune_folders
 
 
@@ -474,6 +474,37 @@ def test_a_dataset_without_the_label_column_fails_with_a_way_out(owner):
     assert "label" in job.error_detail
     assert "topic" in job.error_detail
     assert unpack(job.error_said).detail == job.error_detail
+
+
+def test_a_job_that_holds_too_much_memory_is_ended(run_script, settings):
+    settings.JOB_MAX_MEMORY_BYTES = 200 << 20
+    job = run_script(
+        """
+        import mmap
+        reserved = mmap.mmap(-1, 4 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        say(event="log", message="reserved much and used nothing")
+        time.sleep(2.5)
+        child = os.fork()
+        held = b"x" * (150 << 20)
+        say(event="log", message="took much")
+        time.sleep(60)
+        """
+    )
+    assert (job.state, job.error_code) == (JobState.FAILED, "memory_limit")
+    assert "more than the 200 MiB" in job.error_detail
+    assert "MODELYARD_JOB_MAX_MEMORY_BYTES" in job.error_detail
+    assert log_of(job)[0] == "reserved much and used nothing"
+
+
+def test_without_a_setting_a_job_may_have_most_of_the_machine(tmp_path):
+    whole = memory.machine_bytes(())
+    assert 0 < memory.machine_bytes() <= whole
+    assert memory.job_limit(5) == 5
+    assert memory.job_limit(0) == memory.machine_bytes() * 3 // 4
+    for name, text in (("v2", "max"), ("v1", str(1 << 62)), ("small", "1048576")):
+        (tmp_path / name).write_text(text + "\n")
+    assert memory.machine_bytes((tmp_path / "v2", tmp_path / "v1", tmp_path / "none")) == whole
+    assert memory.machine_bytes((tmp_path / "v2", tmp_path / "small")) == 1 << 20
 
 
 def test_old_folders_are_pruned(run_script):
