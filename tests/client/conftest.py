@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.factories import make_token
+from tests.local.waiting import wait_until
 from tests.registry.stream.conftest import alice, bob, running_server, server
 
 __all__ = ["alice", "bob", "running_server", "server"]
@@ -183,6 +184,11 @@ class Relay:
             pairs, self.pairs = self.pairs, []
         for pair in pairs:
             pair.shut()
+
+    def wait(self, process):
+        """Wait until the line stopped or broke; a process that ended before says why."""
+        wait_until(lambda: self.reached.is_set() or process.poll() is not None, "the line", 120)
+        assert self.reached.is_set(), (process.returncode, process.communicate())
 
     def hold_at(self, count, way="up"):
         self.limits[way] = self.moved[way] + count

@@ -69,6 +69,8 @@ def offer(impostor):
 
     def offer(*files, **changes):
         impostor.say("/models/team/model/versions/latest", version_of(*files, **changes))
+        listed = {"items": list(files), "next_cursor": None}
+        impostor.say("/models/team/model/versions/1/files", listed)
 
     return offer
 

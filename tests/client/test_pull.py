@@ -136,7 +136,7 @@ def state_of(folder):
 def test_killed_in_the_middle_it_goes_on_where_it_stopped(relayed, relay, large, to):
     relay.hold_at(30 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
-    assert relay.reached.wait(60)
+    relay.wait(process)
     kill(process)
     relay.release()
     relay.count()
@@ -151,7 +151,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(relayed, relay, large,
 def test_ctrl_c_forgets_nothing(relayed, relay, large, to):
     relay.hold_at(30 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
-    assert relay.reached.wait(60)
+    relay.wait(process)
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in err) == (130, False)
@@ -170,7 +170,7 @@ def test_a_line_that_breaks_again_and_again(relayed, relay, large, to):
     relay.break_at(10 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
     for _ in range(3):
-        assert relay.reached.wait(60)
+        relay.wait(process)
         relay.reached.clear()
         relay.break_at(10 * MB, "down")
     _, err = process.communicate(timeout=120)
@@ -183,7 +183,7 @@ def test_a_line_that_breaks_again_and_again(relayed, relay, large, to):
 def test_a_server_that_is_started_again(relayed, relay, server, large, to):
     relay.hold_at(20 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
-    assert relay.reached.wait(60)
+    relay.wait(process)
     server.kill()
     relay.release()
     server.start()
@@ -195,7 +195,7 @@ def test_a_server_that_is_started_again(relayed, relay, server, large, to):
 def interrupt(relayed, relay, to):
     relay.hold_at(30 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
-    assert relay.reached.wait(60)
+    relay.wait(process)
     kill(process)
     relay.release()
     (part,) = (to / ".modelyard").glob("*.part")
@@ -226,7 +226,7 @@ def test_a_torn_note_costs_only_time(relayed, relay, large, to, content):
 def test_two_pulls_into_one_folder(relayed, command, relay, large, to):
     relay.hold_at(20 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
-    assert relay.reached.wait(60)
+    relay.wait(process)
     assert "Another process" in command.run("pull", "alice/large", "--to", to, status=1).err
     kill(process)
 

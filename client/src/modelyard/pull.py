@@ -180,7 +180,9 @@ class Pull:
         version = self.client.version(str(self.reference), kind=self.kind)
         self.client = self.client.more_patient(self.stop)
         self._say_state(version)
-        files, left_out = self._choose(version)
+        # The list of files says of each what the server found in it.
+        name = f"{self.reference.repository}@{version['number']}"
+        files, left_out = self._choose(list(self.client.files(name, kind=self.kind)))
         self._make_folder()
         private = self.folder / PRIVATE_FOLDER
         self._make_private(private)
@@ -211,11 +213,11 @@ class Pull:
         elif version["state"] in {"pending", "failed"}:
             raise BadFolder(f"{name} is {version['state']}{reason} It has nothing to pull yet.")
 
-    def _choose(self, version: Version) -> tuple[list[File], list[str]]:
+    def _choose(self, files: list[File]) -> tuple[list[File], list[str]]:
         """Choose the files; what can execute code only when that was said to be wanted."""
-        check_paths(file["path"] for file in version["files"])
+        check_paths(file["path"] for file in files)
         chosen, left_out = [], []
-        for file in version["files"]:
+        for file in files:
             if not _DIGEST.fullmatch(file["sha256"]) or file["size_bytes"] < 0:
                 raise BadAnswer(f"The server gives {file['path']} no digest or no size.")
             path = file["path"]

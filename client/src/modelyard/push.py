@@ -6,16 +6,26 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 from modelyard.answers import Repository, Version, read_as
-from modelyard.errors import BadFolder, Denied, Interrupted, NotFound
+from modelyard.errors import BadFolder, Denied, Interrupted, NotFound, Refused, Unreachable
 from modelyard.folder import Digests, LocalFile, find_files
 from modelyard.names import Reference
 from modelyard.progress import Progress
 from modelyard.state import locked, name_of, state_folder
 from modelyard.transport import Patience
-from modelyard.tus import PushMemory, Sending
+from modelyard.tus import (
+    MOST_PARTS,
+    PushMemory,
+    Sending,
+    can_join,
+    changed,
+    is_passing,
+    join,
+    metadata_of,
+)
 from modelyard.work import run_all
 
 if TYPE_CHECKING:
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
 
 _WRITING_ROLES = frozenset({"contributor", "maintainer", "owner"})
 _LOOK_AT_PENDING_SECONDS = 2.0
+# Files from this size on are cut into parts, where there are fewer of them than workers.
+SPLIT = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,8 @@ class Push:
         self._sent = 0
         self._lock = threading.Lock()
         self._arrived: set[str] = set()
+        self._large = 0
+        self._joins: bool | None = None
         self._digests: dict[str, str] = {}
 
     def run(self) -> Pushed:
@@ -151,6 +165,7 @@ class Push:
 
     def _send_all(self, files: list[LocalFile], memory: PushMemory, known: set[str]) -> None:
         self._arrived = known
+        self._large = sum(file.size_bytes >= SPLIT for file in files)
         digests = Digests(self.folder, self.stop)
         # Large files first: the last one to end decides how long it all takes.
         order = sorted(files, key=lambda file: -file.size_bytes)
@@ -172,26 +187,24 @@ class Push:
             needed = digest not in self._arrived
             self._arrived.add(digest)
         if needed:
-            Sending(
-                self.client.transport,
-                memory,
-                file.source,
-                name=file.path,
-                size_bytes=file.size_bytes,
-                sha256=digest,
-                patience=Patience(self.client.transfer_patience, self.stop),
-                stop=self.stop,
-                on_bytes=partial(self._count, file.path),
-                on_reused=partial(self.progress.reuse, file.path),
-            ).run()
+            Delivery(self, memory, file, digest).run()
         else:
             self.progress.reuse(file.path, file.size_bytes)
         self.progress.end_file(file.path)
 
-    def _count(self, path: str, count: int) -> None:
+    def count(self, path: str, count: int) -> None:
         with self._lock:
             self._sent += count
         self.progress.advance(path, count)
+
+    def parts_for(self, file: LocalFile) -> int:
+        """Say into how many parts a file is to be cut, to keep all workers busy with few files."""
+        if file.size_bytes < SPLIT or self._large >= self.workers:
+            return 1
+        with self._lock:
+            if self._joins is None:
+                self._joins = can_join(self.client.transport)
+        return min(self.workers, MOST_PARTS) if self._joins else 1
 
     # --- Registering ----------------------------------------------------------------------------
 
@@ -250,6 +263,78 @@ class Push:
         if tags or aliases:
             version = self.client.version(_ref(version), kind=self.kind)
         return version
+
+
+class Delivery:
+    """One file on its way: whole, or in parts that travel side by side and are joined there."""
+
+    def __init__(self, push: Push, memory: PushMemory, file: LocalFile, digest: str) -> None:
+        self.push = push
+        self.memory = memory
+        self.file = file
+        self.digest = digest
+        self.transport = push.client.transport
+        self.headers = metadata_of(file.path, digest)
+
+    def run(self) -> None:
+        whole = self.memory.upload(self.digest)
+        cut = self.memory.parts(self.digest)
+        if cut == 0 and not whole:
+            # Cut once, it stays cut so: what was sent of a part is of use to that part alone.
+            cut = self.push.parts_for(self.file)
+            if cut > 1:
+                self.memory.remember_parts(self.digest, cut)
+        if cut > 1 and not whole:
+            self._send_parts(cut)
+        else:
+            self._sending(self.digest, self.headers, 0, self.file.size_bytes).run()
+
+    def _send_parts(self, count: int) -> None:
+        length = -(-self.file.size_bytes // count)
+        parts = []
+        for start in range(0, self.file.size_bytes, length):
+            size = min(length, self.file.size_bytes - start)
+            key = f"{self.digest}/{start}-{size}"
+            parts.append(self._sending(key, {"Upload-Concat": "partial"}, start, size))
+        run_all([part.run for part in parts], count, self.push.stop)
+        patience = Patience(self.push.client.transfer_patience, self.push.stop)
+        addresses = [urlsplit(self.memory.upload(part.key)).path for part in parts]
+        while True:
+            try:
+                joined = join(self.transport, addresses, self.headers, self.file.size_bytes)
+            except (Refused, Unreachable) as problem:
+                if not is_passing(problem):
+                    self._give_up(parts, problem)
+                patience.wait(problem)
+            else:
+                break
+        self.memory.remember_upload(self.digest, joined)
+
+    def _give_up(self, parts: list[Sending], problem: Refused | Unreachable) -> NoReturn:
+        """Forget parts that the server does not have any more, or that make another file."""
+        if isinstance(problem, Refused) and problem.status in {400, 404, 409, 410}:
+            for part in parts:
+                self.memory.forget_upload(part.key)
+            self.memory.remember_parts(self.digest, 0)
+        if isinstance(problem, Refused) and problem.code == "digest_mismatch":
+            raise changed(self.file.source) from problem
+        raise problem
+
+    def _sending(self, key: str, headers: dict[str, str], start: int, size: int) -> Sending:
+        path = self.file.path
+        return Sending(
+            self.transport,
+            self.memory,
+            self.file.source,
+            key=key,
+            headers=headers,
+            start=start,
+            size_bytes=size,
+            patience=Patience(self.push.client.transfer_patience, self.push.stop),
+            stop=self.push.stop,
+            on_bytes=partial(self.push.count, path),
+            on_reused=partial(self.push.progress.reuse, path),
+        )
 
 
 def _ref(row: Any) -> str:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -16,6 +16,7 @@ from modelyard.transport import AWAY, Patience, Transport
 BLOCK = 1 << 20
 # Large enough to cost nothing, small enough for proxies that hold a body back.
 PIECE = 64 << 20
+MOST_PARTS = 8
 # Sent with the request that begins the upload.
 SMALL = 1 << 20
 # What the server may take to look at the last piece, for each byte of the file.
@@ -38,6 +39,7 @@ class PushMemory:
         self._path = path
         self._lock = threading.Lock()
         self._uploads: dict[str, str] = {}
+        self._parts: dict[str, int] = {}
         self._keys: dict[str, str] = {}
         self._ends_in_line = True
         with contextlib.suppress(OSError):
@@ -56,6 +58,8 @@ class PushMemory:
         match entry:
             case ["upload", digest, address]:
                 self._uploads[digest] = address
+            case ["parts", digest, count] if count.isascii() and count.isdecimal():
+                self._parts[digest] = min(int(count[:4]), MOST_PARTS)
             case ["key", body, key]:
                 self._keys[body] = key
 
@@ -72,6 +76,16 @@ class PushMemory:
     def forget_upload(self, digest: str) -> None:
         self.remember_upload(digest, "")
 
+    def parts(self, digest: str) -> int:
+        """Say into how many parts a file was cut; 0 when that was not decided yet."""
+        with self._lock:
+            return self._parts.get(digest, 0)
+
+    def remember_parts(self, digest: str, count: int) -> None:
+        with self._lock:
+            self._parts[digest] = count
+            self._append("parts", digest, str(count))
+
     def key_for(self, body: str) -> str:
         """Give the idempotency key of a registration: the same body keeps its key."""
         with self._lock:
@@ -82,7 +96,7 @@ class PushMemory:
 
     def clear(self) -> None:
         with self._lock:
-            self._uploads, self._keys = {}, {}
+            self._uploads, self._parts, self._keys = {}, {}, {}
             self._path.unlink(missing_ok=True)
 
     def _append(self, *entry: str) -> None:
@@ -94,7 +108,7 @@ class PushMemory:
 
 
 class Sending:
-    """One file on its way to the server."""
+    """Some bytes of a file on their way to become an upload: all of them, or a part."""
 
     def __init__(  # noqa: PLR0913 - keywords only, each said once
         self,
@@ -102,9 +116,10 @@ class Sending:
         memory: PushMemory,
         source: Path,
         *,
-        name: str,
+        key: str,
+        headers: Mapping[str, str],
+        start: int,
         size_bytes: int,
-        sha256: str,
         patience: Patience,
         stop: threading.Event,
         on_bytes: Callable[[int], None],
@@ -113,9 +128,10 @@ class Sending:
         self.transport = transport
         self.memory = memory
         self.source = source
-        self.name = name
+        self.key = key
+        self.headers = headers
+        self.start = start
         self.size_bytes = size_bytes
-        self.sha256 = sha256
         self.patience = patience
         self.stop = stop
         self.on_bytes = on_bytes
@@ -138,11 +154,11 @@ class Sending:
 
     def _resume(self) -> int | None:
         """Ask how far an upload of an earlier run came."""
-        while self.memory.upload(self.sha256):
+        while self.memory.upload(self.key):
             try:
                 return self._ask()
             except (Refused, Unreachable) as problem:
-                if not _is_passing(problem):
+                if not is_passing(problem):
                     raise
                 self.patience.wait(problem)
         return None
@@ -150,30 +166,27 @@ class Sending:
     def _recover(self, problem: ModelyardError) -> int | None:
         """After a failure, find out what arrived; raise when trying again is of no use."""
         if isinstance(problem, Refused) and problem.status in _GONE:
-            self.memory.forget_upload(self.sha256)
+            self.memory.forget_upload(self.key)
             return None
-        if not _is_passing(problem):
+        if not is_passing(problem):
             if isinstance(problem, Refused) and problem.status == 400:
                 # The server threw these bytes away.
-                self.memory.forget_upload(self.sha256)
+                self.memory.forget_upload(self.key)
             if isinstance(problem, Refused) and problem.code == "digest_mismatch":
-                raise BadFolder(
-                    f"{self.source} changed while it was being sent; run the same again once it "
-                    "is still."
-                ) from problem
+                raise changed(self.source) from problem
             raise problem
         while True:
             self.patience.wait(problem)
             try:
                 return self._ask()
             except (Refused, Unreachable) as another:
-                if not _is_passing(another):
+                if not is_passing(another):
                     raise
                 problem = another
 
     def _ask(self) -> int | None:
         """Ask the server for the offset; None when it does not know the upload."""
-        address = self.memory.upload(self.sha256)
+        address = self.memory.upload(self.key)
         if not address:
             return None
         try:
@@ -189,29 +202,21 @@ class Sending:
         except Refused as problem:
             if problem.status not in _GONE:
                 raise
-        self.memory.forget_upload(self.sha256)
+        self.memory.forget_upload(self.key)
         return None
 
     def _begin(self) -> int:
-        name = base64.b64encode(self.name.encode()).decode()
-        digest = base64.b64encode(self.sha256.encode()).decode()
-        headers = {
-            **_TUS,
-            "Upload-Length": str(self.size_bytes),
-            "Upload-Metadata": f"filename {name},sha256 {digest}",
-        }
+        headers = {**_TUS, **self.headers, "Upload-Length": str(self.size_bytes)}
         content = None
         if 0 < self.size_bytes <= SMALL:
             headers.update(_OCTETS)
-            content = self.source.read_bytes()
-            if len(content) != self.size_bytes:
-                raise self._changed()
+            content = b"".join(self._read(0, self.size_bytes))
         with self.transport.open(
             "POST", self.transport.address("/uploads"), headers=headers, content=content
         ) as answer:
             address = self.transport.own_address(answer.headers.get("location", ""))
             offset = self._offset(answer, at_least=0)
-        self.memory.remember_upload(self.sha256, address)
+        self.memory.remember_upload(self.key, address)
         return offset
 
     def _send_piece(self, offset: int) -> int:
@@ -225,7 +230,7 @@ class Sending:
         is_last = offset + count == self.size_bytes
         with self.transport.open(
             "PATCH",
-            self.transport.own_address(self.memory.upload(self.sha256)),
+            self.transport.own_address(self.memory.upload(self.key)),
             headers=headers,
             content=self._blocks(offset, count),
             read_timeout=self._final_seconds() if is_last else None,
@@ -234,18 +239,24 @@ class Sending:
             return self._offset(answer, at_least=offset + 1)
 
     def _blocks(self, offset: int, count: int) -> Iterator[bytes]:
+        for block in self._read(offset, count):
+            yield block
+            offset += len(block)
+            self._tell(offset)
+
+    def _read(self, offset: int, count: int) -> Iterator[bytes]:
         with self.source.open("rb", buffering=0) as file:
-            file.seek(offset)
+            file.seek(self.start + offset)
             while count:
                 if self.stop.is_set():
                     raise Interrupted("Stopped.")
                 block = file.read(min(BLOCK, count))
                 if not block:
-                    raise self._changed()
+                    raise BadFolder(
+                        f"{self.source} became shorter while it was being sent; run the same again."
+                    )
                 yield block
                 count -= len(block)
-                offset += len(block)
-                self._tell(offset)
 
     def _offset(self, answer: httpx.Response, *, at_least: int) -> int:
         text = answer.headers.get("upload-offset", "")
@@ -260,15 +271,49 @@ class Sending:
         self._told = offset
 
     def _final_seconds(self) -> float:
-        return 60.0 + self.size_bytes * _SECONDS_PER_BYTE
-
-    def _changed(self) -> BadFolder:
-        return BadFolder(
-            f"{self.source} became shorter while it was being sent; run the same again."
-        )
+        return final_seconds(self.size_bytes)
 
 
-def _is_passing(problem: ModelyardError) -> bool:
+def metadata_of(name: str, sha256: str) -> dict[str, str]:
+    """Say what a file is called, and what the server has to find when it has all of it."""
+    encoded = base64.b64encode(name.encode()).decode()
+    digest = base64.b64encode(sha256.encode()).decode()
+    return {"Upload-Metadata": f"filename {encoded},sha256 {digest}"}
+
+
+def can_join(transport: Transport) -> bool:
+    """Ask whether the server makes one upload of several parts."""
+    try:
+        with transport.open("OPTIONS", transport.address("/uploads")) as answer:
+            return "concatenation" in answer.headers.get("tus-extension", "").split(",")
+    except Refused:
+        return False
+
+
+def join(
+    transport: Transport, parts: Sequence[str], headers: Mapping[str, str], size_bytes: int
+) -> str:
+    """Let the server make one upload of finished parts; gives its address. May be repeated."""
+    with transport.open(
+        "POST",
+        transport.address("/uploads"),
+        headers={**_TUS, **headers, "Upload-Concat": f"final;{' '.join(parts)}"},
+        read_timeout=final_seconds(size_bytes),
+    ) as answer:
+        return transport.own_address(answer.headers.get("location", ""))
+
+
+def final_seconds(size_bytes: int) -> float:
+    return 60.0 + size_bytes * _SECONDS_PER_BYTE
+
+
+def changed(source: Path) -> BadFolder:
+    return BadFolder(
+        f"{source} changed while it was being sent; run the same again once it is still."
+    )
+
+
+def is_passing(problem: ModelyardError) -> bool:
     if isinstance(problem, Refused):
         limited = problem.status == 429 and problem.retry_after is None
         return (problem.status in AWAY and not limited) or problem.code in _ASK_AGAIN

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from django.db import connection
 
 from tests.factories import UserFactory, make_model, make_token
 
@@ -94,6 +95,10 @@ def running_server(django_db_setup, tmp_path_factory):
 
 @pytest.fixture
 def server(running_server, transactional_db):
+    # The server counts downloads when it likes, also while the tables are emptied after a test.
+    # Should the two stand in each other's way, it is the server that gives way and tries again.
+    with connection.cursor() as cursor:
+        cursor.execute("SET deadlock_timeout = '60s'")
     return running_server
 
 
