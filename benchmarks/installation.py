@@ -60,7 +60,7 @@ def free_port() -> int:
         return port
 
 
-def environment(home: Path, port: int, *, samples: bool = False) -> dict[str, str]:
+def environment(home: Path, port: int, *, samples: bool = False, **more: str) -> dict[str, str]:
     """Leave out what would lead to servers of somebody else."""
     kept = {
         name: value
@@ -73,6 +73,7 @@ def environment(home: Path, port: int, *, samples: bool = False) -> dict[str, st
         "MODELYARD_PORT": str(port),
         "MODELYARD_SAMPLES": str(int(samples)),
         "MODELYARD_LOG_LEVEL": "WARNING",
+        **more,
     }
 
 
@@ -110,8 +111,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def running(*, samples: bool = False) -> Iterator[Installation]:
-    """Start an installation of its own from this tree, and take it away again."""
+def running(*, samples: bool = False, **more: str) -> Iterator[Installation]:
+    """Start an installation of its own from this tree, and take it away again.
+
+    `more` are settings as the environment names them.
+    """
     home = Path(tempfile.mkdtemp(prefix="modelyard-bench-"))
     home.chmod(0o711)
     port = free_port()
@@ -119,7 +123,7 @@ def running(*, samples: bool = False) -> Iterator[Installation]:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "up"],
             cwd=ROOT,
-            env=environment(home, port, samples=samples),
+            env=environment(home, port, samples=samples, **more),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

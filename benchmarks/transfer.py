@@ -140,7 +140,7 @@ def measure(place: Installation, source: Path, folder: Path) -> dict[str, list[f
         copy, back = folder / "copy", folder / "back"
 
         def note(what: str, act: Callable[[], object]) -> None:
-            touch_memory(folder / "ballast")
+            touch_memory(folder / "ballast", SIZE)
             os.sync()
             began = time.perf_counter()
             act()
@@ -175,14 +175,14 @@ def measure(place: Installation, source: Path, folder: Path) -> dict[str, list[f
     return speeds
 
 
-def touch_memory(ballast: Path) -> None:
+def touch_memory(ballast: Path, size: int) -> None:
     """Leave free pages that were used before: a virtual machine pays for each new one.
 
     Without it the copy, which comes first, is fast and what comes after it slow.
     """
     block = bytes(BLOCK)
     with ballast.open("wb") as file:
-        for _ in range(SIZE * 5 // 4 // BLOCK):
+        for _ in range(size * 5 // 4 // BLOCK):
             file.write(block)
     ballast.unlink()
 

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from registry.models import Artifact, Version
@@ -206,3 +209,25 @@ def test_a_body_that_breaks_off_in_its_chunks_is_no_fault_of_the_server(server, 
         )
         assert line.recv(100).startswith(b"HTTP/1.1 408")
     assert not Version.objects.exists()
+
+
+def test_fifty_versions_at_once_get_fifty_consecutive_numbers(server, alice, model):
+    token = make_token(alice)
+    start = threading.Barrier(50)
+
+    def create(number):
+        with httpx.Client(base_url=server.url, timeout=120) as one:
+            start.wait()
+            return one.post(
+                "/api/v1/models/alice/classifier/versions",
+                headers={"Authorization": f"Bearer {token}"},
+                json={"message": f"number {number}"},
+            )
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(create, range(50)))
+    assert [answer.status_code for answer in answers] == [201] * 50
+    assert sorted(answer.json()["number"] for answer in answers) == list(range(1, 51))
+    assert Version.objects.filter(repository=model).count() == 50
+    model.refresh_from_db()
+    assert model.latest_number == 50
