@@ -158,7 +158,7 @@ def sign_in(visitor: Visitor, installation: Installation) -> None:
 
 
 def upload(visitor: Visitor, paths: list[Path], message: str) -> None:
-    visitor.page.locator("input[type=file]").set_input_files(paths)
+    visitor.page.locator("input[name=files]").set_input_files(paths)
     expect(visitor.page.locator("#files li")).to_have_count(len(paths))
     visitor.look("new version")
     visitor.fill("What changed", message)
@@ -504,7 +504,7 @@ def test_pages_work_without_scripts(browser, furnished, tmp_path):
     expect(page.locator(".rows > li")).to_have_count(1)
     (tmp_path / "notes.txt").write_text("sent by a plain form")
     visitor.go("/models/admin/plain/versions/new")
-    page.locator("input[type=file]").set_input_files(tmp_path / "notes.txt")
+    page.locator("input[name=files]").set_input_files(tmp_path / "notes.txt")
     page.get_by_role("button", name="Upload and register").click()
     expect(page).to_have_url(re.compile(r"/models/admin/plain/versions/1$"))
     expect(page.locator("main")).to_contain_text("notes.txt")
