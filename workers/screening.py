@@ -8,8 +8,9 @@ import logging
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from django.conf import settings
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 2.0
 _AFTER_FAILURE_SECONDS = 10.0
+# Longer than a version with very many files may take.
+_KEEP_SECONDS = 24 * 3600
 
 
 class _NotConverted(Exception):  # noqa: N818 - an answer, not an error
@@ -160,12 +163,26 @@ def _accept(file: Held, said: Findings, target: Path, path: str) -> Conversion:
     )
 
 
+def prune_workshops() -> int:
+    """Remove what workers that died have left; give how many folders that were."""
+    removed = 0
+    for folder in _base().glob("*"):
+        with suppress(FileNotFoundError):
+            if folder.stat().st_mtime < time.time() - _KEEP_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+    return removed
+
+
+def _base() -> Path:
+    return Path(settings.HOME_DIR) / "screening"
+
+
 @contextmanager
 def _workshop() -> Iterator[Path]:
     """Make a folder for one version's files, and remove it."""
-    base = Path(settings.HOME_DIR) / "screening"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=base))
+    _base().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=_base()))
     try:
         yield folder
     finally:

@@ -17,7 +17,7 @@ from registry.services.workers import forget_workers
 from workers.courier import Couriers
 from workers.folder import prune_folders
 from workers.runner import GRACE_SECONDS
-from workers.screening import Screener
+from workers.screening import Screener, prune_workshops
 from workers.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def clean_up() -> None:
     forget_sessions()
     forget_deliveries()
     prune_folders()
+    prune_workshops()
     sign_unsigned()
 
 

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import os
 import pickle
 import uuid
 import zlib
@@ -23,7 +24,7 @@ from tests.workers import hostile
 from workers import sandbox
 from workers.folder import JobFolder
 from workers.inspector import Inspector
-from workers.screening import Screener
+from workers.screening import Screener, prune_workshops
 
 pytestmark = pytest.mark.slow
 URL = "/api/v1/models/alice/classifier/versions"
@@ -234,6 +235,17 @@ def test_a_worker_that_died_leaves_the_version_to_the_next(alice, model, screene
     version.refresh_from_db()
     assert version.state == VersionState.QUARANTINED
     assert "broke off" in version.state_reason
+
+
+def test_what_a_worker_left_is_removed_when_it_is_old(settings, tmp_path):
+    settings.HOME_DIR = tmp_path
+    fresh, old = tmp_path / "screening" / "fresh", tmp_path / "screening" / "old"
+    for folder in (fresh, old):
+        (folder / "inner").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    assert prune_workshops() == 1
+    assert fresh.exists()
+    assert not old.exists()
 
 
 def test_the_page_shows_what_was_found_and_converted(post, screen, client, stranger):
