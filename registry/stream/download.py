@@ -16,6 +16,8 @@ from registry.stream.exchange import ClientGone, Exchange
 from registry.stream.threads import in_database, on_disk, settled
 
 _RANGE = re.compile(r"bytes=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*", re.IGNORECASE)
+# What one download sends before it lets the others of this process go on.
+_TURN_BYTES = 2 * 1024 * 1024
 _CAN_RUN_CODE = "quarantined; this file can run code when it is opened"
 _PLAIN_NAME = re.compile(r"[^A-Za-z0-9!#$&+.^_`|~ -]")
 
@@ -103,8 +105,14 @@ async def _send_blocks(exchange: Exchange, blocks: Iterator[bytes]) -> None:
     try:
         # Files on a local disk are mostly in memory: to change threads for that costs a fifth.
         if ready := getattr(blocks, "ready", None):
+            turn = 0
             while block := ready():
                 await exchange.write(block)
+                turn += len(block)
+                if turn >= _TURN_BYTES:
+                    # The server takes what it has room for at once; others want their turn too.
+                    turn = 0
+                    await asyncio.sleep(0)
         following = on_disk(next, blocks, b"")
         while block := await asyncio.shield(following):
             following = on_disk(next, blocks, b"")
