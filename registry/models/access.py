@@ -88,9 +88,9 @@ class NamespaceQuerySet(models.QuerySet["Namespace"]):
         An organisation exists for its members and for whoever sees something in it; a person for
         everybody who signed in.
         """
-        if "read" not in actor.scopes:
-            return self.none()
         found = self.live()
+        if "read" not in actor.scopes:
+            return found.filter(pk__in=list(actor.roles))
         if not actor.is_admin:
             seen = models.Q(pk__in=list(actor.roles)) | models.Q(_holds_something_for(actor))
             if not actor.is_anonymous:

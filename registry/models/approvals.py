@@ -80,7 +80,10 @@ class AliasProposal(models.Model):
 
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def asked_by(self, actor: Actor) -> Self:
-        return self.filter(user_id=actor.user_id) if actor.user_id else self.none()
+        limited = actor.limited_namespace_id or actor.limited_repository_id
+        if actor.user_id is None or limited:
+            return self.none()
+        return self.filter(user_id=actor.user_id)
 
     def decidable_by(self, actor: Actor) -> Self:
         """Keep requests for what exists and `actor` may share."""

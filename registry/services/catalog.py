@@ -644,7 +644,7 @@ def namespaces_writable_by(actor: Actor) -> list[Namespace]:
     """List the namespaces in which `actor` may register, their own first."""
     if actor.is_anonymous:
         return []
-    spaces = Namespace.objects.order_by("kind", "slug")
+    spaces = Namespace.objects.live().order_by("kind", "slug")
     if not actor.is_admin:
         roles = {space for space, role in actor.roles.items() if role != "reader"}
         spaces = spaces.filter(pk__in=roles)

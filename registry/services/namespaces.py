@@ -3,9 +3,10 @@
 import re
 
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
-from registry.errors import AlreadyExists, Denied, Invalid, NotFound, Text
-from registry.models import ROLE_RANK, Actor, Membership, Namespace, Role, User
+from registry.errors import AlreadyExists, Conflict, Denied, Invalid, NotFound, Text
+from registry.models import ROLE_RANK, Actor, JobState, Membership, Namespace, Role, Token, User
 from registry.models.access import SLUG_PATTERN
 from registry.permissions import require, require_scope
 from registry.services.audit import record_event
@@ -16,9 +17,9 @@ RESERVED = frozenset(
     """
     .well-known accounts admin-panel api assets auth collections compare datasets docs endpoints
     events favicon.ico healthz hub jobs login logout members metrics mlflow models namespaces new
-    notifications organizations play playground predict readyz robots.txt search serving sessions
-    settings sign-in sign-out similar spaces static status tokens uploads users v1 v2 webhooks
-    whoami zh zh-hans
+    notifications organizations play playground predict readyz requests robots.txt search serving
+    sessions settings sign-in sign-out similar spaces static status tokens uploads users v1 v2
+    webhooks whoami zh zh-hans
     """.split()  # noqa: SIM905 - reads better as words
 )
 
@@ -48,10 +49,11 @@ def find_namespace(actor: Actor, slug: str) -> Namespace:
     """Find a namespace by name, without regard to case.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is none, or nothing in it that the actor may see.
 
     """
-    found = Namespace.objects.filter(slug__iexact=slug).first() if "\0" not in slug else None
+    visible = Namespace.objects.visible_to(actor)
+    found = visible.filter(slug__iexact=slug).first() if "\0" not in slug else None
     if found is None:
         create = Text(' Create it with POST /api/v1/namespaces {{"slug": …}}.')
         raise NotFound(
@@ -106,8 +108,11 @@ def set_member(*, actor: Actor, namespace: Namespace, username: str, role: str) 
 
 @transaction.atomic
 def remove_member(*, actor: Actor, namespace: Namespace, username: str) -> None:
-    """Take a person out of a namespace; its last owner stays."""
-    require(actor, "own", namespace)
+    """Take a person out of a namespace, or leave it; its last owner stays."""
+    if actor.is_anonymous or username.lower() != actor.username.lower():
+        require(actor, "own", namespace)
+    else:
+        require_scope(actor, "admin")
     membership = (
         Membership.objects.filter(namespace=namespace, user__username__iexact=username)
         .select_related("user")
@@ -127,6 +132,14 @@ def remove_member(*, actor: Actor, namespace: Namespace, username: str) -> None:
 
 def _keep_an_owner(namespace: Namespace, user: User, role: str | None) -> None:
     Namespace.objects.select_for_update().get(pk=namespace.pk)
+    own = namespace.kind == Namespace.Kind.PERSON
+    if own and role != Role.OWNER and user.username.lower() == namespace.slug.lower():
+        raise Invalid(
+            "{namespace} is the namespace of {user}, who stays its owner.",
+            code="own_namespace",
+            user=user.username,
+            namespace=namespace,
+        )
     others = namespace.memberships.filter(role=Role.OWNER).exclude(user=user)
     was_owner = namespace.memberships.filter(role=Role.OWNER, user=user).exists()
     if was_owner and role != Role.OWNER and not others.exists():
@@ -136,6 +149,55 @@ def _keep_an_owner(namespace: Namespace, user: User, role: str | None) -> None:
             user=user.username,
             namespace=namespace,
         )
+
+
+@transaction.atomic
+def describe_namespace(*, actor: Actor, namespace: Namespace, display_name: object) -> Namespace:
+    """Change how an organisation or a person is called in full; the slug stays."""
+    require(actor, "own", namespace)
+    row = Namespace.objects.select_for_update().get(pk=namespace.pk)
+    row.display_name = check_text("display_name", display_name, max_length=200)
+    row.save(update_fields=["display_name"])
+    record_event(
+        actor,
+        "namespace.describe",
+        namespace=row,
+        target=row.slug,
+        display_name=row.display_name,
+    )
+    return row
+
+
+@transaction.atomic
+def delete_namespace(*, actor: Actor, namespace: Namespace) -> None:
+    """Delete an organisation in which nothing is left; nobody else can ever take its name.
+
+    Raises:
+        Invalid: it is a person's.
+        Conflict: it holds models or datasets, or a job is running in it.
+
+    """
+    require(actor, "own", namespace)
+    row = Namespace.objects.select_for_update().get(pk=namespace.pk)
+    if row.kind == Namespace.Kind.PERSON:
+        raise Invalid("{namespace} is a person's; it goes with the account.", namespace=row)
+    if row.repositories.filter(deleted_at=None).exists():
+        raise Conflict(
+            "{namespace} holds models or datasets; move or delete them first.",
+            code="namespace_not_empty",
+            namespace=row,
+        )
+    if row.jobs.filter(state__in=[JobState.QUEUED, JobState.RUNNING]).exists():
+        raise Conflict(
+            "A job is running in {namespace}; cancel it or wait for it to end.",
+            code="namespace_in_use",
+            namespace=row,
+        )
+    row.deleted_at = timezone.now()
+    row.save(update_fields=["deleted_at"])
+    row.memberships.all().delete()
+    Token.objects.filter(namespace=row, revoked_at=None).update(revoked_at=row.deleted_at)
+    record_event(actor, "namespace.delete", namespace=row, target=row.slug)
 
 
 @transaction.atomic

@@ -48,10 +48,11 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "maintain": "      401 403 403 403 ok  ok  ok  403 404 401",
         "own": "           401 403 403 403 403 ok  ok  403 404 401",
         "withdraw": "      401 403 403 ok  403 403 403 403 404 401",
-        "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
-        "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
-        "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
-        "in namespace: own": "    401 403 403 403 403 ok  ok  403 403 401",
+        # An organisation exists for whoever sees something in it.
+        "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  404 ok",
+        "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  404 401",
+        "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 404 401",
+        "in namespace: own": "    401 403 403 403 403 ok  ok  403 404 401",
         "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
         "page: see": "     ok  ok  ok  ok  ok  ok  ok  .   .   ok",
         "page: write": "   login 403 403 ok  ok  ok  ok  .   .   login",
@@ -66,10 +67,10 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "maintain": "      404 403 403 403 ok  ok  ok  403 404 404",
         "own": "           404 403 403 403 403 ok  ok  403 404 404",
         "withdraw": "      404 403 403 ok  403 403 403 403 404 404",
-        "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
-        "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
-        "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
-        "in namespace: own": "    401 403 403 403 403 ok  ok  403 403 401",
+        "in namespace: see": "    404 ok  ok  ok  ok  ok  ok  ok  404 404",
+        "in namespace: read": "   404 403 ok  ok  ok  ok  ok  ok  404 404",
+        "in namespace: write": "  404 403 403 ok  ok  ok  ok  403 404 404",
+        "in namespace: own": "    404 403 403 403 403 ok  ok  403 404 404",
         "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
         "page: see": "     404 ok  ok  ok  ok  ok  ok  .   .   404",
         "page: write": "   login 403 403 ok  ok  ok  ok  .   .   login",
@@ -83,10 +84,10 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "maintain": "      404 404 403 403 ok  ok  ok  403 404 404",
         "own": "           404 404 403 403 403 ok  ok  403 404 404",
         "withdraw": "      404 404 403 ok  403 403 403 403 404 404",
-        "in namespace: see": "    ok  ok  ok  ok  ok  ok  ok  ok  ok  ok",
-        "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  403 401",
-        "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 403 401",
-        "in namespace: own": "    401 403 403 403 403 ok  ok  403 403 401",
+        "in namespace: see": "    404 404 ok  ok  ok  ok  ok  ok  404 404",
+        "in namespace: read": "   404 404 ok  ok  ok  ok  ok  ok  404 404",
+        "in namespace: write": "  404 404 403 ok  ok  ok  ok  403 404 404",
+        "in namespace: own": "    404 404 403 403 403 ok  ok  403 404 404",
         "submit": "        401 404 403 ok  ok  ok  ok  403 404 401",
         "page: see": "     404 404 ok  ok  ok  ok  ok  .   .   404",
         "page: write": "   login 404 403 ok  ok  ok  ok  .   .   login",
@@ -111,6 +112,10 @@ RULES: Mapping[str, Mapping[str, str]] = {
         # The contributor submitted the job.
         "see the job": "   401 404 ok  ok  ok  ok  ok  ok  404 401",
         "move the job": "  401 404 403 ok  ok  ok  ok  403 404 401",
+        # The contributor asked for access; maintainers decide.
+        "see the request": "401 404 404 ok ok  ok  ok  404 404 401",
+        "decide": "        404 404 404 404 ok  ok  ok  404 404 404",
+        "ask back": "      404 404 404 ok  404 404 404 404 404 404",
         # What belongs to the contributor alone.
         "of contributor": "401 404 404 ok  404 404 ok  403 404 401",
         # A webhook that hears of the whole namespace.
@@ -193,6 +198,13 @@ API: Mapping[str, Line] = {
         "put": ("write", 200, {"version": 1}),
         "delete": ("write", 204),
     },
+    f"{_ONE}/access": {"get": ("maintain", 200)},
+    f"{_ONE}/grants": {"get": ("maintain", 200)},
+    f"{_ONE}/grants/{{username}}": {
+        "put": ("maintain", 200, {"role": "reader"}),
+        "delete": ("maintain", 204),
+    },
+    f"{_ONE}/transfer": {"post": ("own", 200, {"namespace": "lab"})},
     f"{_ONE}/protection": {
         "get": ("see", 200),
         "put": ("maintain", 200, {"aliases": ["production"]}),
@@ -251,6 +263,12 @@ API: Mapping[str, Line] = {
     },
     "/api/v1/namespaces/{namespace}": {"get": ("in namespace: see", 200)},
     "/api/v1/namespaces/{namespace}/deleted": {"get": ("in namespace: maintain", 200)},
+    "/api/v1/namespaces/{namespace}": {
+        "get": ("in namespace: see", 200),
+        "patch": ("in namespace: own", 200, {"display_name": "x"}),
+        # It holds models.
+        "delete": ("in namespace: own", 409),
+    },
     "/api/v1/namespaces/{namespace}/members": {"get": ("in namespace: read", 200)},
     "/api/v1/namespaces/{namespace}/members/{username}": {
         "put": ("in namespace: own", 200, {"role": "reader"}),
@@ -278,6 +296,15 @@ API: Mapping[str, Line] = {
     "/api/v1/uploads/direct/{direct}/complete": {
         "post": ("upload", 409, {"parts": [{"number": 1, "etag": "x"}]}),
     },
+    "/api/v1/requests": {
+        "get": ("signed in, read", 200),
+        "post": ("signed in, write anywhere", 202, {"namespace": "team", "name": "thing"}),
+    },
+    "/api/v1/requests/{number}": {"get": ("see the request", 200)},
+    "/api/v1/requests/{number}/approve": {"post": ("decide", 200, {"note": "x"})},
+    "/api/v1/requests/{number}/decline": {"post": ("decide", 200, {"note": "x"})},
+    "/api/v1/requests/{number}/ignore": {"post": ("decide", 200)},
+    "/api/v1/requests/{number}/withdraw": {"post": ("ask back", 200)},
     "/api/v1/events": {"get": ("signed in, write", 200)},
     "/api/v1/events/export": {"get": ("signed in, write", 200)},
     # --- webhooks
@@ -504,6 +531,9 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     "/api/v1/jobs/{job}/events": {"job": "ended job"},
     "/jobs/{job}/events": {"job": "ended job"},
     **{
+        address: {"number": "request"} for address in API if address.startswith("/api/v1/requests/")
+    },
+    **{
         address: {"number": "proposal"}
         for address in API
         if address.startswith(f"{_ONE}/proposals/")
@@ -531,6 +561,16 @@ REFERENCES: tuple[tuple[str, str, object], ...] = (
         "/api/v1/webhooks",
         {"model": "{it}", "url": HOOK, "events": ["alias.moved"]},
     ),
+    ("post", "/api/v1/models", {"namespace": "{space}", "name": "x"}),
+    ("post", "/api/v1/tokens", {"name": "x", "namespace": "{space}"}),
+    ("post", "/api/v1/models/lab/open/transfer", {"namespace": "{space}"}),
+    # Whoever asks for access hears nothing either.
+    ("post", "/api/v1/requests", {"namespace": "{space}", "name": "{name}", "role": "owner"}),
+    ("post", "/api/v1/requests", {"kind": "namespace", "namespace": "{space}"}),
+    ("get", "/api/v1/events?namespace={space}", None),
+    ("get", "/api/v1/jobs?namespace={space}", None),
+    ("get", "/api/v1/models?owner={space}", None),
+    ("get", "/models?owner={space}", None),
     ("get", "/api/v1/models?q={it}", None),
     ("get", "/models?q={it}", None),
     ("get", "/jobs/new?kind=compress&model={it}@1", None),

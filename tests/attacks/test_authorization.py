@@ -26,6 +26,8 @@ from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.resource import Resource
 from registry.models import DirectUpload, Kind, LineageRole, Role, Signature, Version
 from registry.services import catalog, jobs, proposals, tokens, uploads, versions, webhooks
+from registry.models import DirectUpload, Kind, LineageRole, Role, Signature, User, Version
+from registry.services import jobs, proposals, requests, tokens, uploads, versions, webhooks
 from registry.stream.routes import ROUTES
 from tests.attacks.authorization import (
     API,
@@ -210,6 +212,7 @@ class World:
             self._fill(thing)
             self._propose(thing)
             self._delete_some(kind)
+            thing.grants.create(user=User.objects.get(username="extra"), role=Role.READER)
         # Jobs read a model of their own: what a job reads cannot be deleted.
         self._fill(self._thing("source", "model"))
         self._fill(make_model(self.people["stranger"], "open", namespace="lab"))
@@ -276,6 +279,9 @@ class World:
             actor=owner, namespace=team, url=HOOK, events=["alias.moved"]
         )
         delivery = webhooks.send_test(actor=owner, webhook=webhook)
+        asked = requests.request_access(
+            actor=self.contributor, kind="model", namespace="team", name="thing", role="maintainer"
+        )
         return {
             "job": str(waiting.pk),
             "ended job": str(ended.pk),
@@ -286,6 +292,7 @@ class World:
             "deleted thing": "thing-gone",
             "unaliased thing": "thing-unnamed",
             "deleted version": "3",
+            "request": str(asked.pk),
         }
 
     # What one request uses up is made for each of them.
@@ -341,8 +348,8 @@ _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 def absent(address):
     """Give the same address with names and ids, as long as they were, that nobody has."""
     address = re.sub(_ID, UNKNOWN["job"], address)
-    address = re.sub(r"/(tokens|webhooks)/\d+", rf"/\1/{UNKNOWN['token']}", address)
-    return address.replace("team/thing", "team/thong")
+    address = re.sub(r"/(tokens|webhooks|requests)/\d+", rf"/\1/{UNKNOWN['token']}", address)
+    return address.replace("team/thing", "team/thong").replace("namespaces/team", "namespaces/teem")
 
 
 @contextmanager
@@ -364,11 +371,11 @@ def standing(answer):
         headers.pop(name, None)
     # Tokens of forms, names, ids.
     text = re.sub(r'value="[A-Za-z0-9]{64}"', "", text)
-    text = re.sub(
-        rf"{_ID}|(?<=tokens/)\d+|(?<=webhooks/)\d+|(?<=webhook )\d+|(?<=the id )\d+",
-        "ID",
-        text.replace("thong", "thing"),
-    )
+    text = text.replace("thong", "thing").replace("teem", "team")
+    named = r"(?<=tokens/)|(?<=webhooks/)|(?<=requests/)|(?<=webhook )|(?<=the id )|(?<=request )"
+    text = re.sub(rf"{_ID}|(?:{named}|(?<=\"id\":))\d+", "ID", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "NOW", text)
+    headers = {name: re.sub(r"(?<=requests/)\d+", "ID", one) for name, one in headers.items()}
     return answer.status_code, headers, text
 
 
@@ -621,9 +628,16 @@ def test_a_hidden_name_in_a_request_is_refused_like_one_that_nobody_has(db):
     world = World("private")
     for method, template, body in REFERENCES:
         answers = []
-        for it in ("team/thing", "team/thong"):
+        for it in ("team/thing", "teem/thong"):
+            space, name = it.split("/")
             address, sent = (
-                json.loads(json.dumps(text).replace("{it}", it)) for text in (template, body)
+                json.loads(
+                    json.dumps(text)
+                    .replace("{it}", it)
+                    .replace("{space}", space)
+                    .replace("{name}", name)
+                )
+                for text in (template, body)
             )
             call = call_api if template.startswith("/api/") else call_page
             with undone():

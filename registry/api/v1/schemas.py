@@ -768,6 +768,80 @@ class NamespacePage(Answer):
     next_cursor: str | None
 
 
+class NamespaceChanges(Body):
+    display_name: str
+
+
+class NewPlace(Body):
+    """The namespace that a repository moves to."""
+
+    namespace: str
+
+
+class Grant(Answer):
+    username: str
+    role: RoleName
+    created_at: datetime
+
+
+class GrantPage(Answer):
+    items: list[Grant]
+    next_cursor: str | None
+
+
+class AccessOf(Answer):
+    """A person's role on a repository, and whether the namespace or a grant gives it."""
+
+    username: str
+    role: RoleName
+    by_namespace: RoleName | None
+    by_grant: RoleName | None
+
+
+class AccessList(Answer):
+    """`visibility` says who sees the repository beside the people listed."""
+
+    visibility: Visibility
+    items: list[AccessOf]
+    next_cursor: None
+
+
+class NewAccessRequest(Body):
+    """Ask for a role by name; the answer is the same whether or not the name names anything."""
+
+    kind: Literal["namespace", "model", "dataset"] = "model"
+    namespace: str = Field(min_length=1, max_length=64)
+    name: str = Field("", max_length=96)
+    role: RoleName = "reader"
+    message: str = ""
+
+
+class AccessRequest(Answer):
+    id: int
+    username: str
+    kind: Literal["namespace", "model", "dataset"]
+    namespace: str
+    name: str
+    role: RoleName
+    message: str
+    state: Literal["open", "approved", "declined", "withdrawn", "ignored"]
+    decided_by: str | None
+    note: str
+    created_at: datetime
+    decided_at: datetime | None
+
+
+class AccessRequestPage(Answer):
+    items: list[AccessRequest]
+    next_cursor: str | None
+
+
+class AccessRequestQuery(Paging):
+    to_decide: bool = Field(
+        default=False, description="What you may decide, instead of what you asked for."
+    )
+
+
 class MemberRole(Body):
     role: RoleName
 

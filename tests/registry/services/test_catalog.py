@@ -61,12 +61,14 @@ def test_bad_names_are_refused_by_field(alice, name):
 
 def test_only_members_register(alice):
     team = NamespaceFactory(slug="vision")
-    with pytest.raises(Denied, match="role contributor on vision"):
+    with pytest.raises(NotFound, match="no namespace 'vision'"):
         make_model(alice, namespace="vision")
     reader = make_member(team, Role.READER)
     with pytest.raises(Denied):
         make_model(reader, namespace="vision")
     assert make_model(make_member(team, Role.CONTRIBUTOR), namespace="vision")
+    with pytest.raises(Denied, match="role contributor on vision"):
+        make_model(alice, "other", namespace="vision")
     with pytest.raises(Unauthenticated):
         catalog.register_repository(actor=ANONYMOUS, kind="model", namespace="vision", name="x")
     with pytest.raises(NotFound, match="no namespace 'nobody'"):

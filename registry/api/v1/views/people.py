@@ -143,7 +143,7 @@ class NamespaceList(Resource):
     def get(self, request: Request) -> Response:
         require_scope(self.actor, "read")
         asked = self.query(schemas.Paging)
-        rows = Namespace.objects.all()
+        rows = Namespace.objects.visible_to(self.actor)
         if not self.actor.is_admin:
             rows = rows.filter(pk__in=list(self.actor.roles))
         found, after = wire.newest_first(rows, "namespaces", asked.limit, asked.cursor)
@@ -171,6 +171,31 @@ class NamespaceOne(Resource):
     def get(self, request: Request, namespace: str) -> Response:
         found = namespaces.find_namespace(self.actor, namespace)
         return Response(_namespace_body(self.actor, found))
+
+    @operation(
+        "describe_namespace",
+        "Change how a namespace is called in full.",
+        {200: schemas.Namespace},
+        body=schemas.NamespaceChanges,
+    )
+    def patch(self, request: Request, namespace: str) -> Response:
+        found = namespaces.find_namespace(self.actor, namespace)
+        row = namespaces.describe_namespace(
+            actor=self.actor,
+            namespace=found,
+            display_name=self.body(schemas.NamespaceChanges).display_name,
+        )
+        return Response(_namespace_body(self.actor, row))
+
+    @operation(
+        "delete_namespace",
+        "Delete an empty organisation; nobody else can ever take its name.",
+        {204: None},
+    )
+    def delete(self, request: Request, namespace: str) -> HttpResponseBase:
+        found = namespaces.find_namespace(self.actor, namespace)
+        namespaces.delete_namespace(actor=self.actor, namespace=found)
+        return no_content()
 
 
 class DeletedList(Resource):
@@ -229,7 +254,7 @@ class MemberOne(Resource):
         )
         return Response(_member_body(member))
 
-    @operation("remove_member", "Take a person out of a namespace.", {204: None})
+    @operation("remove_member", "Take a person out of a namespace, or leave it.", {204: None})
     def delete(self, request: Request, namespace: str, username: str) -> HttpResponseBase:
         space = namespaces.find_namespace(self.actor, namespace)
         namespaces.remove_member(actor=self.actor, namespace=space, username=username)
