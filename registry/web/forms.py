@@ -181,6 +181,18 @@ class EditVersionForm(forms.Form):
         return form
 
 
+class NewNamespaceForm(forms.Form):
+    """An organisation."""
+
+    slug = forms.CharField(
+        label=pgettext_lazy("of an account", "Name"),
+        max_length=64,
+        help_text=_("Letters, digits, '-' and '_'; the first half of the names in it."),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    display_name = forms.CharField(label=_("Name in full"), required=False, max_length=200)
+
+
 class TokenForm(forms.Form):
     """A token for a program."""
 

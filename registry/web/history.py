@@ -20,6 +20,7 @@ from registry.models import (
     LineageRole,
     Repository,
     Version,
+    VersionState,
 )
 from registry.web import charts, wording
 
@@ -149,7 +150,13 @@ def aliases_of(repository: Repository) -> list[Alias]:
     return list(repository.aliases.select_related("version").order_by("name"))
 
 
-def history(repository: Repository, aliases: Sequence[Alias], before: int | None = None) -> History:
+def history(
+    repository: Repository,
+    aliases: Sequence[Alias],
+    before: int | None = None,
+    *,
+    archived: bool = False,
+) -> History:
     """Read one page of the history in a fixed number of queries."""
     own_parent = LineageEdge.objects.filter(
         child=OuterRef("pk"), role=LineageRole.WEIGHTS, parent__repository=repository
@@ -161,6 +168,8 @@ def history(repository: Repository, aliases: Sequence[Alias], before: int | None
         .select_related("created_by", "job")
         .order_by("-number")
     )
+    if not archived:
+        line = line.exclude(state=VersionState.ARCHIVED)
     if before is not None:
         line = line.filter(number__lt=before)
     # One more than shown: it says whether there are older ones, and what the last is compared to.

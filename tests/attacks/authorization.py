@@ -54,6 +54,8 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 404 401",
         "in namespace: own": "    401 403 403 403 403 ok  ok  403 404 401",
         "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
+        "page: in namespace": "     ok  ok  ok  ok  ok  ok  ok  .   .   ok",
+        "page: change namespace": "login ok ok ok ok ok ok . . login",
         "page: see": "     ok  ok  ok  ok  ok  ok  ok  .   .   ok",
         "page: write": "   login 403 403 ok  ok  ok  ok  .   .   login",
         "page: maintain": " login 403 403 403 ok  ok  ok  .   .   login",
@@ -72,6 +74,8 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "in namespace: write": "  404 403 403 ok  ok  ok  ok  403 404 404",
         "in namespace: own": "    404 403 403 403 403 ok  ok  403 404 404",
         "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
+        "page: in namespace": "     404 ok  ok  ok  ok  ok  ok  .   .   404",
+        "page: change namespace": "login ok ok ok ok ok ok . . login",
         "page: see": "     404 ok  ok  ok  ok  ok  ok  .   .   404",
         "page: write": "   login 403 403 ok  ok  ok  ok  .   .   login",
         "page: maintain": " login 403 403 403 ok  ok  ok  .   .   login",
@@ -89,6 +93,8 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "in namespace: write": "  404 404 403 ok  ok  ok  ok  403 404 404",
         "in namespace: own": "    404 404 403 403 403 ok  ok  403 404 404",
         "submit": "        401 404 403 ok  ok  ok  ok  403 404 401",
+        "page: in namespace": "     404 404 ok  ok  ok  ok  ok  .   .   404",
+        "page: change namespace": "login 404 ok ok ok ok ok . . login",
         "page: see": "     404 404 ok  ok  ok  ok  ok  .   .   404",
         "page: write": "   login 404 403 ok  ok  ok  ok  .   .   login",
         "page: maintain": " login 404 403 403 ok  ok  ok  .   .   login",
@@ -123,6 +129,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "upload": "        401 404 404 ok  404 404 404 403 404 401",
         "page: everybody": " ok ok  ok  ok  ok  ok  ok  .   .   ok",
         "page: signed in": " login ok ok ok ok  ok  ok  .   .   login",
+        "page: request": " login 404 404 ok ok  ok  ok  .   .   login",
         "page: job": "     login 404 ok  ok  ok  ok  ok  .   .   login",
         "page: move the job": "login 404 ok ok ok ok ok  .   .   login",
         "page: of contributor": "login 404 404 ok 404 404 ok . . login",
@@ -261,7 +268,6 @@ API: Mapping[str, Line] = {
         "get": ("signed in, read", 200),
         "post": ("signed in, write anywhere", 201, {"slug": "new-team"}),
     },
-    "/api/v1/namespaces/{namespace}": {"get": ("in namespace: see", 200)},
     "/api/v1/namespaces/{namespace}/deleted": {"get": ("in namespace: maintain", 200)},
     "/api/v1/namespaces/{namespace}": {
         "get": ("in namespace: see", 200),
@@ -420,6 +426,20 @@ PAGES: Mapping[str, Line] = {
     "/namespaces/{namespace}/deleted/restore": {
         "post": ("page: in namespace: maintain", 302, {"what": "repository:0"})
     },
+    "/namespaces/new": {
+        "get": ("page: signed in", 200),
+        "post": ("page: signed in", {200, 302}, {"slug": "new-team"}),
+    },
+    "/namespaces/{namespace}": {"get": ("page: in namespace", 200)},
+    # Whoever may not is sent back to the page, which says so.
+    "/namespaces/{namespace}/change": {
+        "post": ("page: change namespace", 302, {"change": "set", "username": "extra"})
+    },
+    "/requests": {
+        "get": ("page: signed in", 200),
+        "post": ("page: signed in", 302, {"kind": "model", "name": "team/thing"}),
+    },
+    "/requests/{number}/decide": {"post": ("page: request", 302, {"decision": "approve"})},
     "/{kinds}": {"get": ("page: everybody", 200)},
     "/{kinds}/new": {
         "get": ("page: signed in", 200),
@@ -434,6 +454,18 @@ PAGES: Mapping[str, Line] = {
     },
     # Without its name typed in, whoever sees the repository is sent back to its settings.
     f"{_PAGE}/delete": {"post": ("page: own", 302, {"confirm": "team/thing-unnamed"})},
+    f"{_PAGE}/access": {"get": ("page: maintain", 200)},
+    f"{_PAGE}/access/change": {
+        "post": ("page: change", 302, {"change": "grant", "username": "extra", "role": "reader"})
+    },
+    f"{_PAGE}/proposals": {"get": ("page: see", 200)},
+    f"{_PAGE}/proposals/new": {
+        "post": ("page: change", 302, {"alias": "champion", "version": "2"})
+    },
+    f"{_PAGE}/proposals/{{number}}": {"get": ("page: see", 200)},
+    f"{_PAGE}/proposals/{{number}}/decide": {
+        "post": ("page: change", 302, {"decision": "approve"})
+    },
     f"{_PAGE}/tags": {"post": ("page: change", 302, {"key": "stage", "value": "x"})},
     f"{_PAGE}/tags/delete": {"post": ("page: change", 302, {"key": "stage"})},
     f"{_PAGE}/aliases": {"post": ("page: change", 302, {"alias": "champion", "version": "1"})},
@@ -530,6 +562,9 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     "/api/v1/jobs/{job}/resume": {"job": "ended job"},
     "/api/v1/jobs/{job}/events": {"job": "ended job"},
     "/jobs/{job}/events": {"job": "ended job"},
+    "/requests/{number}/decide": {"number": "request"},
+    f"{_PAGE}/proposals/{{number}}": {"number": "proposal"},
+    f"{_PAGE}/proposals/{{number}}/decide": {"number": "proposal"},
     **{
         address: {"number": "request"} for address in API if address.startswith("/api/v1/requests/")
     },

@@ -24,10 +24,17 @@ from django.urls.resolvers import LocalePrefixPattern
 from config.asgi import application
 from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.resource import Resource
-from registry.models import DirectUpload, Kind, LineageRole, Role, Signature, Version
-from registry.services import catalog, jobs, proposals, tokens, uploads, versions, webhooks
 from registry.models import DirectUpload, Kind, LineageRole, Role, Signature, User, Version
-from registry.services import jobs, proposals, requests, tokens, uploads, versions, webhooks
+from registry.services import (
+    catalog,
+    jobs,
+    proposals,
+    requests,
+    tokens,
+    uploads,
+    versions,
+    webhooks,
+)
 from registry.stream.routes import ROUTES
 from tests.attacks.authorization import (
     API,
@@ -484,7 +491,12 @@ def test_a_small_change_is_made_by_those_who_may(db):
     """`page: change` answers everybody with the page; what it says there is the rule."""
     world = World("public")
     writers = {"contributor", "maintainer", "owner", "admin"}
-    rules = {"/versions/{number}/delete": writers - {"contributor"}}
+    maintainers = writers - {"contributor"}
+    rules = {
+        "/versions/{number}/delete": maintainers,
+        "/access/change": maintainers,
+        "/proposals/{number}/decide": maintainers,
+    }
     for template, line in PAGES.items():
         if line.get("post", ("",))[0] != "page: change":
             continue

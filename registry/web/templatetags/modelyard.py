@@ -55,6 +55,11 @@ def failure(job: Job) -> str:
 
 
 @register.filter
+def access_role(role: str | None) -> str:
+    return str(wording.WORDS["role"].get(role, role)) if role else ""
+
+
+@register.filter
 def visibility_name(visibility: str) -> str:
     return str(wording.VISIBILITIES.get(visibility, visibility))
 

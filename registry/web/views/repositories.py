@@ -89,6 +89,7 @@ class RepositoryPage:
             "versions_count": counts["versions"],
             "may_write": allowed(self.actor, "write", repository),
             "may_own": allowed(self.actor, "own", repository),
+            "may_maintain": allowed(self.actor, "maintain", repository),
             "host": self.request.build_absolute_uri("/").rstrip("/"),
             **self._numbers(),
             **details(),
@@ -170,11 +171,16 @@ class RepositoryPage:
 
     def _versions(self) -> Details:
         before = self.request.GET.get("before", "")
+        archived = self.request.GET.get("archived") == "1"
         found = history.history(
-            self.repository, self.aliases, int(before[:9]) if before.isdecimal() else None
+            self.repository,
+            self.aliases,
+            int(before[:9]) if before.isdecimal() else None,
+            archived=archived,
         )
         return {
             "history": found,
+            "archived": archived,
             "axis": self.axis,
             "chart": history.quality_chart(
                 found.rows, found.quality_metric, self.axis, charts.WIDE

@@ -1,0 +1,395 @@
+"""Who has access to what: organisations and their members, grants, requests, protected aliases."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from registry.errors import RegistryError
+from registry.models import (
+    AccessRequest,
+    AliasProposal,
+    Membership,
+    Repository,
+    Role,
+    Version,
+    is_better,
+)
+from registry.permissions import allowed, role_of
+from registry.services import catalog, namespaces, proposals, requests, sharing
+from registry.web import history, wording
+from registry.web.forms import NewNamespaceForm, show_refusal
+from registry.web.refusals import words_of
+from registry.web.views.repositories import address_of
+from registry.web.visitor import actor_of, anybody, signed_in
+
+_SHOWN = 200
+ROLES = tuple(Role.values)
+
+
+def _attempt(request: HttpRequest, change: Callable[[], Any], done: str) -> None:
+    """Make a small change; say that it was done, or why not, on the page that comes next."""
+    try:
+        change()
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+    else:
+        messages.success(request, done)
+
+
+# --- Organisations -------------------------------------------------------------------------------
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+@signed_in
+def new_namespace(request: HttpRequest) -> HttpResponse:
+    form = NewNamespaceForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            made = namespaces.create_namespace(actor=actor_of(request), **form.cleaned_data)
+        except RegistryError as error:
+            show_refusal(form, error)
+        else:
+            messages.success(request, _("%(name)s is yours.") % {"name": made})
+            return redirect("web:namespace-page", namespace=made.slug)
+    return render(request, "sharing/new_namespace.html", {"form": form})
+
+
+@require_safe
+@anybody
+def namespace_page(request: HttpRequest, namespace: str) -> HttpResponse:
+    actor = actor_of(request)
+    space = namespaces.find_namespace(actor, namespace)
+    members = Membership.objects.filter(namespace=space).select_related("user")
+    visible = Repository.objects.visible_to(actor).filter(namespace=space)
+    context = {
+        "space": space,
+        "own_role": role_of(actor, space),
+        "may_own": allowed(actor, "own", space),
+        "members": list(members.order_by("user__username")[:_SHOWN])
+        if allowed(actor, "read", space)
+        else None,
+        "repositories": list(visible.select_related("namespace").order_by("-updated_at")[:20]),
+        "roles": ROLES,
+    }
+    return render(request, "sharing/namespace.html", context)
+
+
+@require_POST
+@signed_in
+def change_namespace(request: HttpRequest, namespace: str) -> HttpResponse:
+    """Add, change or remove a member; rename or delete the organisation; leave it."""
+    actor = actor_of(request)
+    space = namespaces.find_namespace(actor, namespace)
+    asked, username = request.POST.get("change", ""), request.POST.get("username", "").strip()
+    changes: dict[str, tuple[Callable[[], Any], str]] = {
+        "set": (
+            lambda: namespaces.set_member(
+                actor=actor,
+                namespace=space,
+                username=username,
+                role=request.POST.get("role", ""),
+            ),
+            _("%(name)s is a member.") % {"name": username},
+        ),
+        "remove": (
+            lambda: namespaces.remove_member(actor=actor, namespace=space, username=username),
+            _("%(name)s is no member any more.") % {"name": username},
+        ),
+        "describe": (
+            lambda: namespaces.describe_namespace(
+                actor=actor, namespace=space, display_name=request.POST.get("display_name", "")
+            ),
+            _("Saved."),
+        ),
+        "delete": (
+            lambda: namespaces.delete_namespace(actor=actor, namespace=space),
+            _("%(name)s is deleted.") % {"name": space},
+        ),
+    }
+    if asked == "delete" and request.POST.get("confirm", "") != space.slug:
+        messages.error(
+            request, _("Nothing was deleted: type %(name)s to confirm.") % {"name": space}
+        )
+    elif asked in changes:
+        _attempt(request, *changes[asked])
+    left = username.lower() == actor.username.lower() or asked == "delete"
+    return redirect("web:home") if left else redirect("web:namespace-page", namespace=space.slug)
+
+
+# --- Access to one repository --------------------------------------------------------------------
+
+
+@never_cache
+@require_safe
+@signed_in
+def access_page(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    rows = sharing.list_access(actor=actor, repository=repository)
+    pending = AccessRequest.objects.decidable_by(actor).filter(repository=repository, state="open")
+    context = {
+        "repository": repository,
+        "kind": kind,
+        "rows": rows[:_SHOWN],
+        "pending": list(pending.select_related("user").order_by("-pk")[:_SHOWN]),
+        "roles": ROLES,
+        "may_own": allowed(actor, "own", repository),
+        "places": [
+            space
+            for space in catalog.namespaces_writable_by(actor)
+            if space.pk != repository.namespace_id
+        ],
+    }
+    return render(request, "sharing/access.html", context)
+
+
+@require_POST
+@signed_in
+def change_access(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
+    """Give or take a grant, or move the repository to another namespace."""
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    asked, username = request.POST.get("change", ""), request.POST.get("username", "").strip()
+    changes: dict[str, tuple[Callable[[], Any], str]] = {
+        "grant": (
+            lambda: sharing.set_grant(
+                actor=actor,
+                repository=repository,
+                username=username,
+                role=request.POST.get("role", ""),
+            ),
+            _("%(name)s has access.") % {"name": username},
+        ),
+        "remove": (
+            lambda: sharing.remove_grant(actor=actor, repository=repository, username=username),
+            _("The grant of %(name)s is taken back.") % {"name": username},
+        ),
+        "transfer": (
+            lambda: sharing.transfer_repository(
+                actor=actor,
+                repository=repository,
+                namespace=namespaces.find_namespace(actor, request.POST.get("namespace", "")),
+            ),
+            _("It has moved; the old name leads there."),
+        ),
+    }
+    if asked in changes:
+        _attempt(request, *changes[asked])
+    moved = Repository.objects.visible_to(actor).select_related("namespace")
+    found = moved.filter(pk=repository.pk).first()
+    if found is None or not allowed(actor, "maintain", found):
+        return redirect("web:repositories", kind=kind)
+    return redirect(address_of(found, "access"))
+
+
+# --- Requests ------------------------------------------------------------------------------------
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+@signed_in
+def request_list(request: HttpRequest) -> HttpResponse:
+    actor = actor_of(request)
+    if request.method == "POST":
+        place, _slash, rest = request.POST.get("name", "").strip().partition("/")
+        _attempt(
+            request,
+            lambda: requests.request_access(
+                actor=actor,
+                kind=request.POST.get("kind", "namespace"),
+                namespace=place,
+                name=rest,
+                role=request.POST.get("role", ""),
+                message=request.POST.get("message", ""),
+            ),
+            _("Your request is kept; whoever may decide sees it, if there is such a thing."),
+        )
+        return redirect("web:requests")
+    rows = AccessRequest.objects.select_related(
+        "user", "decided_by", "namespace", "repository__namespace"
+    ).order_by("-pk")
+    context = {
+        "own": list(rows.asked_by(actor)[:_SHOWN]),
+        "to_decide": list(rows.decidable_by(actor).filter(state="open")[:_SHOWN]),
+        "roles": ROLES,
+        "asked": request.GET.get("for", "")[:200],
+        "kinds": [
+            ("model", wording.WORDS["kind"]["model"]),
+            ("dataset", wording.WORDS["kind"]["dataset"]),
+            ("namespace", _("namespace")),
+        ],
+    }
+    return render(request, "sharing/requests.html", context)
+
+
+@require_POST
+@signed_in
+def decide_request(request: HttpRequest, number: int) -> HttpResponse:
+    actor = actor_of(request)
+    found = requests.find_request(actor, number)
+    note = request.POST.get("note", "")
+    decisions: dict[str, tuple[Callable[[], Any], str]] = {
+        "approve": (
+            lambda: requests.approve_request(actor=actor, request=found, note=note),
+            _("Approved."),
+        ),
+        "decline": (
+            lambda: requests.decline_request(actor=actor, request=found, note=note),
+            _("Declined."),
+        ),
+        "ignore": (
+            lambda: requests.ignore_request(actor=actor, request=found),
+            _("Put away; for the asker it stays open."),
+        ),
+        "withdraw": (
+            lambda: requests.withdraw_request(actor=actor, request=found),
+            _("Withdrawn."),
+        ),
+    }
+    asked = request.POST.get("decision", "")
+    if asked in decisions:
+        _attempt(request, *decisions[asked])
+    return redirect("web:requests")
+
+
+# --- Protected aliases ---------------------------------------------------------------------------
+
+
+@require_safe
+@anybody
+def proposal_list(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    rows = AliasProposal.objects.filter(repository=repository).select_related(
+        "version", "proposed_by", "decided_by"
+    )
+    context = {
+        "repository": repository,
+        "kind": kind,
+        "proposals": list(rows.order_by("-number")[:_SHOWN]),
+        "aliases": history.aliases_of(repository),
+        "may_write": allowed(actor, "write", repository),
+        "may_maintain": allowed(actor, "maintain", repository),
+        "asked": {
+            "alias": next((one for one in repository.protected_aliases if "*" not in one), ""),
+            "version": repository.latest_number or "",
+        },
+    }
+    return render(request, "sharing/proposals.html", context)
+
+
+@require_POST
+@signed_in
+def propose(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
+    """Ask for the move of an alias, or say which aliases are protected."""
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    if request.POST.get("change") == "protect":
+        _attempt(
+            request,
+            lambda: proposals.protect_aliases(
+                actor=actor,
+                repository=repository,
+                aliases=request.POST.get("aliases", "").split(),
+                second_approver="second_approver" in request.POST,
+            ),
+            _("Saved."),
+        )
+    else:
+        _attempt(
+            request,
+            lambda: proposals.propose_alias(
+                actor=actor,
+                repository=repository,
+                alias=request.POST.get("alias", "").strip().removeprefix("@"),
+                version=catalog.find_version(
+                    actor, repository, request.POST.get("version", "").strip()
+                ),
+                message=request.POST.get("message", ""),
+            ),
+            _("Proposed; the maintainers decide."),
+        )
+    return redirect(address_of(repository, "proposals"))
+
+
+@require_safe
+@anybody
+def proposal_page(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int
+) -> HttpResponse:
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    proposal = proposals.find_proposal(repository, number)
+    alias = next((a for a in history.aliases_of(repository) if a.name == proposal.alias), None)
+    present = alias.version if alias else None
+    before = present if proposal.is_open else proposal.replaced
+    for version in (present, before, proposal.version):
+        if version is not None:
+            version.repository = repository
+    context = {
+        "repository": repository,
+        "kind": kind,
+        "proposal": proposal,
+        "present": present,
+        "before": before,
+        "numbers": _side_by_side(before, proposal.version),
+        "may_decide": proposal.is_open and allowed(actor, "maintain", repository),
+        "may_withdraw": proposal.is_open and proposal.proposed_by_id == actor.user_id,
+    }
+    return render(request, "sharing/proposal.html", context)
+
+
+def _side_by_side(before: Version | None, after: Version | None) -> list[dict[str, Any]]:
+    """Set what was measured of both versions side by side, better and worse told apart."""
+    found = history.numbers_of([one for one in (before, after) if one])
+    sides = [
+        {metric: row for metric, row in found[one.pk].items() if row.measured} if one else {}
+        for one in (before, after)
+    ]
+    rows = []
+    for metric in sorted(sides[0].keys() | sides[1].keys()):
+        old, new = (side.get(metric) for side in sides)
+        better = is_better(metric, old.value if old else None, new.value if new else None)
+        tone = "" if better is None else "good" if better else "bad"
+        words = {True: _("better"), False: _("worse"), None: ""}[better]
+        rows.append({"metric": metric, "old": old, "new": new, "tone": tone, "words": words})
+    return rows
+
+
+@require_POST
+@signed_in
+def decide_proposal(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int
+) -> HttpResponse:
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    found = proposals.find_proposal(repository, number)
+    note, seen = request.POST.get("note", ""), request.POST.get("expected_version", "")
+    expected = int(seen[:9]) if seen.isdecimal() else None
+    decisions: dict[str, tuple[Callable[[], Any], str]] = {
+        "approve": (
+            lambda: proposals.approve_proposal(
+                actor=actor, proposal=found, expected_version=expected, note=note
+            ),
+            _("Approved; the alias has moved."),
+        ),
+        "decline": (
+            lambda: proposals.decline_proposal(actor=actor, proposal=found, note=note),
+            _("Declined."),
+        ),
+        "withdraw": (
+            lambda: proposals.withdraw_proposal(actor=actor, proposal=found),
+            _("Withdrawn."),
+        ),
+    }
+    asked = request.POST.get("decision", "")
+    if asked in decisions:
+        _attempt(request, *decisions[asked])
+    return redirect(f"{address_of(repository, 'proposals')}/{number}")

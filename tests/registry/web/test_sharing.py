@@ -1,0 +1,165 @@
+"""The pages of sharing: organisations, access, requests, proposals."""
+
+import pytest
+
+from registry.models import AccessRequest, Alias, Grant, Membership, Namespace, Role
+from registry.services import proposals, requests
+from tests.factories import NamespaceFactory, actor_of, make_model, make_version
+from tests.registry.web.conftest import measure
+
+pytestmark = pytest.mark.django_db
+MODEL = "/models/team/plan"
+
+
+@pytest.fixture
+def team(owner):
+    space = NamespaceFactory(slug="team")
+    Membership.objects.create(namespace=space, user=owner, role=Role.OWNER)
+    return space
+
+
+@pytest.fixture
+def plan(owner, team):
+    repository = make_model(owner, "plan", namespace="team", visibility="private")
+    for _ in range(2):
+        make_version(owner, repository)
+    return repository
+
+
+def page_after(client, response):
+    assert response.status_code == 302, response.content.decode()[:2000]
+    return client.get(response["Location"]).content.decode()
+
+
+def test_an_organisation_is_made_filled_and_deleted(as_owner, as_stranger, stranger):
+    made = as_owner.post("/namespaces/new", {"slug": "acme", "display_name": "Acme Research"})
+    assert "Acme Research" in page_after(as_owner, made)
+    change = "/namespaces/acme/change"
+    added = as_owner.post(change, {"change": "set", "username": "stan", "role": "reader"})
+    assert "stan" in page_after(as_owner, added)
+    # Who is no owner reads the list and changes nothing.
+    assert "olga" in as_stranger.get("/namespaces/acme").content.decode()
+    refused = as_stranger.post(change, {"change": "set", "username": "stan", "role": "owner"})
+    assert refused.status_code == 302
+    assert Membership.objects.get(user=stranger, namespace__slug="acme").role == "reader"
+    as_stranger.post(change, {"change": "remove", "username": "stan"})
+    assert as_stranger.get("/namespaces/acme").status_code == 404
+    as_owner.post(change, {"change": "delete", "confirm": "wrong"})
+    assert Namespace.objects.get(slug="acme").deleted_at is None
+    as_owner.post(change, {"change": "delete", "confirm": "acme"})
+    assert as_owner.get("/namespaces/acme").status_code == 404
+    taken = as_stranger.post("/namespaces/new", {"slug": "ACME"})
+    assert "already exists" in taken.content.decode()
+
+
+def test_access_is_given_explained_and_taken_back(as_owner, as_stranger, plan):
+    change = f"{MODEL}/access/change"
+    assert as_stranger.get(MODEL).status_code == 404
+    given = as_owner.post(change, {"change": "grant", "username": "stan", "role": "reader"})
+    page = page_after(as_owner, given)
+    assert "It is private" in page
+    assert page.index("stan") < page.index("reader", page.index("stan"))
+    assert as_stranger.get(MODEL).status_code == 200
+    assert as_stranger.get(f"{MODEL}/access").status_code == 403
+    page_after(as_owner, as_owner.post(change, {"change": "remove", "username": "stan"}))
+    assert as_stranger.get(MODEL).status_code == 404
+
+
+def test_a_transfer_by_page(as_owner, plan):
+    sent = {"change": "transfer", "namespace": "olga"}
+    moved = as_owner.post(f"{MODEL}/access/change", sent)
+    assert moved["Location"] == "/models/olga/plan/access"
+    assert as_owner.get(MODEL)["Location"] == "/models/olga/plan"
+
+
+def test_a_request_is_asked_decided_and_told(as_owner, as_stranger, plan):
+    for name in ("team/plan", "team/nothing"):
+        asked = as_stranger.post(
+            "/requests", {"kind": "model", "name": name, "role": "reader", "message": "For tests."}
+        )
+        assert "Your request is kept" in page_after(as_stranger, asked)
+    page = as_owner.get("/requests").content.decode()
+    assert "For tests." in page
+    assert "team/nothing" not in page
+    assert "For tests." in as_owner.get(f"{MODEL}/access").content.decode()
+    number = AccessRequest.objects.get(repository=plan).pk
+    address = f"/requests/{number}/decide"
+    as_owner.post(address, {"decision": "approve", "note": "Welcome."})
+    page = as_stranger.get("/requests").content.decode()
+    assert "Approved" in page
+    assert "Welcome." in page
+    assert as_stranger.get(MODEL).status_code == 200
+    assert Grant.objects.get(repository=plan).role == "reader"
+
+
+def test_what_is_ignored_stays_open_on_the_page_of_its_asker(as_owner, as_stranger, plan, stranger):
+    row = requests.request_access(
+        actor=actor_of(stranger), kind="model", namespace="team", name="plan"
+    )
+    before = as_stranger.get("/requests").content.decode()
+    as_owner.post(f"/requests/{row.pk}/decide", {"decision": "ignore"})
+    after = as_stranger.get("/requests").content.decode()
+    assert before.count(">Open<") == after.count(">Open<") == 1
+    assert "For you to decide" not in as_owner.get("/requests").content.decode()
+    as_stranger.post(f"/requests/{row.pk}/decide", {"decision": "withdraw"})
+    row.refresh_from_db()
+    assert row.state == "withdrawn"
+
+
+def test_a_proposal_is_made_compared_and_approved(as_owner, as_stranger, owner, stranger, plan):
+    Grant.objects.create(repository=plan, user=stranger, role=Role.CONTRIBUTOR)
+    refused = as_stranger.post(f"{MODEL}/aliases", {"alias": "production", "version": "1"})
+    assert "is protected" in page_after(as_stranger, refused)
+    sent = {"alias": "@production", "version": "2", "message": "Two points better."}
+    page = page_after(as_stranger, as_stranger.post(f"{MODEL}/proposals/new", sent))
+    assert "Two points better." in page
+    one = f"{MODEL}/proposals/1"
+    assert "Approve" not in as_stranger.get(one).content.decode()
+    assert "Nothing was measured yet" in as_owner.get(one).content.decode()
+    as_owner.post(f"{MODEL}/aliases", {"alias": "production", "version": "1"})
+    for version, accuracy in zip(plan.versions.order_by("number"), (0.9, 0.95), strict=True):
+        measure(owner, version, accuracy=accuracy, latency=3.0)
+        version.evaluations.update(measured=True)
+    page = as_owner.get(one).content.decode()
+    assert 'name="expected_version" value="1"' in page
+    assert "better" in page
+    # Whoever saw the alias elsewhere approves nothing.
+    stale = as_owner.post(f"{one}/decide", {"decision": "approve", "expected_version": ""})
+    assert "exists by now" in page_after(as_owner, stale)
+    done = as_owner.post(f"{one}/decide", {"decision": "approve", "expected_version": "1"})
+    assert "Approved" in page_after(as_owner, done)
+    assert Alias.objects.get(name="production").version.number == 2
+
+
+def test_protected_names_are_edited_by_maintainers(as_owner, plan):
+    sent = {"change": "protect", "aliases": "production prod-*", "second_approver": "on"}
+    assert "prod-*" in page_after(as_owner, as_owner.post(f"{MODEL}/proposals/new", sent))
+    plan.refresh_from_db()
+    assert (plan.protected_aliases, plan.second_approver) == (["prod-*", "production"], True)
+    made = proposals.propose_alias(
+        actor=actor_of(plan.created_by),
+        repository=plan,
+        alias="prod-eu",
+        version=plan.versions.get(number=1),
+    )
+    own = as_owner.post(f"{MODEL}/proposals/{made.number}/decide", {"decision": "approve"})
+    assert "Somebody other than" in page_after(as_owner, own)
+
+
+def test_archived_versions_are_hidden_until_asked_for(as_owner, plan):
+    as_owner.post(f"{MODEL}/versions/1/edit", {"state": "archived", "state_reason": "Old."})
+    assert f"{MODEL}/versions/1" not in as_owner.get(f"{MODEL}?tab=versions").content.decode()
+    shown = as_owner.get(f"{MODEL}?tab=versions&archived=1").content.decode()
+    assert f"{MODEL}/versions/1" in shown
+
+
+@pytest.mark.parametrize("prefix", ["", "/zh-hans"])
+def test_every_page_is_there_in_both_languages(as_owner, plan, prefix):
+    for address in (
+        "/namespaces/new",
+        "/namespaces/team",
+        "/requests",
+        f"{MODEL}/access",
+        f"{MODEL}/proposals",
+    ):
+        assert as_owner.get(prefix + address).status_code == 200, address
