@@ -99,6 +99,7 @@ class _Machine:
         self.walked = Walked()
         self.stack: list[_Value] = []
         self.memo: dict[int, _Value] = {}
+        self.extensions: list[str] = []
         # How many bytes the present opcode claims for itself.
         self.wanted = 0
 
@@ -183,13 +184,27 @@ class _Machine:
         if not _NAME.fullmatch(text):
             raise _Stumble
         name = text.replace(" ", ".")
-        if name not in self.walked.imports and len(self.walked.imports) < MAX_GLOBALS:
-            self.walked.imports.append(name)
+        self._import(name)
+        self.stack.append(_Global(name))
+
+    def extension(self, number: int) -> None:
+        """Take what somebody registered under a number; it is an import once it is called.
+
+        In noise every eightieth byte is such an opcode, so by itself it says nothing.
+        """
+        name = f"copyreg.extension_{number}"
+        self.extensions.append(name)
         self.stack.append(_Global(name))
 
     def call(self) -> None:
         self.walked.calls_count += 1
+        for name in self.extensions:
+            self._import(name)
         self.stack.append(_BLANK)
+
+    def _import(self, name: str) -> None:
+        if name not in self.walked.imports and len(self.walked.imports) < MAX_GLOBALS:
+            self.walked.imports.append(name)
 
     def recall(self, key: int) -> None:
         if key not in self.memo:
@@ -256,7 +271,7 @@ def _stack_global(machine: _Machine, argument: bytes) -> None:  # noqa: ARG001
 
 
 def _extension(machine: _Machine, argument: bytes) -> None:
-    machine.name(f"copyreg extension_{int.from_bytes(argument, 'little')}")
+    machine.extension(int.from_bytes(argument, "little"))
 
 
 def _instance(machine: _Machine, argument: bytes) -> None:

@@ -74,7 +74,7 @@ def test_versions_newest_first(command, classifier, alice):
     versions.describe_version(
         actor=actor_of(alice),
         version=classifier.versions.get(number=1),
-        changes={"state": "deprecated"},
+        changes={"state": "deprecated", "state_reason": "Use the second."},
     )
     rows = command.run("versions", "alice/classifier", "--state", "deprecated").out
     assert rows.split("\t")[:3] == ["1", "deprecated", "champion"]

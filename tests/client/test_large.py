@@ -25,7 +25,7 @@ def folder(tmp_path):
             for _ in range(EACH // MB):
                 file.write(os.urandom(MB))
     for number in range(SMALL):
-        (place / f"tokens/{number}.txt").write_bytes(os.urandom(100 + number))
+        (place / f"tokens/{number}.txt").write_text(f"Token {number}.\n" * (10 + number))
     return place
 
 

@@ -43,8 +43,9 @@ class Resource(APIView):
             raise NotFound("There is nothing at this address.", code="no_such_address")
         handler = getattr(type(self), (request.method or "").lower(), None)
         if handler is not None and request.method != "GET" and not takes_body(handler):
-            # What nobody reads must still be what it says that it is.
-            _ = request.data
+            # What nobody reads must still be what it says that it is. The raw bytes come first,
+            # for an Idempotency-Key asks for them later.
+            _ = request._request.body, request.data  # noqa: SLF001 - the raw bytes
 
     def finalize_response(
         self, request: Request, response: Response, *args: Any, **kwargs: Any

@@ -251,3 +251,10 @@ def test_a_hidden_archive_that_cannot_be_read_may_be_anything():
     data = b"\x01\x02" * 50 + b"PK\x05\x06" + bytes(4) + b"\x09\0\x09\0" + bytes(10)
     assert look("m.dat", data).executable
     assert json.dumps(look("m.dat", data).to_json())
+
+
+def test_noise_is_hardly_ever_taken_for_a_program():
+    """Weights without a format of their own are noise; they must not be held because of a byte."""
+    noise = random.Random(7)
+    held = sum(look("weights.bin", noise.randbytes(300)).executable for _ in range(4000))
+    assert held < 20
