@@ -549,20 +549,9 @@ OPEN: Mapping[str, int] = {
 # Where a slot of one line stands for something of its own; `World` knows these names.
 INSTEAD: Mapping[str, Mapping[str, str]] = {
     "/{kinds}/{namespace}/{name}/delete": {"name": "unaliased thing"},
-    **{
-        f"/api/v1/{kinds}/{{namespace}}/{{name}}": {"name": "unaliased thing"}
-        for kinds in ("models", "datasets")
-    },
-    **{
-        f"/api/v1/{kinds}/{{namespace}}/{{name}}/restore": {"name": "deleted thing"}
-        for kinds in ("models", "datasets")
-    },
-    **{
-        f"/api/v1/{kinds}/{{namespace}}/{{name}}/versions/{{version}}/restore": {
-            "version": "deleted version"
-        }
-        for kinds in ("models", "datasets")
-    },
+    _ONE: {"name": "unaliased thing"},
+    f"{_ONE}/restore": {"name": "deleted thing"},
+    f"{_VERSION}/restore": {"version": "deleted version"},
     "/api/v1/jobs/{job}/resume": {"job": "ended job"},
     "/api/v1/jobs/{job}/events": {"job": "ended job"},
     "/jobs/{job}/events": {"job": "ended job"},
