@@ -1,5 +1,6 @@
 """The database of a test process and the browser; the servers come with config.settings_test."""
 
+import asyncio
 import functools
 import os
 import shutil
@@ -48,6 +49,18 @@ def browser_type_launch_args(browser_type_launch_args):
     if os.geteuid() == 0:
         arguments.append("--no-sandbox")
     return {**browser_type_launch_args, "executable_path": CHROMIUM, "args": arguments}
+
+
+@pytest.fixture(autouse=True)
+def _no_loop_of_a_browser(request):
+    """Playwright leaves its event loop marked as running in the thread of the tests."""
+    if "playwright" in request.fixturenames:
+        yield
+        return
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(loop)
 
 
 @pytest.fixture

@@ -158,7 +158,8 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(relayed, relay, large,
     assert done["bytes_sent"] <= missing + 1000 < 20 * MB
     assert relay.count()["up"] < missing + SLACK
     assert files_of(only_version()) == digests_below(large)
-    assert Upload.objects.count() == 2
+    # One that was begun in the very moment of the kill is known to the server alone; it expires.
+    assert Upload.objects.count() in {2, 3}
 
 
 def test_ctrl_c_ends_at_once_and_keeps_what_was_done(relayed, relay, large, model):

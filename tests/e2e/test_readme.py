@@ -28,6 +28,10 @@ HOW_TO = (
     "train",
     "batch-inference",
     "sign",
+    "sign-in",
+    "sharing",
+    "approvals",
+    "unsafe-files",
     "webhooks",
 )
 
@@ -135,7 +139,8 @@ def test_a_backup_is_restored_as_written(tmp_path):
 
 def type_as_in(folder, installation, code):
     """Run `code` where `var` is the data folder of this installation."""
-    (installation.home / "storage/blobs").mkdir(parents=True, exist_ok=True)
+    for kept in ("blobs", "sealed", "keys"):
+        (installation.home / "storage" / kept).mkdir(parents=True, exist_ok=True)
     code = code.replace("$PWD/var", str(installation.home))
     subprocess.run(["bash", "-euo", "pipefail", "-c", code], cwd=folder, check=True, timeout=120)
 

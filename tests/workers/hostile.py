@@ -6,6 +6,7 @@ import pickle
 import socket
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -140,7 +141,10 @@ class Writer(nn.Module):
 
 def torchscript(module: nn.Module) -> bytes:
     out = io.BytesIO()
-    torch.jit.save(torch.jit.script(module.eval()), out)
+    with warnings.catch_warnings():
+        # torch would have nobody write such files any more; people still have them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(module.eval()), out)
     return out.getvalue()
 
 

@@ -315,7 +315,7 @@ def test_there_is_no_way_out(tmp_path, prefix):
     secret.write_text("secret")
     if prefix:
         os.chown(secret, 12345, 12345)
-        for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        for folder in (tmp_path, *list(tmp_path.parents)[:3]):
             folder.chmod(0o777)
         python = "/usr/bin/python3"
     else:
