@@ -25,6 +25,12 @@ class Text:
     def __str__(self) -> str:
         return self.detail
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Text) and self.detail == other.detail
+
+    def __hash__(self) -> int:
+        return hash(self.detail)
+
 
 class FieldError(Text):
     """One wrong field of a request: where it is, a stable code, and what to do about it."""
@@ -120,6 +126,29 @@ def unpack(packed: Mapping[str, Any]) -> Text:
     }
     template = packed["template"]
     return Text(template, **values)
+
+
+class Saying(NamedTuple):
+    """A text as rows keep it: in English for programs, and packed for pages where it can be.
+
+    What people typed, and what a process said that had read the files of strangers, may have only
+    its English.
+    """
+
+    detail: str
+    said: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, text: Text | RegistryError) -> "Saying":
+        return cls(text.detail, pack(text))
+
+    @property
+    def text(self) -> str | Text:
+        """The same as a value of another text."""
+        return self.detail if self.said is None else unpack(self.said)
+
+
+SILENCE = Saying("")
 
 
 class Invalid(RegistryError):

@@ -23,13 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from registry.errors import Invalid, Text
+from registry.errors import SILENCE, Invalid, Saying, Text
 from registry.formats.bounded_json import parse_json
 from registry.formats.facts import plain
 from workers import sandbox
+from workers.words import clean_said
 
 _REQUEST_BYTES = 64 * 1024
 _REPORT_BYTES = 256 * 1024
+_REPORT_DEPTH = 10
 # Loading torch and rehearsing takes seconds, and minutes on a machine with too much to do.
 _START_SECONDS = 600
 _STEP_SECONDS = 1.0
@@ -47,9 +49,9 @@ class Findings:
 
     format: str = ""
     toolchain: str = ""
-    reason: str = ""
+    reason: Saying = SILENCE
     imports: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Saying] = field(default_factory=list)
 
 
 class Inspector:
@@ -168,23 +170,23 @@ def _exchange(line: socket.socket, request: Mapping[str, Any], files: list[Any])
 def _read_report(raw: bytes, ending: str) -> Findings:
     """Read what a child wrote as what it is: bytes from a stranger."""
     if ending != "done":
-        return Findings(reason=ending)
+        return Findings(reason=Saying.of(_ended(ending)))
     try:
         said = (
-            parse_json(raw, what=Text("The report"), max_depth=4)
+            parse_json(raw, what=Text("The report"), max_depth=_REPORT_DEPTH)
             if len(raw) <= _REPORT_BYTES
             else {}
         )
     except Invalid:
         said = {}
     if not isinstance(said, dict) or not said:
-        return Findings(reason="It broke off without saying why.")
+        return Findings(reason=Saying.of(Text("It broke off without saying why.")))
     return Findings(
         format=_text(said.get("format"), 16),
         toolchain=_text(said.get("toolchain"), 100),
-        reason=_text(said.get("reason"), 500),
+        reason=_saying(said.get("reason")) or SILENCE,
         imports=_texts(said.get("imports"), _MAX_NAMES),
-        notes=_texts(said.get("notes"), _MAX_NOTES),
+        notes=_sayings(said.get("notes")),
     )
 
 
@@ -199,6 +201,27 @@ def _text(value: object, longest: int) -> str:
 def _texts(value: object, most: int) -> list[str]:
     found = [_text(item, 500) for item in value[:most]] if isinstance(value, list) else []
     return [text for text in found if text]
+
+
+def _saying(value: object) -> Saying | None:
+    if not isinstance(value, dict):
+        return None
+    detail = _text(value.get("detail"), 500)
+    return Saying(detail, clean_said(value.get("said"))) if detail else None
+
+
+def _sayings(value: object) -> list[Saying]:
+    found = [_saying(item) for item in value[:_MAX_NOTES]] if isinstance(value, list) else []
+    return [one for one in found if one is not None]
+
+
+def _ended(ending: str) -> Text:
+    """Say how a child ended that wrote no report; its server names it in one word."""
+    if ending == "late":
+        return Text("It was not done after {seconds} seconds.", seconds=MAX_SECONDS)
+    if ending == "limits":
+        return Text("It took more time or memory than a file of its size may.")
+    return Text("Its reader ended with {ending}.", ending=ending[:20])
 
 
 # --- The server -----------------------------------------------------------------------------------
@@ -238,15 +261,15 @@ def _watch(child: int) -> str:
         if not select.select([waiting], [], [], max(0.0, until - time.monotonic()))[0]:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return f"It was not done after {MAX_SECONDS} seconds."
+            return "late"
     finally:
         os.close(waiting)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code == 0:
         return "done"
     if code in {-signal.SIGXCPU, -signal.SIGKILL}:
-        return "It took more time or memory than a file of its size may."
-    return f"Its reader ended with {code}."
+        return "limits"
+    return str(code)
 
 
 def _be_the_child(convert: Any, request: Mapping[str, Any], handles: list[int]) -> None:

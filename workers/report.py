@@ -19,17 +19,13 @@ from registry.models import Version
 from registry.services.jobs import Message
 from registry.services.versions import MAX_FILES, EvaluationSpec
 from workers.ml.report import FILE_NAME as REPORT_NAME
+from workers.words import clean_said, clean_text, finite
 
 MAX_LINE_BYTES = 64 * 1024
 _MAX_REPORT_BYTES = 4 * 1024 * 1024
-_MAX_TEXT = 4000
 _MAX_METRICS = 1000
-_MAX_VALUES = 20
 _MAX_DEPTH = 20
 _BLOCK_BYTES = 4 * 1024 * 1024
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_FOLDERS = re.compile(r"(?<![\w/:.~-])/(?:[^\s/'\"`:,;()<>|]+/)+")
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,6 @@ class Complaint:
     code: str
     detail: str
     said: Mapping[str, Any] | None = None
-
-
-def clean_text(text: object, *, longest: int = _MAX_TEXT) -> str:
-    """Take out what a database or a terminal would trip over, and the folders of this machine."""
-    plain = str(text).encode("utf-8", "replace").decode()
-    return _FOLDERS.sub("", _CONTROL.sub("", plain))[:longest]
 
 
 # --- Lines while it runs --------------------------------------------------------------------------
@@ -80,23 +70,6 @@ def _error(said: Mapping[str, Any]) -> Complaint:
     )
 
 
-def clean_said(said: object, *, depth: int = 3) -> dict[str, Any] | None:
-    """Read a template and its values (`registry.errors.pack`); only pages ever fill it in."""
-    if not isinstance(said, dict) or depth == 0:
-        return None
-    template, values = said.get("template"), said.get("values")
-    if not isinstance(template, str) or not isinstance(values, dict):
-        return None
-    cleaned = {}
-    for name, value in list(values.items())[:_MAX_VALUES]:
-        if isinstance(value, dict):
-            cleaned[name[:100]] = clean_said(value, depth=depth - 1) or ""
-        else:
-            number = _number(value)
-            cleaned[name[:100]] = clean_text(value) if number is None else value
-    return {"template": clean_text(template), "values": cleaned}
-
-
 def _progress(said: Mapping[str, Any]) -> Message:
     total = _whole(said.get("total"))
     return Message(
@@ -111,7 +84,7 @@ def _progress(said: Mapping[str, Any]) -> Message:
 
 
 def _metric(said: Mapping[str, Any]) -> Message | None:
-    value = _number(said.get("value"))
+    value = finite(said.get("value"))
     if value is None:
         return None
     name = clean_text(said.get("name", ""), longest=64)
@@ -129,16 +102,6 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], Message | Complaint | None]] =
 
 def _whole(value: object) -> int:
     return min(max(value, 0), 2**53) if isinstance(value, int) else 0
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 # --- What it leaves behind ------------------------------------------------------------------------
@@ -178,7 +141,7 @@ def evaluations_of(
     metrics = report.get("metrics")
     found = []
     for metric in (metrics if isinstance(metrics, list) else [])[:_MAX_METRICS]:
-        value = _number(metric.get("value")) if isinstance(metric, dict) else None
+        value = finite(metric.get("value")) if isinstance(metric, dict) else None
         if value is None or not metric.get("metric"):
             continue
         details = metric.get("details")
@@ -190,8 +153,8 @@ def evaluations_of(
                 unit=str(metric.get("unit") or "")[:32],
                 split=str(metric.get("split") or "")[:64],
                 n=_whole(count) if isinstance(count, int) else None,
-                low=_number(metric.get("low")),
-                high=_number(metric.get("high")),
+                low=finite(metric.get("low")),
+                high=finite(metric.get("high")),
                 device=str(metric.get("device") or "")[:100],
                 details=details if isinstance(details, dict) else {},
                 dataset=datasets.get(str(metric.get("dataset"))),

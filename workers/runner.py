@@ -28,6 +28,7 @@ from registry.services.results import Outcome
 from registry.storage import default_storage
 from workers import memory, report, sandbox
 from workers.folder import JobFolder
+from workers.words import clean_said, clean_text
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ class _Attempt:
             files=files,
             evaluations=report.evaluations_of(said, inputs),
             report=said,
-            message=report.clean_text(said.get("message") or f"Made by {self.claim.kind}."),
+            message=clean_text(said.get("message") or f"Made by {self.claim.kind}."),
         )
 
     def _explain(self, watch: "_Watch", ending: Ending) -> None:
@@ -303,14 +304,14 @@ class _Attempt:
     def _fail(
         self, code: str, why: Text | RegistryError | report.Complaint, *, retryable: bool = False
     ) -> bool:
-        said = why.said if isinstance(why, report.Complaint) else report.clean_said(pack(why))
+        said = why.said if isinstance(why, report.Complaint) else clean_said(pack(why))
         if retryable:
             self._pause()
         state = _insist(
             lambda: jobs.fail_job(
                 self.claim,
                 code=code,
-                detail=report.clean_text(why.detail),
+                detail=clean_text(why.detail),
                 said=said,
                 retryable=retryable,
             )
@@ -451,7 +452,7 @@ class _Watch:
 
     def _keep_errors(self) -> None:
         """Let the job's log end with what the process wrote to stderr, without our folders."""
-        text = report.clean_text(self._errors.decode(errors="replace"), longest=_STDERR_BYTES)
+        text = clean_text(self._errors.decode(errors="replace"), longest=_STDERR_BYTES)
         if text.strip():
             self._pending.append(Message("log", {"message": text.strip(), "level": "error"}))
 

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
-from registry.errors import RegistryError
+from registry.errors import SILENCE, RegistryError, Saying, Text
 from registry.models import Screening, Verdict, Version
 from registry.services import screening
 from registry.services.blobs import RUNNABLE, inspect_blob, record_blob, record_findings
@@ -36,6 +36,10 @@ _KEEP_SECONDS = 24 * 3600
 
 class _NotConverted(Exception):  # noqa: N818 - an answer, not an error
     """Nothing that may run came of a file."""
+
+    def __init__(self, why: Saying) -> None:
+        super().__init__(why.detail)
+        self.why = why
 
 
 class Screener:
@@ -89,8 +93,8 @@ class Screener:
         if row is None:
             return False
         if row.attempts_count > screening.MAX_ATTEMPTS:
-            reason = f"Each of {screening.MAX_ATTEMPTS} attempts broke off."
-            screening.finish_screening(row, [], {"": reason})
+            why = Text("Each of {count} attempts broke off.", count=screening.MAX_ATTEMPTS)
+            screening.finish_screening(row, [], {"": Saying.of(why)})
             return True
         try:
             version = screen(row, self._inspector)
@@ -109,7 +113,7 @@ def screen(row: Screening, inspector: Inspector) -> Version:
     wanted = [file for file in held if file.convertible]
     taken = frozenset(row.version.revision.artifacts.values_list("path", flat=True))
     conversions: list[Conversion] = []
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Saying] = {}
     with _workshop() as folder:
         for file in held:
             screening.renew_screening(row)
@@ -129,14 +133,19 @@ def screen(row: Screening, inspector: Inspector) -> Version:
             try:
                 conversions.append(_accept(file, said, target, path))
                 _keep(file, said)
-            except (_NotConverted, RegistryError) as refusal:
-                reasons[file.path] = str(refusal)
-                _keep(file, said, str(refusal))
+            except _NotConverted as refusal:
+                reasons[file.path] = refusal.why
+                _keep(file, said, refusal.why)
+            except RegistryError as refusal:
+                reasons[file.path] = Saying.of(refusal)
+                _keep(file, said, reasons[file.path])
     return screening.finish_screening(row, conversions, reasons)
 
 
-def _keep(file: Held, said: Findings, reason: str = "") -> None:
-    findings = [*said.notes, *([f"Not converted: {reason}"] if reason else [])]
+def _keep(file: Held, said: Findings, reason: Saying = SILENCE) -> None:
+    findings = list(said.notes)
+    if reason.detail:
+        findings.append(Saying.of(Text("Not converted: {reason}", reason=reason.text)))
     record_findings(file.blob, format_name=file.format, imports=said.imports, findings=findings)
 
 
@@ -149,11 +158,14 @@ def _accept(file: Held, said: Findings, target: Path, path: str) -> Conversion:
 
     """
     if said.format not in RUNNABLE:
-        raise _NotConverted(said.reason or "It holds nothing.")
+        raise _NotConverted(
+            said.reason if said.reason.detail else Saying.of(Text("It holds nothing."))
+        )
     blob = record_blob(default_storage().put(report.blocks_of(target)))
     inspection = inspect_blob(path, blob)
     if inspection.format != said.format or inspection.verdict != Verdict.SAFE:
-        raise _NotConverted(f"What came out of it is a {inspection.format} file.")
+        what = Text("What came out of it is a {format} file.", format=inspection.format)
+        raise _NotConverted(Saying.of(what))
     return Conversion(
         source_path=file.path,
         path=path,

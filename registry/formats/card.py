@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from registry.errors import Text
+
 MAX_CARD_BYTES = 1024 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 MAX_DEPTH = 16
@@ -35,7 +37,7 @@ class Card:
     language: Sequence[str] = ()
     summary: str = ""
     body: str = ""
-    problems: Sequence[str] = ()
+    problems: Sequence[Text] = ()
 
 
 class _BoundedLoader(yaml.BaseLoader):
@@ -56,12 +58,15 @@ class _BoundedLoader(yaml.BaseLoader):
 
 def parse_card(text: str) -> Card:
     """Read as much of a card as makes sense; never raise."""
-    problems: list[str] = []
+    problems: list[Text] = []
     text = text.replace("\0", "\ufffd")
     if len(text) > MAX_CARD_BYTES:
         text = text[:MAX_CARD_BYTES]
         problems.append(
-            f"The card is longer than {MAX_CARD_BYTES} characters; the rest is left out."
+            Text(
+                "The card is longer than {limit} characters; the rest is left out.",
+                limit=MAX_CARD_BYTES,
+            )
         )
     match = _HEAD.match(text)
     body = text[match.end() :] if match else text
@@ -80,20 +85,25 @@ def parse_card(text: str) -> Card:
     )
 
 
-def _load_head(head: str, problems: list[str]) -> dict[str, Any]:
+def _load_head(head: str, problems: list[Text]) -> dict[str, Any]:
     if len(head) > MAX_HEAD_BYTES:
-        problems.append(f"The YAML head is longer than {MAX_HEAD_BYTES} characters and not read.")
+        problems.append(
+            Text(
+                "The YAML head is longer than {limit} characters and not read.",
+                limit=MAX_HEAD_BYTES,
+            )
+        )
         return {}
     try:
         value = yaml.load(head, Loader=_BoundedLoader)  # noqa: S506 - BaseLoader builds only text
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        problems.append(f"The YAML head is not valid and not read: {reason}.")
+        problems.append(Text("The YAML head is not valid and not read: {reason}.", reason=reason))
         return {}
     if isinstance(value, dict):
         return value
     if value:
-        problems.append("The YAML head is no list of `key: value` lines and not read.")
+        problems.append(Text("The YAML head is no list of `key: value` lines and not read."))
     return {}
 
 

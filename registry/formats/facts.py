@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 
 MAX_LISTED_TENSORS = 2000
 MAX_TEXT = 1000
@@ -69,7 +69,7 @@ class Facts:
     outputs: Sequence[Port] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     executable: bool = False
-    findings: Sequence[str] = ()
+    findings: Sequence[Text] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -80,7 +80,7 @@ class Facts:
             "outputs": _ports_json(self.outputs),
             "metadata": dict(self.metadata),
             "executable": self.executable,
-            "findings": list(self.findings),
+            "findings": [finding.detail for finding in self.findings],
         }
 
 

@@ -3,6 +3,7 @@
 import struct
 from typing import Any
 
+from registry.errors import Text
 from registry.formats.cursor import Cursor
 from registry.formats.facts import (
     Facts,
@@ -97,7 +98,11 @@ def read_gguf(size: int, read: ReadRange) -> Facts:
     _check_spans(spans, cursor, metadata.get("general.alignment", 32))
     tensors = Tensors.of(tensor for _, _, tensor in spans)
     findings = (
-        ("The file carries a chat template; render it only in a sandboxed Jinja environment.",)
+        (
+            Text(
+                "The file carries a chat template; render it only in a sandboxed Jinja environment."
+            ),
+        )
         if "tokenizer.chat_template" in metadata
         else ()
     )

@@ -1,14 +1,15 @@
 """Tells an HDF5 file of plain numbers from one that may carry a Keras model, and so its code."""
 
+from registry.errors import Text
 from registry.formats.facts import Facts, ReadRange
 
 MAX_SCANNED_BYTES = 64 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
 # The attribute that holds a Keras model's layers; a layer may be a function, stored as byte code.
 _MODEL = b"model_config"
-_CARRIES_CODE = "HDF5 with a Keras model can carry Python code; it is kept but never loaded."
-_TOO_LARGE = "An HDF5 file too large to be looked through; it may carry Keras code."
-_NUMBERS = "An HDF5 file without a Keras model; it is kept as it is and not read here."
+_CARRIES_CODE = Text("HDF5 with a Keras model can carry Python code; it is kept but never loaded.")
+_TOO_LARGE = Text("An HDF5 file too large to be looked through; it may carry Keras code.")
+_NUMBERS = Text("An HDF5 file without a Keras model; it is kept as it is and not read here.")
 
 
 def read_hdf5(size: int, read: ReadRange) -> Facts:

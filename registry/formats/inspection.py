@@ -60,8 +60,9 @@ _ENDINGS: dict[str, frozenset[str]] = {
 }
 _MAY_HOLD_ANYTHING = frozenset({"ckpt", "bin", "model"})
 _ALWAYS_PICKLES = frozenset({"pkl", "pickle", "joblib", "dill"})
-_SAVED_MODEL = "A TensorFlow graph, whose operations can read and write files; it is never loaded."
-_BEHIND = "A zip archive hides behind other content. "
+_SAVED_MODEL = Text(
+    "A TensorFlow graph, whose operations can read and write files; it is never loaded."
+)
 
 
 def inspect(name: str, size_bytes: int, read: ReadRange) -> Facts:
@@ -135,8 +136,12 @@ def _with_archive_behind(facts: Facts, size: int, read: ReadRange) -> Facts:
     try:
         hidden = read_zip(size - base, lambda start, end: read(base + start, base + end))
     except Invalid as refusal:
-        hidden = Facts(format="zip", executable=True, findings=(refusal.detail,))
-    found = tuple(_BEHIND + text for text in hidden.findings)
+        template = refusal.template
+        hidden = Facts(format="zip", executable=True, findings=(Text(template, **refusal.values),))
+    found = tuple(
+        Text("A zip archive hides behind other content. {finding}", finding=finding)
+        for finding in hidden.findings
+    )
     return replace(facts, executable=hidden.executable, findings=(*facts.findings, *found))
 
 
@@ -155,7 +160,10 @@ def _read_json(size: int, read: ReadRange) -> Facts:
             raise malformed("The JSON file does not begin with '{{' or '['.")
         return Facts(
             format="json",
-            findings=("Too large to be checked as a whole.", *mentions_remote_code(size, read)),
+            findings=(
+                Text("Too large to be checked as a whole."),
+                *mentions_remote_code(size, read),
+            ),
         )
     raw = read(0, size)
     value = parse_json(raw.removeprefix(b"\xef\xbb\xbf"), what=Text("The JSON file"))

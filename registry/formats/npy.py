@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+from registry.errors import Text
 from registry.formats.facts import Facts, ReadRange, Tensor, Tensors, malformed
 
 MAGIC = b"\x93NUMPY"
@@ -36,7 +37,7 @@ def read_npy(size: int, read: ReadRange, *, name: str = "") -> Facts:
         return Facts(
             format="npy",
             executable=True,
-            findings=("The array holds Python objects, which are stored as a pickle.",),
+            findings=(Text("The array holds Python objects, which are stored as a pickle."),),
         )
     item_bytes = _item_bytes(descr)
     expected = math.prod(shape) * item_bytes if item_bytes is not None else None

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from registry.formats.cursor import Cursor
 from registry.formats.facts import (
     Facts,
@@ -203,13 +203,19 @@ def read_onnx(size: int, read: ReadRange) -> Facts:
     )
 
 
-def _findings(found: Found) -> tuple[str, ...]:
+def _findings(found: Found) -> tuple[Text, ...]:
     findings = []
     if found.external:
         names = ", ".join(sorted(found.external)[:5])
-        findings.append(f"Weights lie outside the file, in {names}; upload those files beside it.")
+        findings.append(
+            Text(
+                "Weights lie outside the file, in {names}; upload those files beside it.",
+                names=names,
+            )
+        )
     if strange := sorted(found.domains - STANDARD_DOMAINS):
-        findings.append(f"Uses operators of {', '.join(strange[:5])}, which need an extension.")
+        names = ", ".join(strange[:5])
+        findings.append(Text("Uses operators of {names}, which need an extension.", names=names))
     return tuple(findings)
 
 

@@ -5,6 +5,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 
+from registry.errors import Text
 from registry.formats import lz4
 from registry.formats.facts import Facts, ReadRange
 from registry.formats.opcodes import Walked, walk_pickle
@@ -13,10 +14,14 @@ PEEK_BYTES = 64 * 1024
 MAX_WRAPPINGS = 4
 _OLD_JOBLIB = b"ZF0x"
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-LOADS_CODE = "A pickle can run any code as it is loaded; it is kept but never loaded here."
-UNSEEN = "Compressed; what is inside is not checked beyond its beginning."
-_SEALED = "Compressed in a way that is not looked into; it may hold a pickle and counts as one."
-_TOO_DEEP = f"Compressed more than {MAX_WRAPPINGS} times over; it is never unpacked here."
+LOADS_CODE = Text("A pickle can run any code as it is loaded; it is kept but never loaded here.")
+UNSEEN = Text("Compressed; what is inside is not checked beyond its beginning.")
+_SEALED = Text(
+    "Compressed in a way that is not looked into; it may hold a pickle and counts as one."
+)
+_TOO_DEEP = Text(
+    "Compressed more than {limit} times over; it is never unpacked here.", limit=MAX_WRAPPINGS
+)
 
 _HIGHEST_PROTOCOL = 5
 _MEMORY_BYTES = 64 << 20
@@ -109,7 +114,7 @@ def _sealed(wrapping: str, name: str) -> Facts:
     return _wrapped(wrapping, "compressed", UNSEEN if known else _SEALED, executable=not known)
 
 
-def _wrapped(wrapping: str, kind: str, finding: str, *, executable: bool) -> Facts:
+def _wrapped(wrapping: str, kind: str, finding: Text, *, executable: bool) -> Facts:
     return Facts(
         format=kind,
         executable=executable,

@@ -1,21 +1,22 @@
 """Recognises programs: what a machine, an interpreter or a runtime would run as it is."""
 
+from registry.errors import Text
 from registry.formats.facts import Facts
 
-_RUNS = "A program or library; it is kept but never run."
-_COMPILED = "Compiled Python; it is kept but never imported."
+_RUNS = Text("A program or library; it is kept but never run.")
+_COMPILED = Text("Compiled Python; it is kept but never imported.")
 
 SCRIPT = Facts(
     format="program",
     executable=True,
-    findings=("A script that names the program to run it; it is kept but never run.",),
+    findings=(Text("A script that names the program to run it; it is kept but never run."),),
 )
 PYTHON = Facts(
     format="python",
-    findings=("Python source: to be read by people; it is never imported or run here.",),
+    findings=(Text("Python source: to be read by people; it is never imported or run here."),),
 )
 
-_PROGRAMS: tuple[tuple[int, bytes, str, str], ...] = (
+_PROGRAMS: tuple[tuple[int, bytes, str, Text], ...] = (
     (0, b"\x7fELF", "program", _RUNS),
     (0, b"MZ", "program", _RUNS),
     (0, b"\xfe\xed\xfa\xce", "program", _RUNS),
@@ -29,10 +30,15 @@ _PROGRAMS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"BC\xc0\xde", "program", _RUNS),
     (0, b"dex\n", "program", _RUNS),
     (0, b"!<arch>\n", "program", _RUNS),
-    (0, b"L\0\0\0\x01\x14\x02\0", "program", "A shortcut that starts a program; it is kept."),
-    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "program", "An office file or installer; it is kept."),
-    (4, b"PTMF", "torchscript", "A TorchScript program; it is kept but never loaded."),
-    (4, b"ET12", "program", "An ExecuTorch program; it is kept but never run."),
+    (0, b"L\0\0\0\x01\x14\x02\0", "program", Text("A shortcut that starts a program; it is kept.")),
+    (
+        0,
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "program",
+        Text("An office file or installer; it is kept."),
+    ),
+    (4, b"PTMF", "torchscript", Text("A TorchScript program; it is kept but never loaded.")),
+    (4, b"ET12", "program", Text("An ExecuTorch program; it is kept but never run.")),
 )
 
 

@@ -1,38 +1,47 @@
 """Points out texts that ask a loader to run code that comes with them; nobody here follows that."""
 
+from registry.errors import Text
 from registry.formats.facts import ReadRange
 
 MAX_SCANNED_BYTES = 64 * 1024 * 1024
 _BLOCK_BYTES = 1024 * 1024
 
-_SIGNS: tuple[tuple[bytes, str], ...] = (
+_SIGNS: tuple[tuple[bytes, Text], ...] = (
     (
         b'"auto_map"',
-        "Names Python code of its own (auto_map), which some loaders run; nothing here does.",
+        Text("Names Python code of its own (auto_map), which some loaders run; nothing here does."),
     ),
     (
         b'"trust_remote_code"',
-        "Asks its loader to trust code from elsewhere (trust_remote_code); nothing here does.",
+        Text(
+            "Asks its loader to trust code from elsewhere (trust_remote_code); nothing here does."
+        ),
     ),
     (
         b'"class_name": "Lambda"',
-        "Describes a Keras layer that holds Python code (Lambda); it is never built here.",
+        Text("Describes a Keras layer that holds Python code (Lambda); it is never built here."),
     ),
-    (b"!!python/", "YAML that builds Python objects; only plain values are read here."),
-    (b'"py/reduce"', "JSON that rebuilds Python objects (jsonpickle); it is never rebuilt here."),
-    (b'"py/object"', "JSON that rebuilds Python objects (jsonpickle); it is never rebuilt here."),
+    (b"!!python/", Text("YAML that builds Python objects; only plain values are read here.")),
+    (
+        b'"py/reduce"',
+        Text("JSON that rebuilds Python objects (jsonpickle); it is never rebuilt here."),
+    ),
+    (
+        b'"py/object"',
+        Text("JSON that rebuilds Python objects (jsonpickle); it is never rebuilt here."),
+    ),
 )
 
 
-def find_remote_code(data: bytes) -> tuple[str, ...]:
+def find_remote_code(data: bytes) -> tuple[Text, ...]:
     """Give a finding for each kind of hidden code that `data` speaks of."""
     return tuple(dict.fromkeys(finding for sign, finding in _SIGNS if sign in data))
 
 
-def mentions_remote_code(size: int, read: ReadRange) -> tuple[str, ...]:
+def mentions_remote_code(size: int, read: ReadRange) -> tuple[Text, ...]:
     """Look for the same through a large file, block by block."""
     overlap = max(len(sign) for sign, _ in _SIGNS)
-    found: dict[str, None] = {}
+    found: dict[Text, None] = {}
     for start in range(0, min(size, MAX_SCANNED_BYTES), _BLOCK_BYTES):
         block = read(start, min(size, start + _BLOCK_BYTES + overlap))
         found.update(dict.fromkeys(find_remote_code(block)))

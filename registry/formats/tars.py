@@ -1,6 +1,6 @@
 """Reads the names in a tar file; nothing is unpacked."""
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from registry.formats.facts import Facts, ReadRange, malformed, plain
 from registry.formats.paths import check_path
 from registry.formats.pickles import LOADS_CODE
@@ -8,7 +8,7 @@ from registry.formats.pickles import LOADS_CODE
 BLOCK_BYTES = 512
 # Each costs a read of the storage, which may be far away.
 MAX_ENTRIES = 1000
-NEVER_UNPACKED = "An archive; it is kept as it is and never unpacked here."
+NEVER_UNPACKED = Text("An archive; it is kept as it is and never unpacked here.")
 CODE_ENDINGS = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".so", ".dll", ".class")
 _CHECKSUM = slice(148, 156)
 _LINKS = frozenset({b"1", b"2"})
@@ -46,17 +46,17 @@ def read_tar(size: int, read: ReadRange) -> Facts:
         if kind not in _ABOUT_THE_NEXT:
             names.append(_name(block))
         if kind in _LINKS and len(findings) < 3:
-            findings.append(f"The archive holds a link, {names[-1][:80]!r}.")
+            findings.append(Text("The archive holds a link, {name!r}.", name=names[-1][:80]))
         position += BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
     if len(names) == MAX_ENTRIES:
-        findings.append(f"Only the first {MAX_ENTRIES} entries were looked at.")
+        findings.append(Text("Only the first {limit} entries were looked at.", limit=MAX_ENTRIES))
     return _judge(names, findings)
 
 
-def _judge(names: list[str], findings: list[str]) -> Facts:
+def _judge(names: list[str], findings: list[Text]) -> Facts:
     escape = _escape(names)
     if escape:
-        findings.append(f"An entry would land elsewhere when unpacked: {escape}")
+        findings.append(lands_elsewhere(escape))
     metadata = {"entries_count": len(names)}
     if len(_TORCH_ENTRIES & set(names)) >= 2 and "pickle" in names:
         return Facts(
@@ -64,17 +64,25 @@ def _judge(names: list[str], findings: list[str]) -> Facts:
         )
     risky = next((name for name in names if name.lower().endswith(CODE_ENDINGS)), "")
     if risky:
-        findings.append(f"The archive holds {risky[:80]}, which can run code as it is loaded.")
+        findings.append(holds_code(risky))
     return Facts(format="tar", executable=bool(risky), metadata=metadata, findings=tuple(findings))
 
 
-def _escape(names: list[str]) -> str:
+def lands_elsewhere(refusal: Invalid) -> Text:
+    return Text("An entry would land elsewhere when unpacked: {reason}", reason=refusal)
+
+
+def holds_code(name: str) -> Text:
+    return Text("The archive holds {name}, which can run code as it is loaded.", name=name[:80])
+
+
+def _escape(names: list[str]) -> Invalid | None:
     for name in names:
         try:
             check_path(name.removeprefix("./").rstrip("/") or "file")
         except Invalid as refusal:
-            return refusal.detail
-    return ""
+            return refusal
+    return None
 
 
 def _name(block: bytes) -> str:

@@ -4,16 +4,19 @@ import struct
 import zlib
 from typing import NamedTuple
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from registry.formats.facts import Facts, ReadRange, Tensor, Tensors, malformed, plain
 from registry.formats.npy import read_npy
 from registry.formats.paths import check_path
 from registry.formats.pickles import LOADS_CODE
-from registry.formats.tars import CODE_ENDINGS, NEVER_UNPACKED
+from registry.formats.tars import CODE_ENDINGS, NEVER_UNPACKED, holds_code, lands_elsewhere
 
 MAX_DIRECTORY_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES = 100_000
 MAX_ARRAYS = 2000
+_PROGRAM = Text("A TorchScript file is a program; it is kept but never loaded.")
+_EXPORTED = Text("An exported program (.pt2) carries pickles; it is kept but never loaded.")
+_KERAS = Text("A Keras file can carry Python code; it is kept but never loaded.")
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -154,45 +157,48 @@ def _zip64(extra: bytes, *values: int) -> list[int]:
     raise malformed("A zip64 entry lacks its sizes.")
 
 
-def _kind(names: list[str]) -> tuple[str, str]:
+def _kind(names: list[str]) -> tuple[str, Text | None]:
     """Name the kind of archive, and why it may run code if it may."""
+    found: tuple[str, Text | None]
     ends = {name.partition("/")[2] for name in names}
     ends.update(names)
     if "constants.pkl" in ends or any(end.startswith("code/") for end in ends):
-        found = "torchscript", "A TorchScript file is a program; it is kept but never loaded."
+        found = "torchscript", _PROGRAM
     elif not ends.isdisjoint({"archive_format", "serialized_exported_program.json"}):
-        found = "pt2", "An exported program (.pt2) carries pickles; it is kept but never loaded."
+        found = "pt2", _EXPORTED
     elif "bytecode.pkl" in ends:
-        found = "torchscript", "A TorchScript file is a program; it is kept but never loaded."
+        found = "torchscript", _PROGRAM
     elif "data.pkl" in ends:
         found = "torch-zip", LOADS_CODE
     elif {"config.json", "metadata.json"} <= set(names) and any(
         name.startswith("model.weights.") for name in names
     ):
-        found = "keras", "A Keras file can carry Python code; it is kept but never loaded."
+        found = "keras", _KERAS
     elif names and all(name.endswith(".npy") for name in names):
-        found = "npz", ""
+        found = "npz", None
     elif risky := [name for name in names if name.lower().endswith(CODE_ENDINGS)]:
-        found = "zip", f"The archive holds {risky[0][:80]}, which can run code as it is loaded."
+        found = "zip", holds_code(risky[0])
     else:
-        found = "zip", ""
+        found = "zip", None
     return found
 
 
-def _name_findings(names: list[str]) -> tuple[str, ...]:
+def _name_findings(names: list[str]) -> tuple[Text, ...]:
     findings = []
     if len(set(names)) < len(names):
-        findings.append("The archive has two entries of one name.")
+        findings.append(Text("The archive has two entries of one name."))
     for name in names:
         try:
             check_path(name.rstrip("/") or "/")
         except Invalid as refusal:
-            findings.append(f"An entry would land elsewhere when unpacked: {refusal.detail}")
+            findings.append(lands_elsewhere(refusal))
             break
     return tuple(findings)
 
 
-def _read_npz(entries: list[Entry], size: int, read: ReadRange, findings: tuple[str, ...]) -> Facts:
+def _read_npz(
+    entries: list[Entry], size: int, read: ReadRange, findings: tuple[Text, ...]
+) -> Facts:
     tensors: list[Tensor] = []
     executable = False
     for entry in entries[:MAX_ARRAYS]:
@@ -207,7 +213,10 @@ def _read_npz(entries: list[Entry], size: int, read: ReadRange, findings: tuple[
         findings = (*findings, *(text for text in facts.findings if text not in findings))
     if len(entries) > MAX_ARRAYS:
         executable = True
-        findings = (*findings, f"Only the first {MAX_ARRAYS} arrays were checked.")
+        findings = (
+            *findings,
+            Text("Only the first {limit} arrays were checked.", limit=MAX_ARRAYS),
+        )
     return Facts(
         format="npz",
         tensors=Tensors.of(tensors),

@@ -114,6 +114,8 @@ class Inspection(models.Model):
     verdict = models.CharField(max_length=16, choices=Verdict)
     facts = models.JSONField(default=dict)
     findings = models.JSONField(default=list)
+    # The same, each as registry.errors.pack writes it, or null where it has only its English.
+    findings_said = models.JSONField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
@@ -188,6 +190,8 @@ class Screening(models.Model):
     lease_expires_at = models.DateTimeField(null=True, blank=True)
     # What could not be converted, and why: {path: reason}.
     reasons = models.JSONField(default=dict)
+    # The same, as `findings_said` of an inspection.
+    reasons_said = models.JSONField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
     finished_at = models.DateTimeField(null=True, blank=True)
 

@@ -13,6 +13,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 
+from registry.errors import Saying, Text
 from registry.models.access import ROLE_RANK, Actor, Namespace, Role, User
 
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?$"
@@ -360,6 +361,8 @@ class Version(models.Model):
     variant = models.CharField(max_length=64, blank=True)
     state = models.CharField(max_length=16, choices=VersionState, default=VersionState.READY)
     state_reason = models.TextField(blank=True)
+    # The same as registry.errors.pack writes it, where the registry itself gave the reason.
+    state_reason_said = models.JSONField(null=True, blank=True)
     # When somebody deprecated or archived it, or took that back.
     state_changed_at = models.DateTimeField(null=True, blank=True)
     stage = models.CharField(max_length=16, choices=Stage, default=Stage.NONE)
@@ -412,6 +415,16 @@ class Version(models.Model):
 
     def __str__(self) -> str:
         return f"{self.repository}@{self.number}"
+
+    @property
+    def typed_reason(self) -> str:
+        """What somebody typed as the reason of its state."""
+        return "" if self.state_reason_said else self.state_reason
+
+    @property
+    def why(self) -> str | Text:
+        """Why it is in its state: as somebody typed it, or as the registry says it."""
+        return Saying(self.state_reason, self.state_reason_said).text
 
     @property
     def ref(self) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from django.db import connection, transaction
 
-from registry.errors import Invalid, NotFound, Unavailable, unpack
+from registry.errors import Invalid, NotFound, Saying, Unavailable, unpack
 from registry.formats import INSPECTOR, SAFE_FORMATS, Facts, inspect
 from registry.models import (
     Actor,
@@ -120,10 +121,17 @@ def inspect_blob(path: str, blob: Blob) -> Inspection:
             "format": facts.format,
             "verdict": _verdict(facts),
             "facts": facts.to_json(),
-            "findings": list(facts.findings),
+            **_findings([Saying.of(finding) for finding in facts.findings]),
         },
     )
     return row
+
+
+def _findings(sayings: Sequence[Saying]) -> dict[str, list[Any]]:
+    return {
+        "findings": [one.detail for one in sayings],
+        "findings_said": [one.said for one in sayings],
+    }
 
 
 def _inspector_of(path: str) -> str:
@@ -148,7 +156,7 @@ def sandbox_inspection_of(artifact: Artifact) -> Inspection | None:
 
 
 def record_findings(
-    blob: Blob, *, format_name: str, imports: Sequence[str], findings: Sequence[str]
+    blob: Blob, *, format_name: str, imports: Sequence[str], findings: Sequence[Saying]
 ) -> Inspection:
     """Keep what the sandbox saw inside a file that can run code; it stays quarantined."""
     row, _ = Inspection.objects.update_or_create(
@@ -158,7 +166,7 @@ def record_findings(
             "format": format_name,
             "verdict": Verdict.QUARANTINED,
             "facts": {"imports": list(imports)},
-            "findings": list(findings),
+            **_findings(findings),
         },
     )
     return row

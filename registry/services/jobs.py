@@ -161,7 +161,7 @@ def _find_input(actor: Actor, role: str, text: str) -> Version:
         if repository.kind == Kind.MODEL:
             require_runnable(version)
         elif not version.is_usable or not version.files_count:
-            reason = version.state_reason or Text("it has no files that a job could read.")
+            reason = version.why or Text("it has no files that a job could read.")
             raise Conflict(
                 "{version} cannot be read: {reason}",
                 code="version_not_ready",

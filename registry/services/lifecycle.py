@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from django.utils import timezone
 
-from registry.errors import Conflict
+from registry.errors import SILENCE, Conflict, Saying
 from registry.models import JobState, Version, VersionState
 from registry.services.texts import check_text, invalid_field
 
@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
     """Where the files of a version put it, and why."""
 
     state: str
-    reason: str
+    reason: Saying
 
 
 def needs_maintainer(version: Version, changes: Mapping[str, object]) -> bool:
@@ -83,8 +83,8 @@ def change_standing(
             state=version.state,
         )
     given = changes.get("state_reason", "" if moved else version.state_reason)
-    reason = check_text("state_reason", given, max_length=2000)
-    if state == _DEPRECATED and not reason:
+    reason = Saying(check_text("state_reason", given, max_length=2000))
+    if state == _DEPRECATED and not reason.detail:
         raise invalid_field(
             "state_reason",
             "required",
@@ -97,7 +97,7 @@ def change_standing(
     if moved and version.state == _ARCHIVED:
         state, reason = judge(version)
     version.state = str(state)
-    version.state_reason = "" if state == _READY else reason
+    explain(version, SILENCE if state == _READY else reason)
     if moved:
         version.state_changed_at = timezone.now()
 
@@ -126,6 +126,12 @@ def settle(version: Version, verdict: Verdict) -> bool:
     """
     if verdict.state not in BY_INSPECTION.get(version.state, frozenset()):
         return False
-    version.state, version.state_reason = verdict
+    version.state = verdict.state
+    explain(version, verdict.reason)
     version.state_changed_at = timezone.now()
     return True
+
+
+def explain(version: Version, reason: Saying) -> None:
+    """Say why a locked version is where it is, without saving."""
+    version.state_reason, version.state_reason_said = reason

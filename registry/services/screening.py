@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
+from registry.errors import SILENCE, Saying, Text
 from registry.models import (
     Actor,
     Artifact,
@@ -142,8 +143,8 @@ def refuse_screenings(lacks: str) -> int:
     waiting = Screening.objects.filter(state=Screening.State.WAITING)
     count = 0
     for row in waiting.select_related("version__repository__namespace")[:100]:
-        reason = f"No worker here can contain files that run code: it lacks {lacks}."
-        finish_screening(row, [], {"": reason}, state=Screening.State.REFUSED)
+        why = Text("No worker here can contain files that run code: it lacks {lacks}.", lacks=lacks)
+        finish_screening(row, [], {"": Saying.of(why)}, state=Screening.State.REFUSED)
         count += 1
     return count
 
@@ -151,7 +152,7 @@ def refuse_screenings(lacks: str) -> int:
 def finish_screening(
     screening: Screening,
     conversions: Sequence[Conversion],
-    reasons: Mapping[str, str],
+    reasons: Mapping[str, Saying],
     *,
     state: str = Screening.State.DONE,
 ) -> Version:
@@ -180,7 +181,8 @@ def finish_screening(
         waits = version.state == VersionState.PENDING or "" in row.reasons
         _judge_again(version, conversions, reasons, waits=waits)
         row.state = state
-        row.reasons = dict(reasons)
+        row.reasons = {path: reason.detail for path, reason in reasons.items()}
+        row.reasons_said = {path: reason.said for path, reason in reasons.items()}
         row.lease_expires_at = None
         row.finished_at = timezone.now()
         row.save()
@@ -198,18 +200,23 @@ def finish_screening(
     return version
 
 
-def _reason(reasons: Mapping[str, str]) -> str:
+def _reason(reasons: Mapping[str, Saying]) -> Saying:
     for path, reason in reasons.items():
         if not path:
             return reason
-        return f"{quarantine_reason(path)} It could not be converted: {reason}"
-    return "None of its files could be converted."
+        why = Text(
+            "{held} It could not be converted: {reason}",
+            held=quarantine_reason(path),
+            reason=reason.text,
+        )
+        return Saying.of(why)
+    return Saying.of(Text("None of its files could be converted."))
 
 
 def _judge_again(
     version: Version,
     conversions: Sequence[Conversion],
-    reasons: Mapping[str, str],
+    reasons: Mapping[str, Saying],
     *,
     waits: bool,
 ) -> None:
@@ -222,9 +229,9 @@ def _judge_again(
         if not version.signature and facts.get("inputs") and facts.get("outputs"):
             version.signature = {"inputs": facts["inputs"], "outputs": facts["outputs"]}
     if conversions:
-        lifecycle.settle(version, lifecycle.Verdict(VersionState.READY, ""))
+        lifecycle.settle(version, lifecycle.Verdict(VersionState.READY, SILENCE))
     elif waits and version.state == VersionState.QUARANTINED:
-        version.state_reason = _reason(reasons)
+        lifecycle.explain(version, _reason(reasons))
     elif waits:
         lifecycle.settle(version, lifecycle.Verdict(VersionState.QUARANTINED, _reason(reasons)))
     version.updated_at = timezone.now()

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from registry.errors import Conflict, Invalid, NotFound, Text
+from registry.errors import SILENCE, Conflict, Invalid, NotFound, Saying, Text
 from registry.formats.card import Card, parse_card
 from registry.formats.paths import check_paths
 from registry.models import (
@@ -57,7 +57,7 @@ from registry.storage import default_storage
 CARD_PATH = "README.md"
 CONFIG_PATH = "config.json"
 MAX_FILES = 10_000
-BEING_CONVERTED = (
+BEING_CONVERTED = Text(
     "Its files can run code when they are loaded; they are being looked into and converted in the "
     "sandbox."
 )
@@ -104,7 +104,7 @@ class _Facts:
     parameters_count: int | None
     size_bytes: int
     state: str
-    state_reason: str
+    state_reason: Saying
     card: Card | None
     inspections: Mapping[str, Inspection]
 
@@ -163,7 +163,8 @@ def create_version(  # noqa: PLR0913 - a version is this wide
             revision=revision,
             variant=beside,
             state=facts.state,
-            state_reason=facts.state_reason,
+            state_reason=facts.state_reason.detail,
+            state_reason_said=facts.state_reason.said,
             source=origin,
             message=text,
             formats=facts.formats,
@@ -239,51 +240,56 @@ def _gather(kind: str, files: Mapping[str, Blob]) -> _Facts:
     card = None
     if CARD_PATH in files:
         card = parse_card(_read_text(files[CARD_PATH], _CARD_BYTES))
-    state, reason = _judge(kind, inspections)
+    verdict = _judge(kind, inspections)
     return _Facts(
         formats=formats,
         signature=_signature(config, inspections),
         config=config,
         parameters_count=_count_parameters(inspections) if kind == Kind.MODEL else None,
         size_bytes=sum(blob.size_bytes for blob in files.values()),
-        state=state,
-        state_reason=reason,
+        state=verdict.state,
+        state_reason=verdict.reason,
         card=card,
         inspections=inspections,
     )
 
 
-def _judge(kind: str, inspections: Mapping[str, Inspection]) -> tuple[str, str]:
+def _judge(kind: str, inspections: Mapping[str, Inspection]) -> lifecycle.Verdict:
     """Quarantine a version only when it has executable files and none that runs without them."""
     held = sorted(path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED)
     if held and not any(_is_usable(kind, path, row) for path, row in inspections.items()):
         if kind == Kind.MODEL and any(inspections[path].format in CONVERTIBLE for path in held):
-            return VersionState.PENDING, BEING_CONVERTED
-        return VersionState.QUARANTINED, quarantine_reason(held[0])
-    return VersionState.READY, ""
+            return lifecycle.Verdict(VersionState.PENDING, Saying.of(BEING_CONVERTED))
+        return _quarantine(held[0])
+    return lifecycle.Verdict(VersionState.READY, SILENCE)
 
 
-def quarantine_reason(path: str) -> str:
-    return (
-        f"{path} can execute code when it is loaded, and there is no safetensors or ONNX file "
-        "beside it; it can be downloaded, not run."
+def _quarantine(path: str) -> lifecycle.Verdict:
+    return lifecycle.Verdict(VersionState.QUARANTINED, Saying.of(quarantine_reason(path)))
+
+
+def quarantine_reason(path: str) -> Text:
+    return Text(
+        "{path} can execute code when it is loaded, and there is no safetensors or ONNX file "
+        "beside it; it can be downloaded, not run.",
+        path=path,
     )
 
 
 def judge_version(version: Version) -> lifecycle.Verdict:
     """Say where the files of a version put it, as the present readers and the sandbox see them."""
     if version.derivatives.converted().exists():
-        return lifecycle.Verdict(VersionState.READY, "")
+        return lifecycle.Verdict(VersionState.READY, SILENCE)
     artifacts = Artifact.objects.filter(revision_id=version.revision_id).select_related("blob")
     inspections = {row.path: inspect_blob(row.path, row.blob) for row in artifacts}
-    state, reason = _judge(version.repository.kind, inspections)
+    verdict = _judge(version.repository.kind, inspections)
     screened = Screening.objects.filter(version=version, state=Screening.State.DONE)
-    if state == VersionState.PENDING and screened.exists():
+    if verdict.state == VersionState.PENDING and screened.exists():
         held = sorted(
             path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED
         )
-        state, reason = VersionState.QUARANTINED, quarantine_reason(held[0])
-    return lifecycle.Verdict(state, reason)
+        return _quarantine(held[0])
+    return verdict
 
 
 def _plan_screening(version: Version, inspections: Mapping[str, Inspection]) -> None:
@@ -581,7 +587,7 @@ def require_runnable(version: Version) -> None:
             code="version_not_ready",
             version=version.ref,
             state=version.state,
-            reason=version.state_reason or Text("it cannot be used."),
+            reason=version.why or Text("it cannot be used."),
         )
     if not RUNNABLE & set(version.formats):
         raise Invalid(

@@ -159,11 +159,19 @@ class EditVersionForm(forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
 
+    @staticmethod
+    def shown_of(version: Version) -> dict[str, str]:
+        """Give what the form of a version shows before anybody changes it."""
+        return {
+            "message": version.message,
+            "state": version.state,
+            "state_reason": version.typed_reason,
+        }
+
     @classmethod
     def of(cls, version: Version, *, may_archive: bool) -> "EditVersionForm":
         """Make the form of a version, with the states it can go to from where it stands."""
-        names = ("message", "state", "state_reason")
-        form = cls(initial={name: getattr(version, name) for name in names})
+        form = cls(initial=cls.shown_of(version))
         open_to = lifecycle.BY_HAND.get(version.state, frozenset())
         if not may_archive:
             open_to -= {VersionState.ARCHIVED}

@@ -65,10 +65,10 @@ def test_weights_become_safetensors(convert, save):
         "torch-zip" if save is hostile.torch_zip else "torch-legacy",
         save({"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}}),
     )
-    assert (said.format, said.reason) == ("safetensors", "")
+    assert (said.format, said.reason.detail) == ("safetensors", "")
     assert said.toolchain.startswith("torch-")
     assert {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2"} <= set(said.imports)
-    assert any("taken from 'state_dict'" in note for note in said.notes)
+    assert any("taken from 'state_dict'" in note.detail for note in said.notes)
     assert facts_of(target).parameters_count == 8
     for name, tensor in load_file(target).items():
         assert torch.equal(tensor, state[name])
@@ -105,7 +105,7 @@ def test_arrays_become_safetensors(convert):
     np.savez_compressed(out, text=np.array(["x"]), **arrays)
     said, target = convert("npz", out.getvalue())
     assert said.format == "safetensors"
-    assert any("Left out" in note for note in said.notes)
+    assert any("Left out" in note.detail for note in said.notes)
     found = load_file(target)
     assert found["a"].tolist() == arrays["a"].tolist()
     assert found["b"].tolist() == [1, 2]
@@ -148,7 +148,7 @@ def test_a_pickle_that_calls_is_named_and_never_run(convert, canary, save, name)
     kind = "torch-zip" if save is hostile.torch_zip else "torch-legacy"
     said, target = convert(kind, save(hostile.payloads(canary)[name]))
     assert said.format == ""
-    assert said.reason
+    assert said.reason.detail
     assert target.stat().st_size == 0
     assert canary.is_untouched()
     if save is not hostile.torch_tar:
@@ -165,20 +165,20 @@ def test_a_program_that_writes_as_it_is_loaded_writes_nothing(convert, canary):
     said, _ = convert("torchscript", program)
     assert canary.is_untouched()
     assert said.format == ""
-    assert said.reason
+    assert said.reason.detail
 
 
 def test_a_tensor_that_unfolds_is_refused(convert):
     huge = torch.as_strided(torch.zeros(4), (1 << 33,), (0,))
     said, target = convert("torch-zip", hostile.torch_zip({"w": huge}))
-    assert "claims 34359738368 bytes and has 16" in said.reason
+    assert "claims 34359738368 bytes and has 16" in said.reason.detail
     assert target.stat().st_size == 0
 
 
 def test_tensors_that_share_their_bytes_do_not_multiply(convert):
     base = torch.zeros(1 << 20)
     said, _ = convert("torch-zip", hostile.torch_zip({f"w{i}": base for i in range(100)}))
-    assert "many share their bytes" in said.reason
+    assert "many share their bytes" in said.reason.detail
 
 
 def test_a_pickle_that_grows_without_end_ends(convert):
@@ -186,11 +186,11 @@ def test_a_pickle_that_grows_without_end_ends(convert):
     data = hostile.torch_legacy({"w": torch.zeros(1)})
     said, _ = convert("torch-legacy", data[:20] + bomb * 1000)
     assert said.format == ""
-    assert said.reason
+    assert said.reason.detail
     packed = io.BytesIO()
     np.savez_compressed(packed, a=np.zeros(1 << 24))
     said, _ = convert("npz", packed.getvalue())
-    assert "packed more than" in said.reason
+    assert "packed more than" in said.reason.detail
 
 
 def test_one_child_after_another_and_the_server_lives_on(convert, inspector):
@@ -207,7 +207,15 @@ def test_one_child_after_another_and_the_server_lives_on(convert, inspector):
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"[", b"[]", b"{}", b'{"format": 7, "notes": [1, {}]}', b"[" * 9000, b"x" * (300 << 10)],
+    [
+        b"",
+        b"[",
+        b"[]",
+        b"{}",
+        b'{"format": 7, "notes": [1, {}, "a", {"detail": 1}]}',
+        b"[" * 9000,
+        b"x" * (300 << 10),
+    ],
 )
 def test_a_report_is_a_strangers_word(raw):
     said = inspector_module._read_report(raw, "done")
@@ -217,12 +225,19 @@ def test_a_report_is_a_strangers_word(raw):
 
 def test_a_report_is_cleaned():
     raw = json.dumps(
-        {"format": "onnx" * 99, "notes": ["a\u202eb\x1b[31m" * 200], "imports": ["x"] * 9999}
+        {
+            "format": "onnx" * 99,
+            "notes": [
+                {"detail": "a\u202eb\x1b[31m" * 200, "said": {"template": "{a:>9}", "values": {}}}
+            ],
+            "imports": ["x"] * 9999,
+        }
     )
     said = inspector_module._read_report(raw.encode(), "done")
     assert len(said.format) <= 16
-    assert "\x1b" not in said.notes[0]
-    assert "\u202e" not in said.notes[0]
+    assert "\x1b" not in said.notes[0].detail
+    assert "\u202e" not in said.notes[0].detail
+    assert said.notes[0].said is None
     assert len(said.imports) <= 200
 
 

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from registry.errors import Invalid
+from registry.errors import Invalid, unpack
 from workers import report
+from workers.words import clean_said
 
 
 def test_a_report_keeps_what_a_table_can_hold(tmp_path):
@@ -54,6 +55,10 @@ def test_what_a_job_says_of_its_failure_is_bounded_and_keeps_its_values():
     assert len(json.dumps(complaint.said)) < 100_000
     for odd in (None, [], "x", {}, {"template": 1, "values": {}}, {"template": "x", "values": []}):
         assert report.read_line(json.dumps({**line, "said": odd}).encode()).said is None
+    for odd in ("{a:>999999999}", "{a.b}", "{a[0]}", "{0}", "{", "{a:{b}}", "{a" + "\0" + "}"):
+        said_so = {"template": odd, "values": {"a": "x"}}
+        kept = report.read_line(json.dumps({**line, "said": said_so}).encode()).said
+        assert kept is None or unpack(kept).detail == "x"
     deep = {"template": "{a}", "values": {"a": {"template": "{a}", "values": {"a": said}}}}
-    kept = report.clean_said({"template": "{a}", "values": {"a": deep}})
+    kept = clean_said({"template": "{a}", "values": {"a": deep}})
     assert kept["values"]["a"]["values"]["a"]["values"]["a"] == ""

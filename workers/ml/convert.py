@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from registry.errors import RegistryError, Saying, Text
 from registry.formats.facts import ReadRange
 from registry.formats.opcodes import walk_pickle
 
@@ -68,7 +69,7 @@ _HARMLESS = (
 _STORAGES = ("Storage", "float32", "float16", "bfloat16", "float64", "int64", "int32", "int8")
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not an error
+class Refused(RegistryError):  # noqa: N818 - an answer, not an error
     """The file holds nothing that can be converted; the reason is for people."""
 
 
@@ -78,12 +79,14 @@ class Report:
 
     format: str = ""
     toolchain: str = ""
-    reason: str = ""
+    reason: Text | RegistryError | None = None
     imports: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Text] = field(default_factory=list)
 
     def to_json(self) -> bytes:
-        return json.dumps(vars(self)).encode()
+        reason = None if self.reason is None else Saying.of(self.reason)._asdict()
+        notes = [Saying.of(note)._asdict() for note in self.notes]
+        return json.dumps({**vars(self), "reason": reason, "notes": notes}).encode()
 
 
 def examine(kind: str, source: BinaryIO, size: int) -> Report:
@@ -101,9 +104,9 @@ def examine(kind: str, source: BinaryIO, size: int) -> Report:
             position = walked.position
     strange = [name for name in report.imports if not _is_harmless(name)]
     if strange:
-        report.notes.append(f"It imports {', '.join(strange[:10])}{_more(strange, 10)}.")
+        report.notes.append(Text("It imports {names}.", names=_listed(strange, 10)))
     elif report.imports:
-        report.notes.append("It imports only what rebuilding tensors takes.")
+        report.notes.append(Text("It imports only what rebuilding tensors takes."))
     return report
 
 
@@ -121,19 +124,19 @@ def convert(
     try:
         report.format = _CONVERTERS[kind](_Task(source, size, sink, hints, report.notes))
     except Refused as error:
-        report.reason = str(error)
+        report.reason = error
     except pickle.UnpicklingError:
         strange = [name for name in report.imports if not _is_harmless(name)]
         report.reason = (
-            f"It is more than tensors: it imports {', '.join(strange[:5])}{_more(strange, 5)}."
+            Text("It is more than tensors: it imports {names}.", names=_listed(strange, 5))
             if strange
-            else "Its pickle does more than rebuild tensors."
+            else Text("Its pickle does more than rebuild tensors.")
         )
     except MemoryError:
-        report.reason = "It needs more memory to open than a file of its size may."
+        report.reason = Text("It needs more memory to open than a file of its size may.")
     # A stranger's file may make its loader raise anything at all.
     except Exception as error:  # noqa: BLE001
-        report.reason = _first_line(error)
+        report.reason = Text("Its reader stopped. {error}", error=_first_line(error))
     report.toolchain = f"torch-{torch.__version__}"
     return report
 
@@ -164,8 +167,11 @@ def _is_harmless(name: str) -> bool:
     )
 
 
-def _more(found: list[str], shown: int) -> str:
-    return f" and {len(found) - shown} more" if len(found) > shown else ""
+def _listed(found: list[str], shown: int) -> str | Text:
+    names = ", ".join(found[:shown])
+    if len(found) <= shown:
+        return names
+    return Text("{names} and {count} more", names=names, count=len(found) - shown)
 
 
 def _first_line(error: Exception) -> str:
@@ -184,7 +190,7 @@ class _Task:
     size: int
     sink: BinaryIO
     hints: Mapping[str, Any]
-    notes: list[str]
+    notes: list[Text]
 
 
 def _convert_checkpoint(task: _Task) -> str:
@@ -193,7 +199,7 @@ def _convert_checkpoint(task: _Task) -> str:
     return "safetensors"
 
 
-def _find_weights(loaded: Any, notes: list[str]) -> dict[str, torch.Tensor]:
+def _find_weights(loaded: Any, notes: list[Text]) -> dict[str, torch.Tensor]:
     """Choose the weights of a checkpoint that may hold an optimizer and much else."""
     if isinstance(loaded, torch.Tensor):
         return {"tensor": loaded}
@@ -202,7 +208,9 @@ def _find_weights(loaded: Any, notes: list[str]) -> dict[str, torch.Tensor]:
     for name in _USUAL_NAMES:
         inner = loaded.get(name)
         if isinstance(inner, Mapping) and any(isinstance(v, torch.Tensor) for v in inner.values()):
-            notes.append(f"Its weights were taken from {name!r}; the rest was left out.")
+            notes.append(
+                Text("Its weights were taken from {name!r}; the rest was left out.", name=name)
+            )
             loaded = inner
             break
     tensors: dict[str, torch.Tensor] = {}
@@ -211,8 +219,7 @@ def _find_weights(loaded: Any, notes: list[str]) -> dict[str, torch.Tensor]:
     if not tensors:
         raise Refused("It holds no tensors.")
     if left_out:
-        shown = ", ".join(left_out[:5])
-        notes.append(f"Left out, for it is no tensor: {shown}{_more(left_out, 5)}.")
+        notes.append(Text("Left out, for it is no tensor: {names}.", names=_listed(left_out, 5)))
     return tensors
 
 
@@ -220,10 +227,10 @@ def _flatten(
     prefix: str, value: Any, tensors: dict[str, torch.Tensor], left_out: list[str], depth: int
 ) -> None:
     if depth > MAX_NESTING:
-        raise Refused(f"It is nested deeper than {MAX_NESTING} levels.")
+        raise Refused("It is nested deeper than {limit} levels.", limit=MAX_NESTING)
     if isinstance(value, torch.Tensor):
         if len(tensors) >= MAX_TENSORS:
-            raise Refused(f"It holds more than {MAX_TENSORS} tensors.")
+            raise Refused("It holds more than {limit} tensors.", limit=MAX_TENSORS)
         tensors[prefix] = value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
@@ -245,8 +252,9 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], size: int, sink: BinaryI
         length = _checked_length(name, tensor)
         if offset + length > limit:
             raise Refused(
-                f"Its tensors need more than {limit} bytes, which is more than twice the file: "
-                "many share their bytes."
+                "Its tensors need more than {limit} bytes, which is more than twice the file: "
+                "many share their bytes.",
+                limit=limit,
             )
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
@@ -267,15 +275,22 @@ def _checked_length(name: str, tensor: torch.Tensor) -> int:
     """Give a tensor's bytes; one that claims more than its storage has unfolds to anything."""
     shown = name[:80]
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise Refused(f"The tensor {shown!r} is sparse, quantized or without bytes.")
+        raise Refused("The tensor {name!r} is sparse, quantized or without bytes.", name=shown)
     if tensor.dtype not in _DTYPES:
         raise Refused(
-            f"The tensor {shown!r} is of {tensor.dtype}, which safetensors does not have."
+            "The tensor {name!r} is of {dtype}, which safetensors does not have.",
+            name=shown,
+            dtype=tensor.dtype,
         )
     length = tensor.numel() * tensor.element_size()
     held = tensor.untyped_storage().nbytes()
     if length > held:
-        raise Refused(f"The tensor {shown!r} claims {length} bytes and has {held}.")
+        raise Refused(
+            "The tensor {name!r} claims {length} bytes and has {held}.",
+            name=shown,
+            length=length,
+            held=held,
+        )
     return length
 
 
@@ -291,7 +306,13 @@ def _convert_arrays(task: _Task) -> str:
         for name in arrays.files[:MAX_TENSORS]:
             array = np.ascontiguousarray(arrays[name])
             if array.dtype.kind not in "biufc" or array.dtype.itemsize > 8:
-                notes.append(f"Left out, for its type: {name[:80]} ({array.dtype}).")
+                notes.append(
+                    Text(
+                        "Left out, for its type: {name} ({dtype}).",
+                        name=name[:80],
+                        dtype=array.dtype,
+                    )
+                )
                 continue
             native = array.astype(array.dtype.newbyteorder("="), copy=False)
             tensors[name] = torch.from_numpy(native)
@@ -322,12 +343,12 @@ def _convert_script(task: _Task) -> str:
             )
             _write_program(out.getvalue(), task.sink)
         except Exception as error:  # noqa: BLE001 - then its weights alone
-            task.notes.append(f"No ONNX could be made of it ({_first_line(error)}).")
+            task.notes.append(_no_onnx(error))
         else:
             return "onnx"
     else:
         task.notes.append(
-            "It declares no inputs to export it with, so only its weights were taken."
+            Text("It declares no inputs to export it with, so only its weights were taken.")
         )
     return _write_state(module.state_dict(), task)
 
@@ -339,9 +360,13 @@ def _convert_program(task: _Task) -> str:
         assert exported is not None
         _write_program(exported.model_proto.SerializeToString(), task.sink)
     except Exception as error:  # noqa: BLE001 - then its weights alone
-        task.notes.append(f"No ONNX could be made of it ({_first_line(error)}).")
+        task.notes.append(_no_onnx(error))
         return _write_state(program.state_dict, task)
     return "onnx"
+
+
+def _no_onnx(error: Exception) -> Text:
+    return Text("No ONNX could be made of it ({error}).", error=_first_line(error))
 
 
 def _write_state(state: Mapping[str, Any], task: _Task) -> str:
@@ -354,7 +379,7 @@ def _write_state(state: Mapping[str, Any], task: _Task) -> str:
 
 def _write_program(raw: bytes, sink: BinaryIO) -> None:
     if len(raw) > MAX_ONNX_BYTES:
-        raise Refused("it is too large for one ONNX file")
+        raise Refused("It is too large for one ONNX file.")
     sink.write(raw)
 
 

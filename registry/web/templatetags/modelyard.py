@@ -12,10 +12,11 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from registry.models import Evaluation, Job, Repository, Version
+from registry.errors import Text
+from registry.models import Evaluation, Inspection, Job, Repository, Screening, Version
 from registry.services.blobs import inspection_of
 from registry.web import wording
-from registry.web.refusals import stored_words
+from registry.web.refusals import stored_words, words_of
 
 register = template.Library()
 
@@ -52,6 +53,42 @@ def kind_title(kind: str) -> str:
 def failure(job: Job) -> str:
     """Say why a job failed."""
     return stored_words(job.error_said, job.error_detail)
+
+
+@register.filter
+def standing(version: Version) -> str:
+    """Say why a version is in its state: what people typed stays as it is."""
+    return stored_words(version.state_reason_said, version.state_reason)
+
+
+@register.filter
+def findings(inspection: Inspection | None) -> list[str]:
+    """List what was found in a file."""
+    if inspection is None:
+        return []
+    said = inspection.findings_said or [None] * len(inspection.findings)
+    return [
+        stored_words(packed, in_catalogue(detail))
+        for packed, detail in zip(said, inspection.findings, strict=True)
+    ]
+
+
+@register.filter
+def unconverted(screening: Screening | None) -> list[tuple[str, str]]:
+    """List the files that the sandbox could not convert, each with why."""
+    if screening is None:
+        return []
+    said = screening.reasons_said or {}
+    return [
+        (path, stored_words(said.get(path), reason))
+        for path, reason in screening.reasons.items()
+        if path
+    ]
+
+
+@register.filter
+def words(said: Text) -> str:
+    return words_of(said)
 
 
 @register.filter

@@ -184,8 +184,8 @@ def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int
     version = _find(actor, kind, namespace, name, number)
     changes = {
         field: request.POST[field]
-        for field in ("message", "state", "state_reason")
-        if field in request.POST and request.POST[field] != getattr(version, field)
+        for field, shown in EditVersionForm.shown_of(version).items()
+        if field in request.POST and request.POST[field] != shown
     }
     try:
         describe_version(actor=actor, version=version, changes=changes)

@@ -67,7 +67,7 @@ def test_odd_heads_are_problems(head, problem):
     card = parse_card(f"---\n{head}\n---\nBody.")
     assert card.body == "Body."
     if problem:
-        assert problem in card.problems[0]
+        assert problem in card.problems[0].detail
     else:
         assert card.license == "mit"
 

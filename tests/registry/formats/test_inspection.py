@@ -209,8 +209,8 @@ def test_onnx_weights_elsewhere_and_strange_operators_are_findings():
         "m.onnx", samples.onnx(initializers=[outside], nodes=[samples.field(7, "my.domain")])
     )
     assert facts.parameters_count == 6
-    assert "w.data" in facts.findings[0]
-    assert "my.domain" in facts.findings[1]
+    assert "w.data" in facts.findings[0].detail
+    assert "my.domain" in facts.findings[1].detail
 
 
 def nested_graphs(depth):
@@ -308,7 +308,7 @@ def test_gguf_facts():
     assert facts["metadata"]["general.architecture"] == "llama"
     assert facts["metadata"]["tokens"] == "2 values"
     template = {"tokenizer.chat_template": (8, samples.text("{{ x }}"))}
-    assert "chat template" in look("m.gguf", samples.gguf(keys=template)).findings[0]
+    assert "chat template" in look("m.gguf", samples.gguf(keys=template)).findings[0].detail
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_npz_is_checked_array_by_array():
 
 def test_zip_entries_that_would_escape_are_a_finding():
     facts = look("data.zip", samples.zipped({"../../etc/cron.d/x": b""}))
-    assert "would land elsewhere" in facts.findings[0]
+    assert "would land elsewhere" in facts.findings[0].detail
 
 
 @pytest.mark.parametrize(

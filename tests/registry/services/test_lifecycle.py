@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from registry.errors import Conflict, Denied, Invalid, NotFound
+from registry.errors import Conflict, Denied, Invalid, NotFound, Saying
 from registry.models import ANONYMOUS, JobEvent, Role, VersionState
 from registry.services import blobs, catalog, jobs, lifecycle, transfers, versions
 from tests.factories import (
@@ -179,7 +179,7 @@ def test_a_job_on_a_deprecated_version_runs_and_says_so(people, model):
 def test_what_an_inspection_says_moves_only_what_it_may():
     stranger = UserFactory()
     version = make_version(stranger, make_model(stranger))
-    verdict = lifecycle.Verdict("quarantined", "It can run code.")
+    verdict = lifecycle.Verdict("quarantined", Saying("It can run code."))
     for state in VersionState.values:
         version.state = state
         expected = state in {"pending", "ready", "deprecated"}
