@@ -6,7 +6,7 @@ What an asker hears never depends on whether the name they asked for names anyth
 from django.db import transaction
 from django.utils import timezone
 
-from registry.errors import Conflict, Denied, NotFound, QuotaExceeded
+from registry.errors import Conflict, Denied, NotFound, PreconditionFailed, QuotaExceeded
 from registry.models import (
     ROLE_RANK,
     AccessRequest,
@@ -121,10 +121,25 @@ def find_request(actor: Actor, request_id: int) -> AccessRequest:
     return found
 
 
-def approve_request(*, actor: Actor, request: AccessRequest, note: object = "") -> AccessRequest:
-    """Give the asker what they asked for, unless they have more already."""
+def approve_request(
+    *, actor: Actor, request: AccessRequest, expected_role: str, note: object = ""
+) -> AccessRequest:
+    """Give the asker what they asked for, unless they have more already.
+
+    `expected_role` is the role that the approver saw: an asker may change it until it is given.
+
+    Raises:
+        PreconditionFailed: the request asks for another role by now.
+
+    """
     with transaction.atomic():
         row = _to_decide(actor, request)
+        if row.role != expected_role:
+            raise PreconditionFailed(
+                "Request {number} asks for the role {role} by now; read it again.",
+                number=row.pk,
+                role=row.role,
+            )
         if row.namespace is not None:
             held = Membership.objects.filter(namespace=row.namespace, user=row.user).first()
             if _is_more(row.role, held):

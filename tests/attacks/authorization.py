@@ -311,7 +311,7 @@ API: Mapping[str, Line] = {
         "post": ("signed in, write anywhere", 202, {"namespace": "team", "name": "thing"}),
     },
     "/api/v1/requests/{number}": {"get": ("see the request", 200)},
-    "/api/v1/requests/{number}/approve": {"post": ("decide", 200, {"note": "x"})},
+    "/api/v1/requests/{number}/approve": {"post": ("decide", 200, {"expected_role": "reader"})},
     "/api/v1/requests/{number}/decline": {"post": ("decide", 200, {"note": "x"})},
     "/api/v1/requests/{number}/ignore": {"post": ("decide", 200)},
     "/api/v1/requests/{number}/withdraw": {"post": ("ask back", 200)},
@@ -443,7 +443,9 @@ PAGES: Mapping[str, Line] = {
         "get": ("page: signed in", 200),
         "post": ("page: signed in", 302, {"kind": "model", "name": "team/thing"}),
     },
-    "/requests/{number}/decide": {"post": ("page: request", 302, {"decision": "approve"})},
+    "/requests/{number}/decide": {
+        "post": ("page: request", 302, {"decision": "approve", "expected_role": "reader"})
+    },
     "/{kinds}": {"get": ("page: everybody", 200)},
     "/{kinds}/new": {
         "get": ("page: signed in", 200),

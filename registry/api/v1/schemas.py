@@ -816,6 +816,13 @@ class NewAccessRequest(Body):
     message: str = ""
 
 
+class RequestApproval(Body):
+    """`expected_role` is the role that you saw; it is refused when the asker changed it."""
+
+    expected_role: RoleName
+    note: str = ""
+
+
 class AccessRequest(Answer):
     id: int
     username: str

@@ -237,7 +237,12 @@ def decide_request(request: HttpRequest, number: int) -> HttpResponse:
     note = request.POST.get("note", "")
     decisions: dict[str, tuple[Callable[[], Any], str]] = {
         "approve": (
-            lambda: requests.approve_request(actor=actor, request=found, note=note),
+            lambda: requests.approve_request(
+                actor=actor,
+                request=found,
+                expected_role=request.POST.get("expected_role", ""),
+                note=note,
+            ),
             _("Approved."),
         ),
         "decline": (

@@ -141,6 +141,10 @@ def ask(api, **fields):
     return api.post("requests", {"namespace": "team", "name": "secret", **fields})
 
 
+def approve(api, number, *, role="reader", **fields):
+    return api.post(f"requests/{number}/approve", {"expected_role": role, **fields})
+
+
 def test_a_request_is_seen_and_approved_by_those_who_may_share(apis, stranger):
     theirs = api_of(stranger)
     asked = ask(theirs, role="contributor", message="For the demo.")
@@ -150,7 +154,7 @@ def test_a_request_is_seen_and_approved_by_those_who_may_share(apis, stranger):
         problem_of(apis[name].get(f"requests/{number}"), 404, "request_not_found")
     (seen,) = apis["maintainer"].get("requests", query={"to_decide": "true"}).json()["items"]
     assert (seen["username"], seen["message"]) == ("stan", "For the demo.")
-    done = apis["maintainer"].post(f"requests/{number}/approve", {"note": "Welcome."})
+    done = approve(apis["maintainer"], number, role="contributor", note="Welcome.")
     assert done.json()["state"] == "approved"
     assert theirs.get(ONE).status_code == 200
     told = theirs.get(f"requests/{number}").json()
@@ -162,18 +166,28 @@ def test_a_request_is_seen_and_approved_by_those_who_may_share(apis, stranger):
 def test_an_approval_never_takes_a_role_away(apis, people):
     writer = api_of(people["contributor"])
     number = writer.post("requests", {"kind": "namespace", "namespace": "team"}).json()["id"]
-    problem_of(apis["maintainer"].post(f"requests/{number}/approve", {}), 404, "request_not_found")
-    assert apis["owner"].post(f"requests/{number}/approve", {}).status_code == 200
+    problem_of(approve(apis["maintainer"], number), 404, "request_not_found")
+    assert approve(apis["owner"], number).status_code == 200
     held = Membership.objects.get(user=people["contributor"], namespace__slug="team")
     assert held.role == "contributor"
 
 
 def test_nobody_approves_their_own_request_or_gives_more_than_they_have(apis, stranger):
     number = ask(api_of(stranger), role="owner").json()["id"]
-    problem_of(api_of(stranger).post(f"requests/{number}/approve", {}), 404, "request_not_found")
-    problem_of(apis["maintainer"].post(f"requests/{number}/approve", {}), 403, "above_own_role")
+    problem_of(approve(api_of(stranger), number, role="owner"), 404, "request_not_found")
+    problem_of(approve(apis["maintainer"], number, role="owner"), 403, "above_own_role")
     assert AccessRequest.objects.get().state == "open"
     assert not Grant.objects.exists()
+
+
+def test_a_request_is_approved_only_as_it_was_seen(apis, stranger):
+    number = ask(api_of(stranger), role="reader").json()["id"]
+    assert ask(api_of(stranger), role="owner").json()["id"] == number
+    problem_of(approve(apis["owner"], number, role="reader"), 412, "precondition_failed")
+    problem_of(apis["owner"].post(f"requests/{number}/approve", {}), 400, "invalid")
+    assert not Grant.objects.exists()
+    assert approve(apis["owner"], number, role="owner").status_code == 200
+    assert Grant.objects.get().role == "owner"
 
 
 def test_what_is_ignored_looks_to_its_asker_like_what_does_not_exist(apis, stranger):

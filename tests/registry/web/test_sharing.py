@@ -84,7 +84,7 @@ def test_a_request_is_asked_decided_and_told(as_owner, as_stranger, plan):
     assert "For tests." in as_owner.get(f"{MODEL}/access").content.decode()
     number = AccessRequest.objects.get(repository=plan).pk
     address = f"/requests/{number}/decide"
-    as_owner.post(address, {"decision": "approve", "note": "Welcome."})
+    as_owner.post(address, {"decision": "approve", "expected_role": "reader", "note": "Welcome."})
     page = as_stranger.get("/requests").content.decode()
     assert "Approved" in page
     assert "Welcome." in page

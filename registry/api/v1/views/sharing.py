@@ -169,16 +169,16 @@ class RequestOne(Resource):
 class RequestApprove(Resource):
     @operation(
         "approve_access_request",
-        "Give what was asked for. Takes the scope admin.",
+        "Give what was asked for, as you saw it. Takes the scope admin.",
         {200: schemas.AccessRequest},
-        body=schemas.Note,
+        body=schemas.RequestApproval,
         headers=("Idempotency-Key",),
     )
     @idempotent
     def post(self, request: Request, number: int) -> Response:
         found = requests.find_request(self.actor, number)
-        note = self.body(schemas.Note).note
-        requests.approve_request(actor=self.actor, request=found, note=note)
+        approval = self.body(schemas.RequestApproval)
+        requests.approve_request(actor=self.actor, request=found, **approval.model_dump())
         return _one(self, number)
 
 
