@@ -286,6 +286,10 @@ UPLOAD_EXPIRES_SECONDS = env_int("MODELYARD_UPLOAD_EXPIRES", default=86400, low=
 # How long what was deleted can be brought back, and how long unused bytes are kept after that.
 UNDO_DAYS = env_int("MODELYARD_UNDO_DAYS", default=30, low=0, high=3650)
 COLLECT_AFTER_SECONDS = env_int("MODELYARD_COLLECT_AFTER", default=86400, low=60, high=365 * 86400)
+# What a namespace may hold and run at once, where nothing else is set for it; 0 is no limit.
+QUOTA_BYTES = env_int("MODELYARD_QUOTA_BYTES", default=0, low=0, high=1 << 60)
+QUOTA_VERSIONS = env_int("MODELYARD_QUOTA_VERSIONS", default=0, low=0, high=1 << 40)
+QUOTA_JOBS = env_int("MODELYARD_QUOTA_JOBS", default=0, low=0, high=1 << 20)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
 # A version of 10,000 files names each with two fields.
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 21_000

@@ -205,6 +205,14 @@ class QuotaExceeded(RegistryError):
     title = "Over the limit"
 
 
+class NamespaceFull(QuotaExceeded):
+    """A namespace has no room left; to try again changes nothing, as programs would do at 429."""
+
+    code = "namespace_full"
+    status = 403
+    title = "No room left in the namespace"
+
+
 class RateLimited(RegistryError):
     """Too often; `retry_after`, a value of the template too, is the number of seconds to wait."""
 

@@ -9,6 +9,7 @@ from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 from registry.queue import DEFAULT_QUEUE, WEBHOOK_QUEUE
 from registry.services.collection import collect_garbage
 from registry.services.direct import check_received
+from registry.services.quotas import recount_usage
 from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
@@ -103,3 +104,4 @@ def remove_garbage(*, strays: bool) -> None:
     """Remove what nobody can bring back any more."""
     for garbage in collect_garbage(strays=strays):
         logger.info("Collected %s %s (%s bytes)", garbage.kind, garbage.name, garbage.size_bytes)
+    recount_usage()

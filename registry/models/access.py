@@ -124,6 +124,13 @@ class Namespace(models.Model):
     display_name = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
     deleted_at = models.DateTimeField(null=True, blank=True)
+    # What an administrator allows here; null is the installation's default, 0 no limit.
+    quota_bytes = models.BigIntegerField(null=True, blank=True)
+    quota_versions = models.BigIntegerField(null=True, blank=True)
+    quota_jobs = models.BigIntegerField(null=True, blank=True)
+    # What is used of it; only `registry.services.quotas` writes these, with the row locked.
+    used_bytes = models.BigIntegerField(default=0, db_default=0)
+    used_versions = models.BigIntegerField(default=0, db_default=0)
 
     objects = NamespaceQuerySet.as_manager()
 
@@ -132,6 +139,14 @@ class Namespace(models.Model):
             models.UniqueConstraint(Lower("slug"), name="namespace_slug_unique_without_case"),
             models.CheckConstraint(
                 condition=models.Q(slug__regex=SLUG_PATTERN), name="namespace_slug_has_no_dots"
+            ),
+            *(
+                models.CheckConstraint(
+                    condition=models.Q(**{f"quota_{what}": None})
+                    | models.Q(**{f"quota_{what}__gte": 0}),
+                    name=f"namespace_quota_{what}_not_negative",
+                )
+                for what in ("bytes", "versions", "jobs")
             ),
         ]
 

@@ -26,6 +26,7 @@ from registry.models.catalog import NAME_PATTERN, VersionQuerySet
 from registry.permissions import allowed, require
 from registry.services.audit import record_event
 from registry.services.namespaces import find_namespace
+from registry.services.quotas import free_room
 from registry.services.texts import check_text, invalid_field
 
 # Field of a repository -> the longest text it takes.
@@ -350,6 +351,7 @@ def delete_repository(
         require_unheld(Version.objects.live().filter(repository=row))
         row.deleted_at = timezone.now()
         row.save(update_fields=["deleted_at"])
+        free_room(row.namespace, Version.objects.live().filter(repository=row))
         record_event(actor, f"{row.kind}.delete", repository=repository)
 
 

@@ -14,6 +14,7 @@ from registry.pages import check_limit, decode_cursor, decode_moment, encode_cur
 from registry.permissions import require, require_scope
 from registry.services.audit import record_event
 from registry.services.catalog import check_name, lock_repository, refresh_search
+from registry.services.quotas import take_room
 from registry.services.versions import find_latest
 
 _ORDER = "deleted"
@@ -128,6 +129,7 @@ def restore_repository(
         Denied: the actor does not own it.
         NotFound: its time was over just now.
         Conflict: the name was taken meanwhile.
+        NamespaceFull: the namespace has no room for it now.
 
     """
     require(actor, "own", repository)
@@ -155,6 +157,7 @@ def restore_repository(
                 kind=row.kind, namespace=row.namespace, name__iexact=wanted
             ).delete()
             refresh_search(row)
+            take_room(row.namespace, Version.objects.live().filter(repository=row))
             record_event(
                 actor, f"{row.kind}.restore", repository=row, name_before=repository.full_name
             )
@@ -195,6 +198,7 @@ def restore_version(*, actor: Actor, version: Version) -> Version:
 
     Raises:
         NotFound: its time was over just now, or the repository was deleted.
+        NamespaceFull: the namespace has no room for it now.
 
     """
     require(actor, "maintain", version.repository)
@@ -214,5 +218,6 @@ def restore_version(*, actor: Actor, version: Version) -> Version:
         row.updated_at = timezone.now()
         row.save(update_fields=["deleted_at", "updated_at"])
         find_latest(repository)
+        take_room(repository.namespace, Version.objects.filter(pk=row.pk))
         record_event(actor, "version.restore", repository=repository, target=row.ref)
     return row

@@ -44,6 +44,7 @@ from registry.models import (
 )
 from registry.permissions import require, require_scope
 from registry.recipes import Recipe, parse_recipe, parse_reference
+from registry.services import quotas
 from registry.services.announcements import announce_job
 from registry.services.audit import record_event
 from registry.services.catalog import check_name, find_repository, find_version
@@ -115,7 +116,8 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
         NotFound: an input does not exist for the actor.
         Denied: the actor may not write where the result goes.
         Conflict: an input is not ready, or the recipe asks for a GPU that nobody offers.
-        QuotaExceeded: the actor has as many jobs waiting as one may have.
+        QuotaExceeded: the actor has as many jobs waiting as one may have, or the namespace has no
+            room for the result.
 
     """
     require_scope(actor, "jobs")
@@ -182,6 +184,8 @@ def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) 
     if recipe.kind not in {"train", "infer"}:
         repository = inputs["model"].repository
         require(actor, "write", repository)
+        if recipe.kind != "evaluate":
+            _require_space(repository.namespace)
         return repository.namespace
     reference = parse_reference(recipe.output)
     kind = Kind.MODEL if recipe.produces == "model" else Kind.DATASET
@@ -191,9 +195,16 @@ def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) 
         namespace = find_namespace(actor, reference.namespace)
         require(actor, "write", namespace)
         check_name(reference.name)
+        _require_space(namespace)
         return namespace
     require(actor, "write", repository)
+    _require_space(repository.namespace)
     return repository.namespace
+
+
+def _require_space(namespace: Namespace) -> None:
+    """Refuse now what would end after hours of work in a refusal: no room for any result."""
+    quotas.require_room(namespace, size_bytes=1, versions=1)
 
 
 def _choose_queue(recipe: Recipe) -> str:
@@ -337,10 +348,7 @@ def claim_job(
     `devices` says, for each queue, what the attempt would run on.
     """
     with transaction.atomic():
-        waiting = Job.objects.select_for_update(skip_locked=True, of=("self",)).filter(
-            state=JobState.QUEUED, queue__in=list(queues)
-        )
-        job = waiting.order_by("-priority", "created_at", "pk").first()
+        job = _first_waiting(queues)
         if job is None:
             return None
         try:
@@ -373,6 +381,22 @@ def claim_job(
             recipe=recipe,
             events_count=job.events.count(),
         )
+
+
+def _first_waiting(queues: Sequence[str]) -> Job | None:
+    """Lock the first waiting job whose namespace may run one more."""
+    rows = Job.objects.select_for_update(skip_locked=True, of=("self",)).filter(
+        state=JobState.QUEUED, queue__in=list(queues)
+    )
+    rows = rows.exclude(namespace_id__in=quotas.full_of_jobs())
+    passed: set[int] = set()
+    while True:
+        waiting = rows.exclude(namespace_id__in=passed) if passed else rows
+        job = waiting.order_by("-priority", "created_at", "pk").first()
+        if job is None or quotas.hold_job_place(job.namespace_id):
+            return job
+        # Somebody else took the last place a moment ago; others must not wait for it.
+        passed.add(job.namespace_id)
 
 
 def renew_lease(claim: Claim) -> bool:
@@ -588,6 +612,7 @@ def _put_back(job: Job) -> None:
     job.lease_expires_at = None
     job.save()
     _tell_state(job)
+    _wake_next(job)
 
 
 def _fail(job: Job, code: str, detail: str, said: Mapping[str, Any] | None) -> None:
@@ -605,6 +630,7 @@ def _end(job: Job, state: JobState) -> None:
     JobEvent.objects.filter(job=job, type="progress").delete()
     _tell_state(job)
     announce_job(job)
+    _wake_next(job)
 
 
 def _end_attempt(job: Job, outcome: str, detail: str = "") -> None:
@@ -642,6 +668,16 @@ def _tell_all(job: Job, messages: Sequence[Message]) -> None:
         {"id": row.pk, "type": row.type, "data": row.data, "at": row.at.isoformat()} for row in rows
     ]
     transaction.on_commit(partial(queue.publish, job.pk, events))
+
+
+def _wake_next(job: Job) -> None:
+    """Wake a worker for the job that has waited for this one's place in the namespace."""
+    if quotas.limit_of(job.namespace, quotas.JOBS) is None:
+        return
+    waiting = Job.objects.filter(namespace_id=job.namespace_id, state=JobState.QUEUED)
+    following = waiting.order_by("-priority", "created_at", "pk").exclude(pk=job.pk).first()
+    if following is not None:
+        _wake_later(following)
 
 
 def _wake_later(job: Job) -> None:

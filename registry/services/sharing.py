@@ -16,10 +16,12 @@ from registry.models import (
     Repository,
     Role,
     User,
+    Version,
 )
 from registry.permissions import require, role_of
 from registry.services.audit import record_event
 from registry.services.catalog import check_etag, lock_repository, refresh_search
+from registry.services.quotas import move_room
 from registry.services.texts import invalid_field
 
 
@@ -143,6 +145,7 @@ def transfer_repository(
 
     Raises:
         AlreadyExists: its name is taken there.
+        NamespaceFull: there is no room for it there.
 
     """
     require(actor, "own", repository)
@@ -167,6 +170,7 @@ def transfer_repository(
         Redirect.objects.filter(namespace=source, **names).delete()
         Redirect.objects.create(kind=row.kind, namespace=source, name=row.name, repository=row)
         refresh_search(row)
+        move_room(source, namespace, Version.objects.live().filter(repository=row))
         for side in (source, namespace):
             record_event(
                 actor,

@@ -50,6 +50,7 @@ from registry.services.catalog import (
     refresh_search,
     require_unheld,
 )
+from registry.services.quotas import free_room, take_room
 from registry.services.signatures import sign_version
 from registry.services.texts import check_text, invalid_field
 from registry.storage import default_storage
@@ -131,6 +132,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     Raises:
         Invalid: a path, a file's header or a field is wrong; nothing was written.
         Denied: the actor may not write here.
+        NamespaceFull: the namespace has no room for it; nothing was written.
 
     """
     require(actor, "write", repository)
@@ -192,6 +194,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
         refresh_search(row)
         sign_version(version, {path: blob.sha256 for path, blob in files.items()})
         _plan_screening(version, facts.inspections)
+        take_room(row.namespace, Version.objects.filter(pk=version.pk))
         record_event(actor, "version.create", repository=row, target=version.ref, files=len(files))
     return version
 
@@ -570,6 +573,7 @@ def delete_version(*, actor: Actor, version: Version, expected_etag: str | None 
         require_unheld(Version.objects.filter(pk=row.pk))
         Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
         find_latest(repository)
+        free_room(repository.namespace, Version.objects.filter(pk=version.pk))
         record_event(actor, "version.delete", repository=repository, target=version.ref)
 
 

@@ -53,6 +53,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "in namespace: read": "   401 403 ok  ok  ok  ok  ok  ok  404 401",
         "in namespace: write": "  401 403 403 ok  ok  ok  ok  403 404 401",
         "in namespace: own": "    401 403 403 403 403 ok  ok  403 404 401",
+        "in namespace: administer": "401 403 403 403 403 403 ok  403 404 401",
         "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
         "page: in namespace": "     ok  ok  ok  ok  ok  ok  ok  .   .   ok",
         "page: change namespace": "login ok ok ok ok ok ok . . login",
@@ -75,6 +76,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "in namespace: read": "   404 403 ok  ok  ok  ok  ok  ok  404 404",
         "in namespace: write": "  404 403 403 ok  ok  ok  ok  403 404 404",
         "in namespace: own": "    404 403 403 403 403 ok  ok  403 404 404",
+        "in namespace: administer": "404 403 403 403 403 403 ok  403 404 404",
         "submit": "        401 403 403 ok  ok  ok  ok  403 404 401",
         "page: in namespace": "     404 ok  ok  ok  ok  ok  ok  .   .   404",
         "page: change namespace": "login ok ok ok ok ok ok . . login",
@@ -96,6 +98,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "in namespace: read": "   404 404 ok  ok  ok  ok  ok  ok  404 404",
         "in namespace: write": "  404 404 403 ok  ok  ok  ok  403 404 404",
         "in namespace: own": "    404 404 403 403 403 ok  ok  403 404 404",
+        "in namespace: administer": "404 404 403 403 403 403 ok  403 404 404",
         "submit": "        401 404 403 ok  ok  ok  ok  403 404 401",
         "page: in namespace": "     404 404 ok  ok  ok  ok  ok  .   .   404",
         "page: change namespace": "login 404 ok ok ok ok ok . . login",
@@ -278,6 +281,10 @@ API: Mapping[str, Line] = {
         "patch": ("in namespace: own", 200, {"display_name": "x"}),
         # It holds models.
         "delete": ("in namespace: own", 409),
+    },
+    "/api/v1/namespaces/{namespace}/quota": {
+        "get": ("in namespace: read", 200),
+        "patch": ("in namespace: administer", 200, {"bytes": 1 << 40}),
     },
     "/api/v1/namespaces/{namespace}/members": {"get": ("in namespace: read", 200)},
     "/api/v1/namespaces/{namespace}/members/{username}": {

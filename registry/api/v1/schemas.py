@@ -613,6 +613,7 @@ class Job(Answer):
     kind: str
     namespace: str
     state: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    waits: str | None = Field(description="Why it does not start, while others must end first.")
     queue: str
     recipe: dict[str, Any]
     progress: Progress
@@ -770,6 +771,34 @@ class NamespacePage(Answer):
 
 class NamespaceChanges(Body):
     display_name: str
+
+
+class Quota(Answer):
+    used: int
+    limit: int | None = Field(description="What holds here; null is no limit.")
+    own: int | None = Field(
+        description="What an administrator set here: null is the installation's default, 0 no "
+        "limit."
+    )
+
+
+class Quotas(Answer):
+    """Bytes of distinct files in versions that are there, such versions, jobs that run at once."""
+
+    bytes: Quota
+    versions: Quota
+    jobs: Quota
+
+
+Limit = Annotated[int, Field(ge=0, le=1 << 60)]
+
+
+class QuotaChanges(Body):
+    """For each: a limit, 0 for none, null for the installation's default."""
+
+    bytes: Limit | None = None
+    versions: Limit | None = None
+    jobs: Limit | None = None
 
 
 class NewPlace(Body):

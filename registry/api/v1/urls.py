@@ -82,6 +82,7 @@ urlpatterns = [
     path("namespaces", people.NamespaceList.as_view(), name="namespaces"),
     path("namespaces/<str:namespace>", people.NamespaceOne.as_view(), name="namespace"),
     path("namespaces/<str:namespace>/deleted", people.DeletedList.as_view(), name="deleted"),
+    path("namespaces/<str:namespace>/quota", people.NamespaceQuota.as_view(), name="quota"),
     path("namespaces/<str:namespace>/members", people.MemberList.as_view(), name="members"),
     path(
         "namespaces/<str:namespace>/members/<str:username>",

@@ -1,6 +1,6 @@
 """Rows as the dictionaries that go out; the hot reads take them straight from SQL."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, Model, OuterRef, Q, QuerySet
 from django.db.models.functions import JSONObject, Lower
 
-from registry.errors import unpack
+from registry.errors import Text, unpack
 from registry.models import (
     Actor,
     Alias,
@@ -33,6 +33,7 @@ from registry.prepared import Parameter, Question
 from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.deletion import Deleted
 from registry.services.direct import parts_count
+from registry.services.quotas import QUOTAS, Quota, why_waiting
 
 Row = dict[str, Any]
 T = TypeVar("T", bound=Model)
@@ -369,6 +370,15 @@ def signature_body(signature: Signature) -> Row:
 
 
 def job_body(job: Job) -> Row:
+    return job_bodies([job])[0]
+
+
+def job_bodies(jobs: Sequence[Job]) -> list[Row]:
+    reasons = why_waiting(jobs)
+    return [_job_body(job, reasons.get(job.pk)) for job in jobs]
+
+
+def _job_body(job: Job, waits: Text | None) -> Row:
     result = job.result if job.result and job.result.deleted_at is None else None
     error = {"code": job.error_code, "detail": job.error_detail} if job.error_code else None
     return {
@@ -376,6 +386,7 @@ def job_body(job: Job) -> Row:
         "kind": job.kind,
         "namespace": job.namespace.slug,
         "state": job.state,
+        "waits": waits.detail if waits else None,
         "queue": job.queue,
         "recipe": job.recipe,
         "progress": {
@@ -396,6 +407,10 @@ def job_body(job: Job) -> Row:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
     }
+
+
+def quota_body(quotas: Mapping[str, Quota]) -> Row:
+    return {what: quotas[what]._asdict() for what in QUOTAS}
 
 
 def _result_body(version: Version) -> Row:

@@ -6,7 +6,8 @@ import pytest
 from django.utils import timezone
 
 from registry.models import Event, Role
-from tests.factories import NamespaceFactory, make_member, make_model
+from registry.services import jobs
+from tests.factories import NamespaceFactory, make_member, make_model, make_version
 from tests.registry.api.conftest import ALL_SCOPES, Api, api_of, problem_of
 
 pytestmark = pytest.mark.django_db
@@ -143,3 +144,44 @@ def test_the_audit_log_is_for_maintainers(api, alice, bob, admin):
     assert api_of(admin).get("events", query={"cursor": first["next_cursor"]}).json()["items"]
     everything = api_of(admin).get("events").content.decode()
     assert "my_" not in everything
+
+
+def test_members_see_the_quotas_and_administrators_set_them(api, alice, admin):
+    make_version(alice, make_model(alice, "m"), {"a.txt": b"x" * 10})
+    nothing = {"limit": None, "own": None}
+    assert api.get("namespaces/alice/quota").json() == {
+        "bytes": {"used": 10, **nothing},
+        "versions": {"used": 1, **nothing},
+        "jobs": {"used": 0, **nothing},
+    }
+    problem_of(api.patch("namespaces/alice/quota", {"bytes": 5}), 403, "denied")
+    theirs = api_of(admin)
+    changed = theirs.patch("namespaces/alice/quota", {"bytes": 15, "jobs": 0})
+    assert changed.json()["bytes"] == {"used": 10, "limit": 15, "own": 15}
+    assert changed.json()["jobs"] == {"used": 0, "limit": None, "own": 0}
+    assert api.get("namespaces/alice/quota").json() == changed.json()
+    # What is not named stays as it is; null takes an own limit back.
+    again = theirs.patch("namespaces/alice/quota", {"versions": 1, "jobs": None})
+    assert again.json()["bytes"]["own"] == 15
+    assert again.json()["jobs"]["own"] is None
+    full = problem_of(
+        api.post("models/alice/m/versions", {"message": "x"}), 403, "versions_quota_exceeded"
+    )
+    assert full["title"] == "No room left in the namespace"
+    assert full["type"] == "urn:modelyard:problem:namespace_full"
+    for bad in ({"bytes": -1}, {"bytes": "1"}, {"bytes": 1 << 61}, {"files": 1}, {"jobs": 1.5}):
+        problem_of(theirs.patch("namespaces/alice/quota", bad), 400, "invalid")
+
+
+def test_a_job_says_what_it_waits_for(api, alice, admin):
+    make_version(alice, make_model(alice, "classifier"))
+    api_of(admin).patch("namespaces/alice/quota", {"jobs": 1})
+    recipe = {"kind": "compress", "schema": 1, "model": "alice/classifier"}
+    recipe["steps"] = [{"method": "quantize_dynamic"}]
+    first, second = (api.post("jobs", {"recipe": recipe}).json() for _ in range(2))
+    assert (first["waits"], second["waits"]) == (None, None)
+    jobs.claim_job(worker="w", queues=["cpu"])
+    said = "Waits: 1 of 1 jobs of alice run."
+    assert [job["waits"] for job in api.get("jobs").json()["items"]] == [said, None]
+    assert api.get(f"jobs/{second['id']}").json()["waits"] == said
+    assert api.get("namespaces/alice/quota").json()["jobs"]["used"] == 1

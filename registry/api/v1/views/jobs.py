@@ -76,7 +76,7 @@ def _job_page(rows: QuerySet[Job], limit: int | None, cursor: str) -> Page:
     after = None
     if len(found) > wanted:
         after = encode_cursor("jobs", kept[-1].created_at.isoformat(), str(kept[-1].pk))
-    return Page([wire.job_body(job) for job in kept], after)
+    return Page(wire.job_bodies(kept), after)
 
 
 class JobOne(Resource):

@@ -24,7 +24,7 @@ from registry.models import (
 )
 from registry.pages import Page
 from registry.permissions import require, require_scope, role_of
-from registry.services import catalog, namespaces, tokens
+from registry.services import catalog, namespaces, quotas, tokens
 from registry.services.audit_log import audit_log, event_body, json_lines
 from registry.services.deletion import list_deleted
 
@@ -196,6 +196,30 @@ class NamespaceOne(Resource):
         found = namespaces.find_namespace(self.actor, namespace)
         namespaces.delete_namespace(actor=self.actor, namespace=found)
         return no_content()
+
+
+class NamespaceQuota(Resource):
+    @operation(
+        "get_quota",
+        "See what a namespace may hold and run, and how much of it is used; for its members.",
+        {200: schemas.Quotas},
+    )
+    def get(self, request: Request, namespace: str) -> Response:
+        space = namespaces.find_namespace(self.actor, namespace)
+        return Response(wire.quota_body(quotas.read_quotas(actor=self.actor, namespace=space)))
+
+    @operation(
+        "set_quota",
+        "Set a namespace's quotas, those that are named; takes an administrator.",
+        {200: schemas.Quotas},
+        body=schemas.QuotaChanges,
+    )
+    def patch(self, request: Request, namespace: str) -> Response:
+        space = namespaces.find_namespace(self.actor, namespace)
+        changed = quotas.set_quotas(
+            actor=self.actor, namespace=space, changes=self.changes(schemas.QuotaChanges)
+        )
+        return Response(wire.quota_body(changed))
 
 
 class DeletedList(Resource):
