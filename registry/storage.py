@@ -25,7 +25,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Never, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -169,6 +168,30 @@ class Absent(Exception):  # noqa: N818 - what it means, the caller decides
     """There is no object of that name, or it was replaced since it was opened."""
 
 
+class Blocks(Iterator[bytes], ABC):
+    """Bytes read in their order; let go of at their end, or by whoever stops earlier."""
+
+    def ready(self) -> bytes:
+        """Give the next bytes if memory holds them; nothing where they have to be waited for."""
+        return b""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it; doing so twice changes nothing."""
+
+
+class StoredBlocks(Blocks):
+    """A range of one object, as it lies there."""
+
+    @abstractmethod
+    def fill(self, target: memoryview) -> int:
+        """Read into `target` until it is full or the range ends; give how much."""
+
+    def at_hand(self, _size: int) -> bool:
+        """Tell whether so many of the next bytes come without waiting for a disk or a network."""
+        return False
+
+
 class StoredObject(ABC):
     """One object of the store, opened: what it gives are the bytes it had then, or none."""
 
@@ -180,34 +203,72 @@ class StoredObject(ABC):
         """Give a small range at once."""
 
     @abstractmethod
-    def blocks(self, start: int, end: int, step: int) -> Iterator[bytes]:
-        """Begin to read a range in blocks of `step` bytes; the object need not be closed then."""
+    def blocks(self, start: int, end: int, step: int) -> StoredBlocks:
+        """Begin to read a range in blocks of `step` bytes; the object may be closed then."""
 
     @abstractmethod
     def close(self) -> None:
         """Let go of it; doing so twice changes nothing."""
 
 
-class _Unsealing(Iterator[bytes]):
-    """The plain bytes of a container; the first are decrypted before anybody asks for them."""
+class HeldBlocks(StoredBlocks):
+    """Bytes that came along when their object was opened."""
 
-    def __init__(self, chunks: Iterator[bytes], blocks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._blocks = blocks
-
-    def begin(self) -> None:
-        self._blocks = chain([next(self._blocks)], self._blocks)
+    def __init__(self, held: bytes) -> None:
+        self._held = held
 
     def __next__(self) -> bytes:
+        held, self._held = self._held, b""
+        if not held:
+            raise StopIteration
+        return held
+
+    def fill(self, target: memoryview) -> int:
+        count = min(len(target), len(self._held))
+        target[:count] = self._held[:count]
+        self._held = self._held[count:]
+        return count
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class UnsealedBlocks(Blocks):
+    """The plain bytes of a container; the first are decrypted before anybody asks for them."""
+
+    def __init__(self, stored: StoredBlocks, sealed: Sealed, start: int, end: int) -> None:
+        self._stored = stored
+        self._unsealing = sealed.unseal(stored.fill, start, end)
+        self._first = b""
         try:
-            return next(self._blocks)
+            self._first = self._take(BATCH)
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> bytes:
+        first, self._first = self._first, b""
+        block = first or self._take(BATCH)
+        if not block:
+            self.close()
+            raise StopIteration
+        return block
+
+    def ready(self) -> bytes:
+        if self._first or not self._stored.at_hand(self._unsealing.next_sealed_bytes):
+            first, self._first = self._first, b""
+            return first
+        return self._take(1)
+
+    def close(self) -> None:
+        self._stored.close()
+
+    def _take(self, blocks: int) -> bytes:
+        try:
+            return bytes(self._unsealing.look(blocks))
         except RegistryError as error:
             logger.error("%s", error.detail)  # noqa: TRY400 - its words say all there is
             raise
-
-    def close(self) -> None:
-        if close := getattr(self._chunks, "close", None):
-            close()
 
 
 class Storage(ABC):
@@ -344,7 +405,7 @@ class Storage(ABC):
                 return
         raise self._lost(sha256)
 
-    def open(self, sha256: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def open(self, sha256: str, *, start: int = 0, end: int | None = None) -> Blocks:
         """Yield bytes `start` to `end` (exclusive) in blocks.
 
         Raises:
@@ -359,7 +420,7 @@ class Storage(ABC):
                     return self._open_sealed(sha256, found, start, end)
                 stop = found.size_bytes if end is None else min(end, found.size_bytes)
                 if not 0 <= start < stop:
-                    return iter(())
+                    return HeldBlocks(b"")
                 return found.blocks(start, stop, BLOCK_BYTES)
         raise self._lost(sha256)
 
@@ -469,14 +530,12 @@ class Storage(ABC):
     def _is_sealed_whole(self, sha256: str) -> bool:
         """Say whether every block of a container opens: then there is nothing to write again."""
         try:
-            with closing(self._open(_sealed_name(sha256))) as found:
-                blocks = self._open_sealed(sha256, found, 0, None)
-                try:
-                    for _ in blocks:
-                        pass
-                finally:
-                    if close := getattr(blocks, "close", None):
-                        close()
+            with (
+                closing(self._open(_sealed_name(sha256))) as found,
+                closing(self._open_sealed(sha256, found, 0, None)) as blocks,
+            ):
+                for _ in blocks:
+                    pass
         except (Absent, Unavailable):
             return False
         return True
@@ -510,7 +569,7 @@ class Storage(ABC):
         try:
             with closing(self._open(name)) as found:
                 blocks = self._open_sealed(sha256, found, 0, None)
-                with _out_of_space(), temporary.open("xb", buffering=0) as file:
+                with closing(blocks), _out_of_space(), temporary.open("xb", buffering=0) as file:
                     for block in blocks:
                         file.write(block)
             temporary.chmod(0o444)
@@ -518,9 +577,7 @@ class Storage(ABC):
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _open_sealed(
-        self, sha256: str, found: StoredObject, start: int, end: int | None
-    ) -> Iterator[bytes]:
+    def _open_sealed(self, sha256: str, found: StoredObject, start: int, end: int | None) -> Blocks:
         """Begin to decrypt; the first block comes at once, so that a refusal comes in time."""
         sealed = self._unlock(found, sha256)
         size = sealed.header.size_bytes
@@ -528,16 +585,9 @@ class Storage(ABC):
         if size == 0:
             sealed.check_empty(found.read(HEADER_BYTES, found.size_bytes))
         if not 0 <= start < end:
-            return iter(())
-        first, last = sealed.span(start, end)
-        chunks = found.blocks(first, last, SEALED_BLOCK_BYTES * BATCH)
-        blocks = _Unsealing(chunks, sealed.unseal(chunks, start, end))
-        try:
-            blocks.begin()
-        except BaseException:
-            blocks.close()
-            raise
-        return blocks
+            return HeldBlocks(b"")
+        stored = found.blocks(*sealed.span(start, end), SEALED_BLOCK_BYTES * BATCH)
+        return UnsealedBlocks(stored, sealed, start, end)
 
     def _unlock(self, found: StoredObject, sha256: str) -> Sealed:
         header = _header_of(found, sha256)
@@ -836,15 +886,15 @@ class LocalObject(StoredObject):
     def read(self, start: int, end: int) -> bytes:
         return os.pread(self._file.fileno(), max(0, end - start), start)
 
-    def blocks(self, start: int, end: int, step: int) -> Iterator[bytes]:
-        return _FileBlocks(os.dup(self._file.fileno()), start, end, step)
+    def blocks(self, start: int, end: int, step: int) -> StoredBlocks:
+        return FileBlocks(os.dup(self._file.fileno()), start, end, step)
 
     def close(self) -> None:
         self._file.close()
 
 
-class _FileBlocks(Iterator[bytes]):
-    """A range of an open file; closed at its end, or by whoever stops earlier."""
+class FileBlocks(StoredBlocks):
+    """A range of an open file."""
 
     def __init__(self, descriptor: int, start: int, end: int, step: int) -> None:
         self._descriptor = descriptor
@@ -863,10 +913,26 @@ class _FileBlocks(Iterator[bytes]):
         self._start += len(block)
         return block
 
+    def fill(self, target: memoryview) -> int:
+        if self._descriptor < 0:
+            return 0
+        wanted = target[: self._end - self._start]
+        filled = 0
+        while filled < len(wanted):
+            count = os.preadv(self._descriptor, [wanted[filled:]], self._start)
+            if not count:
+                break
+            filled += count
+            self._start += count
+        return filled
+
+    def at_hand(self, size: int) -> bool:
+        size = min(size, self._end - self._start)
+        return size > 0 and _is_in_memory(self._descriptor, self._start + size - 1)
+
     def ready(self) -> bytes:
-        """Give the next bytes if memory holds them; nothing where the disk has to be waited for."""
         size = min(READY_BYTES, self._end - self._start)
-        if size <= 0 or not _is_in_memory(self._descriptor, self._start + size - 1):
+        if not self.at_hand(size):
             return b""
         block = os.pread(self._descriptor, size, self._start)
         self._start += len(block)
@@ -970,16 +1036,16 @@ class S3Object(StoredObject):
             return self._head[start:end]
         return b"".join(self.blocks(start, end, BLOCK_BYTES))
 
-    def blocks(self, start: int, end: int, step: int) -> Iterator[bytes]:
+    def blocks(self, start: int, end: int, step: int) -> StoredBlocks:
         if end <= len(self._head):
-            return iter((self._head[start:end],))
+            return HeldBlocks(self._head[start:end])
         return self._storage.fetch(self._name, start, end, step, tag=self.tag)
 
     def close(self) -> None:
         """Nothing is held between two reads."""
 
 
-class _BodyBlocks(Iterator[bytes]):
+class BodyBlocks(StoredBlocks):
     """The body of an answer of the storage server, read as it is asked for."""
 
     def __init__(self, storage: "S3Storage", body: Any, step: int) -> None:
@@ -994,6 +1060,13 @@ class _BodyBlocks(Iterator[bytes]):
             self.close()
             raise StopIteration
         return block
+
+    def fill(self, target: memoryview) -> int:
+        filled = 0
+        with self._storage.refusals():
+            while filled < len(target) and (count := self._body.readinto(target[filled:])):
+                filled += count
+        return filled
 
     def close(self) -> None:
         self._body.close()
@@ -1071,7 +1144,7 @@ class S3Storage(Storage):
             found = self._client.head_object(Bucket=self.bucket, Key=self.key(name))
             return b"", found["ContentLength"], found["LastModified"].timestamp(), found["ETag"]
 
-    def fetch(self, name: str, start: int, end: int, step: int, *, tag: str) -> Iterator[bytes]:
+    def fetch(self, name: str, start: int, end: int, step: int, *, tag: str) -> StoredBlocks:
         """Begin to read a range of the object that had this tag."""
         with self.refusals(name):
             answer = self._client.get_object(
@@ -1080,7 +1153,7 @@ class S3Storage(Storage):
                 Range=f"bytes={start}-{end - 1}",
                 IfMatch=tag,
             )
-        return _BodyBlocks(self, answer["Body"], step)
+        return BodyBlocks(self, answer["Body"], step)
 
     def _check_store(self) -> None:
         with self.refusals():

@@ -16,7 +16,7 @@ another file does not open, nor does a file under another digest, or one that wa
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
 from cryptography.exceptions import InvalidTag
@@ -27,8 +27,7 @@ from registry.errors import Text, Unavailable
 BLOCK_BYTES = 256 * 1024
 TAG_BYTES = 16
 SEALED_BLOCK_BYTES = BLOCK_BYTES + TAG_BYTES
-# How many blocks go through memory at once. Larger pieces cost more than they save: the allocator
-# gives them back to the system each time, and fresh pages are dear (four times slower with 8).
+# How many blocks go through memory at once: more would not stay in the processor's cache.
 BATCH = 2
 
 _MAGIC = b"MYSEALED"
@@ -133,38 +132,74 @@ class Sealed:
             min(HEADER_BYTES + last * SEALED_BLOCK_BYTES, sealed_bytes_of(self.header.size_bytes)),
         )
 
-    def unseal(self, chunks: Iterable[bytes], start: int, end: int) -> Iterator[bytes]:
-        """Yield the plain bytes `start` to `end` out of the chunks of that span.
-
-        Raises:
-            Unavailable: a block does not open; nothing of it or behind it is given.
-
-        """
-        plain = memoryview(bytearray(BLOCK_BYTES * BATCH))
-        number = start // BLOCK_BYTES
-        last = -(-end // BLOCK_BYTES)
-        for piece in _regroup(chunks):
-            base, filled = number * BLOCK_BYTES, 0
-            for block in _cut(memoryview(piece), SEALED_BLOCK_BYTES):
-                length = max(0, len(block) - TAG_BYTES)
-                self._open(number, block, plain[filled : filled + length])
-                filled += length
-                number += 1
-            yield bytes(plain[max(0, start - base) : min(filled, end - base)])
-        if number != last:
-            raise damaged(self._sha256, Text("it ends before block {number}", number=number))
+    def unseal(self, fill: Callable[[memoryview], int], start: int, end: int) -> "Unsealing":
+        """Begin to read the plain bytes `start` to `end`; `fill` gives the bytes of that span."""
+        return Unsealing(self, fill, start, end)
 
     def check_empty(self, block: bytes) -> None:
         """Open the one block of a blob without bytes, which has nothing but its tag."""
-        self._open(0, memoryview(block), memoryview(bytearray()))
+        self.open_block(0, memoryview(block), memoryview(bytearray()))
 
-    def _open(self, number: int, block: memoryview, target: memoryview) -> None:
+    def open_block(self, number: int, block: memoryview, target: memoryview) -> None:
+        """Decrypt one block into `target`; raise Unavailable for one that was tampered with."""
         try:
             self._cipher.decrypt_into(_nonce(number), block, self._prefix + _number(number), target)
         except (InvalidTag, ValueError):
             raise damaged(
                 self._sha256, Text("block {number} does not open", number=number)
             ) from None
+
+
+class Unsealing:
+    """Plain bytes on their way out of a container, through two buffers that are used again.
+
+    Only blocks whose tag was right leave it. Not safe for two threads at once.
+    """
+
+    def __init__(
+        self, sealed: Sealed, fill: Callable[[memoryview], int], start: int, end: int
+    ) -> None:
+        self._sealed = sealed
+        self._fill = fill
+        self._start = start
+        self._end = end
+        self._number = start // BLOCK_BYTES
+        self._last = -(-end // BLOCK_BYTES)
+        most = min(BATCH, self._last - self._number)
+        self._raw = memoryview(bytearray(SEALED_BLOCK_BYTES * most))
+        self._plain = memoryview(bytearray(BLOCK_BYTES * most))
+
+    @property
+    def next_sealed_bytes(self) -> int:
+        """Say how much of the container the next block takes."""
+        first, last = self._sealed.span(
+            self._number * BLOCK_BYTES, min((self._number + 1) * BLOCK_BYTES, self._end)
+        )
+        return last - first
+
+    def look(self, blocks: int = BATCH) -> memoryview:
+        """Give the next plain bytes where they lie until the next call; none at the end.
+
+        Raises:
+            Unavailable: a block does not open; nothing of it or behind it is given.
+
+        """
+        count = min(blocks, self._last - self._number)
+        if count <= 0:
+            return self._plain[:0]
+        base, filled = self._number * BLOCK_BYTES, 0
+        got = self._fill(self._raw[: SEALED_BLOCK_BYTES * count])
+        if not got:
+            raise damaged(
+                self._sealed.header.digest.hex(),
+                Text("it ends before block {number}", number=self._last),
+            )
+        for block in _cut(self._raw[:got], SEALED_BLOCK_BYTES):
+            length = max(0, len(block) - TAG_BYTES)
+            self._sealed.open_block(self._number, block, self._plain[filled : filled + length])
+            filled += length
+            self._number += 1
+        return self._plain[max(0, self._start - base) : min(filled, self._end - base)]
 
 
 def damaged(sha256: str, reason: Text) -> Unavailable:
@@ -204,19 +239,3 @@ def _fill(descriptor: int, target: memoryview, offset: int) -> int:
             raise Unavailable("A file of the spool became shorter while it was read; try again.")
         filled += count
     return filled
-
-
-def _regroup(chunks: Iterable[bytes]) -> Iterator[bytes | bytearray]:
-    """Yield the same bytes cut between blocks; chunks that come so already are not copied."""
-    most = SEALED_BLOCK_BYTES * BATCH
-    rest = bytearray()
-    for chunk in chunks:
-        if not rest and len(chunk) <= most and len(chunk) % SEALED_BLOCK_BYTES == 0:
-            yield chunk
-            continue
-        rest += chunk
-        while len(rest) >= most:
-            yield rest[:most]
-            del rest[:most]
-    if rest:
-        yield rest

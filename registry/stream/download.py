@@ -3,14 +3,14 @@
 import asyncio
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
 from registry.api.standing import standing_headers
 from registry.models import Actor
 from registry.services.transfers import Download, find_download
-from registry.storage import default_storage
+from registry.storage import Blocks, default_storage
 from registry.stream.counting import downloads
 from registry.stream.exchange import ClientGone, Exchange
 from registry.stream.threads import in_database, on_disk, settled
@@ -85,7 +85,7 @@ def read_range(headers: Mapping[str, str], method: str, found: Download) -> Span
     return Span(start, min(end, found.size_bytes))
 
 
-async def _send_while_connected(exchange: Exchange, blocks: Iterator[bytes]) -> None:
+async def _send_while_connected(exchange: Exchange, blocks: Blocks) -> None:
     """Send until done or until the client leaves; the server itself does not say that it left."""
     sending = asyncio.create_task(_send_blocks(exchange, blocks))
     leaving = asyncio.create_task(exchange.gone())
@@ -100,19 +100,18 @@ async def _send_while_connected(exchange: Exchange, blocks: Iterator[bytes]) -> 
         await asyncio.gather(sending, leaving, return_exceptions=True)
 
 
-async def _send_blocks(exchange: Exchange, blocks: Iterator[bytes]) -> None:
+async def _send_blocks(exchange: Exchange, blocks: Blocks) -> None:
     following = None
     try:
         # Files on a local disk are mostly in memory: to change threads for that costs a fifth.
-        if ready := getattr(blocks, "ready", None):
-            turn = 0
-            while block := ready():
-                await exchange.write(block)
-                turn += len(block)
-                if turn >= _TURN_BYTES:
-                    # The server takes what it has room for at once; others want their turn too.
-                    turn = 0
-                    await asyncio.sleep(0)
+        turn = 0
+        while block := blocks.ready():
+            await exchange.write(block)
+            turn += len(block)
+            if turn >= _TURN_BYTES:
+                # The server takes what it has room for at once; others want their turn too.
+                turn = 0
+                await asyncio.sleep(0)
         following = on_disk(next, blocks, b"")
         while block := await asyncio.shield(following):
             following = on_disk(next, blocks, b"")
@@ -120,8 +119,7 @@ async def _send_blocks(exchange: Exchange, blocks: Iterator[bytes]) -> None:
     finally:
         if following is not None:
             await settled(following)
-        if close := getattr(blocks, "close", None):
-            await on_disk(close)
+        await on_disk(blocks.close)
     await exchange.write(b"", more=False)
 
 

@@ -154,9 +154,17 @@ def test_a_changed_header_opens_nothing(open_store, offset):
     assert stored.sha256 in refusal.value.detail
 
 
+def all_of(store, sha256, *, at_once):
+    """Read as a download does, what is in memory without changing threads, or in turn."""
+    blocks = store.open(sha256)
+    while content := (at_once and blocks.ready()) or next(blocks, b""):
+        yield content
+
+
 @pytest.mark.parametrize("block", [0, 3, BATCH, BATCH + 1])
 @pytest.mark.parametrize("place", ["first byte", "tag"])
-def test_nothing_of_a_changed_block_is_given(open_store, block, place):
+@pytest.mark.parametrize("at_once", [True, False], ids=["without waiting", "in turn"])
+def test_nothing_of_a_changed_block_is_given(open_store, block, place, at_once):
     store = open_store()
     stored = store.put([NOISE])
     content = container(store).read_bytes()
@@ -165,7 +173,7 @@ def test_nothing_of_a_changed_block_is_given(open_store, block, place):
     overwrite(container(store), flip(content, start if place == "first byte" else end - 1))
     given = []
     with pytest.raises(Unavailable, match=f"block {block} "):
-        given.extend(store.open(stored.sha256))
+        given.extend(all_of(store, stored.sha256, at_once=at_once))
     given = b"".join(given)
     assert NOISE.startswith(given)
     assert len(given) <= block * BLOCK_BYTES
