@@ -7,8 +7,17 @@ import sys
 from benchmarks.report import table, write_page
 
 # In the order of a run: what needs a quiet machine most comes last.
-NAMES = ("startup", "dispatch", "models", "inspection", "doors", "files", "transfer", "api")
-NAMES = ("startup", "dispatch", "models", "inspection", "transfer", "encryption", "api")
+NAMES = (
+    "startup",
+    "dispatch",
+    "models",
+    "inspection",
+    "doors",
+    "encryption",
+    "files",
+    "transfer",
+    "api",
+)
 
 
 def main() -> int:

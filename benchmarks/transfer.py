@@ -182,7 +182,8 @@ def touch_memory(ballast: Path, size: int) -> None:
     """
     block = bytes(BLOCK)
     with ballast.open("wb") as file:
-        for _ in range(size * 5 // 4 // BLOCK):
+        # What is stored encrypted lies twice in memory on its way: as it came, and as it stays.
+        for _ in range(size * 9 // 4 // BLOCK):
             file.write(block)
     ballast.unlink()
 
