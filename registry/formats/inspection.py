@@ -69,11 +69,16 @@ def inspect(name: str, size_bytes: int, read: ReadRange) -> Facts:
     """Read the header of a file; raise Invalid when it is malformed or not what its name says."""
     ending = _ending(name)
     head = read(0, min(size_bytes, PEEK_BYTES))
+    if size_bytes <= PEEK_BYTES:
+        # The storage may be far away; all of it is here already.
+        read = lambda start, end: head[start:end]  # noqa: E731
     facts = _by_bytes(name, head, size_bytes, read)
     if ending in _ALWAYS_PICKLES and facts.format in {"opaque", "text", "compressed"}:
         facts = Facts(format="pickle", executable=True, findings=(LOADS_CODE,))
     _check_extension(name, facts.format)
-    return facts
+    if facts.executable or facts.format in _ZIPPED:
+        return facts
+    return _with_archive_behind(facts, size_bytes, read)
 
 
 def _check_extension(name: str, kind: str) -> None:
@@ -104,8 +109,7 @@ def _by_bytes(name: str, head: bytes, size: int, read: ReadRange) -> Facts:
     ending = _ending(name)
     if ending in _ASKED_FOR:
         return _ASKED_FOR[ending](size, read)
-    facts = _unknown(name, head, size)
-    return _with_archive_behind(facts, size, read)
+    return _unknown(name, head, size)
 
 
 def _by_magic(name: str, head: bytes, size: int) -> Facts | None:
@@ -130,19 +134,20 @@ def _unknown(name: str, head: bytes, size: int) -> Facts:
 
 def _with_archive_behind(facts: Facts, size: int, read: ReadRange) -> Facts:
     """Look at the end too: what opens zip files finds them from there, whatever stands before."""
-    base = find_hidden_zip(size, read)
-    if base is None:
-        return facts
     try:
-        hidden = read_zip(size - base, lambda start, end: read(base + start, base + end))
+        found = find_hidden_zip(size, read)
+        if found is None:
+            return facts
+        base, limit = found
+        hidden = read_zip(limit - base, lambda start, end: read(base + start, base + end))
     except Invalid as refusal:
         template = refusal.template
         hidden = Facts(format="zip", executable=True, findings=(Text(template, **refusal.values),))
-    found = tuple(
+    findings = tuple(
         Text("A zip archive hides behind other content. {finding}", finding=finding)
         for finding in hidden.findings
     )
-    return replace(facts, executable=hidden.executable, findings=(*facts.findings, *found))
+    return replace(facts, executable=hidden.executable, findings=(*facts.findings, *findings))
 
 
 def _looks_like_safetensors(head: bytes, size: int) -> bool:

@@ -14,6 +14,7 @@ from registry.formats.tars import CODE_ENDINGS, NEVER_UNPACKED, holds_code, land
 MAX_DIRECTORY_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES = 100_000
 MAX_ARRAYS = 2000
+MAX_ENDS = 16
 _PROGRAM = Text("A TorchScript file is a program; it is kept but never loaded.")
 _EXPORTED = Text("An exported program (.pt2) carries pickles; it is kept but never loaded.")
 _KERAS = Text("A Keras file can carry Python code; it is kept but never loaded.")
@@ -23,6 +24,10 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_END_MAGIC, _ENTRY_MAGIC, _LOCATOR_MAGIC = b"PK\x05\x06", b"PK\x01\x02", b"PK\x06\x07"
+# How far from the end of a file an archive may end for an opener to find it: a comment's length,
+# and the block or so that some look further (torch's reads 4 KiB at a time).
+_TAIL_BYTES = 72 * 1024
 
 
 class Entry(NamedTuple):
@@ -48,24 +53,65 @@ def read_zip(size: int, read: ReadRange) -> Facts:
     return Facts(format=kind, metadata=metadata, executable=bool(why), findings=findings)
 
 
-def find_hidden_zip(size: int, read: ReadRange) -> int | None:
-    """Give where an archive begins that ends the file, whatever the file begins with."""
-    tail_start = max(0, size - 65_535 - _END.size)
+def find_hidden_zip(size: int, read: ReadRange) -> tuple[int, int] | None:
+    """Give where an archive begins and ends that an opener finds, whatever else is in the file.
+
+    Openers look for its last record backwards from the end of the file, and most let anything
+    follow it.
+
+    Raises:
+        Invalid: there are more such records than anybody means to have there.
+
+    """
+    tail_start = max(0, size - _TAIL_BYTES)
     tail = read(tail_start, size)
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or at + _END.size > len(tail):
-        return None
-    length: int
-    offset: int
-    *_, length, offset, comment_bytes = _END.unpack_from(tail, at)
-    if at + _END.size + comment_bytes != len(tail):
-        return None
-    # Its directory lies right before its end, and counts from its beginning.
-    return max(0, tail_start + at - length - offset)
+    at = len(tail)
+    for _ in range(MAX_ENDS):
+        # A record that is cut short is passed over.
+        at = tail.rfind(_END_MAGIC, 0, max(0, min(at, len(tail) - _END.size) + len(_END_MAGIC)))
+        if at < 0:
+            return None
+        count: int
+        *_, count, length, offset, comment_bytes = _END.unpack_from(tail, at)
+        end = tail_start + at
+        closes = at + _END.size + comment_bytes == len(tail)
+        if (count or length) and (closes or _leads_somewhere(end, length, offset, read)):
+            return _beginning(end, length, offset, read), end + _END.size
+        at -= len(_END_MAGIC)
+    raise malformed("The file has more than {limit} ends of zip archives.", limit=MAX_ENDS)
+
+
+def _leads_somewhere(end: int, length: int, offset: int, read: ReadRange) -> bool:
+    """Tell the end of an archive from bytes that look like one: a directory, where one looks."""
+    return (
+        _has_locator(end, read)
+        or _starts(_ENTRY_MAGIC, offset, end, read)
+        or _starts(_ENTRY_MAGIC, end - length, end, read)
+    )
+
+
+def _beginning(end: int, length: int, offset: int, read: ReadRange) -> int:
+    """Give what the offsets count from; 0, where that could be more than one place.
+
+    The directory lies right before its end. Some openers count from what that makes the beginning,
+    others always from that of the file.
+    """
+    beginning = end - length - offset
+    if beginning < 0 or _has_locator(end, read) or _starts(_ENTRY_MAGIC, offset, end, read):
+        return 0
+    return beginning
+
+
+def _has_locator(end: int, read: ReadRange) -> bool:
+    return _starts(_LOCATOR_MAGIC, end - _END64_LOCATOR.size, end, read)
+
+
+def _starts(magic: bytes, at: int, end: int, read: ReadRange) -> bool:
+    return 0 <= at <= end - len(magic) and read(at, at + len(magic)) == magic
 
 
 def list_entries(size: int, read: ReadRange) -> list[Entry]:
-    count, directory_bytes, offset = _find_directory(size, read)
+    count, directory_bytes, offset, end = _find_directory(size, read)
     if count > MAX_ENTRIES or directory_bytes > MAX_DIRECTORY_BYTES:
         raise malformed(
             "The zip file claims {count} entries; at most {limit} are read.",
@@ -74,6 +120,9 @@ def list_entries(size: int, read: ReadRange) -> list[Entry]:
         )
     if offset + directory_bytes > size:
         raise malformed("The zip directory lies beyond the file; the file is cut short.")
+    if offset + directory_bytes != end:
+        # Some readers go by the offset, others by what lies right before the end.
+        raise malformed("The zip directory does not lie right before its end.")
     raw = read(offset, offset + directory_bytes)
     entries: list[Entry] = []
     position = 0
@@ -82,7 +131,8 @@ def list_entries(size: int, read: ReadRange) -> list[Entry]:
         if entry.offset + entry.compressed_bytes > size:
             raise malformed("The zip entry {name!r} lies beyond the file.", name=entry.name[:80])
         entries.append(entry)
-    if len(entries) != count:
+    if len(entries) != count or position != len(raw):
+        # Some readers believe the number and others the length.
         raise malformed(
             "The zip directory has {found} entries, not {count} as it claims.",
             found=len(entries),
@@ -91,38 +141,40 @@ def list_entries(size: int, read: ReadRange) -> list[Entry]:
     return entries
 
 
-def _find_directory(size: int, read: ReadRange) -> tuple[int, int, int]:
+def _find_directory(size: int, read: ReadRange) -> tuple[int, int, int, int]:
+    """Give how many entries there are, how long their directory is, where it begins and ends."""
     tail_start = max(0, size - 65_535 - _END.size)
     tail = read(tail_start, size)
-    at = tail.rfind(b"PK\x05\x06")
+    at = tail.rfind(_END_MAGIC)
     if at < 0 or at + _END.size > len(tail):
         raise malformed("The zip file has no directory at its end; the file is cut short.")
     _, disk, first_disk, _, count, length, offset, _ = _END.unpack_from(tail, at)
-    if 0xFFFF in {count, disk} or 0xFFFF_FFFF in {length, offset}:
+    # Where there is a larger record beside this one it counts, whatever stands here.
+    if _has_locator(tail_start + at, read):
         return _find_directory64(tail_start + at, size, read)
+    if 0xFFFF in {count, disk} or 0xFFFF_FFFF in {length, offset}:
+        raise malformed("The zip64 directory is missing.")
     if disk or first_disk:
         raise malformed("The zip file is spread over several files.")
-    return count, length, offset
+    return count, length, offset, tail_start + at
 
 
-def _find_directory64(end_at: int, size: int, read: ReadRange) -> tuple[int, int, int]:
+def _find_directory64(end_at: int, size: int, read: ReadRange) -> tuple[int, int, int, int]:
     locator_at = end_at - _END64_LOCATOR.size
-    if locator_at < 0:
-        raise malformed("The zip64 directory is missing.")
-    magic, _, at, _ = _END64_LOCATOR.unpack(read(locator_at, end_at))
-    if magic != b"PK\x06\x07" or at + _END64.size > size:
+    _, _, at, _ = _END64_LOCATOR.unpack(read(locator_at, end_at))
+    if at + _END64.size > size:
         raise malformed("The zip64 directory is missing.")
     fields = _END64.unpack(read(at, at + _END64.size))
-    if fields[0] != b"PK\x06\x06":
+    if fields[0] != b"PK\x06\x06" or at + _END64.size != locator_at:
         raise malformed("The zip64 directory is broken.")
-    return fields[7], fields[8], fields[9]
+    return fields[7], fields[8], fields[9], at
 
 
 def _read_entry(raw: bytes, position: int) -> tuple[Entry, int]:
     if position + _ENTRY.size > len(raw):
         raise malformed("The zip directory is cut short.")
     fields = _ENTRY.unpack_from(raw, position)
-    if fields[0] != b"PK\x01\x02":
+    if fields[0] != _ENTRY_MAGIC:
         raise malformed("The zip directory is broken.")
     method, compressed, size = fields[4], fields[8], fields[9]
     name_bytes, extra_bytes, comment_bytes, offset = fields[10], fields[11], fields[12], fields[16]

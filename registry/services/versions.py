@@ -298,7 +298,7 @@ def judge_version(version: Version) -> lifecycle.Verdict:
 def _plan_screening(version: Version, inspections: Mapping[str, Inspection]) -> None:
     """Have the sandbox look into files that can run code, and convert them where that helps."""
     held = [row for row in inspections.values() if row.verdict == Verdict.QUARANTINED]
-    runs = any(row.format in RUNNABLE for row in inspections.values())
+    runs = any(_is_usable(Kind.MODEL, path, row) for path, row in inspections.items())
     converts = (
         version.repository.kind == Kind.MODEL
         and not runs
@@ -311,9 +311,11 @@ def _plan_screening(version: Version, inspections: Mapping[str, Inspection]) -> 
 
 def _is_usable(kind: str, path: str, inspection: Inspection) -> bool:
     """Tell weights that run, or rows of a dataset, from what only stands beside them."""
+    if inspection.verdict != Verdict.SAFE:
+        return False
     if kind == Kind.MODEL:
         return inspection.format in RUNNABLE
-    return inspection.verdict == Verdict.SAFE and not path.lower().endswith(_BESIDE_DATA)
+    return not path.lower().endswith(_BESIDE_DATA)
 
 
 def _count_parameters(inspections: Mapping[str, Inspection]) -> int | None:

@@ -10,10 +10,12 @@ import pickletools
 import random
 import struct
 import tarfile
+import zipfile
 import zlib
 
 import pytest
 
+from registry.errors import Invalid
 from registry.formats import SAFE_FORMATS, inspect
 from registry.formats.opcodes import walk_pickle
 from tests.registry.formats import samples
@@ -130,6 +132,114 @@ RUNS = {
         "opaque",
     ),
 }
+
+
+PROGRAM = {"m/data.pkl": b"", "m/code/a.py": b"", "m/constants.pkl": b"", "m/version": b"3"}
+
+
+def behind(head, entries=PROGRAM, *, tail=b""):
+    """Write an archive behind other bytes, with offsets that count from the file's beginning."""
+    out = io.BytesIO(head)
+    with zipfile.ZipFile(out, "a") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return out.getvalue() + tail
+
+
+def in_a_tensor(entries=PROGRAM):
+    raw = samples.zipped(entries)
+    return samples.safetensors({"w": ("U8", [len(raw)], raw)})
+
+
+def without_count(data):
+    """Claim no entries, but leave the directory's length: some readers go by that alone."""
+    return data[:-14] + bytes(4) + data[-10:]
+
+
+END = b"PK\x05\x06"
+POLYGLOTS = {
+    "parquet": ("rows.parquet", behind(b"PAR1\0\0\0\0")),
+    "gguf": ("model.gguf", behind(samples.gguf())),
+    "gguf, its offsets from where it begins": (
+        "model.gguf",
+        samples.gguf() + samples.zipped(PROGRAM),
+    ),
+    "safetensors, as a tensor": ("model.safetensors", in_a_tensor()),
+    "onnx, in its metadata": (
+        "model.onnx",
+        samples.onnx(
+            extra=samples.field(
+                14, samples.field(1, "a") + samples.field(2, samples.zipped(PROGRAM))
+            )
+        ),
+    ),
+    "gzip": ("rows.csv.gz", behind(gzip.compress(b"a,b\n" * 99))),
+    "hdf5": ("m.h5", behind(b"\x89HDF\r\n\x1a\n" + bytes(99))),
+    "tar": ("a.tar", behind(tarred({"a.txt": b"x"}))),
+    "text, far behind its beginning": ("notes.md", behind(b"words " * 12_000)),
+    "json, far behind its beginning": ("big.json", behind(b"[" + b"1," * (3 << 20))),
+    "python": ("modeling.py", behind(b"# words\n" * 9000)),
+    "with more behind it": ("rows.parquet", behind(b"PAR1\0", tail=b"x" * 40)),
+    "with much more behind it": ("rows.parquet", behind(b"PAR1\0", tail=b"x" * 69_000)),
+    "with half an end behind it": ("rows.parquet", behind(b"PAR1\0", tail=END)),
+    "with an end of nothing behind it": ("m.dat", behind(b"\x01\0", tail=END + bytes(18))),
+    "with false ends behind it": ("m.dat", behind(b"\x01\0", tail=(END + b"\x09" * 19) * 9)),
+    "with very many ends behind it": ("m.dat", b"\x01\0" + (END + b"\x09" * 19) * 99),
+    "with very many ends of nothing behind it": (
+        "m.dat",
+        behind(b"\x01\0", tail=(END + bytes(18)) * 99),
+    ),
+    "without a number of entries": ("m.dat", without_count(behind(b"\x01\0"))),
+    "an archive of pickles": ("rows.parquet", behind(b"PAR1\0", {"a/model.pkl": b""})),
+}
+
+
+@pytest.mark.parametrize("name", POLYGLOTS)
+def test_an_archive_behind_any_format_counts(name):
+    path, data = POLYGLOTS[name]
+    facts = look(path, data)
+    assert facts.executable
+    assert any("hides behind" in finding.detail for finding in facts.findings)
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("rows.parquet", behind(b"PAR1\0", {"a.txt": b"x"})),
+        ("m.dat", b"\x01\0" + END + bytes(18)),
+        ("m.dat", b"\x01\0" + END + b"\x09" * 60),
+        ("shard.tar", tarred({f"{n}.npz": samples.HONEST["arrays.npz"] for n in range(40)})),
+        ("model.safetensors", in_a_tensor({"a.txt": b"x"})),
+    ],
+)
+def test_an_archive_that_holds_nothing_that_runs_holds_nothing_back(path, data):
+    assert not look(path, data).executable
+
+
+def test_a_zip_file_has_one_directory_that_every_opener_finds():
+    """One in front, read by some, and another right before the end, read by others."""
+    outer = samples.zipped({"a.npy": samples.npy()})
+    inner = samples.zipped({"b.npy": samples.npy("|O", (1,), samples.exploit())})
+    at, locator = len(outer) - 22, b"PK\x06\x07" + struct.pack("<LQL", 0, len(outer) - 22, 1)
+    larger = b"PK\x06\x06" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, 1, 1, 46, 9)
+    for data in (
+        outer + inner,
+        outer[:-6] + struct.pack("<L", 0) + outer[-2:],
+        outer[:at] + larger + locator + outer[at:],
+        outer[:at] + locator + outer[at:],
+    ):
+        with pytest.raises(Invalid):
+            look("arrays.npz", data)
+
+
+def test_the_larger_record_of_an_archive_counts_where_there_is_one():
+    """As torch writes it: beside a small record that says the same."""
+    data = samples.zipped({"a.npy": samples.npy()})
+    at = len(data) - 22
+    length, offset = struct.unpack("<LL", data[-10:-2])
+    larger = b"PK\x06\x06" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, 1, 1, length, offset)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, at, 1)
+    assert look("arrays.npz", data[:at] + larger + locator + data[at:]).format == "npz"
 
 
 @pytest.mark.parametrize("name", RUNS)

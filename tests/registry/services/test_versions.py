@@ -18,6 +18,7 @@ from tests.factories import (
     make_version,
     safetensors_bytes,
 )
+from tests.registry.formats import samples
 from tests.registry.formats.samples import zipped
 
 pytestmark = pytest.mark.django_db
@@ -117,6 +118,18 @@ def test_a_pickle_is_quarantined_unless_something_safe_stands_beside_it(alice, m
     )
     assert beside.state == VersionState.READY
     versions.require_runnable(beside)
+
+
+def test_a_program_behind_good_weights_is_held_and_runs_nowhere(alice, model):
+    """What opens it as safetensors finds weights; torch.jit finds a program at its end."""
+    program = zipped({"m/data.pkl": b"", "m/code/a.py": b"", "m/constants.pkl": b""})
+    polyglot = samples.safetensors({"w": ("U8", [len(program)], program)})
+    alone = make_version(alice, model, {"model.safetensors": polyglot})
+    assert alone.state == VersionState.QUARANTINED
+    with pytest.raises(Conflict, match="quarantined"):
+        versions.require_runnable(alone)
+    beside = make_version(alice, model, {"model.safetensors": polyglot, "m.onnx": samples.onnx()})
+    assert beside.state == VersionState.READY
 
 
 def test_a_dataset_stays_usable_beside_a_script_that_made_it(alice):

@@ -20,6 +20,7 @@ from registry.services import screening as service
 from registry.services import versions, workers
 from registry.storage import default_storage
 from tests.factories import UserFactory, make_token, make_version, safetensors_bytes
+from tests.registry.formats.samples import safetensors
 from tests.workers import hostile
 from workers import sandbox
 from workers.folder import JobFolder
@@ -162,6 +163,17 @@ def test_calls_in_every_wrapping_are_quarantined_and_never_run(post, screener, c
     named = client.get(f"{URL}/1/files").json()["items"][0]
     assert named["imports"] == ["builtins.exec"]
     assert canary.is_untouched()
+
+
+def test_a_program_hidden_in_weights_is_held_and_looked_into(post, screen, stranger):
+    program = hostile.torchscript(hostile.Net())
+    hidden = safetensors({"w": ("U8", [len(program)], program)})
+    assert post(**{"model.safetensors": hidden}).json()["state"] == "quarantined"
+    assert screen().state == VersionState.QUARANTINED
+    assert stranger.get(f"{URL}/1/files/model.safetensors").status_code == 403
+    (held,) = stranger.get(f"{URL}/1/files").json()["items"]
+    assert held["verdict"] == "quarantined"
+    assert any("hides behind other content" in one for one in held["findings"])
 
 
 def test_a_pickle_beside_safetensors_stays_usable(post, screen, client, stranger):
