@@ -162,6 +162,18 @@ def fingerprint_of(public_pem: str) -> str:
     return hashlib.sha256(public_pem.encode()).hexdigest()
 
 
+def plain_pem(public_pem: str) -> str:
+    """Write a public key in PEM anew, without what may stand around it; nothing for no key."""
+    try:
+        key = serialization.load_pem_public_key(public_pem.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        return ""
+    pem = key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return pem.decode()
+
+
 # --- Signing ---------------------------------------------------------------------------------
 
 

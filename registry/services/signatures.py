@@ -104,7 +104,7 @@ def add_signature(
             fingerprint=signer.fingerprint,
             identity=signer.identity,
             issuer=signer.issuer,
-            public_key=pem,
+            public_key=signing.plain_pem(pem) if signer.method == Signature.Method.KEY else "",
             bundle=bundle.decode(),
             created_by_id=actor.person_id,
         )

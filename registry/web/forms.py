@@ -8,6 +8,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
+from registry import signing
 from registry.errors import RegistryError
 from registry.models import Namespace, Repository, Version, VersionState, Visibility
 from registry.services import lifecycle
@@ -187,6 +188,29 @@ class EditVersionForm(forms.Form):
         if not open_to:
             del form.fields["state"], form.fields["state_reason"]
         return form
+
+
+class SignatureForm(forms.Form):
+    """A signature that somebody made over the files of a version."""
+
+    bundle = forms.FileField(
+        label=_("Bundle"),
+        help_text=_("What model_signing sign wrote over the files exactly as they are here."),
+    )
+    public_key = forms.CharField(
+        label=_("Public key"),
+        required=False,
+        max_length=10_000,
+        help_text=_("In PEM; needed when you signed with a bare key."),
+        widget=forms.Textarea(attrs={"rows": 4, "class": "mono", "spellcheck": "false"}),
+    )
+
+    def signature(self) -> dict[str, Any]:
+        given = self.cleaned_data
+        return {
+            "bundle": given["bundle"].read(signing.MAX_BUNDLE_BYTES + 1),
+            "public_key": given["public_key"].replace("\r\n", "\n"),
+        }
 
 
 class NewNamespaceForm(forms.Form):

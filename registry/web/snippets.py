@@ -1,6 +1,7 @@
 """How to use a version from outside: snippets that run as they stand against this server."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -8,7 +9,9 @@ from typing import Final
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
 
-from registry.models import Repository, Version, Visibility
+from registry.models import Kind, Repository, Signature, Version, Visibility
+from registry.pages import MAX_LIMIT
+from registry.signing import plain_pem
 
 _WORDS: Final = re.compile(
     r"(?P<c>(?:(?<=\s)|^)#[^\n]*)|(?P<s>f?\"[^\"\n]*\"|'[^'\n]*')"
@@ -76,6 +79,68 @@ def _most_useful(paths: Sequence[str]) -> str:
             if path.endswith(ending):
                 return path
     return plain[0] if plain else ""
+
+
+def verification(
+    address: str, version: Version, signature: Signature, *, is_present: bool
+) -> Snippet:
+    """Write how to check a signature with the stock tool: files, bundle and key, then the check."""
+    repository = version.repository
+    private = repository.visibility != Visibility.PUBLIC
+    token = ' -H "Authorization: Bearer $MODELYARD_TOKEN"' if private else ""
+    folder = f"{repository.name}-v{version.number}"
+    base = f"{address}/api/v1/{repository.kind}s/{repository.full_name}/versions/{version.number}"
+    lines = [
+        "pip install model-signing pyopenssl",
+        f"url={base}",
+        f'get() {{ curl -fsS{token} "$@"; }}',
+        "",
+        "# the files",
+        *_fetching(address, version, folder),
+        "",
+        "# the signature",
+        f'get -o {folder}.sig "$url/signatures/{signature.pk}"',
+        *_checking(address, signature, folder, is_present=is_present),
+    ]
+    return Snippet(key=f"check-{signature.pk}", title="", code="\n".join(lines))
+
+
+def _fetching(address: str, version: Version, folder: str) -> list[str]:
+    if version.files_count > MAX_LIMIT:
+        dataset = " --dataset" if version.repository.kind == Kind.DATASET else ""
+        return [f"modelyard pull {version.ref}{dataset} --to {folder} --url {address}"]
+    return [
+        f'get "$url/files?limit={MAX_LIMIT}" | python3 -c \'',
+        "import json, sys, urllib.parse",
+        'for file in json.load(sys.stdin)["items"]:',
+        '    print(urllib.parse.quote(file["path"]), file["path"], sep="\\t")\' |',
+        "while IFS=\"$(printf '\\t')\" read -r place path; do",
+        f'  get --create-dirs -o "{folder}/$path" "$url/files/$place"',
+        "done",
+    ]
+
+
+def _checking(address: str, signature: Signature, folder: str, *, is_present: bool) -> list[str]:
+    """Write the check itself; what a signer chose is quoted, and a key is written anew."""
+    check = f"{folder} --signature {folder}.sig"
+    if signature.method == Signature.Method.SIGSTORE:
+        who = shlex.quote(signature.identity)
+        return [
+            f"model_signing verify sigstore {check} \\",
+            f'  --identity {who} --identity_provider "$PROVIDER"',
+        ]
+    if signature.method == Signature.Method.CERTIFICATE:
+        return [f"model_signing verify certificate {check} \\", "  --certificate_chain root.pem"]
+    key = plain_pem(signature.public_key)
+    if signature.own and is_present:
+        fetching = ["", "# the key", f"curl -fsS -o signer.pem {address}/api/v1/signing-key"]
+    else:
+        fetching = ["", "# the key", "cat > signer.pem <<'END'", *key.splitlines(), "END"]
+    return [
+        *fetching,
+        f"model_signing verify key {check} \\",
+        "  --public_key signer.pem",
+    ]
 
 
 def _curl(base: str, reference: str, path: str, *, private: bool) -> str:

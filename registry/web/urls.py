@@ -15,6 +15,7 @@ from registry.web.views import (
     security,
     sharing,
     sign_in,
+    signatures,
     versions,
     webhooks,
 )
@@ -95,5 +96,12 @@ urlpatterns = [
     path(f"{_ONE}/versions/new", versions.new_version, name="new-version"),
     path(_VERSION, versions.version_page, name="version"),
     path(f"{_VERSION}/edit", versions.edit, name="edit-version"),
+    path(f"{_VERSION}/signatures", signatures.add, name="signatures"),
+    path(f"{_VERSION}/signatures/<int:signature_id>", signatures.bundle, name="signature"),
+    path(
+        f"{_VERSION}/signatures/<int:signature_id>/delete",
+        signatures.delete,
+        name="delete-signature",
+    ),
     path(f"{_VERSION}/delete", versions.delete, name="delete-version"),
 ]

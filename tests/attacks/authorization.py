@@ -489,6 +489,10 @@ PAGES: Mapping[str, Line] = {
     },
     _PAGE_VERSION: {"get": ("page: see", 200)},
     f"{_PAGE_VERSION}/edit": {"post": ("page: change", 302, {"message": "x"})},
+    f"{_PAGE_VERSION}/signatures": {"post": ("page: write", 422)},
+    f"{_PAGE_VERSION}/signatures/{{signature}}": {"get": ("page: see", 200)},
+    # Who may not write is told so on the page that it leads back to.
+    f"{_PAGE_VERSION}/signatures/{{signature}}/delete": {"post": ("page: change", 302)},
     f"{_PAGE_VERSION}/delete": {"post": ("page: change", 302, {"confirm": "team/thing@2"})},
 }
 

@@ -11,7 +11,17 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import Invalid, RegistryError
-from registry.models import Actor, Artifact, Blob, Evaluation, Job, Screening, Upload, Version
+from registry.models import (
+    Actor,
+    Artifact,
+    Blob,
+    Evaluation,
+    Job,
+    Screening,
+    Signature,
+    Upload,
+    Version,
+)
 from registry.permissions import allowed, require
 from registry.services import catalog
 from registry.services.blobs import inspection_of, sandbox_inspection_of
@@ -22,18 +32,19 @@ from registry.services.versions import (
     describe_version,
     read_card,
 )
+from registry.signing import installation_key
 from registry.web import history
-from registry.web.forms import EditVersionForm, NewVersionForm, show_refusal
+from registry.web.forms import EditVersionForm, NewVersionForm, SignatureForm, show_refusal
 from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
-from registry.web.snippets import snippets
+from registry.web.snippets import snippets, verification
 from registry.web.transfers import REFUSAL
 from registry.web.undo import way_back
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
 
-def _find(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Version:
+def find_version(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Version:
     repository = catalog.find_repository(actor, kind, namespace, name)
     return catalog.find_version(actor, repository, str(number))
 
@@ -43,9 +54,16 @@ def _find(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Ve
 def version_page(
     request: HttpRequest, kind: str, namespace: str, name: str, number: int
 ) -> HttpResponse:
+    return show_version(request, find_version(actor_of(request), kind, namespace, name, number))
+
+
+def show_version(
+    request: HttpRequest, version: Version, *, signature_form: SignatureForm | None = None
+) -> HttpResponse:
+    """Render the page of a version, with a form on it that was refused if there is one."""
     actor = actor_of(request)
-    version = _find(actor, kind, namespace, name, number)
     repository = version.repository
+    kind = repository.kind
     files = list(
         Artifact.objects.filter(revision_id=version.revision_id)
         .select_related("blob")
@@ -72,6 +90,8 @@ def version_page(
         "parents": parents,
         "children": children,
         "card_html": render_markdown(card.body) if card else "",
+        "signers": _signers(actor, version, host),
+        "signature_form": signature_form or SignatureForm(),
         "snippets": snippets(host, repository, version, paths, aliases[0].name if aliases else ""),
         "may_write": allowed(actor, "write", repository),
         "may_maintain": allowed(actor, "maintain", repository),
@@ -81,7 +101,27 @@ def version_page(
             version, may_archive=allowed(actor, "maintain", repository)
         ),
     }
-    return render(request, "version/version.html", context)
+    refused = signature_form is not None and signature_form.errors
+    return render(request, "version/version.html", context, status=422 if refused else 200)
+
+
+def _signers(actor: Actor, version: Version, host: str) -> list[dict[str, Any]]:
+    """List who signed a version, each with the commands that check it from outside."""
+    maintains = allowed(actor, "maintain", version.repository)
+    present = installation_key().fingerprint
+    rows = Signature.objects.filter(version=version).defer("bundle").select_related("created_by")
+    return [
+        {
+            "signature": row,
+            "is_present": row.own and row.fingerprint == present,
+            "check": verification(host, version, row, is_present=row.fingerprint == present),
+            "address": f"{history.address_of(version)}/signatures/{row.pk}",
+            "may_delete": not row.own
+            and allowed(actor, "write", version.repository)
+            and (maintains or row.created_by_id == actor.user_id),
+        }
+        for row in rows.order_by("-own", "-pk")
+    ]
 
 
 def _evaluations(actor: Actor, version: Version) -> list[Evaluation]:
@@ -181,7 +221,7 @@ def _files(request: HttpRequest, arrived: list[tuple[Upload, str]]) -> dict[str,
 @require_POST
 def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int) -> HttpResponse:
     actor = actor_of(request)
-    version = _find(actor, kind, namespace, name, number)
+    version = find_version(actor, kind, namespace, name, number)
     changes = {
         field: request.POST[field]
         for field, shown in EditVersionForm.shown_of(version).items()
@@ -200,7 +240,7 @@ def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int
 @require_POST
 def delete(request: HttpRequest, kind: str, namespace: str, name: str, number: int) -> HttpResponse:
     actor = actor_of(request)
-    version = _find(actor, kind, namespace, name, number)
+    version = find_version(actor, kind, namespace, name, number)
     if request.POST.get("confirm", "") != version.ref:
         messages.error(
             request,
