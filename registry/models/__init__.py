@@ -23,7 +23,7 @@ from registry.models.artifacts import (
     Upload,
     Verdict,
 )
-from registry.models.audit import Event
+from registry.models.audit import AuditAction, Event
 from registry.models.catalog import (
     Alias,
     DownloadCount,
@@ -51,6 +51,7 @@ __all__ = [
     "AliasProposal",
     "Artifact",
     "Attempt",
+    "AuditAction",
     "Blob",
     "Decision",
     "Delivery",

@@ -1,11 +1,100 @@
 """Who did what, when, from where, through which door; append-only."""
 
+from enum import StrEnum
 from typing import Self
 
 from django.db import models
 from django.utils import timezone
 
 from registry.models.access import ROLE_RANK, Actor, Namespace, Role, User
+
+
+class AuditAction(StrEnum):
+    """What the audit log can say that somebody did: a family, a dot, and a verb."""
+
+    ACCESS_REQUEST = "access.request"
+    ACCESS_WITHDRAW = "access.withdraw"
+    ACCESS_APPROVE = "access.approve"
+    ACCESS_DECLINE = "access.decline"
+    ACCESS_IGNORE = "access.ignore"
+    ALIAS_SET = "alias.set"
+    ALIAS_DELETE = "alias.delete"
+    ALIAS_PROTECT = "alias.protect"
+    ALIAS_PROPOSE = "alias.propose"
+    ALIAS_APPROVE = "alias.approve"
+    ALIAS_DECLINE = "alias.decline"
+    ALIAS_WITHDRAW = "alias.withdraw"
+    DATASET_REGISTER = "dataset.register"
+    DATASET_DESCRIBE = "dataset.describe"
+    DATASET_DELETE = "dataset.delete"
+    DATASET_RESTORE = "dataset.restore"
+    DATASET_PURGE = "dataset.purge"
+    DATASET_TRANSFER = "dataset.transfer"
+    FACTOR_ADD = "factor.add"
+    FACTOR_REMOVE = "factor.remove"
+    FACTOR_CODES = "factor.codes"
+    GRANT_SET = "grant.set"
+    GRANT_REMOVE = "grant.remove"
+    IDENTITY_LINK = "identity.link"
+    IDENTITY_UNLINK = "identity.unlink"
+    JOB_SUBMIT = "job.submit"
+    JOB_CANCEL = "job.cancel"
+    JOB_RESUME = "job.resume"
+    JOB_SUCCEED = "job.succeed"
+    JOB_FAIL = "job.fail"
+    MEMBER_SET = "member.set"
+    MEMBER_REMOVE = "member.remove"
+    MODEL_REGISTER = "model.register"
+    MODEL_DESCRIBE = "model.describe"
+    MODEL_DELETE = "model.delete"
+    MODEL_RESTORE = "model.restore"
+    MODEL_PURGE = "model.purge"
+    MODEL_TRANSFER = "model.transfer"
+    NAMESPACE_CREATE = "namespace.create"
+    NAMESPACE_DESCRIBE = "namespace.describe"
+    NAMESPACE_DELETE = "namespace.delete"
+    NAMESPACE_QUOTA = "namespace.quota"
+    PASSKEY_ADD = "passkey.add"
+    PASSKEY_REMOVE = "passkey.remove"
+    PASSWORD_CHANGE = "password.change"
+    SESSION_OPEN = "session.open"
+    SESSION_CLOSE = "session.close"
+    SESSION_REFUSE = "session.refuse"
+    SESSION_REVOKE = "session.revoke"
+    SIGNATURE_ADD = "signature.add"
+    SIGNATURE_DELETE = "signature.delete"
+    TAG_SET = "tag.set"
+    TAG_DELETE = "tag.delete"
+    TOKEN_CREATE = "token.create"
+    TOKEN_REVOKE = "token.revoke"
+    UPLOAD_COMPLETE = "upload.complete"
+    UPLOAD_CANCEL = "upload.cancel"
+    UPLOAD_EXPIRE = "upload.expire"
+    UPLOAD_REFUSE = "upload.refuse"
+    USER_CREATE = "user.create"
+    USER_SIGN_UP = "user.sign_up"
+    USER_ACTIVATE = "user.activate"
+    USER_DEACTIVATE = "user.deactivate"
+    USER_ADMINISTRATOR = "user.administrator"
+    USER_PASSWORD = "user.password"
+    USER_FACTORS = "user.factors"
+    VERSION_CREATE = "version.create"
+    VERSION_DESCRIBE = "version.describe"
+    VERSION_DELETE = "version.delete"
+    VERSION_RESTORE = "version.restore"
+    VERSION_PURGE = "version.purge"
+    VERSION_EVALUATE = "version.evaluate"
+    VERSION_SCREEN = "version.screen"
+    WEBHOOK_CREATE = "webhook.create"
+    WEBHOOK_CHANGE = "webhook.change"
+    WEBHOOK_SECRET = "webhook.secret"
+    WEBHOOK_DELETE = "webhook.delete"
+    WEBHOOK_STOP = "webhook.stop"
+
+    @classmethod
+    def of_kind(cls, kind: str, verb: str) -> "AuditAction":
+        """Give the action on a model or a dataset."""
+        return cls(f"{kind}.{verb}")
 
 
 class EventQuerySet(models.QuerySet["Event"]):

@@ -7,20 +7,21 @@ from django.db import transaction
 from django.utils import timezone
 
 from registry import queue
-from registry.models import Delivery, Event, Job, Repository, Webhook
+from registry.models import AuditAction, Delivery, Event, Job, Repository, Webhook
 
 # Action of the audit log -> what subscribers call it.
-_OF_ACTION: Mapping[str, str] = {
-    "version.create": "version.created",
-    "version.describe": "version.changed",
-    "version.delete": "version.deleted",
-    "version.restore": "version.created",
-    "alias.set": "alias.moved",
-    "alias.delete": "alias.deleted",
-    "proposal.open": "approval.requested",
-    "proposal.approve": "approval.decided",
-    "proposal.decline": "approval.decided",
-    "proposal.withdraw": "approval.decided",
+OF_ACTION: Mapping[AuditAction, str] = {
+    AuditAction.VERSION_CREATE: "version.created",
+    AuditAction.VERSION_DESCRIBE: "version.changed",
+    AuditAction.VERSION_SCREEN: "version.changed",
+    AuditAction.VERSION_DELETE: "version.deleted",
+    AuditAction.VERSION_RESTORE: "version.created",
+    AuditAction.ALIAS_SET: "alias.moved",
+    AuditAction.ALIAS_DELETE: "alias.deleted",
+    AuditAction.ALIAS_PROPOSE: "approval.requested",
+    AuditAction.ALIAS_APPROVE: "approval.decided",
+    AuditAction.ALIAS_DECLINE: "approval.decided",
+    AuditAction.ALIAS_WITHDRAW: "approval.decided",
 }
 PING = "ping"
 JOB_FINISHED = "job.finished"
@@ -38,7 +39,7 @@ EVENTS = (
 
 def announce_event(event: Event, repository: Repository | None) -> None:
     """Write deliveries for a line of the audit log, where it is one that people subscribe to."""
-    name = _OF_ACTION.get(event.action)
+    name = OF_ACTION.get(AuditAction(event.action))
     if name is None or repository is None:
         return
     listening = Webhook.objects.hearing(name, repository.namespace_id, repository.pk)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from registry.models import Actor, Event, Namespace, Repository
+from registry.models import Actor, AuditAction, Event, Namespace, Repository
 from registry.services.announcements import announce_event
 
 
 def record_event(
     actor: Actor,
-    action: str,
+    action: AuditAction,
     *,
     namespace: Namespace | None = None,
     repository: Repository | None = None,

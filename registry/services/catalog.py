@@ -12,6 +12,7 @@ from registry.errors import AlreadyExists, Conflict, Denied, NotFound, Precondit
 from registry.models import (
     Actor,
     Alias,
+    AuditAction,
     Kind,
     Namespace,
     Redirect,
@@ -181,7 +182,12 @@ def register_repository(  # noqa: PLR0913 - a registration is this wide
             )
             Redirect.objects.filter(kind=kind, namespace=space, name__iexact=plain).delete()
             refresh_search(repository)
-            record_event(actor, f"{kind}.register", repository=repository, visibility=visibility)
+            record_event(
+                actor,
+                AuditAction.of_kind(kind, "register"),
+                repository=repository,
+                visibility=visibility,
+            )
     except IntegrityError as error:
         if "repository_name_unique" not in str(error):
             raise
@@ -260,7 +266,11 @@ def describe_repository(
             )
         refresh_search(row)
         record_event(
-            actor, f"{row.kind}.describe", repository=row, fields=sorted(changes), name=row.name
+            actor,
+            AuditAction.of_kind(row.kind, "describe"),
+            repository=row,
+            fields=sorted(changes),
+            name=row.name,
         )
     return row
 
@@ -352,7 +362,7 @@ def delete_repository(
         row.deleted_at = timezone.now()
         row.save(update_fields=["deleted_at"])
         free_room(row.namespace, Version.objects.live().filter(repository=row))
-        record_event(actor, f"{row.kind}.delete", repository=repository)
+        record_event(actor, AuditAction.of_kind(row.kind, "delete"), repository=repository)
 
 
 def require_unheld(versions: VersionQuerySet) -> None:
@@ -419,7 +429,7 @@ def set_tag(
             key=checked_key,
             defaults={"value": checked_value},
         )
-        _after_tag(actor, repository, version, "tag.set", checked_key)
+        _after_tag(actor, repository, version, AuditAction.TAG_SET, checked_key)
     return tag
 
 
@@ -445,11 +455,11 @@ def delete_tag(
                 owner=version or repository,
                 key=key,
             )
-        _after_tag(actor, repository, version, "tag.delete", key)
+        _after_tag(actor, repository, version, AuditAction.TAG_DELETE, key)
 
 
 def _after_tag(
-    actor: Actor, repository: Repository, version: Version | None, action: str, key: str
+    actor: Actor, repository: Repository, version: Version | None, action: AuditAction, key: str
 ) -> None:
     if version is None:
         refresh_search(repository)
@@ -578,7 +588,7 @@ def move_alias(
     _after_alias(repository, {version.pk, current.version_id if current else version.pk})
     record_event(
         actor,
-        "alias.set",
+        AuditAction.ALIAS_SET,
         repository=repository,
         target=f"{repository.full_name}@{name}",
         version=version.number,
@@ -617,7 +627,7 @@ def drop_alias(actor: Actor, repository: Repository, alias: Alias, **facts: Any)
     _after_alias(repository, {alias.version_id})
     record_event(
         actor,
-        "alias.delete",
+        AuditAction.ALIAS_DELETE,
         repository=repository,
         target=f"{repository.full_name}@{alias.name}",
         version=alias.version.number,

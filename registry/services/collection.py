@@ -22,6 +22,7 @@ from registry.models import (
     Actor,
     Alias,
     Artifact,
+    AuditAction,
     Blob,
     Evaluation,
     LineageEdge,
@@ -113,7 +114,7 @@ def _purge_repository(repository: Repository, before: datetime) -> bool:
     row.delete()
     record_event(
         COLLECTOR,
-        f"{repository.kind}.purge",
+        AuditAction.of_kind(repository.kind, "purge"),
         namespace=repository.namespace,
         target=repository.full_name,
     )
@@ -132,7 +133,9 @@ def _purge_version(version: Version, before: datetime) -> bool:
         Ref.objects.filter(revision=revision).update(revision=_living_revision(revision))
         Artifact.objects.filter(revision=revision).delete()
         Revision.objects.filter(pk=revision.pk).update(message="")
-    record_event(COLLECTOR, "version.purge", repository=version.repository, target=version.ref)
+    record_event(
+        COLLECTOR, AuditAction.VERSION_PURGE, repository=version.repository, target=version.ref
+    )
     return True
 
 

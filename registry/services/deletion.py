@@ -9,7 +9,7 @@ from django.db.models import Q, Sum
 from django.utils import timezone
 
 from registry.errors import Conflict, FieldError, NotFound
-from registry.models import Actor, Kind, Namespace, Redirect, Repository, Version
+from registry.models import Actor, AuditAction, Kind, Namespace, Redirect, Repository, Version
 from registry.pages import check_limit, decode_cursor, decode_moment, encode_cursor
 from registry.permissions import require, require_scope
 from registry.services.audit import record_event
@@ -159,7 +159,10 @@ def restore_repository(
             refresh_search(row)
             take_room(row.namespace, Version.objects.live().filter(repository=row))
             record_event(
-                actor, f"{row.kind}.restore", repository=row, name_before=repository.full_name
+                actor,
+                AuditAction.of_kind(row.kind, "restore"),
+                repository=row,
+                name_before=repository.full_name,
             )
     except IntegrityError as error:
         raise Conflict(
@@ -219,5 +222,5 @@ def restore_version(*, actor: Actor, version: Version) -> Version:
         row.save(update_fields=["deleted_at", "updated_at"])
         find_latest(repository)
         take_room(repository.namespace, Version.objects.filter(pk=row.pk))
-        record_event(actor, "version.restore", repository=repository, target=row.ref)
+        record_event(actor, AuditAction.VERSION_RESTORE, repository=repository, target=row.ref)
     return row

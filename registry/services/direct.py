@@ -18,10 +18,16 @@ from registry import queue
 from registry.authenticate import Visit, actor_for_user
 from registry.errors import Conflict, Invalid, NotFound, RegistryError, pack
 from registry.formats import inspect
-from registry.models import Actor, DirectUpload, Upload
+from registry.models import Actor, AuditAction, DirectUpload, Upload
 from registry.permissions import require_scope
 from registry.services.texts import invalid_field
-from registry.services.uploads import add_upload, complete_upload, no_upload, upload_key
+from registry.services.uploads import (
+    add_upload,
+    complete_upload,
+    no_upload,
+    record_loss,
+    upload_key,
+)
 from registry.storage import Incoming, default_storage
 
 SIGNED_SECONDS = 15 * 60
@@ -263,7 +269,10 @@ def _check(direct: DirectUpload) -> None:
     incoming.discard(name, direct.parts_id)
 
 
+@transaction.atomic
 def _refuse(direct: DirectUpload, error: RegistryError) -> None:
     direct.error_code = error.reason
     direct.error_said = pack(error)
     direct.save(update_fields=["error_code", "error_said"])
+    actor = actor_for_user(direct.upload.user, Visit(door="worker", request_id=str(direct.pk)))
+    record_loss(actor, AuditAction.UPLOAD_REFUSE, direct.upload, code=error.reason)

@@ -32,6 +32,7 @@ from registry.errors import (
 from registry.models import (
     Actor,
     Attempt,
+    AuditAction,
     Job,
     JobEvent,
     JobState,
@@ -140,7 +141,11 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
         )
         job.inputs.set(inputs.values())
         record_event(
-            actor, "job.submit", namespace=namespace, target=str(job.pk), recipe=job.recipe
+            actor,
+            AuditAction.JOB_SUBMIT,
+            namespace=namespace,
+            target=str(job.pk),
+            recipe=job.recipe,
         )
         _tell_state(job)
         _warn_of_deprecated(job, inputs.values())
@@ -264,7 +269,7 @@ def cancel_job(*, actor: Actor, job: Job) -> Job:
             row.cancel_requested_at = timezone.now()
             row.save(update_fields=["cancel_requested_at"])
             _tell(row, "log", {"message": f"{actor.username} asked to cancel.", "level": "info"})
-        record_event(actor, "job.cancel", namespace=row.namespace, target=str(row.pk))
+        record_event(actor, AuditAction.JOB_CANCEL, namespace=row.namespace, target=str(row.pk))
     return row
 
 
@@ -296,7 +301,7 @@ def resume_job(*, actor: Actor, job: Job) -> Job:
         row.error_code = row.error_detail = ""
         row.error_said = None
         row.save()
-        record_event(actor, "job.resume", namespace=row.namespace, target=str(row.pk))
+        record_event(actor, AuditAction.JOB_RESUME, namespace=row.namespace, target=str(row.pk))
         _tell_state(row)
         _wake_later(row)
     return row
@@ -471,7 +476,7 @@ def finish_job(claim: Claim, outcome: Outcome) -> Version:
         _end(job, JobState.SUCCEEDED)
         record_event(
             creator,
-            "job.succeed",
+            AuditAction.JOB_SUCCEED,
             namespace=job.namespace,
             target=str(job.pk),
             result=version.ref,
@@ -620,6 +625,14 @@ def _fail(job: Job, code: str, detail: str, said: Mapping[str, Any] | None) -> N
     job.error_detail = detail[:4000]
     job.error_said = said
     _end(job, JobState.FAILED)
+    # Its detail may name inputs that not everybody sees who reads the log.
+    record_event(
+        Actor(username=job.worker, door="worker"),
+        AuditAction.JOB_FAIL,
+        namespace=job.namespace,
+        target=str(job.pk),
+        code=job.error_code,
+    )
 
 
 def _end(job: Job, state: JobState) -> None:

@@ -6,7 +6,17 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from registry.errors import AlreadyExists, Conflict, Denied, Invalid, NotFound, Text
-from registry.models import ROLE_RANK, Actor, JobState, Membership, Namespace, Role, Token, User
+from registry.models import (
+    ROLE_RANK,
+    Actor,
+    AuditAction,
+    JobState,
+    Membership,
+    Namespace,
+    Role,
+    Token,
+    User,
+)
 from registry.models.access import SLUG_PATTERN
 from registry.permissions import require, require_scope
 from registry.services.audit import record_event
@@ -81,7 +91,7 @@ def create_namespace(*, actor: Actor, slug: object, display_name: object = "") -
             "The namespace {name!r} already exists; choose another.", name=name
         ) from error
     Membership.objects.create(namespace=namespace, user_id=actor.person_id, role=Role.OWNER)
-    record_event(actor, "namespace.create", namespace=namespace, target=namespace.slug)
+    record_event(actor, AuditAction.NAMESPACE_CREATE, namespace=namespace, target=namespace.slug)
     return namespace
 
 
@@ -101,7 +111,11 @@ def set_member(*, actor: Actor, namespace: Namespace, username: str, role: str) 
         namespace=namespace, user=user, defaults={"role": role}
     )
     record_event(
-        actor, "member.set", namespace=namespace, target=f"{namespace}/{user.username}", role=role
+        actor,
+        AuditAction.MEMBER_SET,
+        namespace=namespace,
+        target=f"{namespace}/{user.username}",
+        role=role,
     )
     return membership
 
@@ -127,7 +141,9 @@ def remove_member(*, actor: Actor, namespace: Namespace, username: str) -> None:
         )
     _keep_an_owner(namespace, membership.user, role=None)
     membership.delete()
-    record_event(actor, "member.remove", namespace=namespace, target=f"{namespace}/{username}")
+    record_event(
+        actor, AuditAction.MEMBER_REMOVE, namespace=namespace, target=f"{namespace}/{username}"
+    )
 
 
 def _keep_an_owner(namespace: Namespace, user: User, role: str | None) -> None:
@@ -160,7 +176,7 @@ def describe_namespace(*, actor: Actor, namespace: Namespace, display_name: obje
     row.save(update_fields=["display_name"])
     record_event(
         actor,
-        "namespace.describe",
+        AuditAction.NAMESPACE_DESCRIBE,
         namespace=row,
         target=row.slug,
         display_name=row.display_name,
@@ -197,7 +213,7 @@ def delete_namespace(*, actor: Actor, namespace: Namespace) -> None:
     row.save(update_fields=["deleted_at"])
     row.memberships.all().delete()
     Token.objects.filter(namespace=row, revoked_at=None).update(revoked_at=row.deleted_at)
-    record_event(actor, "namespace.delete", namespace=row, target=row.slug)
+    record_event(actor, AuditAction.NAMESPACE_DELETE, namespace=row, target=row.slug)
 
 
 @transaction.atomic

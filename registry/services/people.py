@@ -15,7 +15,7 @@ from django.core.validators import validate_email
 from django.db import transaction
 
 from registry.errors import Conflict, Denied, FieldError, Invalid, NotFound
-from registry.models import Actor, Namespace, User
+from registry.models import Actor, AuditAction, Namespace, User
 from registry.permissions import require_scope
 from registry.services.audit import record_event
 from registry.services.namespaces import RESERVED, create_user
@@ -66,7 +66,7 @@ def add_person(
     if password is not None:
         user.set_password(_check_password(password, user))
         user.save(update_fields=["password"])
-    record_event(actor, "user.create", target=user.username, is_admin=is_admin)
+    record_event(actor, AuditAction.USER_CREATE, target=user.username, is_admin=is_admin)
     return user
 
 
@@ -77,7 +77,7 @@ def sign_up(*, actor: Actor, username: object, password: object) -> User:
     user = create_user(username=name, password=None)
     user.set_password(_check_password(password, user))
     user.save(update_fields=["password"])
-    record_event(actor, "user.sign_up", target=user.username)
+    record_event(actor, AuditAction.USER_SIGN_UP, target=user.username)
     return user
 
 
@@ -85,7 +85,7 @@ def sign_up(*, actor: Actor, username: object, password: object) -> User:
 def add_person_of_provider(*, actor: Actor, wanted: Iterable[str], email: str) -> User:
     """Make the account of somebody whom an identity provider vouches for, under a free name."""
     user = create_user(username=free_slug(wanted), password=None, email=email)
-    record_event(actor, "user.sign_up", target=user.username)
+    record_event(actor, AuditAction.USER_SIGN_UP, target=user.username)
     return user
 
 
@@ -135,11 +135,11 @@ def change_person(
         user.is_active = is_active
         if not is_active:
             end_all_sessions(user)
-        action = "user.activate" if is_active else "user.deactivate"
+        action = AuditAction.USER_ACTIVATE if is_active else AuditAction.USER_DEACTIVATE
         record_event(actor, action, target=user.username)
     if is_admin is not None and user.is_superuser != is_admin:
         user.is_superuser = user.is_staff = is_admin
-        record_event(actor, "user.administrator", target=user.username, is_admin=is_admin)
+        record_event(actor, AuditAction.USER_ADMINISTRATOR, target=user.username, is_admin=is_admin)
     user.save(update_fields=["is_active", "is_superuser", "is_staff"])
     return user
 
@@ -151,7 +151,7 @@ def set_password(*, actor: Actor, username: str, password: object) -> User:
     user.set_password(_check_password(password, user))
     user.save(update_fields=["password"])
     end_all_sessions(user)
-    record_event(actor, "user.password", target=user.username)
+    record_event(actor, AuditAction.USER_PASSWORD, target=user.username)
     return user
 
 
@@ -169,7 +169,7 @@ def change_password(
     user.set_password(_check_password(password, user))
     user.save(update_fields=["password"])
     end_other_sessions(actor=actor, session_key=session_key)
-    record_event(actor, "password.change", target=user.username)
+    record_event(actor, AuditAction.PASSWORD_CHANGE, target=user.username)
     return user
 
 
@@ -179,7 +179,7 @@ def reset_factors(*, actor: Actor, username: str) -> User:
     user = _lock(actor, username)
     Authenticator.objects.filter(user=user).delete()
     end_all_sessions(user)
-    record_event(actor, "user.factors", target=user.username)
+    record_event(actor, AuditAction.USER_FACTORS, target=user.username)
     return user
 
 

@@ -7,7 +7,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from registry.errors import AlreadyExists, Conflict, Denied, NotFound
-from registry.models import Actor, Alias, AliasProposal, Decision, Repository, Version
+from registry.models import Actor, Alias, AliasProposal, AuditAction, Decision, Repository, Version
 from registry.permissions import require
 from registry.services.audit import record_event
 from registry.services.catalog import (
@@ -41,7 +41,7 @@ def protect_aliases(
         row.save(update_fields=["protected_aliases", "second_approver"])
         record_event(
             actor,
-            "alias.protect",
+            AuditAction.ALIAS_PROTECT,
             repository=row,
             aliases=patterns,
             second_approver=second_approver,
@@ -131,7 +131,7 @@ def propose_alias(
                 code="proposal_already_open",
                 alias=name,
             ) from error
-        _record(actor, proposal, "propose")
+        _record(actor, proposal, AuditAction.ALIAS_PROPOSE)
     return proposal
 
 
@@ -221,20 +221,27 @@ def _open(proposal: AliasProposal, repository: Repository) -> AliasProposal:
     return row
 
 
+_DECIDED = {
+    Decision.APPROVED: AuditAction.ALIAS_APPROVE,
+    Decision.DECLINED: AuditAction.ALIAS_DECLINE,
+    Decision.WITHDRAWN: AuditAction.ALIAS_WITHDRAW,
+}
+
+
 def _decide(actor: Actor, row: AliasProposal, state: Decision, note: object) -> AliasProposal:
     row.state = state
     row.note = check_text("note", note, max_length=_MAX_WORDS)
     row.decided_by_id = actor.user_id
     row.decided_at = timezone.now()
     row.save()
-    _record(actor, row, {"approved": "approve", "declined": "decline"}.get(state, "withdraw"))
+    _record(actor, row, _DECIDED[state])
     return row
 
 
-def _record(actor: Actor, proposal: AliasProposal, verb: str) -> None:
+def _record(actor: Actor, proposal: AliasProposal, action: AuditAction) -> None:
     record_event(
         actor,
-        f"alias.{verb}",
+        action,
         repository=proposal.repository,
         target=f"{proposal.repository.full_name}@{proposal.alias}",
         proposal=proposal.number,

@@ -30,7 +30,7 @@ from django.db.models import (
 from django.db.models.functions import Coalesce
 
 from registry.errors import Denied, NamespaceFull, Text
-from registry.models import Actor, Artifact, Blob, Job, JobState, Namespace, Version
+from registry.models import Actor, Artifact, AuditAction, Blob, Job, JobState, Namespace, Version
 from registry.models.artifacts import BlobQuerySet
 from registry.models.catalog import VersionQuerySet
 from registry.permissions import require, require_scope
@@ -162,7 +162,7 @@ def set_quotas(
     row.save(update_fields=[f"quota_{what}" for what in changes])
     record_event(
         actor,
-        "namespace.quota",
+        AuditAction.NAMESPACE_QUOTA,
         namespace=row,
         target=row.slug,
         before=before,

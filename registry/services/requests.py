@@ -11,6 +11,7 @@ from registry.models import (
     ROLE_RANK,
     AccessRequest,
     Actor,
+    AuditAction,
     Decision,
     Grant,
     Kind,
@@ -82,7 +83,7 @@ def request_access(
         row.save()
         record_event(
             actor,
-            "access.request",
+            AuditAction.ACCESS_REQUEST,
             namespace=row.namespace,
             repository=row.repository,
             target=row.asked_for,
@@ -189,7 +190,7 @@ def withdraw_request(*, actor: Actor, request: AccessRequest) -> AccessRequest:
             raise _decided(row)
         row.state, row.decided_at = Decision.WITHDRAWN, timezone.now()
         row.save(update_fields=["state", "decided_at"])
-        record_event(actor, "access.withdraw", target=row.asked_for)
+        record_event(actor, AuditAction.ACCESS_WITHDRAW, target=row.asked_for)
     return row
 
 
@@ -222,6 +223,13 @@ def _decided(row: AccessRequest) -> Conflict:
     )
 
 
+_DECIDED = {
+    Decision.APPROVED: AuditAction.ACCESS_APPROVE,
+    Decision.DECLINED: AuditAction.ACCESS_DECLINE,
+    Decision.IGNORED: AuditAction.ACCESS_IGNORE,
+}
+
+
 def _decide(actor: Actor, row: AccessRequest, state: Decision, note: object) -> AccessRequest:
     row.state = state
     row.note = check_text("note", note, max_length=_MAX_WORDS)
@@ -229,7 +237,7 @@ def _decide(actor: Actor, row: AccessRequest, state: Decision, note: object) -> 
     row.save()
     record_event(
         actor,
-        {"approved": "access.approve", "declined": "access.decline"}.get(state, "access.ignore"),
+        _DECIDED[state],
         namespace=row.namespace,
         repository=row.repository,
         username=row.user.username,

@@ -13,6 +13,7 @@ from registry.errors import SILENCE, Saying, Text
 from registry.models import (
     Actor,
     Artifact,
+    AuditAction,
     Blob,
     Derivative,
     Inspection,
@@ -191,7 +192,7 @@ def finish_screening(
         sign_version(version)
         record_event(
             _WORKER,
-            "version.screen",
+            AuditAction.VERSION_SCREEN,
             repository=repository,
             target=version.ref,
             state=version.state,

@@ -9,6 +9,7 @@ from registry.errors import AlreadyExists, Denied, Invalid, NotFound
 from registry.models import (
     ROLE_RANK,
     Actor,
+    AuditAction,
     Grant,
     Membership,
     Namespace,
@@ -69,7 +70,9 @@ def set_grant(*, actor: Actor, repository: Repository, username: str, role: str)
         grant, _ = Grant.objects.update_or_create(
             repository=row, user=user, defaults={"role": role}
         )
-        record_event(actor, "grant.set", repository=row, username=user.username, role=role)
+        record_event(
+            actor, AuditAction.GRANT_SET, repository=row, username=user.username, role=role
+        )
     return grant
 
 
@@ -101,7 +104,7 @@ def remove_grant(*, actor: Actor, repository: Repository, username: str) -> None
         if grant.user_id != actor.user_id:
             _require_rank(actor, row, grant.role, grant)
         grant.delete()
-        record_event(actor, "grant.remove", repository=row, username=grant.user.username)
+        record_event(actor, AuditAction.GRANT_REMOVE, repository=row, username=grant.user.username)
 
 
 def _find_user(username: str) -> User:
@@ -174,7 +177,7 @@ def transfer_repository(
         for side in (source, namespace):
             record_event(
                 actor,
-                f"{row.kind}.transfer",
+                AuditAction.of_kind(row.kind, "transfer"),
                 namespace=side,
                 repository=row,
                 before=before,

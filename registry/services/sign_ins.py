@@ -7,17 +7,17 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from registry.errors import NotFound
-from registry.models import Actor, User
+from registry.models import Actor, AuditAction, User
 from registry.services.audit import record_event
 
 
 def note_sign_in(*, actor: Actor, methods: list[str]) -> None:
     """Record that `actor` signed in, and by what: password, mfa, socialaccount."""
-    record_event(actor, "session.open", target=actor.username, methods=methods)
+    record_event(actor, AuditAction.SESSION_OPEN, target=actor.username, methods=methods)
 
 
 def note_sign_out(*, actor: Actor) -> None:
-    record_event(actor, "session.close", target=actor.username)
+    record_event(actor, AuditAction.SESSION_CLOSE, target=actor.username)
 
 
 def note_refusal(*, actor: Actor, username: str = "", reason: str) -> None:
@@ -27,10 +27,10 @@ def note_refusal(*, actor: Actor, username: str = "", reason: str) -> None:
     """
     known = User.objects.filter(username__iexact=username).first() if username else None
     target = known.username if known else ""
-    record_event(actor, "session.refuse", target=target, reason=reason)
+    record_event(actor, AuditAction.SESSION_REFUSE, target=target, reason=reason)
 
 
-def note_change(*, actor: Actor, action: str) -> None:
+def note_change(*, actor: Actor, action: AuditAction) -> None:
     """Record that somebody changed how they sign in; `action` says what."""
     record_event(actor, action, target=actor.username)
 
@@ -56,7 +56,9 @@ def end_session(*, actor: Actor, session_id: int) -> UserSession:
     if session is None:
         raise NotFound("You have no such open session.", code="session_not_found")
     session.end()
-    record_event(actor, "session.revoke", target=actor.username, device=session.user_agent)
+    record_event(
+        actor, AuditAction.SESSION_REVOKE, target=actor.username, device=session.user_agent
+    )
     return session
 
 
@@ -68,7 +70,7 @@ def end_other_sessions(*, actor: Actor, session_key: str | None) -> int:
     for session in ended:
         session.end()
     if ended:
-        record_event(actor, "session.revoke", target=actor.username, count=len(ended))
+        record_event(actor, AuditAction.SESSION_REVOKE, target=actor.username, count=len(ended))
     return len(ended)
 
 

@@ -7,7 +7,7 @@ from django.db.models import Exists, OuterRef
 
 from registry import signing
 from registry.errors import AlreadyExists, Conflict, Denied, NotFound
-from registry.models import Actor, Artifact, Signature, Version
+from registry.models import Actor, Artifact, AuditAction, Signature, Version
 from registry.permissions import allowed, require
 from registry.services.audit import record_event
 from registry.services.texts import check_text
@@ -110,7 +110,7 @@ def add_signature(
         )
         record_event(
             actor,
-            "signature.add",
+            AuditAction.SIGNATURE_ADD,
             repository=version.repository,
             target=version.ref,
             fingerprint=signer.fingerprint,
@@ -154,7 +154,7 @@ def delete_signature(*, actor: Actor, version: Version, signature: Signature) ->
         signature.delete()
         record_event(
             actor,
-            "signature.delete",
+            AuditAction.SIGNATURE_DELETE,
             repository=version.repository,
             target=version.ref,
             fingerprint=signature.fingerprint,

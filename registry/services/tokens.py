@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from registry.authenticate import TOKEN_PREFIX, digest_of, is_token_shaped, make_token
 from registry.errors import Invalid, NotFound
-from registry.models import Actor, Namespace, Repository, Token, User
+from registry.models import Actor, AuditAction, Namespace, Repository, Token, User
 from registry.permissions import require_scope
 from registry.services.audit import record_event
 from registry.services.texts import check_text, invalid_field
@@ -54,7 +54,7 @@ def create_token(
         namespace=namespace,
         repository=repository,
     )
-    record_event(actor, "token.create", target=token.name, token=token.pk, scopes=wanted)
+    record_event(actor, AuditAction.TOKEN_CREATE, target=token.name, token=token.pk, scopes=wanted)
     return token, secret
 
 
@@ -96,7 +96,7 @@ def revoke_token(*, actor: Actor, token_id: int) -> Token:
         )
     token.revoked_at = timezone.now()
     token.save(update_fields=["revoked_at"])
-    record_event(actor, "token.revoke", target=token.name, token=token.pk)
+    record_event(actor, AuditAction.TOKEN_REVOKE, target=token.name, token=token.pk)
     return token
 
 

@@ -4,13 +4,14 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
 from registry.errors import Conflict, NotFound, TooLarge
-from registry.models import Actor, DirectUpload, Upload
+from registry.models import Actor, AuditAction, DirectUpload, Upload
 from registry.permissions import require_scope
 from registry.services.audit import record_event
 from registry.services.blobs import record_blob
@@ -18,6 +19,7 @@ from registry.services.texts import check_text, invalid_field
 from registry.storage import Stored, default_storage
 
 _MAX_OPEN_UPLOADS = 1000
+_CLOCK = Actor(username="clock", door="beat")
 
 
 def begin_upload(
@@ -236,10 +238,22 @@ def _record_completion(actor: Actor, upload: Upload) -> None:
     assert upload.blob is not None
     record_event(
         actor,
-        "upload.complete",
+        AuditAction.UPLOAD_COMPLETE,
         target=upload.filename or str(upload.pk),
         sha256=upload.blob.sha256,
         size_bytes=upload.blob.size_bytes,
+    )
+
+
+def record_loss(actor: Actor, action: AuditAction, upload: Upload, **facts: Any) -> None:
+    """Record that what arrived of an upload goes without having become a file."""
+    record_event(
+        actor,
+        action,
+        target=upload.filename or str(upload.pk),
+        username=upload.user.username,
+        length_bytes=upload.length_bytes,
+        **facts,
     )
 
 
@@ -265,6 +279,7 @@ def cancel_upload(*, actor: Actor, upload: Upload) -> None:
             )
         if row.completed_at is None:
             row.parts.update(final=None, position=None)
+            record_loss(actor, AuditAction.UPLOAD_CANCEL, row)
         direct = DirectUpload.objects.filter(pk=upload.pk).first()
         row.delete()
     _discard(upload, direct)
@@ -272,12 +287,15 @@ def cancel_upload(*, actor: Actor, upload: Upload) -> None:
 
 def expire_uploads() -> int:
     """Delete uploads whose time is over, with their bytes; returns how many."""
-    expired = Upload.objects.filter(expires_at__lte=timezone.now()).select_related("direct")
+    expired = Upload.objects.filter(expires_at__lte=timezone.now()).select_related("direct", "user")
     storage, count = default_storage(), 0
     for upload in expired.iterator():
         if upload.blob_id is None:
             _discard(upload, getattr(upload, "direct", None))
-        upload.delete()
+        with transaction.atomic():
+            if upload.blob_id is None:
+                record_loss(_CLOCK, AuditAction.UPLOAD_EXPIRE, upload)
+            upload.delete()
         count += 1
     # What a process that died left behind has no row, or none any more.
     storage.sweep_spool(older_than_seconds=settings.UPLOAD_EXPIRES_SECONDS)

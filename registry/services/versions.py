@@ -15,6 +15,7 @@ from registry.formats.paths import check_paths
 from registry.models import (
     Actor,
     Artifact,
+    AuditAction,
     Blob,
     Evaluation,
     Inspection,
@@ -195,7 +196,9 @@ def create_version(  # noqa: PLR0913 - a version is this wide
         sign_version(version, {path: blob.sha256 for path, blob in files.items()})
         _plan_screening(version, facts.inspections)
         take_room(row.namespace, Version.objects.filter(pk=version.pk))
-        record_event(actor, "version.create", repository=row, target=version.ref, files=len(files))
+        record_event(
+            actor, AuditAction.VERSION_CREATE, repository=row, target=version.ref, files=len(files)
+        )
     return version
 
 
@@ -473,7 +476,7 @@ def add_evaluations(
         )
         record_event(
             actor,
-            "version.evaluate",
+            AuditAction.VERSION_EVALUATE,
             repository=version.repository,
             target=version.ref,
             metrics=[row.metric for row in rows],
@@ -526,7 +529,7 @@ def describe_version(
         find_latest(repository)
         record_event(
             actor,
-            "version.describe",
+            AuditAction.VERSION_DESCRIBE,
             repository=repository,
             target=row.ref,
             fields=sorted(changes),
@@ -576,7 +579,7 @@ def delete_version(*, actor: Actor, version: Version, expected_etag: str | None 
         Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
         find_latest(repository)
         free_room(repository.namespace, Version.objects.filter(pk=version.pk))
-        record_event(actor, "version.delete", repository=repository, target=version.ref)
+        record_event(actor, AuditAction.VERSION_DELETE, repository=repository, target=version.ref)
 
 
 def require_runnable(version: Version) -> None:

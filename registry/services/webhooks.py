@@ -23,6 +23,7 @@ from registry.fetch import check_url
 from registry.models import (
     ROLE_RANK,
     Actor,
+    AuditAction,
     Delivery,
     DeliveryState,
     Namespace,
@@ -45,6 +46,7 @@ _KEPT_DAYS = 30
 # Longer than any call takes: a courier that died lets go after so long.
 _HOLD_SECONDS = 60
 _GONE = 410
+_COURIER = Actor(username="courier", door="worker")
 
 
 # --- What people do ------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def create_webhook(
             events=wanted,
             created_by_id=actor.person_id,
         )
-        _record(actor, "webhook.create", webhook, events=wanted)
+        _record(actor, AuditAction.WEBHOOK_CREATE, webhook, events=wanted)
     return webhook
 
 
@@ -150,7 +152,7 @@ def change_webhook(*, actor: Actor, webhook: Webhook, changes: Mapping[str, obje
             row.inactive_reason, row.failures_count, row.busy_until = "", 0, None
         row.updated_at = timezone.now()
         row.save()
-        _record(actor, "webhook.change", row, fields=sorted(changes))
+        _record(actor, AuditAction.WEBHOOK_CHANGE, row, fields=sorted(changes))
     return row
 
 
@@ -163,7 +165,7 @@ def replace_secret(*, actor: Actor, webhook: Webhook) -> Webhook:
         row.generation += 1
         row.updated_at = timezone.now()
         row.save(update_fields=["generation", "updated_at"])
-        _record(actor, "webhook.secret", row)
+        _record(actor, AuditAction.WEBHOOK_SECRET, row)
     return row
 
 
@@ -171,7 +173,7 @@ def replace_secret(*, actor: Actor, webhook: Webhook) -> Webhook:
 def delete_webhook(*, actor: Actor, webhook: Webhook) -> None:
     """Delete a webhook with its log; what waits is not sent."""
     _require_management(actor, webhook.namespace, webhook.repository)
-    _record(actor, "webhook.delete", webhook)
+    _record(actor, AuditAction.WEBHOOK_DELETE, webhook)
     webhook.delete()
 
 
@@ -240,7 +242,7 @@ def _check_events(events: Sequence[str]) -> list[str]:
     return sorted(set(events))
 
 
-def _record(actor: Actor, action: str, webhook: Webhook, **data: object) -> None:
+def _record(actor: Actor, action: AuditAction, webhook: Webhook, **data: object) -> None:
     record_event(
         actor,
         action,
@@ -352,6 +354,7 @@ def _count_failure(webhook: Webhook, *, gone: bool) -> None:
     Delivery.objects.filter(webhook=webhook, state=DeliveryState.WAITING).update(
         state=DeliveryState.FAILED, ended_at=timezone.now(), problem=webhook.inactive_reason
     )
+    _record(_COURIER, AuditAction.WEBHOOK_STOP, webhook, reason=webhook.inactive_reason)
 
 
 def forget_deliveries() -> int:

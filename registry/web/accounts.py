@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy as _
 
 from registry.authenticate import actor_for_user
 from registry.errors import Conflict, RateLimited
-from registry.models import ANONYMOUS, Actor, User
+from registry.models import ANONYMOUS, Actor, AuditAction, User
 from registry.services import sign_ins
 from registry.web.middleware import visit_of
 
@@ -34,8 +34,8 @@ NO_ADDRESS = "0.0.0.0"  # noqa: S104 - a visitor through a socket without an add
 
 # The letters that allauth would write about identities: here each becomes a line of the log.
 _CHANGES = {
-    "socialaccount/email/account_connected": "identity.link",
-    "socialaccount/email/account_disconnected": "identity.unlink",
+    "socialaccount/email/account_connected": AuditAction.IDENTITY_LINK,
+    "socialaccount/email/account_disconnected": AuditAction.IDENTITY_UNLINK,
 }
 _MESSAGES = {
     "mfa/messages/totp_activated.txt": _("The authenticator app is set up."),

@@ -28,7 +28,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from registry.authenticate import lacks_second_factor
 from registry.errors import RegistryError
-from registry.models import Token, User
+from registry.models import AuditAction, Token, User
 from registry.services import people, sign_ins
 from registry.web.account_forms import PasswordForm
 from registry.web.forms import show_refusal
@@ -109,7 +109,7 @@ class Noted:
     """A change of allauth's that goes into our log, in its own transaction."""
 
     request: HttpRequest
-    action: str
+    action: AuditAction
 
     def form_valid(self, form: Any) -> HttpResponse:
         with transaction.atomic():
@@ -121,12 +121,12 @@ class Noted:
 @method_decorator(never_cache, name="dispatch")
 class ActivateApp(Noted, ActivateTOTPView):
     template_name = "account/activate_app.html"
-    action = "factor.add"
+    action = AuditAction.FACTOR_ADD
 
 
 class RemoveApp(Noted, DeactivateTOTPView):
     template_name = "account/remove_app.html"
-    action = "factor.remove"
+    action = AuditAction.FACTOR_REMOVE
 
 
 class Codes(ViewRecoveryCodesView):
@@ -137,19 +137,19 @@ class Codes(ViewRecoveryCodesView):
 
 class NewCodes(Noted, GenerateRecoveryCodesView):
     template_name = "account/new_codes.html"
-    action = "factor.codes"
+    action = AuditAction.FACTOR_CODES
 
 
 @method_decorator(never_cache, name="dispatch")
 class AddPasskey(Noted, AddWebAuthnView):
     template_name = "account/add_passkey.html"
-    action = "passkey.add"
+    action = AuditAction.PASSKEY_ADD
 
 
 class RemovePasskey(Noted, RemoveWebAuthnView):
     template_name = "account/remove_passkey.html"
     success_url = reverse_lazy("mfa_index")
-    action = "passkey.remove"
+    action = AuditAction.PASSKEY_REMOVE
 
 
 # --- Sessions ----------------------------------------------------------------------------------

@@ -196,6 +196,7 @@ def test_bytes_that_are_not_what_was_said_fail_with_the_reason(
     failed = api.get(place).json()
     assert (failed["state"], failed["error"]["code"]) == ("failed", code)
     assert words in failed["error"]["detail"]
+    assert Event.objects.get(action="upload.refuse").data["code"] == code
     assert failed["error"]["detail"] in problem(register(api, place), 400, code)
     assert keys() == (set(), set())
     assert not Blob.objects.exists()

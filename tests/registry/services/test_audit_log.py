@@ -1,12 +1,15 @@
+import ast
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from registry.errors import Denied, NotFound
-from registry.models import ANONYMOUS, Event, Role
+from registry.models import ANONYMOUS, AuditAction, Event, Kind, Role, Upload
+from registry.services import announcements, uploads
 from registry.services import audit_log as module
 from registry.services.audit import record_event
 from registry.services.audit_log import audit_log, json_lines
@@ -29,7 +32,7 @@ def team():
 
 @pytest.fixture
 def event(team):
-    return record_event(ANONYMOUS, "test.happen", namespace=team, target="it", answer=42)
+    return record_event(ANONYMOUS, AuditAction.TAG_SET, namespace=team, target="it", answer=42)
 
 
 @pytest.mark.parametrize("change", [{"action": "x"}, {"actor": "x"}, {"data": {}}, {"target": ""}])
@@ -37,7 +40,7 @@ def test_no_line_can_be_changed(event, change):
     with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
         Event.objects.filter(pk=event.pk).update(**change)
     event.refresh_from_db()
-    assert (event.action, event.data) == ("test.happen", {"answer": 42})
+    assert (event.action, event.data) == (AuditAction.TAG_SET, {"answer": 42})
 
 
 def test_no_line_can_be_deleted(event):
@@ -53,7 +56,7 @@ def test_a_line_is_not_given_to_somebody_else(event):
 
 def test_the_log_outlives_what_it_speaks_of(team):
     user = UserFactory()
-    event = record_event(actor_of(user), "test.happen", namespace=team)
+    event = record_event(actor_of(user), AuditAction.TAG_SET, namespace=team)
     name = user.username
     user.memberships.all().delete()
     user.delete()
@@ -62,7 +65,7 @@ def test_the_log_outlives_what_it_speaks_of(team):
 
 
 def test_maintainers_read_the_log_of_their_namespaces(team, event):
-    elsewhere = record_event(ANONYMOUS, "test.happen", namespace=NamespaceFactory())
+    elsewhere = record_event(ANONYMOUS, AuditAction.TAG_SET, namespace=NamespaceFactory())
     maintainer = actor_of(make_member(team, Role.MAINTAINER))
     assert event in audit_log(maintainer)
     assert elsewhere not in audit_log(maintainer)
@@ -76,10 +79,10 @@ def test_maintainers_read_the_log_of_their_namespaces(team, event):
 
 
 def test_it_is_narrowed_by_action_family_and_time(team, event):
-    other = record_event(ANONYMOUS, "thing.happen", namespace=team)
+    other = record_event(ANONYMOUS, AuditAction.JOB_SUBMIT, namespace=team)
     admin = actor_of(make_admin())
-    assert list(audit_log(admin, namespace="team", action="test.happen")) == [event]
-    assert list(audit_log(admin, namespace="team", action="thing.")) == [other]
+    assert list(audit_log(admin, namespace="team", action="tag.set")) == [event]
+    assert list(audit_log(admin, namespace="team", action="job.")) == [other]
     later = timezone.now() + timedelta(seconds=1)
     assert list(audit_log(admin, namespace="team", since=later)) == []
     assert set(audit_log(admin, namespace="team", until=later)) == {event, other}
@@ -95,3 +98,59 @@ def test_it_is_written_out_whole_and_in_order(team, monkeypatch):
     assert [one["target"] for one in told] == [f"team/model{number}" for number in range(7)]
     assert [one["id"] for one in told] == sorted(one["id"] for one in told)
     assert told[0]["actor"] == owner.username
+
+
+def test_what_is_lost_of_uploads_is_said():
+    actor = actor_of(UserFactory(username="alice"))
+    given_up = uploads.begin_upload(actor=actor, length=4, filename="a.bin")
+    uploads.begin_upload(actor=actor, length=8, filename="b.bin")
+    uploads.cancel_upload(actor=actor, upload=given_up)
+    Upload.objects.update(expires_at=timezone.now())
+    assert uploads.expire_uploads() == 1
+    cancelled, expired = Event.objects.filter(action__startswith="upload.").order_by("pk")
+    assert (cancelled.action, cancelled.actor, cancelled.target) == (
+        "upload.cancel",
+        "alice",
+        "a.bin",
+    )
+    assert (expired.action, expired.target) == ("upload.expire", "b.bin")
+    assert expired.data == {"username": "alice", "length_bytes": 8}
+
+
+# --- Which actions there are ---------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[3]
+# What names actions without recording any.
+LISTS = {Path(announcements.__file__), ROOT / "registry" / "models" / "audit.py"}
+
+
+def recorded():
+    """Give the actions that the code names where it records: by member, or by kind and verb."""
+    for path in {*(ROOT / "registry").rglob("*.py"), *(ROOT / "workers").rglob("*.py")} - LISTS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Attribute(value=ast.Name(id="AuditAction"), attr=name) if name.isupper():
+                    yield AuditAction[name]
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="AuditAction"), attr="of_kind"),
+                    args=[_, ast.Constant(value=verb)],
+                ):
+                    yield from (AuditAction.of_kind(kind, verb) for kind in Kind.values)
+
+
+@pytest.mark.contract
+def test_every_action_is_recorded_somewhere():
+    assert set(AuditAction) - set(recorded()) == set()
+
+
+@pytest.mark.contract
+def test_every_name_is_its_action():
+    assert [one.name for one in AuditAction] == [
+        one.upper().replace(".", "_") for one in AuditAction
+    ]
+
+
+@pytest.mark.contract
+def test_what_is_announced_is_what_one_can_subscribe_to():
+    told = {*announcements.OF_ACTION.values(), announcements.JOB_FINISHED}
+    assert told == set(announcements.EVENTS)

@@ -448,6 +448,8 @@ def test_a_worker_that_goes_away_does_not_count_as_a_failure(alice, data, settin
         "released",
         "failed",
     ]
+    failed = Event.objects.get(action="job.fail")
+    assert (failed.target, failed.data) == (str(job.pk), {"code": "x"})
 
 
 # --- What a job says -----------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_network
 
 import orjson
@@ -8,7 +9,7 @@ from standardwebhooks import Webhook as StandardWebhook
 
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.models import Delivery, DeliveryState, Event, Role, Webhook
-from registry.services import catalog, jobs, webhooks
+from registry.services import catalog, jobs, proposals, versions, webhooks
 from registry.services.announcements import EVENTS
 from tests.factories import (
     NamespaceFactory,
@@ -116,6 +117,46 @@ def test_a_webhook_of_one_model_hears_of_no_other(team, owner):
     assert told(webhook) == []
     make_version(owner, model)
     assert told(webhook) == ["version.created"]
+
+
+def test_each_event_reaches_who_listens(team, owner, live, receiver):
+    model = make_model(owner, namespace="team")
+    version, other = make_version(owner, model), make_version(owner, model)
+    actor, writer = actor_of(owner), actor_of(make_member(team, Role.CONTRIBUTOR))
+    versions.describe_version(actor=actor, version=version, changes={"message": "First."})
+    catalog.set_alias(actor=actor, repository=model, alias="champion", version=version)
+    catalog.delete_alias(actor=actor, repository=model, alias="champion")
+    for decide in (
+        partial(proposals.approve_proposal, actor=actor, expected_version=None),
+        partial(proposals.decline_proposal, actor=actor),
+        partial(proposals.withdraw_proposal, actor=writer),
+    ):
+        asked = version if decide.func is proposals.approve_proposal else other
+        decide(
+            proposal=proposals.propose_alias(
+                actor=writer, repository=model, alias="production", version=asked
+            )
+        )
+    recipe = {
+        "kind": "compress",
+        "schema": 1,
+        "model": "team/classifier@2",
+        "steps": [{"method": "quantize_dynamic"}],
+    }
+    jobs.cancel_job(actor=actor, job=jobs.submit_job(actor=actor, recipe=recipe))
+    versions.delete_version(actor=actor, version=other)
+    while deliver_one():
+        pass
+    came = [orjson.loads(body) for _, body in receiver.messages]
+    assert {one["type"] for one in came} == set(EVENTS)
+    decided = [one["data"] for one in came if one["type"] == "approval.decided"]
+    assert [one["action"] for one in decided] == [
+        "alias.approve",
+        "alias.decline",
+        "alias.withdraw",
+    ]
+    assert [one["proposal"] for one in decided] == [1, 2, 3]
+    assert decided[0]["target"] == "team/classifier@production"
 
 
 def test_the_end_of_a_job_is_told(team, owner, webhook):
@@ -247,6 +288,9 @@ def test_too_many_failures_in_a_row_switch_it_off(owner, live, receiver):
         assert deliver_one()
     live.refresh_from_db()
     assert not live.is_active
+    stopped = Event.objects.get(action="webhook.stop")
+    assert (stopped.actor, stopped.namespace_id) == ("courier", live.namespace_id)
+    assert stopped.data["reason"] == live.inactive_reason
 
 
 def test_one_courier_at_a_time_calls_a_webhook(owner, live):
