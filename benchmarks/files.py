@@ -93,7 +93,7 @@ class Door:
     @property
     def client(self) -> Client:
         """Connect anew: while the other acts of a round run, the server gives idle lines up."""
-        return Client(self.place)
+        return Client(self.place.port, self.place.token)
 
     def largest_process(self) -> int:
         return max(peak_bytes(pid) for pid in web_processes(self.place))

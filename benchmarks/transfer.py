@@ -2,6 +2,10 @@
 
 Every round runs all of them one after the other on the same file, so that what the disk and the
 neighbours do meets each of them; the median of the rounds counts.
+
+`cp` makes one copy, in the kernel. A download makes at least three: into the socket, out of it, and
+into the file. How fast that can be at all on this machine, the same client shows with a server
+that has nothing else to do (`benchmarks/bare.py`).
 """
 
 import base64
@@ -17,22 +21,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import bare
 from benchmarks.installation import Installation, running
 from benchmarks.report import Figure, keep
 
 SIZE = int(os.environ.get("BENCH_TRANSFER_MIB", "512")) << 20
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 BLOCK = 1 << 20
+BARE_WAYS = ("sendfile", "send")
 
 
 class Client:
     """A program with one keep-alive connection, as lean as the standard library allows."""
 
-    def __init__(self, installation: Installation) -> None:
-        self._token = installation.token
-        self._line = http.client.HTTPConnection(
-            "127.0.0.1", installation.port, timeout=300, blocksize=BLOCK
-        )
+    def __init__(self, port: int, token: str) -> None:
+        self._token = token
+        self._line = http.client.HTTPConnection("127.0.0.1", port, timeout=300, blocksize=BLOCK)
 
     def ask(
         self, method: str, path: str, body: object = None, **headers: str
@@ -94,6 +98,7 @@ def main() -> int:
         peak = sum(peak_bytes(pid) for pid in web_processes(place))
         largest = max(peak_bytes(pid) for pid in web_processes(place))
     middle = {what: statistics.median(values) for what, values in speeds.items()}
+    bare_best = max(middle[f"bare socket, {way}"] for way in BARE_WAYS)
     figures = [
         *(Figure(what=what, value=value, unit="MiB/s") for what, value in middle.items()),
         Figure(
@@ -114,6 +119,13 @@ def main() -> int:
             unit="",
             aim=">= 0.6",
         ),
+        Figure(what="bare sockets, part of cp", value=bare_best / middle["cp"], unit=""),
+        Figure(
+            what="download, part of bare sockets",
+            value=middle["download"] / bare_best,
+            unit="",
+            aim=">= 0.8",
+        ),
         Figure(what="peak memory, largest web process", value=largest / 2**20, unit="MiB"),
         Figure(what="peak memory, all web processes", value=peak / 2**20, unit="MiB"),
     ]
@@ -130,7 +142,7 @@ def write_noise(path: Path) -> None:
 
 
 def measure(place: Installation, source: Path, folder: Path) -> dict[str, list[float]]:
-    client = Client(place)
+    client = Client(place.port, place.token)
     client.post("/api/v1/models", {"namespace": "admin", "name": "transfer"})
     speeds: dict[str, list[float]] = {}
     for number in range(1, ROUNDS + 1):
@@ -172,6 +184,15 @@ def measure(place: Installation, source: Path, folder: Path) -> dict[str, list[f
         if digest(back) != digest(source):
             raise RuntimeError("the download differs from what was uploaded")
         back.unlink()
+        with bare.serving(source) as port:
+            for way in BARE_WAYS:
+                note(
+                    f"bare socket, {way}",
+                    lambda port=port, way=way, back=back: Client(port, "").download(
+                        f"/{way}", back
+                    ),
+                )
+                back.unlink()
     return speeds
 
 
