@@ -8,15 +8,37 @@ import subprocess
 import sys
 
 import pytest
+from django.db import connection
+from django.test import TransactionTestCase
 
 # Playwright leaves an event loop in the thread of the tests, which then use the database as before.
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+MADE_BY_MIGRATING = {"django_content_type", "auth_permission"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings_parallel_suffix():
     """Leave the database's name alone: config.settings_test names one for each process."""
+
+
+def _empty_the_tables(self):
+    """Delete what a test wrote: 13 ms, where `flush` takes 160 to truncate and to make anew.
+
+    As truncating does, wait for what a server is still writing. Triggers rest meanwhile: those of
+    foreign keys have nothing to keep, and the audit log refuses to be shortened.
+    """
+    names = set(connection.introspection.django_table_names(only_existing=True))
+    tables = sorted(map(connection.ops.quote_name, names - MADE_BY_MIGRATING))
+    deletions = "; ".join(f"DELETE FROM {table}" for table in tables)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "BEGIN; SET LOCAL session_replication_role = replica;"
+            f"LOCK TABLE {', '.join(tables)} IN EXCLUSIVE MODE; {deletions}; COMMIT"
+        )
+
+
+TransactionTestCase._fixture_teardown = _empty_the_tables
 
 
 @functools.cache

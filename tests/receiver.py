@@ -45,7 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def listening():
     receiver = Receiver()
-    thread = threading.Thread(target=receiver.serve_forever, daemon=True)
+    poll = {"poll_interval": 0.01}
+    thread = threading.Thread(target=receiver.serve_forever, kwargs=poll, daemon=True)
     thread.start()
     try:
         yield receiver

@@ -268,7 +268,8 @@ class Impostor:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        poll = {"poll_interval": 0.01}
+        threading.Thread(target=self.server.serve_forever, kwargs=poll, daemon=True).start()
 
     def say(self, path, content, *, method="GET", status=200, **headers):
         """Answer with JSON, bytes as they are, or with what a function gives."""
