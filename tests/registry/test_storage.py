@@ -14,9 +14,16 @@ from unittest.mock import Mock
 import boto3
 import pytest
 
-from registry import storage as storage_module
 from registry.errors import Conflict, Invalid, NotFound, StorageFull, Unavailable
-from registry.storage import BLOCK_BYTES, READY_BYTES, LocalStorage, Location, Storage, storage_at
+from registry.storage import (
+    BLOCK_BYTES,
+    READY_BYTES,
+    LocalStorage,
+    Location,
+    Storage,
+    spool,
+    storage_at,
+)
 
 MASTER_KEY = "5e" * 32
 
@@ -134,7 +141,7 @@ def test_an_empty_file_is_a_blob_too(storage):
 
 def test_small_blobs_are_named_as_git_names_them(storage, monkeypatch):
     assert storage.put([b"hello\n"]).git_sha1 == "ce013625030ba8dba906f756967f9e9ca394464a"
-    monkeypatch.setattr(storage_module, "GIT_SHA1_BYTES", 5)
+    monkeypatch.setattr(spool, "GIT_SHA1_BYTES", 5)
     assert storage.put([b"hello\n"]).git_sha1 is None
 
 
@@ -466,7 +473,7 @@ def test_many_writers_of_the_same_bytes(local_storage):
 
 
 def test_blocks_are_flushed_while_more_arrive(local_storage, monkeypatch):
-    monkeypatch.setattr(storage_module, "_FLUSH_BYTES", 10)
+    monkeypatch.setattr(spool, "_FLUSH_BYTES", 10)
     chunks = [os.urandom(8) for _ in range(50)]
     assert local_storage.put(chunks).sha256 == sha256(b"".join(chunks))
 
