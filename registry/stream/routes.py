@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+from django.conf import settings
 from django.db import Error
+from django.http.request import split_domain_port, validate_host
 
 from registry.api.problem import MethodNotAllowed
 from registry.api.v1 import transfers as machine_door
-from registry.errors import NotFound, Unauthenticated
+from registry.errors import Invalid, NotFound, Unauthenticated
 from registry.models import Actor
 from registry.stream import upload
 from registry.stream.download import answer_download
@@ -61,11 +63,24 @@ async def _answer(exchange: Exchange, route: Route, where: Where) -> bool:
         refusal = MethodNotAllowed("This address takes {allowed}.", allowed=allowed)
         await refuse(exchange, refusal, (("allow", allowed),))
         return True
+    _require_own_host(exchange)
     try:
         await handler(exchange, route.identify, where)
     except NoStream:
         return False
     return True
+
+
+def _require_own_host(exchange: Exchange) -> None:
+    """Refuse a name that this server does not answer to, as Django does for all that is no stream.
+
+    Raises:
+        Invalid: the Host is none of MODELYARD_ALLOWED_HOSTS.
+
+    """
+    domain, _ = split_domain_port(exchange.headers.get("host", "localhost"))
+    if not (domain and validate_host(domain, settings.ALLOWED_HOSTS)):
+        raise Invalid("This server has no such host name.", code="bad_host")
 
 
 def _at_machine_door(exchange: Exchange) -> Actor:

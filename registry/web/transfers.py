@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
-from django.core.exceptions import DisallowedHost
 from django.core.handlers.wsgi import WSGIRequest
 from django.http import HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
 
 from registry.authenticate import Visit, actor_from_session
-from registry.errors import Denied, Invalid, Unauthenticated
+from registry.errors import Denied, Unauthenticated
 from registry.models import Actor, Repository
 from registry.permissions import require
 from registry.services import catalog
@@ -37,10 +36,6 @@ def identify(
 
     """
     request = _request(headers, method, path, scheme)
-    try:
-        request.get_host()
-    except DisallowedHost:
-        raise Invalid("This server has no such host name.", code="bad_host") from None
     if method not in _SAFE:
         _require_own_page(request)
     visit = Visit(door="web", request_id=request_id, ip=ip)

@@ -611,6 +611,23 @@ def test_the_streams_take_no_other_method(transactional_db):
             assert answer.status_code == 405, (template, method)
 
 
+def test_a_foreign_host_is_refused_at_every_stream(transactional_db, settings):
+    world = World("public")
+    settings.ALLOWED_HOSTS = ["testserver"]
+    for template, line in each_kind(STREAMS):
+        for method, (_, success, *sent) in line.items():
+            address, headers = world.address(template), dict(sent[0]) if sent else {}
+            for host in ("evil.example", "testserver.evil.example", "testserver, evil.example", ""):
+                answer = call_stream(world, "owner", method, address, {**headers, "Host": host})
+                assert answer.status_code == 400, (template, method, host)
+                assert method == "head" or answer.json()["code"] == "bad_host", (template, method)
+            if method in {"get", "options"}:
+                own = call_stream(
+                    world, "owner", method, address, {**headers, "Host": "testserver:80"}
+                )
+                assert own.status_code == success, (template, method)
+
+
 # --- What operators look at ----------------------------------------------------------------------
 
 
