@@ -290,6 +290,9 @@ COLLECT_AFTER_SECONDS = env_int("MODELYARD_COLLECT_AFTER", default=86400, low=60
 QUOTA_BYTES = env_int("MODELYARD_QUOTA_BYTES", default=0, low=0, high=1 << 60)
 QUOTA_VERSIONS = env_int("MODELYARD_QUOTA_VERSIONS", default=0, low=0, high=1 << 40)
 QUOTA_JOBS = env_int("MODELYARD_QUOTA_JOBS", default=0, low=0, high=1 << 20)
+# How often a token, or an address without one, may ask a machine door in a minute; 0 is no limit.
+RATE_REQUESTS = env_int("MODELYARD_RATE_REQUESTS", default=6000, low=0, high=10_000_000)
+RATE_WRITES = env_int("MODELYARD_RATE_WRITES", default=1200, low=0, high=10_000_000)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
 # A version of 10,000 files names each with two fields.
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 21_000
@@ -322,7 +325,9 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Modelyard",
     "VERSION": "1",
-    "DESCRIPTION": "Register, find, version, compress, train and run models.",
+    "DESCRIPTION": "Register, find, version, compress, train and run models. Every answer says in "
+    "`RateLimit` and `RateLimit-Policy` how often its caller may still ask; beyond that it is 429 "
+    "with `Retry-After`.",
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",

@@ -48,6 +48,8 @@ class Exchange:
         self.request_id = sent if _ID_OF_A_PROXY.fullmatch(sent) else secrets.token_hex(8)
         self.started_at = time.perf_counter()
         self.status = 0
+        # What every answer that is begun here says beside its own headers.
+        self.standing: dict[str, str] = {}
         # What a handler that leaves the answer to Django has to say there.
         self.refusal: RegistryError | None = None
         self.sent_bytes = 0
@@ -152,6 +154,10 @@ class Exchange:
                 "status": status,
                 "headers": [
                     *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers),
+                    *(
+                        (name.lower().encode("ascii"), value.encode("ascii"))
+                        for name, value in self.standing.items()
+                    ),
                     (b"x-request-id", self.request_id.encode("ascii")),
                 ],
             }

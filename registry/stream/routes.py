@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import Error
 from django.http.request import split_domain_port, validate_host
 
+from registry.api.admission import admit
 from registry.api.problem import MethodNotAllowed
 from registry.api.v1 import transfers as machine_door
 from registry.errors import Invalid, NotFound, Unauthenticated
@@ -25,6 +26,8 @@ from registry.web import transfers as page_door
 
 # How often a stream that goes on is asked whether it still may.
 RECHECK_SECONDS = 2.0
+# Pieces of an upload from this size on count as no request: five gigabytes are a lot of them.
+UNCOUNTED_BYTES = 1 << 20
 
 Where: TypeAlias = Mapping[str, str]
 Identify: TypeAlias = Callable[[Exchange], Actor]
@@ -98,11 +101,29 @@ def _at_page_door(exchange: Exchange) -> Actor:
     )
 
 
-def _as_actor(handler: _ActorHandler) -> Handler:
+def _admit(identify: Identify, exchange: Exchange, *, writes: bool = False) -> Actor:
+    """Find out who is asking, and count it at the machine door."""
+    if identify is not _at_machine_door:
+        return identify(exchange)
+    return admit(
+        partial(identify, exchange),
+        ip=exchange.ip,
+        writes=writes,
+        tell=exchange.standing.update,
+        counted=not _is_big_piece(exchange),
+    )
+
+
+def _is_big_piece(exchange: Exchange) -> bool:
+    """Tell a piece of an upload that is limited by the line, and not by a number of requests."""
+    return exchange.method == "PATCH" and (exchange.announced_bytes or 0) >= UNCOUNTED_BYTES
+
+
+def _as_actor(handler: _ActorHandler, *, writes: bool = False) -> Handler:
     """Find out who is asking, then answer, for as long as they may ask."""
 
     async def answer(exchange: Exchange, identify: Identify, where: Where) -> None:
-        actor = await in_database(identify, exchange)
+        actor = await in_database(_admit, identify, exchange, writes=writes)
         answering = asyncio.create_task(handler(exchange, actor, where))
         try:
             while not (await asyncio.wait({answering}, timeout=RECHECK_SECONDS))[0]:
@@ -152,6 +173,7 @@ async def _new_version_page(exchange: Exchange, _identify: Identify, where: Wher
 
 
 async def _events(exchange: Exchange, identify: Identify, where: Where, *, replay: bool) -> None:
+    await in_database(_admit, identify, exchange)
     await answer_events(exchange, partial(identify, exchange), where, replay=replay)
 
 
@@ -160,7 +182,7 @@ async def _options(exchange: Exchange, _identify: Identify, where: Where) -> Non
 
 
 _DOWNLOAD = _as_actor(answer_download)
-_REGISTRATION = _as_actor(answer_registration)
+_REGISTRATION = _as_actor(answer_registration, writes=True)
 _DERIVATIVE_DOWNLOAD = _as_actor(partial(answer_download, part="derivatives"))
 _DOWNLOADS: Mapping[str, Handler] = {"files": _DOWNLOAD, "derivatives": _DERIVATIVE_DOWNLOAD}
 _DERIVATIVE_PAGE = partial(_download_page, part="derivatives")

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from modelyard import BadAnswer, Client, ModelyardError, Refused, Unreachable
+from registry.models import Token
+from tests.budgets import use_up
 from tests.client.conftest import Impostor
 
 CONTENT = b"weights"
@@ -389,6 +391,14 @@ def test_a_limit_with_a_time_is_waited_for(impatient, impostor):
     with Client(impostor.url, "", patience=5.0) as client:
         client.repository("team/model")
     assert turns.at[1] - turns.at[0] >= 1.0
+
+
+def test_a_server_that_asks_for_patience_gets_it(home, server, token, alice):
+    """The real one: the client goes on by itself once the budget of its token has refilled."""
+    free_at = use_up(f"token:{Token.objects.get().pk}", seconds=2.0)
+    with Client(server.url, token) as client:
+        assert client.whoami()["username"] == "alice"
+    assert time.time() >= free_at
 
 
 def test_a_limit_without_a_time_is_final(impatient, impostor):

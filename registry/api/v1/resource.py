@@ -6,10 +6,12 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from django.http.response import HttpResponse, HttpResponseBase
 from pydantic import BaseModel
+from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from registry.api.admission import admit
 from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.idempotency import Claim, answer_once
 from registry.api.v1.openapi import Schema, takes_body
@@ -37,7 +39,18 @@ class Resource(APIView):
     # False where an answer holds a secret that must be kept nowhere.
     keeps_answers: ClassVar[bool] = True
 
+    def __init__(self, **details: Any) -> None:
+        super().__init__(**details)
+        self.headers_of_limits: dict[str, str] = {}
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        # Before all else, so that whatever is refused from here on is counted too.
+        admit(
+            lambda: self.actor,
+            ip=request.META.get("REMOTE_ADDR") or None,
+            writes=request.method not in SAFE_METHODS,
+            tell=self.headers_of_limits.update,
+        )
         super().initial(request, *args, **kwargs)
         if any("\0" in str(part) for part in kwargs.values()):
             raise NotFound("There is nothing at this address.", code="no_such_address")
@@ -53,6 +66,8 @@ class Resource(APIView):
         response = super().finalize_response(request, response, *args, **kwargs)
         response.headers.setdefault("Cache-Control", "private, no-cache")
         response.headers["Vary"] = "Accept, Authorization"
+        for name, value in self.headers_of_limits.items():
+            response.headers[name] = value
         return response
 
     @property
