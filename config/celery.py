@@ -42,6 +42,12 @@ app.conf.update(
             "schedule": 86400.0,
             "options": {"expires": 86400},
         },
+        # After an upgrade; at other times there is nothing to do.
+        "reinspect": {
+            "task": "workers.reinspect",
+            "schedule": 60.0,
+            "options": {"expires": 60},
+        },
         "check-uploads": {
             "task": "workers.check_uploads",
             "schedule": 30.0,

@@ -19,7 +19,7 @@ from typing import Any
 from django.conf import settings
 
 from registry.models import Artifact, Job, Verdict, Version
-from registry.services.blobs import inspect_blob
+from registry.services.blobs import inspect_kept
 from registry.storage import Storage
 from workers import sandbox
 
@@ -90,10 +90,14 @@ def _files_of(version: Version) -> dict[str, str]:
     files = {
         artifact.path: artifact.blob.sha256
         for artifact in artifacts
-        if inspect_blob(artifact.path, artifact.blob).verdict != Verdict.QUARANTINED
+        if inspect_kept(artifact.path, artifact.blob).verdict != Verdict.QUARANTINED
     }
-    converted = version.derivatives.converted().values_list("path", "blob__sha256")
-    return {**dict(converted), **files}
+    converted = {
+        made.path: made.blob.sha256
+        for made in version.derivatives.converted().select_related("blob").order_by("pk")
+        if inspect_kept(made.path, made.blob).verdict != Verdict.QUARANTINED
+    }
+    return {**converted, **files}
 
 
 def _place(storage: Storage, sha256: str, target: Path) -> None:

@@ -10,6 +10,7 @@ from registry.queue import DEFAULT_QUEUE, WEBHOOK_QUEUE
 from registry.services.collection import collect_garbage
 from registry.services.direct import check_received
 from registry.services.quotas import recount_usage
+from registry.services.reinspection import reinspect_blobs
 from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
@@ -78,6 +79,12 @@ def deliver_webhooks() -> None:
 def check_uploads() -> None:
     """Hash and move what clients have put into the bucket themselves."""
     check_received()
+
+
+@shared_task(name="workers.reinspect")
+def reinspect() -> None:
+    """After an upgrade, look again at some of the files that older readers saw."""
+    reinspect_blobs()
 
 
 @shared_task(name="workers.screen")

@@ -2,10 +2,11 @@
 
 from registry.formats.card import Card, parse_card
 from registry.formats.facts import Facts, Port, Tensor, Tensors
-from registry.formats.inspection import INSPECTOR, SAFE_FORMATS, inspect
+from registry.formats.inspection import GENERATION, INSPECTOR, SAFE_FORMATS, inspect
 from registry.formats.paths import check_path, check_paths
 
 __all__ = [
+    "GENERATION",
     "INSPECTOR",
     "SAFE_FORMATS",
     "Card",

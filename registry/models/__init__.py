@@ -22,6 +22,7 @@ from registry.models.artifacts import (
     Screening,
     Upload,
     Verdict,
+    ending_of,
 )
 from registry.models.audit import AuditAction, Event
 from registry.models.catalog import (
@@ -90,5 +91,6 @@ __all__ = [
     "Visibility",
     "Webhook",
     "Worker",
+    "ending_of",
     "is_better",
 ]

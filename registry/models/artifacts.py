@@ -1,6 +1,8 @@
 """Bytes and what is known about them: blobs, the paths they have, verdicts, uploads."""
 
+import re
 import uuid
+from pathlib import PurePosixPath
 from typing import Self
 
 from django.db import models
@@ -105,6 +107,30 @@ class Verdict(models.TextChoices):
     QUARANTINED = "quarantined"
 
 
+class InspectionQuerySet(models.QuerySet["Inspection"]):
+    def by_readers(self, path: str | None = None) -> Self:
+        """Keep what readers of headers found, of any generation; of the ending of `path` if given.
+
+        What an older generation held stays held until the present one has looked.
+        """
+        if path is None:
+            return self.filter(inspector__startswith="headers-")
+        return self.filter(inspector__regex=f"^headers-[0-9]+{re.escape(ending_of(path))}$")
+
+    def older_than(self, generation: int) -> Self:
+        """Keep what readers of headers before this generation found."""
+        names = [f"headers-{number}" for number in range(1, generation)]
+        found = Q(inspector__in=names)
+        for name in names:
+            found |= Q(inspector__startswith=f"{name}.")
+        return self.filter(found)
+
+
+def ending_of(path: str) -> str:
+    """Give the ending that readers of headers go by: some formats have no mark of their own."""
+    return PurePosixPath(path).suffix.lower()[:16]
+
+
 class Inspection(models.Model):
     """What a reader of headers found in a blob; a verdict belongs to bytes, not to versions."""
 
@@ -118,6 +144,8 @@ class Inspection(models.Model):
     findings_said = models.JSONField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
 
+    objects = InspectionQuerySet.as_manager()
+
     class Meta:
         constraints = [
             models.UniqueConstraint(
@@ -127,9 +155,20 @@ class Inspection(models.Model):
                 condition=Q(verdict__in=Verdict.values), name="inspection_verdict_known"
             ),
         ]
+        indexes = [
+            # For what older readers left, asked for by the beginning of their names.
+            models.Index(
+                fields=["inspector"], opclasses=["varchar_pattern_ops"], name="inspection_reader"
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.format}: {self.verdict}"
+
+    @property
+    def reader(self) -> str:
+        """Who looked, without the ending that the readers were asked about."""
+        return self.inspector.partition(".")[0]
 
 
 class Purpose(models.TextChoices):

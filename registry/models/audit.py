@@ -85,6 +85,7 @@ class AuditAction(StrEnum):
     VERSION_PURGE = "version.purge"
     VERSION_EVALUATE = "version.evaluate"
     VERSION_SCREEN = "version.screen"
+    VERSION_REINSPECT = "version.reinspect"
     WEBHOOK_CREATE = "webhook.create"
     WEBHOOK_CHANGE = "webhook.change"
     WEBHOOK_SECRET = "webhook.secret"

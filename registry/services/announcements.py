@@ -14,6 +14,7 @@ OF_ACTION: Mapping[AuditAction, str] = {
     AuditAction.VERSION_CREATE: "version.created",
     AuditAction.VERSION_DESCRIBE: "version.changed",
     AuditAction.VERSION_SCREEN: "version.changed",
+    AuditAction.VERSION_REINSPECT: "version.changed",
     AuditAction.VERSION_DELETE: "version.deleted",
     AuditAction.VERSION_RESTORE: "version.created",
     AuditAction.ALIAS_SET: "alias.moved",

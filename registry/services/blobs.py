@@ -1,12 +1,11 @@
 """Bytes that arrived become blobs, and are looked into once, by their headers only."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from django.db import connection, transaction
 
-from registry.errors import Invalid, NotFound, Saying, Unavailable, unpack
+from registry.errors import Invalid, NotFound, Saying, Text, Unavailable, unpack
 from registry.formats import INSPECTOR, SAFE_FORMATS, Facts, inspect
 from registry.models import (
     Actor,
@@ -17,6 +16,7 @@ from registry.models import (
     Repository,
     Upload,
     Verdict,
+    ending_of,
 )
 from registry.permissions import allowed
 from registry.services.texts import invalid_field
@@ -28,6 +28,8 @@ RUNNABLE = frozenset({"safetensors", "onnx"})
 CONVERTIBLE = frozenset({"torch-zip", "torch-legacy", "torchscript", "pt2", "npz"})
 # The inspector that looks inside, in the sandbox, and only annotates.
 SANDBOX_INSPECTOR = "sandbox-1"
+# Among the facts of a file that was taken in once and would be refused today.
+_REFUSED = "refused"
 
 
 def record_blob(stored: Stored) -> Blob:
@@ -106,7 +108,7 @@ def inspect_blob(path: str, blob: Blob) -> Inspection:
     """
     inspector = _inspector_of(path)
     known = Inspection.objects.filter(blob=blob, inspector=inspector).first()
-    if known is not None:
+    if known is not None and _REFUSED not in known.facts:
         return known
     storage = default_storage()
     facts = inspect(
@@ -127,6 +129,37 @@ def inspect_blob(path: str, blob: Blob) -> Inspection:
     return row
 
 
+def inspect_kept(path: str, blob: Blob) -> Inspection:
+    """Return what the present readers say of a file that was taken in before, by older ones maybe.
+
+    What they would refuse today is held: it is there, but nothing opens it.
+    """
+    inspector = _inspector_of(path)
+    known = Inspection.objects.filter(blob=blob, inspector=inspector).first()
+    if known is not None:
+        return known
+    try:
+        return inspect_blob(path, blob)
+    except Invalid as refusal:
+        return _hold_refused(blob, path, refusal)
+
+
+def _hold_refused(blob: Blob, path: str, refusal: Invalid) -> Inspection:
+    earlier = Inspection.objects.by_readers(path).filter(blob=blob).order_by("-pk").first()
+    why = Text("Its reader refuses it today: {reason}", reason=refusal)
+    row, _ = Inspection.objects.get_or_create(
+        blob=blob,
+        inspector=_inspector_of(path),
+        defaults={
+            "format": earlier.format if earlier else "opaque",
+            "verdict": Verdict.QUARANTINED,
+            "facts": {_REFUSED: True},
+            **_findings([Saying.of(why)]),
+        },
+    )
+    return row
+
+
 def _findings(sayings: Sequence[Saying]) -> dict[str, list[Any]]:
     return {
         "findings": [one.detail for one in sayings],
@@ -139,14 +172,26 @@ def _inspector_of(path: str) -> str:
 
     The ending is part of it: some formats have no magic, so the name asks for the check.
     """
-    return f"{INSPECTOR}{PurePosixPath(path).suffix.lower()[:16]}"
+    return f"{INSPECTOR}{ending_of(path)}"
 
 
 def inspection_of(artifact: Artifact) -> Inspection | None:
-    """Give what the present readers found in a file, of the inspections its blob came with."""
-    inspector = _inspector_of(artifact.path)
-    rows = artifact.blob.inspections.all()
-    return next((row for row in rows if row.inspector == inspector), None)
+    """Give what readers found in a file, of the inspections its blob came with.
+
+    Until the present readers have looked, what older ones found stands; what any of them holds back
+    comes first, as `registry.services.transfers` has it.
+    """
+    ending = ending_of(artifact.path)
+    rows = [
+        row
+        for row in artifact.blob.inspections.all()
+        if row.inspector != SANDBOX_INSPECTOR and row.inspector == f"{row.reader}{ending}"
+    ]
+    return max(
+        rows,
+        key=lambda row: (row.verdict == Verdict.QUARANTINED, row.reader == INSPECTOR),
+        default=None,
+    )
 
 
 def sandbox_inspection_of(artifact: Artifact) -> Inspection | None:
@@ -210,10 +255,9 @@ def _may_reuse(actor: Actor, blob: Blob) -> bool:
 
 
 def is_quarantined(blob: Blob) -> bool:
-    """Say whether the present readers see that these bytes can run code."""
-    return blob.inspections.filter(
-        verdict=Verdict.QUARANTINED, inspector__startswith=INSPECTOR
-    ).exists()
+    """Say whether readers saw, under whatever name, that these bytes can run code."""
+    held = Inspection.objects.by_readers().filter(verdict=Verdict.QUARANTINED)
+    return held.filter(blob=blob).exists()
 
 
 def find_uploaded_blob(actor: Actor, upload_id: str) -> Blob:

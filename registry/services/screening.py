@@ -26,7 +26,7 @@ from registry.models import (
 )
 from registry.services import lifecycle
 from registry.services.audit import record_event
-from registry.services.blobs import CONVERTIBLE, hold_blobs, inspect_blob
+from registry.services.blobs import CONVERTIBLE, hold_blobs, inspect_kept
 from registry.services.catalog import refresh_search
 from registry.services.signatures import sign_version
 from registry.services.versions import find_latest, quarantine_reason
@@ -110,7 +110,7 @@ def find_held(screening: Screening) -> list[Held]:
     )
     found = []
     for artifact in artifacts:
-        row = inspect_blob(artifact.path, artifact.blob)
+        row = inspect_kept(artifact.path, artifact.blob)
         convertible = screening.converts and row.format in CONVERTIBLE
         if row.verdict == Verdict.QUARANTINED or convertible:
             found.append(

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from registry.errors import Denied, NotFound
-from registry.formats import INSPECTOR
 from registry.models import (
     Actor,
     Artifact,
     Blob,
+    Derivative,
     DownloadCount,
     Inspection,
     Repository,
@@ -105,17 +105,18 @@ def _find_blob(version: Version, part: str, path: str) -> tuple[Blob | None, boo
     """Find the bytes at a path, and whether they can run code."""
     if "\0" in path:
         return None, False
-    if part == "derivatives":
-        made = version.derivatives.filter(path=path).select_related("blob").order_by("pk").last()
-        return (made.blob if made else None), False
-    held = Inspection.objects.filter(
-        blob_id=OuterRef("blob_id"),
-        verdict=Verdict.QUARANTINED,
-        inspector__startswith=INSPECTOR,
+    rows: QuerySet[Artifact] | QuerySet[Derivative] = (
+        version.derivatives.filter(path=path).order_by("-pk")
+        if part == "derivatives"
+        else Artifact.objects.filter(revision_id=version.revision_id, path=path)
     )
-    rows = Artifact.objects.filter(revision_id=version.revision_id, path=path)
-    found = rows.select_related("blob").annotate(is_held=Exists(held)).first()
-    return (found.blob, bool(vars(found)["is_held"])) if found else (None, False)
+    seen = Inspection.objects.by_readers(path).filter(blob_id=OuterRef("blob_id"))
+    held = seen.filter(verdict=Verdict.QUARANTINED)
+    # What no reader has looked at may be anything.
+    found = rows.select_related("blob").annotate(free=Exists(seen), held=Exists(held)).first()
+    if found is None:
+        return None, False
+    return found.blob, vars(found)["held"] or not vars(found)["free"]
 
 
 def _held_back(version: Version, path: str) -> Denied:

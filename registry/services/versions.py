@@ -41,6 +41,7 @@ from registry.services.blobs import (
     collected_meanwhile,
     hold_blobs,
     inspect_blob,
+    inspect_kept,
 )
 from registry.services.catalog import (
     DESCRIBABLE,
@@ -194,7 +195,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
         row.save()
         refresh_search(row)
         sign_version(version, {path: blob.sha256 for path, blob in files.items()})
-        _plan_screening(version, facts.inspections)
+        plan_screening(version, facts.inspections)
         take_room(row.namespace, Version.objects.filter(pk=version.pk))
         record_event(
             actor, AuditAction.VERSION_CREATE, repository=row, target=version.ref, files=len(files)
@@ -246,7 +247,7 @@ def _gather(kind: str, files: Mapping[str, Blob]) -> _Facts:
     card = None
     if CARD_PATH in files:
         card = parse_card(_read_text(files[CARD_PATH], _CARD_BYTES))
-    verdict = _judge(kind, inspections)
+    verdict = judge_files(kind, inspections)
     return _Facts(
         formats=formats,
         signature=_signature(config, inspections),
@@ -260,17 +261,19 @@ def _gather(kind: str, files: Mapping[str, Blob]) -> _Facts:
     )
 
 
-def _judge(kind: str, inspections: Mapping[str, Inspection]) -> lifecycle.Verdict:
+def judge_files(kind: str, inspections: Mapping[str, Inspection]) -> lifecycle.Verdict:
     """Quarantine a version only when it has executable files and none that runs without them."""
-    held = sorted(path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED)
+    held = [row for row in inspections.values() if row.verdict == Verdict.QUARANTINED]
     if held and not any(_is_usable(kind, path, row) for path, row in inspections.items()):
-        if kind == Kind.MODEL and any(inspections[path].format in CONVERTIBLE for path in held):
+        if kind == Kind.MODEL and any(row.format in CONVERTIBLE for row in held):
             return lifecycle.Verdict(VersionState.PENDING, Saying.of(BEING_CONVERTED))
-        return _quarantine(held[0])
+        return quarantine_held(inspections)
     return lifecycle.Verdict(VersionState.READY, SILENCE)
 
 
-def _quarantine(path: str) -> lifecycle.Verdict:
+def quarantine_held(inspections: Mapping[str, Inspection]) -> lifecycle.Verdict:
+    """Hold a version for the first of its files that can run code."""
+    path = min(path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED)
     return lifecycle.Verdict(VersionState.QUARANTINED, Saying.of(quarantine_reason(path)))
 
 
@@ -284,21 +287,29 @@ def quarantine_reason(path: str) -> Text:
 
 def judge_version(version: Version) -> lifecycle.Verdict:
     """Say where the files of a version put it, as the present readers and the sandbox see them."""
-    if version.derivatives.converted().exists():
+    inspections = inspect_files(version)
+    if has_good_derivative(version):
         return lifecycle.Verdict(VersionState.READY, SILENCE)
-    artifacts = Artifact.objects.filter(revision_id=version.revision_id).select_related("blob")
-    inspections = {row.path: inspect_blob(row.path, row.blob) for row in artifacts}
-    verdict = _judge(version.repository.kind, inspections)
+    verdict = judge_files(version.repository.kind, inspections)
     screened = Screening.objects.filter(version=version, state=Screening.State.DONE)
     if verdict.state == VersionState.PENDING and screened.exists():
-        held = sorted(
-            path for path, row in inspections.items() if row.verdict == Verdict.QUARANTINED
-        )
-        return _quarantine(held[0])
+        return quarantine_held(inspections)
     return verdict
 
 
-def _plan_screening(version: Version, inspections: Mapping[str, Inspection]) -> None:
+def inspect_files(version: Version) -> dict[str, Inspection]:
+    """Give what the present readers say of each file, having them look where they have not yet."""
+    artifacts = Artifact.objects.filter(revision_id=version.revision_id).select_related("blob")
+    return {row.path: inspect_kept(row.path, row.blob) for row in artifacts}
+
+
+def has_good_derivative(version: Version) -> bool:
+    """Say whether something was converted that the present readers, too, let pass."""
+    made = version.derivatives.converted().select_related("blob")
+    return any(inspect_kept(row.path, row.blob).verdict == Verdict.SAFE for row in made)
+
+
+def plan_screening(version: Version, inspections: Mapping[str, Inspection]) -> None:
     """Have the sandbox look into files that can run code, and convert them where that helps."""
     held = [row for row in inspections.values() if row.verdict == Verdict.QUARANTINED]
     runs = any(_is_usable(Kind.MODEL, path, row) for path, row in inspections.items())
@@ -308,7 +319,12 @@ def _plan_screening(version: Version, inspections: Mapping[str, Inspection]) -> 
         and any(row.format in CONVERTIBLE for row in inspections.values())
     )
     if held or converts:
-        Screening.objects.create(version=version, converts=converts)
+        row, is_new = Screening.objects.get_or_create(
+            version=version, defaults={"converts": converts}
+        )
+        if not is_new:
+            row.state, row.converts, row.attempts_count = row.State.WAITING, converts, 0
+            row.save(update_fields=["state", "converts", "attempts_count"])
         transaction.on_commit(lambda: wake_screening(version.pk))
 
 
