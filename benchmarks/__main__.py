@@ -15,6 +15,7 @@ NAMES = (
     "doors",
     "encryption",
     "files",
+    "folder",
     "transfer",
     "api",
 )

@@ -204,9 +204,14 @@ def touch_memory(ballast: Path, size: int) -> None:
     block = bytes(BLOCK)
     with ballast.open("wb") as file:
         # What is stored encrypted lies twice in memory on its way: as it came, and as it stays.
-        for _ in range(size * 9 // 4 // BLOCK):
+        for _ in range(min(size * 9 // 4, free_bytes() // 2) // BLOCK):
             file.write(block)
     ballast.unlink()
+
+
+def free_bytes() -> int:
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
 
 
 def copy_and_digest(source: Path, target: Path) -> None:
