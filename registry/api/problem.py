@@ -15,6 +15,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.multipartparser import MultiPartParserError
 from django.http.request import UnreadablePostError
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 
 from registry.errors import (
@@ -176,6 +177,7 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
     return problem_response(error, context["request"]._request)  # noqa: SLF001 - DRF wraps it
 
 
+@csrf_exempt
 def unknown_address(request: HttpRequest, **_: str) -> HttpResponse:
     """Answer paths under /api/ that no route takes; never a page of HTML."""
     return problem_response(Http404(), request)

@@ -131,6 +131,9 @@ def test_an_answer_nobody_can_read_is_refused(api):
 def test_unknown_addresses_answer_with_a_problem(api, path):
     body = problem_of(api.get(path), 404, "no_such_address")
     assert body["instance"] == path
+    # To a form that brings no token either: this is no page.
+    posted = Client(enforce_csrf_checks=True).post(path)
+    problem_of(posted, 404, "no_such_address")
 
 
 def test_a_method_that_is_not_taken_names_those_that_are(api):
