@@ -88,6 +88,13 @@ def malformed(template: str, /, **values: Any) -> Invalid:
     return Invalid(template, code="malformed_file", **values)
 
 
+def in_figures(number: float) -> str:
+    """Write a number that a file claims; whole ones may be far beyond what a float holds."""
+    if abs(number) >= 1 << 80:
+        return f"over 2^{int(number).bit_length() - 1}"
+    return f"{number:g}" if isinstance(number, float) else str(number)
+
+
 def plain(value: bytes | str) -> str:
     """Make text from a file fit to store and show: no NUL, no broken characters, no novels."""
     if isinstance(value, bytes):

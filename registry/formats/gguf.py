@@ -1,6 +1,7 @@
 """Reads the header of a GGUF file: metadata, and where its tensors lie."""
 
 import struct
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from registry.errors import Text
@@ -20,6 +21,8 @@ MAX_HEADER_BYTES = 64 * 1024 * 1024
 MAX_KEYS = 10_000
 MAX_TENSORS = 100_000
 MAX_TEXTS = 1_000_000
+# Of all texts and arrays in arrays together: each is a step here, whose bytes may be none.
+MAX_VALUES = 1_500_000
 MAX_NESTING = 4
 
 _SCALARS = {
@@ -95,6 +98,7 @@ def read_gguf(size: int, read: ReadRange) -> Facts:
         )
     metadata = _read_metadata(cursor, keys_count)
     spans = [_read_tensor(cursor) for _ in range(tensors_count)]
+    _check_names(tensor for _, _, tensor in spans)
     _check_spans(spans, cursor, metadata.get("general.alignment", 32))
     tensors = Tensors.of(tensor for _, _, tensor in spans)
     findings = (
@@ -117,19 +121,20 @@ def read_gguf(size: int, read: ReadRange) -> Facts:
 
 def _read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
+    steps = iter(range(MAX_VALUES))
     for _ in range(count):
         key = _read_text(cursor, 65_535)
         if key in metadata:
             raise malformed("The GGUF key {key!r} stands twice.", key=key[:80])
-        metadata[key] = _read_value(cursor, cursor.unpack("<I"), 0)
+        metadata[key] = _read_value(cursor, cursor.unpack("<I"), 0, steps)
     return metadata
 
 
-def _read_value(cursor: Cursor, kind: int, depth: int) -> Any:
+def _read_value(cursor: Cursor, kind: int, depth: int, steps: Iterator[int]) -> Any:
     if kind == _STRING:
         return _read_text(cursor, 16 * 1024 * 1024)
     if kind == _ARRAY:
-        return _read_array(cursor, depth)
+        return _read_array(cursor, depth, steps)
     if kind not in _SCALARS:
         raise malformed("The GGUF metadata has the unknown value type {kind}.", kind=kind)
     value = cursor.unpack(_SCALARS[kind])
@@ -137,7 +142,7 @@ def _read_value(cursor: Cursor, kind: int, depth: int) -> Any:
     return value if value - value == 0 else None
 
 
-def _read_array(cursor: Cursor, depth: int) -> str:
+def _read_array(cursor: Cursor, depth: int, steps: Iterator[int]) -> str:
     kind, count = cursor.unpack("<I"), cursor.unpack("<Q")
     if depth >= MAX_NESTING:
         raise malformed("The GGUF metadata has arrays nested too deep.")
@@ -151,10 +156,12 @@ def _read_array(cursor: Cursor, depth: int) -> str:
             limit=MAX_TEXTS,
         )
     for _ in range(count):
+        if next(steps, None) is None:
+            raise malformed("The GGUF metadata has too many values to check.")
         if kind == _STRING:
             cursor.skip(cursor.unpack("<Q"))
         else:
-            _read_value(cursor, kind, depth + 1)
+            _read_value(cursor, kind, depth + 1, steps)
     return f"{count} values"
 
 
@@ -183,8 +190,17 @@ def _read_tensor(cursor: Cursor) -> tuple[int, int, Tensor]:
     return offset, offset + tensor.elements_count // block * block_bytes, tensor
 
 
+def _check_names(tensors: Iterable[Tensor]) -> None:
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            raise malformed("The GGUF tensor {name!r} stands twice.", name=tensor.name[:80])
+        seen.add(tensor.name)
+
+
 def _check_spans(spans: list[tuple[int, int, Tensor]], cursor: Cursor, alignment: Any) -> None:
-    if not isinstance(alignment, int) or not 1 <= alignment <= 65_536:
+    """Require tensors that lie side by side, each on its boundary: no gap hides anything."""
+    if type(alignment) is not int or not 1 <= alignment <= 65_536:
         raise malformed("The GGUF alignment is out of bounds.")
     data_start = -(-cursor.position // alignment) * alignment
     reached = 0
@@ -199,12 +215,22 @@ def _check_spans(spans: list[tuple[int, int, Tensor]], cursor: Cursor, alignment
             raise malformed(
                 "The GGUF tensor {name!r} overlaps the one before it.", name=tensor.name[:80]
             )
+        if start > reached:
+            raise malformed(
+                "The GGUF tensor {name!r} leaves a gap before it.", name=tensor.name[:80]
+            )
         if data_start + end > cursor.size:
             raise malformed(
                 "The GGUF tensor {name!r} ends beyond the file; the file is cut short.",
                 name=tensor.name[:80],
             )
-        reached = end
+        reached = -(-end // alignment) * alignment
+    # A file of metadata alone need not be filled up, nor need the last tensor.
+    if cursor.size > max(data_start + reached, cursor.position):
+        raise malformed(
+            "The GGUF file has something after its last tensor, from byte {position} on.",
+            position=data_start + reached,
+        )
 
 
 def _read_text(cursor: Cursor, limit: int) -> str:

@@ -5,21 +5,22 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from registry.errors import Invalid, Text
-from registry.formats import gguf, npy, programs
+from registry.formats import gguf, hdf5, npy, parquet, programs
 from registry.formats.bounded_json import parse_json
 from registry.formats.facts import Facts, ReadRange, malformed
 from registry.formats.gguf import read_gguf
-from registry.formats.hdf5 import read_hdf5
+from registry.formats.hdf5 import find_hdf5, read_hdf5
 from registry.formats.npy import read_npy
 from registry.formats.onnx import read_onnx
+from registry.formats.parquet import read_parquet
 from registry.formats.pickles import LOADS_CODE, PEEK_BYTES, recognise_pickle
-from registry.formats.remote_code import find_remote_code, mentions_remote_code
+from registry.formats.remote_code import asks_for_code, find_remote_code, mentions_remote_code
 from registry.formats.safetensors import read_safetensors
 from registry.formats.tars import looks_like_tar, read_tar
 from registry.formats.zips import find_hidden_zip, read_zip
 
 # Goes up when a reader learns to see more, so that old blobs are looked at again.
-GENERATION = 4
+GENERATION = 5
 INSPECTOR = f"headers-{GENERATION}"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 # What a reader here understands to the end, and what it cannot harm: numbers and plain text.
@@ -110,6 +111,8 @@ def _by_bytes(name: str, head: bytes, size: int, read: ReadRange) -> Facts:
     ending = _ending(name)
     if ending in _ASKED_FOR:
         return _ASKED_FOR[ending](size, read)
+    if not _is_text(head, size) and (start := find_hdf5(size, read)):
+        return read_hdf5(size - start, lambda first, last: read(start + first, start + last))
     return _unknown(name, head, size)
 
 
@@ -118,8 +121,6 @@ def _by_magic(name: str, head: bytes, size: int) -> Facts | None:
         return programs.PYTHON if _ending(name) == "py" else programs.SCRIPT
     if _is_text(head, size):
         return None
-    if head.startswith(b"PAR1"):
-        return Facts(format="parquet")
     return programs.recognise_program(head)
 
 
@@ -175,7 +176,7 @@ def _read_json(size: int, read: ReadRange) -> Facts:
     value = parse_json(raw.removeprefix(b"\xef\xbb\xbf"), what=Text("The JSON file"))
     keys = sorted(key[:80] for key in value)[:100] if isinstance(value, dict) else []
     return Facts(
-        format="json", metadata={"keys": keys} if keys else {}, findings=find_remote_code(raw)
+        format="json", metadata={"keys": keys} if keys else {}, findings=asks_for_code(value)
     )
 
 
@@ -207,7 +208,8 @@ _READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[int, ReadRange], F
     (lambda head, _: head.startswith(gguf.MAGIC) and b"\0" in head[4:8], read_gguf),
     (lambda head, _: head.startswith(npy.MAGIC), read_npy),
     (lambda head, _: head.startswith((b"PK\x03\x04", b"PK\x05\x06")), read_zip),
-    (lambda head, _: head.startswith(b"\x89HDF\r\n\x1a\n"), read_hdf5),
+    (lambda head, _: head.startswith(hdf5.MAGIC), read_hdf5),
+    (lambda head, size: head.startswith(parquet.MAGIC) and not _is_text(head, size), read_parquet),
     (_looks_like_safetensors, read_safetensors),
     (looks_like_tar, read_tar),
 )

@@ -13,6 +13,7 @@ from registry.formats.facts import (
     Tensor,
     Tensors,
     bounded_metadata,
+    in_figures,
     malformed,
     plain,
 )
@@ -59,6 +60,9 @@ _TYPES = {
     25: ("uint2", 2),
     26: ("int2", 2),
 }
+# Fields of a tensor with its numbers: floats, doubles, and whole ones of any length.
+_TYPED = frozenset({4, 5, 7, 10, 11})
+_FIXED_WIDTHS = frozenset({4, 10})
 
 
 class Field(NamedTuple):
@@ -184,7 +188,8 @@ def read_onnx(size: int, read: ReadRange) -> Facts:
     tensors = Tensors.of(found.initializers)
     if tensors.elements_count > MAX_ELEMENTS:
         raise malformed(
-            "The ONNX file claims weights of {count:.2g} elements.", count=tensors.elements_count
+            "The ONNX file claims weights of {count} elements.",
+            count=in_figures(tensors.elements_count),
         )
     return Facts(
         format="onnx",
@@ -324,8 +329,11 @@ def _read_sparse(walk: Walk, sparse: Field, found: Found) -> None:
 def _read_tensor(walk: Walk, tensor: Field, found: Found) -> Tensor:
     shape: list[int] = []
     parts: dict[int, Field] = {}
+    typed_bits = 0
     for item in walk.inner(tensor):
         parts[item.number] = item
+        if item.number in _TYPED:
+            typed_bits += _most_bits(item)
         if item.number == 1:
             shape.extend(walk.numbers(item))
         elif item.number == 13:
@@ -335,23 +343,34 @@ def _read_tensor(walk: Walk, tensor: Field, found: Found) -> Tensor:
     kind = parts[2].value if 2 in parts else 0
     name = walk.text(parts[8])[:500] if 8 in parts else ""
     raw_bytes = parts[9].end - parts[9].start if 9 in parts else None
+    at_most = typed_bits // 8 if raw_bytes is None else raw_bytes
     external = 14 in parts and parts[14].value == _EXTERNAL
     if kind not in _TYPES or len(shape) > 64 or any(not 0 <= size < 2**63 for size in shape):
         raise malformed("The ONNX tensor {name!r} has no sensible type and shape.", name=name[:80])
     dtype, bits = _TYPES[kind]
     result = Tensor(name, dtype, tuple(shape))
     expected = -(-result.elements_count * bits // 8)
-    if raw_bytes is not None and not external and bits and raw_bytes != expected:
+    exact = raw_bytes is not None
+    if not external and bits and (at_most != expected if exact else at_most < expected):
         raise malformed(
             "The ONNX tensor {name!r} of type {dtype} and shape {shape} needs {expected} "
-            "bytes but has {raw_bytes}.",
+            "bytes but has {found}.",
             name=name[:80],
             dtype=dtype,
             shape=shape[:8],
-            expected=expected,
-            raw_bytes=raw_bytes,
+            expected=in_figures(expected),
+            found=at_most,
         )
     return result
+
+
+def _most_bits(item: Field) -> int:
+    """Give how many bits of a tensor a field of numbers can hold at most."""
+    if item.wire in {_FIXED32, _FIXED64}:
+        return 64 if item.wire == _FIXED64 else 32
+    # A whole number of one byte may stand for an element of 64 bits.
+    per_byte = 8 if item.number in _FIXED_WIDTHS else 64
+    return per_byte * (item.end - item.start) if item.wire == _BYTES else 64
 
 
 def _read_port(walk: Walk, port: Field) -> Port:

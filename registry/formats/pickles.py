@@ -48,6 +48,19 @@ def is_pickle(head: bytes, size: int, read: ReadRange) -> bool:
     return _does_something(walk_pickle(size, read), head)
 
 
+def begins_as_pickle(head: bytes, size: int) -> bool:
+    """Tell a file in an archive by its first bytes: a pickle, as it is or compressed."""
+    if head.startswith((TORCH_LEGACY, _OLD_JOBLIB)):
+        return True
+    known = _recognise_wrapped(head, "", depth=0)
+    if known is not None:
+        return known.format == "pickle"
+    if is_pickle(head, len(head), lambda start, end: head[start:end]):
+        return True
+    walked = walk_pickle(len(head), lambda start, end: head[start:end])
+    return walked.ran_out and len(head) < size and bool(walked.imports)
+
+
 def _is_inner_pickle(inner: bytes) -> bool:
     """Tell it by the first bytes alone; a walk that needs more of them counts as one."""
     if is_pickle(inner, len(inner), lambda start, end: inner[start:end]):

@@ -5,7 +5,15 @@ from typing import Any
 
 from registry.errors import Text
 from registry.formats.bounded_json import parse_json
-from registry.formats.facts import Facts, ReadRange, Tensor, Tensors, bounded_metadata, malformed
+from registry.formats.facts import (
+    Facts,
+    ReadRange,
+    Tensor,
+    Tensors,
+    bounded_metadata,
+    in_figures,
+    malformed,
+)
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_RANK = 64
@@ -99,12 +107,12 @@ def _span(name: str, entry: Any) -> tuple[int, int, Tensor]:
     start, end = offsets
     if bits % 8 or end - start != bits // 8:
         raise malformed(
-            "The safetensors tensor {name!r} of dtype {dtype} and shape {shape} needs {needed:g} "
+            "The safetensors tensor {name!r} of dtype {dtype} and shape {shape} needs {needed} "
             "bytes but its data_offsets span {span}.",
             name=name[:200],
             dtype=dtype,
             shape=shape[:8],
-            needed=bits / 8,
+            needed=in_figures(bits / 8 if bits % 8 and bits < 1 << 53 else bits // 8),
             span=end - start,
         )
     return start, end, tensor

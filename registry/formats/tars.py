@@ -1,17 +1,29 @@
 """Reads the names in a tar file; nothing is unpacked."""
 
+from collections.abc import Iterable
+
 from registry.errors import Invalid, Text
 from registry.formats.facts import Facts, ReadRange, malformed, plain
 from registry.formats.paths import check_path
-from registry.formats.pickles import LOADS_CODE
+from registry.formats.pickles import LOADS_CODE, begins_as_pickle
 
 BLOCK_BYTES = 512
 # Each costs a read of the storage, which may be far away.
 MAX_ENTRIES = 1000
 NEVER_UNPACKED = Text("An archive; it is kept as it is and never unpacked here.")
 CODE_ENDINGS = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".so", ".dll", ".class")
+# Archives and what is packed like one: nobody here looks into one that lies in another.
+ARCHIVE_ENDINGS = (
+    *(".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".whl", ".egg", ".jar", ".nemo"),
+    *(".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".keras", ".pt2", ".mar"),
+)
+# Arrays and documents are archives too, and usual among data.
+_DATA_ENDINGS = (".npz", ".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".kmz")
+_HEAD_BYTES = 4096
 _CHECKSUM = slice(148, 156)
 _LINKS = frozenset({b"1", b"2"})
+_DEVICES = frozenset({b"3", b"4", b"6"})
+_FILES = frozenset({b"0", b"\0", b"7"})
 # Headers that only say more about the one that follows: long names and the like.
 _ABOUT_THE_NEXT = frozenset({b"L", b"K", b"x", b"g"})
 # The oldest files of torch.save: each of these entries is a pickle.
@@ -30,6 +42,7 @@ def looks_like_tar(head: bytes, _size: int) -> bool:
 def read_tar(size: int, read: ReadRange) -> Facts:
     names: list[str] = []
     findings = [NEVER_UNPACKED]
+    risk: Text | None = None
     position = 0
     while position + BLOCK_BYTES <= size and len(names) < MAX_ENTRIES:
         block = read(position, position + BLOCK_BYTES)
@@ -47,13 +60,49 @@ def read_tar(size: int, read: ReadRange) -> Facts:
             names.append(_name(block))
         if kind in _LINKS and len(findings) < 3:
             findings.append(Text("The archive holds a link, {name!r}.", name=names[-1][:80]))
+        if kind in _DEVICES and len(findings) < 3:
+            findings.append(Text("The archive holds a device, {name!r}.", name=names[-1][:80]))
+        if kind in _FILES and length and not risk:
+            start = position + BLOCK_BYTES
+            head = read(start, start + min(length, _HEAD_BYTES))
+            risk = content_risk(names[-1], head, length)
         position += BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
     if len(names) == MAX_ENTRIES:
         findings.append(Text("Only the first {limit} entries were looked at.", limit=MAX_ENTRIES))
-    return _judge(names, findings)
+    return _judge(names, findings, risk)
 
 
-def _judge(names: list[str], findings: list[Text]) -> Facts:
+def name_risk(names: Iterable[str]) -> Text | None:
+    """Say why an archive with files of these names may run code, if it may."""
+    for name in names:
+        lower = name.lower()
+        if lower.endswith(CODE_ENDINGS):
+            return Text(
+                "The archive holds {name}, which can run code as it is loaded.", name=name[:80]
+            )
+        if lower.endswith(ARCHIVE_ENDINGS):
+            return _nested(name)
+    return None
+
+
+def content_risk(name: str, head: bytes, size: int) -> Text | None:
+    """Say the same by the first bytes of one of its files."""
+    if begins_as_pickle(head, size):
+        return Text("The archive holds {name}, which begins as a pickle.", name=name[:80])
+    if head.startswith(b"PK\x03\x04") and not name.lower().endswith(_DATA_ENDINGS):
+        return _nested(name)
+    return None
+
+
+def _nested(name: str) -> Text:
+    return Text(
+        "The archive holds another archive, {name}, which is not looked into and may hold what "
+        "runs code.",
+        name=name[:80],
+    )
+
+
+def _judge(names: list[str], findings: list[Text], risk: Text | None) -> Facts:
     escape = _escape(names)
     if escape:
         findings.append(lands_elsewhere(escape))
@@ -62,18 +111,16 @@ def _judge(names: list[str], findings: list[Text]) -> Facts:
         return Facts(
             format="torch-legacy", executable=True, metadata=metadata, findings=(LOADS_CODE,)
         )
-    risky = next((name for name in names if name.lower().endswith(CODE_ENDINGS)), "")
-    if risky:
-        findings.append(holds_code(risky))
-    return Facts(format="tar", executable=bool(risky), metadata=metadata, findings=tuple(findings))
+    why = name_risk(names) or risk
+    if why is not None:
+        findings.append(why)
+    return Facts(
+        format="tar", executable=why is not None, metadata=metadata, findings=tuple(findings)
+    )
 
 
 def lands_elsewhere(refusal: Invalid) -> Text:
     return Text("An entry would land elsewhere when unpacked: {reason}", reason=refusal)
-
-
-def holds_code(name: str) -> Text:
-    return Text("The archive holds {name}, which can run code as it is loaded.", name=name[:80])
 
 
 def _escape(names: list[str]) -> Invalid | None:

@@ -1,5 +1,6 @@
 """Reads the directory of a zip file and tells what kind of file it is; nothing is unpacked."""
 
+import stat
 import struct
 import zlib
 from typing import NamedTuple
@@ -9,12 +10,18 @@ from registry.formats.facts import Facts, ReadRange, Tensor, Tensors, malformed,
 from registry.formats.npy import read_npy
 from registry.formats.paths import check_path
 from registry.formats.pickles import LOADS_CODE
-from registry.formats.tars import CODE_ENDINGS, NEVER_UNPACKED, holds_code, lands_elsewhere
+from registry.formats.tars import NEVER_UNPACKED, content_risk, lands_elsewhere, name_risk
 
 MAX_DIRECTORY_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES = 100_000
 MAX_ARRAYS = 2000
 MAX_ENDS = 16
+# Each costs a read of the storage, which may be far away.
+MAX_LOOKED_INTO = 100
+# An archive that grows beyond both is pointed out.
+BOMB_BYTES = 100 * 1024 * 1024
+BOMB_FACTOR = 100
+_PYTHON = Text("The archive is a Python program; it is kept but never run.")
 _PROGRAM = Text("A TorchScript file is a program; it is kept but never loaded.")
 _EXPORTED = Text("An exported program (.pt2) carries pickles; it is kept but never loaded.")
 _KERAS = Text("A Keras file can carry Python code; it is kept but never loaded.")
@@ -34,20 +41,30 @@ class Entry(NamedTuple):
     """A file as the directory describes it."""
 
     name: str
+    flags: int
     method: int
     compressed_bytes: int
     size_bytes: int
     offset: int
+    # Where it ends at the earliest: its local header may be longer than is known from here.
+    end: int
+    unix_mode: int
+
+    @property
+    def is_encrypted(self) -> bool:
+        return bool(self.flags & 1)
 
 
 def read_zip(size: int, read: ReadRange) -> Facts:
     entries = list_entries(size, read)
     names = [entry.name for entry in entries]
     metadata = {"entries_count": len(entries)}
-    findings = _name_findings(names)
+    findings = (*_name_findings(names), *_entry_findings(entries, size))
     kind, why = _kind(names)
     if kind == "npz":
         return _read_npz(entries, size, read, findings)
+    if kind == "zip" and not why:
+        why = _look_inside(entries, size, read)
     if why or kind == "zip":
         findings = (why, *findings) if why else (*findings, NEVER_UNPACKED)
     return Facts(format=kind, metadata=metadata, executable=bool(why), findings=findings)
@@ -138,7 +155,21 @@ def list_entries(size: int, read: ReadRange) -> list[Entry]:
             found=len(entries),
             count=count,
         )
+    _check_apart(entries, offset)
     return entries
+
+
+def _check_apart(entries: list[Entry], directory_at: int) -> None:
+    """Require that no two entries share bytes, as those of a bomb do."""
+    reached = 0
+    for entry in sorted(entries, key=lambda entry: entry.offset):
+        if entry.offset < reached:
+            raise malformed(
+                "The zip entry {name!r} overlaps the one before it.", name=entry.name[:80]
+            )
+        reached = entry.end
+        if reached > directory_at:
+            raise malformed("The zip entry {name!r} overlaps the directory.", name=entry.name[:80])
 
 
 def _find_directory(size: int, read: ReadRange) -> tuple[int, int, int, int]:
@@ -184,7 +215,17 @@ def _read_entry(raw: bytes, position: int) -> tuple[Entry, int]:
     if 0xFFFF_FFFF in {compressed, size, offset}:
         size, compressed, offset = _zip64(extra, size, compressed, offset)
     following = position + name_bytes + extra_bytes + comment_bytes
-    return Entry(plain(name)[:500], method, compressed, size, offset), following
+    entry = Entry(
+        name=plain(name)[:500],
+        flags=fields[3],
+        method=method,
+        compressed_bytes=compressed,
+        size_bytes=size,
+        offset=offset,
+        end=offset + _LOCAL.size + name_bytes + compressed,
+        unix_mode=fields[15] >> 16,
+    )
+    return entry, following
 
 
 def _zip64(extra: bytes, *values: int) -> list[int]:
@@ -228,8 +269,10 @@ def _kind(names: list[str]) -> tuple[str, Text | None]:
         found = "keras", _KERAS
     elif names and all(name.endswith(".npy") for name in names):
         found = "npz", None
-    elif risky := [name for name in names if name.lower().endswith(CODE_ENDINGS)]:
-        found = "zip", holds_code(risky[0])
+    elif why := name_risk(names):
+        found = "zip", why
+    elif "__main__.py" in names:
+        found = "zip", _PYTHON
     else:
         found = "zip", None
     return found
@@ -248,12 +291,49 @@ def _name_findings(names: list[str]) -> tuple[Text, ...]:
     return tuple(findings)
 
 
+def _entry_findings(entries: list[Entry], size: int) -> tuple[Text, ...]:
+    findings = []
+    if link := next((entry.name for entry in entries if stat.S_ISLNK(entry.unix_mode)), None):
+        findings.append(Text("The archive holds a link, {name!r}.", name=link[:80]))
+    total = sum(entry.size_bytes for entry in entries)
+    if total > BOMB_BYTES and total > BOMB_FACTOR * size:
+        findings.append(
+            Text(
+                "Unpacked the archive would have {total} bytes, {factor} times its size.",
+                total=total,
+                factor=total // size,
+            )
+        )
+    return tuple(findings)
+
+
+def _look_inside(entries: list[Entry], size: int, read: ReadRange) -> Text | None:
+    """Say why an archive may run code though no name in it says so; the first entries are read."""
+    if locked := next((entry for entry in entries if entry.is_encrypted), None):
+        return Text(
+            "The archive holds {name}, which is encrypted, and so may be anything.",
+            name=locked.name[:80],
+        )
+    for entry in entries[:MAX_LOOKED_INTO]:
+        if entry.method not in {0, zlib.DEFLATED}:
+            return Text(
+                "The archive holds {name}, which is compressed in a way that is not looked into, "
+                "and so may be anything.",
+                name=entry.name[:80],
+            )
+        if why := content_risk(entry.name, _entry_head(entry, size, read), entry.size_bytes):
+            return why
+    return None
+
+
 def _read_npz(
     entries: list[Entry], size: int, read: ReadRange, findings: tuple[Text, ...]
 ) -> Facts:
     tensors: list[Tensor] = []
     executable = False
     for entry in entries[:MAX_ARRAYS]:
+        if entry.is_encrypted:
+            raise malformed("The array {name!r} of the file is encrypted.", name=entry.name[:80])
         head = _entry_head(entry, size, read)
         facts = read_npy(
             entry.size_bytes,

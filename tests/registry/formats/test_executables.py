@@ -158,11 +158,10 @@ def without_count(data):
 
 END = b"PK\x05\x06"
 POLYGLOTS = {
-    "parquet": ("rows.parquet", behind(b"PAR1\0\0\0\0")),
-    "gguf": ("model.gguf", behind(samples.gguf())),
-    "gguf, its offsets from where it begins": (
-        "model.gguf",
-        samples.gguf() + samples.zipped(PROGRAM),
+    "something unknown": ("m.dat", behind(b"\x01\0")),
+    "numbers, its offsets from where it begins": (
+        "m.dat",
+        b"\x01\0" * 99 + samples.zipped(PROGRAM),
     ),
     "safetensors, as a tensor": ("model.safetensors", in_a_tensor()),
     "onnx, in its metadata": (
@@ -179,9 +178,9 @@ POLYGLOTS = {
     "text, far behind its beginning": ("notes.md", behind(b"words " * 12_000)),
     "json, far behind its beginning": ("big.json", behind(b"[" + b"1," * (3 << 20))),
     "python": ("modeling.py", behind(b"# words\n" * 9000)),
-    "with more behind it": ("rows.parquet", behind(b"PAR1\0", tail=b"x" * 40)),
-    "with much more behind it": ("rows.parquet", behind(b"PAR1\0", tail=b"x" * 69_000)),
-    "with half an end behind it": ("rows.parquet", behind(b"PAR1\0", tail=END)),
+    "with more behind it": ("m.dat", behind(b"\x01\0", tail=b"x" * 40)),
+    "with much more behind it": ("m.dat", behind(b"\x01\0", tail=b"x" * 69_000)),
+    "with half an end behind it": ("m.dat", behind(b"\x01\0", tail=END)),
     "with an end of nothing behind it": ("m.dat", behind(b"\x01\0", tail=END + bytes(18))),
     "with false ends behind it": ("m.dat", behind(b"\x01\0", tail=(END + b"\x09" * 19) * 9)),
     "with very many ends behind it": ("m.dat", b"\x01\0" + (END + b"\x09" * 19) * 99),
@@ -190,7 +189,7 @@ POLYGLOTS = {
         behind(b"\x01\0", tail=(END + bytes(18)) * 99),
     ),
     "without a number of entries": ("m.dat", without_count(behind(b"\x01\0"))),
-    "an archive of pickles": ("rows.parquet", behind(b"PAR1\0", {"a/model.pkl": b""})),
+    "an archive of pickles": ("m.dat", behind(b"\x01\0", {"a/model.pkl": b""})),
 }
 
 
@@ -205,7 +204,7 @@ def test_an_archive_behind_any_format_counts(name):
 @pytest.mark.parametrize(
     ("path", "data"),
     [
-        ("rows.parquet", behind(b"PAR1\0", {"a.txt": b"x"})),
+        ("m.dat", behind(b"\x01\0", {"a.txt": b"x"})),
         ("m.dat", b"\x01\0" + END + bytes(18)),
         ("m.dat", b"\x01\0" + END + b"\x09" * 60),
         ("shard.tar", tarred({f"{n}.npz": samples.HONEST["arrays.npz"] for n in range(40)})),

@@ -301,6 +301,10 @@ def test_onnx_weights_elsewhere_cannot_claim_more_than_a_number_holds():
     assert "elements" in refusal("model.onnx", huge)
 
 
+# A step for the reader each, and hardly a byte.
+EMPTY_TEXTS = struct.pack("<IQ", 8, 800_000) + bytes(8 * 800_000)
+
+
 def test_gguf_facts():
     facts = look("m.gguf", samples.gguf()).to_json()
     assert facts["parameters_count"] == 64
@@ -331,6 +335,7 @@ def test_gguf_facts():
         (samples.gguf(tensors=[("w", (1,) * 9, 0)]), "claims 9 dimensions"),
         (samples.gguf(tensors=[("a", (32, 3), 8), ("b", (32, 2), 8)]), "overlaps"),
         (samples.gguf(tensors=[("w", (2**62,), 0)]), "beyond the file"),
+        (samples.gguf(keys=dict.fromkeys("ab", (9, EMPTY_TEXTS))), "too many values"),
     ],
 )
 def test_a_lying_gguf_file_is_named(data, reason):
