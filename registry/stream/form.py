@@ -8,7 +8,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from registry.errors import Denied, FieldError, Invalid, TooLarge
-from registry.formats import check_path
+from registry.formats import check_path, inspect
 from registry.storage import Sink, Storage, Stored
 
 MAX_PARTS = 10_000
@@ -138,11 +138,16 @@ class VersionForm:
 
     def _end_part(self) -> None:
         if self._sink is not None:
+            self._inspect(self._sink)
             self.files[self._name] = self._storage.keep_sink(self._sink)
             self.close()
         elif self._text is not None:
             self._keep_text(self._name, _text(bytes(self._text)))
             self._text = None
+
+    def _inspect(self, sink: Sink) -> None:
+        """Refuse a malformed file before it is kept: nothing of it stays."""
+        inspect(self._name, sink.offset, sink.read)
 
     def _keep_text(self, name: str, text: str) -> None:
         self.texts[name] = text
@@ -182,6 +187,9 @@ class PageForm(VersionForm):
         # An input where nothing was chosen is sent as a file without a name.
         if filename:
             super()._begin_file(name, filename)
+
+    def _inspect(self, sink: Sink) -> None:
+        """Take any file: the page that says what is wrong with it still has all that arrived."""
 
     def _keep_text(self, name: str, text: str) -> None:
         if name in self.pairs:
