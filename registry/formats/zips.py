@@ -182,12 +182,23 @@ def _find_directory(size: int, read: ReadRange) -> tuple[int, int, int, int]:
     _, disk, first_disk, _, count, length, offset, _ = _END.unpack_from(tail, at)
     # Where there is a larger record beside this one it counts, whatever stands here.
     if _has_locator(tail_start + at, read):
-        return _find_directory64(tail_start + at, size, read)
+        found = _find_directory64(tail_start + at, size, read)
+        _require_agreement((count, length, offset), found[:3])
+        return found
     if 0xFFFF in {count, disk} or 0xFFFF_FFFF in {length, offset}:
         raise malformed("The zip64 directory is missing.")
     if disk or first_disk:
         raise malformed("The zip file is spread over several files.")
     return count, length, offset, tail_start + at
+
+
+def _require_agreement(small: tuple[int, int, int], large: tuple[int, int, int]) -> None:
+    """Refuse two ends for two readers: the small one says the same, or that it cannot."""
+    largest = (0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF)
+    if any(
+        says not in {most, meant} for says, most, meant in zip(small, largest, large, strict=True)
+    ):
+        raise malformed("The zip file has two ends, and they do not agree.")
 
 
 def _find_directory64(end_at: int, size: int, read: ReadRange) -> tuple[int, int, int, int]:

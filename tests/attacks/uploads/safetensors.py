@@ -3,7 +3,7 @@
 import json
 import struct
 
-from tests.attacks.corpus import hostile, refused
+from tests.attacks.corpus import held, hostile, refused
 from tests.registry.formats import samples
 
 FILE = "model.safetensors"
@@ -108,7 +108,7 @@ def a_zip_archive_after_the_last_tensor(canary):
     return samples.safetensors(tail=samples.zipped({"__main__.py": canary.program.encode()}))
 
 
-@hostile(FILE, refused("a zip archive hidden in it"))
+@hostile(FILE, held("safetensors", "A zip archive hides behind"))
 def a_program_in_a_zip_archive_as_the_last_tensor(canary):
     archive = samples.zipped({"__main__.py": canary.program.encode()})
     return samples.safetensors({"w": ("U8", [len(archive)], archive)})

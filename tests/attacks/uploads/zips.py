@@ -55,7 +55,7 @@ def an_archive_cut_short():
     return zipped({"a.txt": b"x" * 1000})[:-10]
 
 
-@hostile("data.zip", refused("does not lie right before its end"))
+@hostile("data.zip", refused("lies beyond the file"))
 def a_directory_beyond_the_file():
     return NOTHING_BUT_LIES + end(1, 46, 1 << 30)
 
@@ -72,7 +72,7 @@ def zip64_with_countless_entries():
     return NOTHING_BUT_LIES + record + locator(30) + end(0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF)
 
 
-@hostile("data.zip", refused("does not end where it should"))
+@hostile("data.zip", refused("zip64 directory is missing"))
 def zip64_that_points_beyond_the_file():
     return NOTHING_BUT_LIES + locator(1 << 62) + end(0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF)
 
@@ -207,7 +207,7 @@ def an_array_behind_a_password():
     return archive(local(b"a.npy", data, flags=1), row)
 
 
-@hostile("data.zip", refused("something after its end"))
+@hostile("data.zip", refused("does not lie right before its end"))
 def a_second_end_in_the_comment():
     """Whoever looks for the last end finds the harmless archive, others the one before it."""
     harmless = zipped({"a.txt": b"x"})
@@ -226,7 +226,7 @@ def two_directories_for_two_readers():
     return evil + shown + taken + end(1, len(shown), len(evil))
 
 
-@hostile("weights.pt", refused("does not end where it should"))
+@hostile("weights.pt", refused("zip64 directory is broken"))
 def arrays_for_us_and_weights_for_torch(canary):
     """Behind a harmless beginning stands a whole checkpoint that calls."""
     checkpoint = payloads.torch_zip({"w": payloads.Calls(exec, canary.program)})
