@@ -5,10 +5,13 @@ import binascii
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
+
+from django.db.models import Model, QuerySet
 
 from registry.errors import FieldError, Invalid
 
+T = TypeVar("T", bound=Model)
 MAX_LIMIT = 100
 DEFAULT_LIMIT = 20
 _LONGEST_CURSOR = 600
@@ -69,6 +72,19 @@ def decode_moment(text: str) -> datetime:
     if moment.tzinfo != UTC:
         raise Invalid("The cursor is not one of ours; start without it.", code="bad_cursor")
     return moment
+
+
+def newest_first(
+    rows: QuerySet[T], order: str, limit: int, cursor: str
+) -> tuple[list[T], str | None]:
+    """Give a page of rows by their number of arrival, and the cursor of the next one."""
+    if cursor:
+        (last,) = decode_cursor(cursor, order, int)
+        rows = rows.filter(pk__lt=last)
+    found = list(rows.order_by("-pk")[: limit + 1])
+    kept = found[:limit]
+    more = len(found) > limit
+    return kept, encode_cursor(order, kept[-1].pk) if more else None
 
 
 def _fits(value: object, wanted: type) -> bool:

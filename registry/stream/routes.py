@@ -13,7 +13,7 @@ from django.http.request import split_domain_port, validate_host
 from registry.api.admission import admit
 from registry.api.problem import MethodNotAllowed
 from registry.api.v1 import transfers as machine_door
-from registry.errors import Invalid, NotFound, Unauthenticated
+from registry.errors import Invalid, RegistryError, Unauthenticated
 from registry.models import Actor
 from registry.stream import upload
 from registry.stream.download import answer_download
@@ -151,12 +151,13 @@ def _require_still(actor: Actor, identify: Identify, exchange: Exchange) -> None
 async def _download_page(
     exchange: Exchange, identify: Identify, where: Where, *, part: str = "files"
 ) -> None:
-    """Answer a download in a browser; what is not there gets the page that says so."""
+    """Answer a download in a browser; a refusal gets the page that says so."""
     try:
         await _DOWNLOADS[part](exchange, identify, where)
-    except NotFound:
+    except RegistryError as refusal:
         if exchange.status:
             raise
+        exchange.refusal = refusal
         raise NoStream from None
 
 

@@ -213,6 +213,33 @@ class SignatureForm(forms.Form):
         }
 
 
+class ProposalForm(forms.Form):
+    """Where an alias is to point."""
+
+    alias = forms.CharField(
+        label=_("Alias"),
+        max_length=255,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    version = forms.IntegerField(label=_("Version"), min_value=1, max_value=999_999_999)
+    message = forms.CharField(
+        label=_("Why"),
+        required=False,
+        max_length=10_000,
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+    )
+
+    @classmethod
+    def of(cls, repository: Repository) -> "ProposalForm":
+        names = [one for one in repository.protected_aliases if "*" not in one]
+        return cls(
+            initial={"alias": names[0] if names else "", "version": repository.latest_number}
+        )
+
+    def clean_alias(self) -> str:
+        return str(self.cleaned_data["alias"]).removeprefix("@")
+
+
 class NewNamespaceForm(forms.Form):
     """An organisation."""
 

@@ -5,7 +5,7 @@ from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from django.contrib.postgres.expressions import ArraySubquery
-from django.db.models import F, Model, OuterRef, Q, QuerySet
+from django.db.models import F, Model, OuterRef, Q
 from django.db.models.functions import JSONObject, Lower
 
 from registry.errors import Text, unpack
@@ -298,23 +298,6 @@ def version_name(version: Version) -> Row:
         "number": version.number,
         "variant": version.variant,
     }
-
-
-# --- Pages in order of the primary key ---------------------------------------------------------
-
-
-def newest_first(
-    rows: QuerySet[T], order: str, limit: int | None, cursor: str
-) -> tuple[list[T], str | None]:
-    """Give a page of rows by their number of arrival, and the cursor of the next one."""
-    if cursor:
-        (last,) = decode_cursor(cursor, order, int)
-        rows = rows.filter(pk__lt=last)
-    wanted = check_limit(limit)
-    found = list(rows.order_by("-pk")[: wanted + 1])
-    kept = found[:wanted]
-    more = len(found) > wanted
-    return kept, encode_cursor(order, kept[-1].pk) if more else None
 
 
 def deleted_body(deleted: Deleted) -> Row:

@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from registry.errors import RegistryError
-from registry.pages import decode_cursor, encode_cursor
+from registry.pages import newest_first
 from registry.services.audit_log import audit_log, json_lines
 from registry.web.forms import show_refusal
 from registry.web.visitor import actor_of, signed_in
@@ -68,18 +68,13 @@ def audit_page(request: HttpRequest) -> HttpResponse:
 
 
 def _page(request: HttpRequest, form: AuditForm) -> dict[str, Any]:
-    rows = audit_log(actor_of(request), **form.narrowing()).order_by("-pk")
-    if cursor := request.GET.get("cursor", ""):
-        (last,) = decode_cursor(cursor, "events", int)
-        rows = rows.filter(pk__lt=last)
-    found = list(rows[: _ON_A_PAGE + 1])
-    kept = found[:_ON_A_PAGE]
+    rows = audit_log(actor_of(request), **form.narrowing())
+    cursor = request.GET.get("cursor", "")
+    kept, after = newest_first(rows, "events", _ON_A_PAGE, cursor)
     asked = {name: request.GET[name] for name in form.fields if request.GET.get(name)}
-    more = len(found) > len(kept)
-    after = encode_cursor("events", kept[-1].pk) if more else ""
     return {
         "events": kept,
-        "older": f"?{urlencode({**asked, 'cursor': after})}" if more else "",
+        "older": f"?{urlencode({**asked, 'cursor': after})}" if after else "",
         "newest": f"?{urlencode(asked)}" if cursor else "",
         "export": f"{reverse('web:audit-export')}?{urlencode(asked)}",
     }

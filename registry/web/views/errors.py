@@ -8,6 +8,7 @@ from django.utils.translation import gettext as _
 
 from registry.errors import NotFound, RateLimited, RegistryError, Unavailable
 from registry.web.refusals import words_of
+from registry.web.transfers import REFUSAL
 
 
 def _titles() -> dict[int, tuple[str, str]]:
@@ -81,6 +82,10 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
+    # A file that is not given out has no page of its own, but a reason.
+    refusal = request.META.get(REFUSAL)
+    if isinstance(refusal, RegistryError):
+        return render_problem(request, refusal)
     return _page(request, HTTPStatus.NOT_FOUND)
 
 

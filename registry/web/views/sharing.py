@@ -13,6 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from registry.errors import RegistryError
 from registry.models import (
     AccessRequest,
+    Actor,
     AliasProposal,
     Membership,
     Repository,
@@ -23,7 +24,7 @@ from registry.models import (
 from registry.permissions import allowed, role_of
 from registry.services import catalog, namespaces, proposals, requests, sharing
 from registry.web import history, wording
-from registry.web.forms import NewNamespaceForm, show_refusal
+from registry.web.forms import NewNamespaceForm, ProposalForm, show_refusal
 from registry.web.refusals import words_of
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
@@ -270,24 +271,28 @@ def decide_request(request: HttpRequest, number: int) -> HttpResponse:
 @require_safe
 @anybody
 def proposal_list(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
+    repository = catalog.find_repository(actor_of(request), kind, namespace, name)
+    return _show_proposals(request, repository, ProposalForm.of(repository))
+
+
+def _show_proposals(
+    request: HttpRequest, repository: Repository, form: ProposalForm
+) -> HttpResponse:
     actor = actor_of(request)
-    repository = catalog.find_repository(actor, kind, namespace, name)
     rows = AliasProposal.objects.filter(repository=repository).select_related(
         "version", "proposed_by", "decided_by"
     )
     context = {
         "repository": repository,
-        "kind": kind,
+        "kind": repository.kind,
+        "form": form,
         "proposals": list(rows.order_by("-number")[:_SHOWN]),
         "aliases": history.aliases_of(repository),
         "may_write": allowed(actor, "write", repository),
         "may_maintain": allowed(actor, "maintain", repository),
-        "asked": {
-            "alias": next((one for one in repository.protected_aliases if "*" not in one), ""),
-            "version": repository.latest_number or "",
-        },
     }
-    return render(request, "sharing/proposals.html", context)
+    status = 422 if form.errors else 200
+    return render(request, "sharing/proposals.html", context, status=status)
 
 
 @require_POST
@@ -307,21 +312,28 @@ def propose(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpR
             ),
             _("Saved."),
         )
-    else:
-        _attempt(
-            request,
-            lambda: proposals.propose_alias(
-                actor=actor,
-                repository=repository,
-                alias=request.POST.get("alias", "").strip().removeprefix("@"),
-                version=catalog.find_version(
-                    actor, repository, request.POST.get("version", "").strip()
-                ),
-                message=request.POST.get("message", ""),
-            ),
-            _("Proposed; the maintainers decide."),
-        )
-    return redirect(address_of(repository, "proposals"))
+        return redirect(address_of(repository, "proposals"))
+    form = ProposalForm(request.POST)
+    if form.is_valid():
+        try:
+            _propose(actor, repository, form)
+        except RegistryError as error:
+            show_refusal(form, error)
+        else:
+            messages.success(request, _("Proposed; the maintainers decide."))
+            return redirect(address_of(repository, "proposals"))
+    return _show_proposals(request, repository, form)
+
+
+def _propose(actor: Actor, repository: Repository, form: ProposalForm) -> None:
+    given = form.cleaned_data
+    proposals.propose_alias(
+        actor=actor,
+        repository=repository,
+        alias=given["alias"],
+        version=catalog.find_version(actor, repository, str(given["version"])),
+        message=given["message"],
+    )
 
 
 @require_safe

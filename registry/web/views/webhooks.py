@@ -10,7 +10,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from registry.errors import RegistryError
 from registry.models import Actor, Delivery, Webhook
-from registry.pages import decode_cursor, encode_cursor
+from registry.pages import newest_first
 from registry.services import catalog, namespaces, webhooks
 from registry.web.forms import NewWebhookForm, WebhookForm, show_refusal
 from registry.web.refusals import words_of
@@ -60,19 +60,15 @@ def webhook_page(request: HttpRequest, webhook_id: int) -> HttpResponse:
 def _show(
     request: HttpRequest, webhook: Webhook, *, secret: str = "", form: WebhookForm | None = None
 ) -> HttpResponse:
-    rows = Delivery.objects.filter(webhook=webhook).order_by("-pk")
-    if cursor := request.GET.get("cursor", ""):
-        (last,) = decode_cursor(cursor, "deliveries", int)
-        rows = rows.filter(pk__lt=last)
-    found = list(rows[: _ON_A_PAGE + 1])
-    kept = found[:_ON_A_PAGE]
-    more = len(found) > len(kept)
+    rows = Delivery.objects.filter(webhook=webhook)
+    cursor = request.GET.get("cursor", "")
+    kept, after = newest_first(rows, "deliveries", _ON_A_PAGE, cursor)
     context = {
         "webhook": webhook,
         "secret": secret,
         "form": form or WebhookForm(initial={"url": webhook.url, "events": webhook.events}),
         "deliveries": kept,
-        "older": f"?cursor={encode_cursor('deliveries', kept[-1].pk)}" if more else "",
+        "older": f"?cursor={after}" if after else "",
         "newest": reverse("web:webhook", args=[webhook.pk]) if cursor else "",
     }
     status = 422 if form is not None and form.errors else 200

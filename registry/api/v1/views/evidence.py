@@ -15,7 +15,7 @@ from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.api.v1.views.versions import named_version
 from registry.models import Evaluation, Signature
-from registry.pages import Page
+from registry.pages import Page, check_limit, newest_first
 from registry.services import signatures, versions
 
 
@@ -35,7 +35,7 @@ class EvaluationList(Resource):
         )
         if asked.metric:
             rows = rows.filter(metric=asked.metric)
-        found, after = wire.newest_first(rows, "evaluations", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "evaluations", check_limit(asked.limit), asked.cursor)
         seen = visible_datasets(self.actor, found)
         return page_response(
             request, Page([wire.evaluation_body(row, seen) for row in found], after)

@@ -22,7 +22,7 @@ from registry.models import (
     Role,
     Token,
 )
-from registry.pages import Page
+from registry.pages import Page, check_limit, newest_first
 from registry.permissions import require, require_scope, role_of
 from registry.services import catalog, namespaces, quotas, tokens
 from registry.services.audit_log import audit_log, event_body, json_lines
@@ -71,7 +71,7 @@ class TokenList(Resource):
         asked = self.query(schemas.Paging)
         own = _tokens().filter(user_id=self.user_id, revoked_at=None)
         rows = tokens.within_reach(self.actor, own)
-        found, after = wire.newest_first(rows, "tokens", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "tokens", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([wire.token_body(token) for token in found], after))
 
     @operation(
@@ -146,7 +146,7 @@ class NamespaceList(Resource):
         rows = Namespace.objects.visible_to(self.actor)
         if not self.actor.is_admin:
             rows = rows.filter(pk__in=list(self.actor.roles))
-        found, after = wire.newest_first(rows, "namespaces", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "namespaces", check_limit(asked.limit), asked.cursor)
         return page_response(
             request, Page([_namespace_body(self.actor, namespace) for namespace in found], after)
         )
@@ -250,7 +250,7 @@ class MemberList(Resource):
         require(self.actor, "read", space)
         asked = self.query(schemas.Paging)
         rows = Membership.objects.filter(namespace=space).select_related("user")
-        found, after = wire.newest_first(rows, "members", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "members", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([_member_body(member) for member in found], after))
 
 
@@ -299,7 +299,7 @@ class EventList(Resource):
     def get(self, request: Request) -> Response:
         asked = self.query(schemas.EventQuery)
         rows = audit_log(self.actor, **_narrowing(asked))
-        found, after = wire.newest_first(rows, "events", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "events", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([event_body(event) for event in found], after))
 
 

@@ -10,7 +10,7 @@ from registry.api.v1.comparison import measured_changes
 from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent
 from registry.models import Alias, AliasProposal, Repository
-from registry.pages import Page
+from registry.pages import Page, check_limit, newest_first
 from registry.services import catalog, proposals
 
 
@@ -68,7 +68,7 @@ class ProposalList(Resource):
         rows = AliasProposal.objects.filter(
             repository=repository, **{name: value for name, value in wanted.items() if value}
         ).select_related("version", "replaced", "proposed_by", "decided_by")
-        found, after = wire.newest_first(rows, "proposals", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "proposals", check_limit(asked.limit), asked.cursor)
         aliases = Alias.objects.filter(repository=repository).select_related("version")
         present = {alias.name: alias.version.number for alias in aliases}
         bodies = [wire.proposal_body(row, present.get(row.alias)) for row in found]

@@ -12,7 +12,7 @@ from registry.api.v1 import schemas, wire
 from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.models import AccessRequest, Actor, Grant
-from registry.pages import Page
+from registry.pages import Page, check_limit, newest_first
 from registry.permissions import require, require_scope
 from registry.services import namespaces, requests, sharing
 
@@ -44,7 +44,7 @@ class GrantList(Resource):
         require(self.actor, "maintain", repository)
         asked = self.query(schemas.Paging)
         rows = Grant.objects.filter(repository=repository).select_related("user")
-        found, after = wire.newest_first(rows, "grants", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "grants", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([_grant_body(grant) for grant in found], after))
 
 
@@ -135,7 +135,7 @@ class RequestList(Resource):
         asked = self.query(schemas.AccessRequestQuery)
         rows = AccessRequest.objects.select_related("user", "decided_by")
         rows = rows.decidable_by(self.actor) if asked.to_decide else rows.asked_by(self.actor)
-        found, after = wire.newest_first(rows, "requests", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "requests", check_limit(asked.limit), asked.cursor)
         bodies = [_request_body(self.actor, row) for row in found]
         return page_response(request, Page(bodies, after))
 

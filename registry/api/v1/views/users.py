@@ -12,7 +12,7 @@ from registry.api.v1 import schemas, wire
 from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.models import User
-from registry.pages import Page
+from registry.pages import Page, check_limit, newest_first
 from registry.services import people
 
 
@@ -49,7 +49,7 @@ class UserList(Resource):
     def get(self, request: Request) -> Response:
         people.require_administrator(self.actor)
         asked = self.query(schemas.Paging)
-        found, after = wire.newest_first(_people(), "users", asked.limit, asked.cursor)
+        found, after = newest_first(_people(), "users", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([_user_body(user) for user in found], after))
 
     @operation(

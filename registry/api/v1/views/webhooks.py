@@ -10,7 +10,7 @@ from registry.api.v1 import schemas, wire
 from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.models import Actor, Delivery, Namespace, Repository, Webhook
-from registry.pages import Page
+from registry.pages import Page, check_limit, newest_first
 from registry.permissions import require_scope
 from registry.services import catalog, namespaces, webhooks
 from registry.services.texts import invalid_field
@@ -52,7 +52,7 @@ class WebhookList(Resource):
         rows = webhooks.managed_by(self.actor)
         if asked.namespace:
             rows = rows.filter(namespace=namespaces.find_namespace(self.actor, asked.namespace))
-        found, after = wire.newest_first(rows, "webhooks", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "webhooks", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([wire.webhook_body(row) for row in found], after))
 
     @operation(
@@ -142,7 +142,7 @@ class DeliveryList(WebhookResource):
     def get(self, request: Request, **_: int) -> Response:
         asked = self.query(schemas.Paging)
         rows = Delivery.objects.filter(webhook=self.webhook())
-        found, after = wire.newest_first(rows, "deliveries", asked.limit, asked.cursor)
+        found, after = newest_first(rows, "deliveries", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([wire.delivery_body(row) for row in found], after))
 
 
