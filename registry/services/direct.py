@@ -106,6 +106,14 @@ def find_direct_upload(actor: Actor, upload_id: str) -> DirectUpload:
     return found
 
 
+def list_direct_uploads(actor: Actor, *, limit: int = 50) -> list[DirectUpload]:
+    """List the actor's direct uploads that have not expired, newest first."""
+    rows = DirectUpload.objects.select_related("upload__blob").filter(
+        upload__in=Upload.objects.owned_by(actor), upload__expires_at__gt=timezone.now()
+    )
+    return list(rows.order_by("-upload__created_at")[:limit])
+
+
 def sign_parts(*, actor: Actor, direct: DirectUpload, numbers: Sequence[int]) -> list[SignedPart]:
     """Sign the addresses of some parts; each takes one PUT of its part's length, for a while.
 

@@ -170,6 +170,14 @@ WORDS: Final = {
         "owner": pgettext_lazy("in a sentence", "owner"),
     },
 }
+# What readers of headers say of a file beside its own metadata.
+FACTS: Final = {
+    "entries_count": gettext_lazy("Entries"),
+    "nodes_count": gettext_lazy("Operations"),
+    "compression": gettext_lazy("Compression"),
+    "opset": gettext_lazy("Operator set"),
+    "ir_version": gettext_lazy("ONNX version"),
+}
 # Numbers from 0 to 1 that read better as percentages.
 SHARES: Final = frozenset({"accuracy", "f1_macro", "agreement_with_parent"})
 # What says how good a model is, the first that a version has counts.

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from safetensors.numpy import save_file
 
 from benchmarks.installation import Installation, running
+from tests.e2e.furnished import TEAM_PAGES, furnish_team
 from tests.registry.web.messages import LOCALE, read_catalogue
 
 # One installation for all of it, where pytest-xdist is told to keep groups together.
@@ -452,6 +453,32 @@ def test_pages_fit_and_are_accessible(browser, furnished, theme, language, size)
         if touch:
             visitor.complaints += [f"{path}: small {e}" for e in small_targets(visitor.page)]
     assert visitor.complaints == []
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def at_work(installation) -> Installation:
+    """Put a team into the installation, with something on every page of sharing and safe files."""
+    furnish_team(installation.url, installation.token)
+    return installation
+
+
+@pytest.mark.parametrize(("theme", "language"), [("light", "en"), ("dark", "zh-hans")])
+def test_pages_of_a_team_fit_and_are_accessible(browser, at_work, theme, language):
+    """Look at each in a narrow window, and once more in a wide one."""
+    context = new_context(browser, theme, NARROW, has_touch=True, reduced_motion="reduce")
+    visitor = Visitor(context.new_page(), at_work.url, language)
+    sign_in(visitor, at_work)
+    for path in TEAM_PAGES:
+        visitor.page.set_viewport_size(NARROW)
+        visitor.go(path)
+        for summary in visitor.page.locator("main details.more > summary").all():
+            summary.click()
+        visitor.look(path)
+        visitor.complaints += [f"{path}: small {e}" for e in small_targets(visitor.page)]
+        visitor.page.set_viewport_size(WIDE)
+        visitor.complaints += [f"{path} is wider than its window: {e}" for e in visitor.overflow()]
+    assert visitor.complaints == [], "\n".join(visitor.complaints)
     context.close()
 
 

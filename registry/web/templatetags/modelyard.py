@@ -12,8 +12,16 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from registry.errors import Text
-from registry.models import Evaluation, Inspection, Job, Repository, Screening, Version
+from registry.errors import Text, unpack
+from registry.models import (
+    DirectUpload,
+    Evaluation,
+    Inspection,
+    Job,
+    Repository,
+    Screening,
+    Version,
+)
 from registry.services.blobs import inspection_of
 from registry.web import wording
 from registry.web.refusals import stored_words, words_of
@@ -50,9 +58,27 @@ def kind_title(kind: str) -> str:
 
 
 @register.filter
+def kind_word(kind: str) -> str:
+    """Name the kind of one thing: a model, a dataset or a namespace."""
+    return str(_("namespace") if kind == "namespace" else wording.WORDS["kind"].get(kind, kind))
+
+
+@register.filter
+def fact_name(key: str) -> str:
+    """Name what our readers count in a file; a file's own metadata keeps its keys."""
+    return str(wording.FACTS.get(key, key))
+
+
+@register.filter
 def failure(job: Job) -> str:
     """Say why a job failed."""
     return stored_words(job.error_said, job.error_detail)
+
+
+@register.filter
+def refused_upload(direct: DirectUpload) -> str:
+    """Say why what arrived in the bucket cannot be used."""
+    return words_of(unpack(direct.error_said)) if direct.error_said else ""
 
 
 @register.filter

@@ -101,7 +101,7 @@ class RepositoryPage:
             return {}
         smallest = (
             Version.objects.filter(repository=self.repository, files_count__gt=0)
-            .live()
+            .usable()
             .exclude(pk=self.latest.pk)
             .order_by("size_bytes")
             .first()

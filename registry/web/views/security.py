@@ -28,7 +28,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from registry.authenticate import lacks_second_factor
 from registry.errors import RegistryError
-from registry.models import AuditAction, Token, User
+from registry.models import AuditAction, Membership, Token, User
 from registry.services import people, sign_ins
 from registry.web.account_forms import PasswordForm
 from registry.web.forms import show_refusal
@@ -54,6 +54,11 @@ def overview(request: HttpRequest) -> HttpResponse:
         "passkey_count": list(factors).count(Authenticator.Type.WEBAUTHN),
         "session_count": sign_ins.open_sessions(actor).count(),
         "token_count": Token.objects.live().filter(user=user).count(),
+        "memberships": list(
+            Membership.objects.filter(user=user, namespace__deleted_at=None)
+            .select_related("namespace")
+            .order_by("namespace__slug")
+        ),
         "has_password": user.has_usable_password(),
         "provider": settings.OIDC_NAME if settings.OIDC_ISSUER else "",
         "identity": SocialAccount.objects.filter(user=user).exists(),

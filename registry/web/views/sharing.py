@@ -73,6 +73,7 @@ def namespace_page(request: HttpRequest, namespace: str) -> HttpResponse:
         "space": space,
         "own_role": role_of(actor, space),
         "may_own": allowed(actor, "own", space),
+        "may_maintain": allowed(actor, "maintain", space),
         "members": list(members.order_by("user__username")[:_SHOWN])
         if allowed(actor, "read", space)
         else None,

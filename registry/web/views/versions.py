@@ -25,8 +25,10 @@ from registry.models import (
 from registry.permissions import allowed, require
 from registry.services import catalog
 from registry.services.blobs import inspection_of, sandbox_inspection_of
+from registry.services.direct import list_direct_uploads
 from registry.services.uploads import finished_uploads
 from registry.services.versions import (
+    MAX_FILES,
     create_version,
     delete_version,
     describe_version,
@@ -34,7 +36,14 @@ from registry.services.versions import (
 )
 from registry.signing import installation_key
 from registry.web import history
-from registry.web.forms import EditVersionForm, NewVersionForm, SignatureForm, show_refusal
+from registry.web.forms import (
+    AliasForm,
+    EditVersionForm,
+    NewVersionForm,
+    SignatureForm,
+    TagForm,
+    show_refusal,
+)
 from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets, verification
@@ -91,6 +100,8 @@ def show_version(
         "children": children,
         "card_html": render_markdown(card.body) if card else "",
         "signers": _signers(actor, version, host),
+        "alias_form": AliasForm(),
+        "tag_form": TagForm(),
         "signature_form": signature_form or SignatureForm(),
         "snippets": snippets(host, repository, version, paths, aliases[0].name if aliases else ""),
         "may_write": allowed(actor, "write", repository),
@@ -183,6 +194,8 @@ def new_version(request: HttpRequest, kind: str, namespace: str, name: str) -> H
     context = {
         "form": form,
         "arrived": arrived,
+        "chosen": [upload for upload, _path in arrived],
+        "direct": list_direct_uploads(actor),
         "repository": repository,
         "kind": kind,
         "plural": f"{kind}s",
@@ -195,10 +208,16 @@ def _named(request: HttpRequest) -> list[tuple[str, str]]:
 
 
 def _arrived(actor: Actor, request: HttpRequest) -> list[tuple[Upload, str]]:
-    """List the uploads that a form names and that are there, each with the path it is to have."""
+    """List the uploads that a form or an address names and that are there, each with its path."""
     named = _named(request)
+    if request.method != "POST":
+        named = [(upload, "") for upload in request.GET.getlist("upload")[:MAX_FILES]]
     found = finished_uploads(actor, [upload for upload, _path in named])
-    return [(found[upload], path) for upload, path in named if upload in found]
+    return [
+        (found[upload], path or found[upload].filename or upload)
+        for upload, path in named
+        if upload in found
+    ]
 
 
 def _files(request: HttpRequest, arrived: list[tuple[Upload, str]]) -> dict[str, Blob]:

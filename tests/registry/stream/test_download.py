@@ -243,3 +243,9 @@ def test_who_pulls_a_deprecated_file_is_told_and_an_archived_one_is_kept(client,
     refused = stranger.get(path)
     assert (refused.status_code, refused.json()["code"]) == (403, "version_archived")
     assert client.get(path).headers["X-Modelyard-Notice"] == "archived"
+    # In a browser it is a page that says so.
+    for prefix, words in (("", "is archived"), ("/zh-hans", "已归档")):
+        page = stranger.get(prefix + path.removeprefix("/api/v1"))
+        assert page.status_code == 403
+        assert page.headers["Content-Type"].startswith("text/html")
+        assert words in page.text

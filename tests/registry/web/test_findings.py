@@ -102,3 +102,13 @@ def test_a_card_that_is_not_understood_says_so_in_the_language_of_the_page(as_ow
     make_version(owner, make_model(owner, "held"), {"README.md": b"---\n- a\n---\n# Held\n"})
     assert "YAML 头部不是由" in shown(as_owner, "/zh-hans/models/olga/held")
     assert "The YAML head is no list" in shown(as_owner, "/models/olga/held")
+
+
+def test_what_cannot_be_used_is_no_smallest_variant(as_owner, owner):
+    repository = make_model(owner, "held")
+    make_version(owner, repository)
+    make_version(owner, repository, {"model.pkl": pickle.dumps({"a": print})})
+    assert "Smallest variant" not in shown(as_owner, "/models/olga/held")
+    # Nor is a job offered that would be refused.
+    assert "/jobs/new?model=" in shown(as_owner)
+    assert "/jobs/new?model=" not in shown(as_owner, "/models/olga/held/versions/2")

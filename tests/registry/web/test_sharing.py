@@ -52,6 +52,32 @@ def test_an_organisation_is_made_filled_and_deleted(as_owner, as_stranger, stran
     assert "already exists" in taken.content.decode()
 
 
+def test_the_page_of_an_organisation_leads_on_and_is_found_in_the_settings(as_owner, team):
+    page = as_owner.get("/namespaces/team").content.decode()
+    for address in (
+        "/settings/audit?namespace=team",
+        "/settings/webhooks?about=team",
+        "/namespaces/team/deleted",
+    ):
+        assert f'href="{address}"' in page
+        assert as_owner.get(address).status_code == 200
+    assert 'href="/namespaces/team"' in as_owner.get("/settings").content.decode()
+
+
+def test_what_a_proposal_gets_wrong_is_an_error_of_its_form(as_owner, plan):
+    for form, words in (
+        ({"alias": "production", "version": "7"}, "has no version &#x27;7&#x27;"),
+        ({"alias": "production", "version": "x"}, "Enter a whole number."),
+        ({"alias": "", "version": "1"}, "This field is required."),
+        ({"alias": "latest", "version": "1"}, "latest"),
+    ):
+        sent = {**form, "message": "Typed with care."}
+        refused = as_owner.post(f"{MODEL}/proposals/new", sent)
+        page = refused.content.decode()
+        assert (refused.status_code, words in page) == (422, True), page[-3000:]
+        assert "Typed with care." in page
+
+
 def test_access_is_given_explained_and_taken_back(as_owner, as_stranger, plan):
     change = f"{MODEL}/access/change"
     assert as_stranger.get(MODEL).status_code == 404
