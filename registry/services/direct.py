@@ -26,6 +26,7 @@ from registry.services.uploads import (
     complete_upload,
     no_upload,
     record_loss,
+    require_room_in,
     upload_key,
 )
 from registry.storage import Incoming, default_storage
@@ -49,17 +50,19 @@ class SignedPart(NamedTuple):
 
 
 def begin_direct_upload(
-    *, actor: Actor, length: int, filename: str = "", sha256: str = ""
+    *, actor: Actor, length: int, filename: str = "", sha256: str = "", namespace: str = ""
 ) -> DirectUpload:
     """Begin an upload whose parts the client sends to the bucket itself.
 
     Raises:
         Conflict: this installation keeps its files elsewhere, or too many uploads are open.
         TooLarge: more bytes than this installation takes.
+        NamespaceFull: the file has no room in the namespace that it is for.
 
     """
     require_scope(actor, "write")
     incoming = _incoming()
+    require_room_in(actor, namespace, size_bytes=length, sha256=sha256)
     if length < 1:
         raise invalid_field(
             "length", "too_small", "An empty file has no parts; send it as a resumable upload."

@@ -214,6 +214,13 @@ def require_room(namespace: Namespace, *, size_bytes: int = 0, versions: int = 0
     _require_fit(Namespace.objects.get(pk=namespace.pk), size_bytes, versions)
 
 
+def holds_bytes(namespace: Namespace, sha256: str) -> bool:
+    """Say whether bytes are counted in a namespace, so that a file of them takes nothing more."""
+    held = _held_by(_counted(namespace))
+    named = sha256.isascii() and sha256.isalnum()
+    return named and held.filter(sha256=sha256.lower()).exists()
+
+
 def _lock(namespace: Namespace) -> Namespace:
     return _lock_all({namespace.pk})[namespace.pk]
 

@@ -11,10 +11,12 @@ from django.db import transaction
 from django.utils import timezone
 
 from registry.errors import Conflict, NotFound, TooLarge
-from registry.models import Actor, AuditAction, DirectUpload, Upload
-from registry.permissions import require_scope
+from registry.models import Actor, AuditAction, DirectUpload, Repository, Upload
+from registry.permissions import allowed, require, require_scope
 from registry.services.audit import record_event
 from registry.services.blobs import record_blob
+from registry.services.namespaces import find_namespace
+from registry.services.quotas import holds_bytes, require_room
 from registry.services.texts import check_text, invalid_field
 from registry.storage import Stored, default_storage
 
@@ -23,22 +25,55 @@ _CLOCK = Actor(username="clock", door="beat")
 
 
 def begin_upload(
-    *, actor: Actor, length: int, filename: str = "", sha256: str = "", partial: bool = False
+    *,
+    actor: Actor,
+    length: int,
+    filename: str = "",
+    sha256: str = "",
+    partial: bool = False,
+    namespace: str = "",
+    total: int = 0,
 ) -> Upload:
     """Begin an upload of `length` bytes; it expires when it is not finished in time.
 
-    A partial one is to be joined with others by `begin_final_upload`.
+    A partial one is to be joined with others by `begin_final_upload`. Whoever names the `namespace`
+    that the file is for hears now when it cannot fit there; of a part, the `total` is what counts.
 
     Raises:
         TooLarge: more bytes than this installation takes.
         Conflict: the actor has too many uploads open.
+        NamespaceFull: the file has no room in the namespace.
 
     """
     require_scope(actor, "write")
+    require_room_in(actor, namespace, size_bytes=max(length, total), sha256=sha256)
     concat = Upload.Concat.PARTIAL if partial else Upload.Concat.NONE
     upload = add_upload(actor, length, filename, sha256, concat)
     default_storage().begin_upload(str(upload.pk))
     return upload
+
+
+def require_room_in(actor: Actor, namespace: str, *, size_bytes: int, sha256: str) -> None:
+    """Pass when a file that is on its way to a namespace may fit there, or none is named.
+
+    Bytes that are counted there already take nothing; that they are is only for those to know who
+    read all that is in it.
+
+    Raises:
+        Denied: the actor may add nothing there.
+        NamespaceFull: it would not fit.
+
+    """
+    if not namespace:
+        return
+    space = find_namespace(actor, namespace)
+    places = [*actor.grants, actor.limited_repository_id or 0]
+    granted = Repository.objects.visible_to(actor).filter(namespace=space, pk__in=places)
+    if not any(allowed(actor, "write", one) for one in granted.select_related("namespace")):
+        require(actor, "write", space)
+    if allowed(actor, "read", space) and holds_bytes(space, sha256):
+        size_bytes = 0
+    require_room(space, size_bytes=size_bytes, versions=1)
 
 
 def begin_final_upload(

@@ -141,6 +141,8 @@ async def _begin(
         filename=_filename(metadata),
         sha256=metadata.get("sha256", ""),
         partial=partial,
+        namespace=metadata.get("namespace", ""),
+        total=_total(metadata),
     )
     offset = 0
     if with_body:
@@ -242,6 +244,14 @@ def read_metadata(header: str) -> dict[str, str]:
 
 def _filename(metadata: Mapping[str, str]) -> str:
     return metadata.get("filename") or metadata.get("name", "")
+
+
+def _total(metadata: Mapping[str, str]) -> int:
+    """Read how many bytes the whole file has that a part belongs to."""
+    text = metadata.get("total", "0")
+    if not _NUMBER.fullmatch(text):
+        raise Invalid("The value of {key!r} in Upload-Metadata is no number of bytes.", key="total")
+    return int(text)
 
 
 # --- Moving the bytes ------------------------------------------------------------------------

@@ -259,7 +259,8 @@ class Item {
 
   async begin(signal) {
     const name = btoa(String.fromCharCode(...new TextEncoder().encode(this.path)));
-    const headers = { "Upload-Length": `${this.size}`, "Upload-Metadata": `filename ${name}` };
+    const metadata = `filename ${name},namespace ${btoa(words.namespace)}`;
+    const headers = { "Upload-Length": `${this.size}`, "Upload-Metadata": metadata };
     const answer = await ask("POST", words.uploads, { headers, signal });
     this.address = answer.getResponseHeader("Location");
     this.complete = !this.size;

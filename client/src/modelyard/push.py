@@ -79,6 +79,7 @@ class Push:
         self.visibility = visibility
         self.workers = workers
         self.progress = progress
+        self.namespace = ""
         self.stop = threading.Event()
         self._sent = 0
         self._lock = threading.Lock()
@@ -104,6 +105,7 @@ class Push:
 
     def _run(self, files: list[LocalFile], memory: PushMemory) -> Pushed:
         repository = self._find_repository()
+        self.namespace = repository["namespace"]
         self.client = self.client.more_patient(self.stop)
         newest = self._newest_version(repository)
         before = {file["path"]: file["sha256"] for file in newest["files"]} if newest else {}
@@ -274,7 +276,7 @@ class Delivery:
         self.file = file
         self.digest = digest
         self.transport = push.client.transport
-        self.headers = metadata_of(file.path, digest)
+        self.headers = metadata_of(file.path, digest, push.namespace)
 
     def run(self) -> None:
         whole = self.memory.upload(self.digest)
@@ -292,10 +294,12 @@ class Delivery:
     def _send_parts(self, count: int) -> None:
         length = -(-self.file.size_bytes // count)
         parts = []
+        about = metadata_of(self.file.path, self.digest, self.push.namespace, self.file.size_bytes)
+        partial = {"Upload-Concat": "partial", **about}
         for start in range(0, self.file.size_bytes, length):
             size = min(length, self.file.size_bytes - start)
             key = f"{self.digest}/{start}-{size}"
-            parts.append(self._sending(key, {"Upload-Concat": "partial"}, start, size))
+            parts.append(self._sending(key, partial, start, size))
         run_all([part.run for part in parts], count, self.push.stop)
         patience = Patience(self.push.client.transfer_patience, self.push.stop)
         addresses = [urlsplit(self.memory.upload(part.key)).path for part in parts]

@@ -274,11 +274,16 @@ class Sending:
         return final_seconds(self.size_bytes)
 
 
-def metadata_of(name: str, sha256: str) -> dict[str, str]:
-    """Say what a file is called, and what the server has to find when it has all of it."""
-    encoded = base64.b64encode(name.encode()).decode()
-    digest = base64.b64encode(sha256.encode()).decode()
-    return {"Upload-Metadata": f"filename {encoded},sha256 {digest}"}
+def metadata_of(name: str, sha256: str, namespace: str, total: int | None = None) -> dict[str, str]:
+    """Say what a file is called, what the server has to find in the end, and where it is to go.
+
+    So the server can say at once that it has no room there, for a part by the `total` of its file.
+    """
+    said = {"filename": name, "sha256": sha256, "namespace": namespace}
+    if total is not None:
+        said["total"] = str(total)
+    pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in said.items())
+    return {"Upload-Metadata": ",".join(pairs)}
 
 
 def can_join(transport: Transport) -> bool:

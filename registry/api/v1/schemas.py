@@ -707,6 +707,9 @@ class NewDirectUpload(Body):
     length: int
     filename: str = ""
     sha256: str = ""
+    namespace: str = Field(
+        "", description="Where the file is to go: what cannot fit there is refused at once."
+    )
 
 
 class PartNumbers(Body):

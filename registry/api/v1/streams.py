@@ -93,7 +93,13 @@ _UPLOADS: dict[str, Any] = {
                 _parameter(
                     "Upload-Length", "header", "Bytes of the whole file; not for a final upload."
                 ),
-                _parameter("Upload-Metadata", "header", "`filename` and `sha256`, tus's way."),
+                _parameter(
+                    "Upload-Metadata",
+                    "header",
+                    "`filename`, `sha256` and the `namespace` that the file is for, tus's way; "
+                    "what cannot fit there is refused at once. A part may say the `total` of its "
+                    "file.",
+                ),
                 _parameter(
                     "Upload-Concat",
                     "header",

@@ -21,6 +21,7 @@ from registry.models import Actor, Repository
 from registry.permissions import require
 from registry.services import catalog, versions
 from registry.services.blobs import record_blob
+from registry.services.quotas import require_room
 from registry.storage import Stored
 
 # The texts that may stand beside the files; the last two hold JSON.
@@ -46,6 +47,8 @@ def find_writable(actor: Actor, *, kind: str, namespace: str, name: str) -> Repo
     """Find the repository that files are to be sent to, before the first byte is read."""
     repository = catalog.find_repository(actor, kind, namespace, name)
     require(actor, "write", repository)
+    # How much of what comes is here already nobody knows yet; that a version comes is certain.
+    require_room(repository.namespace, versions=1)
     return repository
 
 

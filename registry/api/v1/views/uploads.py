@@ -30,7 +30,11 @@ class DirectUploadList(Resource):
     def post(self, request: Request) -> Response:
         new = self.body(schemas.NewDirectUpload)
         begun = services.begin_direct_upload(
-            actor=self.actor, length=new.length, filename=new.filename, sha256=new.sha256
+            actor=self.actor,
+            length=new.length,
+            filename=new.filename,
+            sha256=new.sha256,
+            namespace=new.namespace,
         )
         address = reverse("api:direct-upload", args=[begun.pk])
         return created(wire.direct_upload_body(begun), address)
