@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as BrokerDown
 
-from registry.api.v1.parsers import MAX_BYTES, parse_json
+from registry.api.v1.parsers import MAX_ANONYMOUS_BYTES, MAX_BYTES, parse_json
 from registry.errors import Invalid
 from registry.models import Repository, Token
 from registry.services import catalog
@@ -55,6 +56,24 @@ pytestmark = pytest.mark.django_db
 )
 def test_json_that_is_refused(api, raw, code):
     problem_of(api.post("models", raw=raw), 400, code)
+
+
+def test_a_long_text_costs_what_it_weighs():
+    """A pattern that remembered its way would hold a hundred times the body."""
+    body = json.dumps({"name": "a" * MAX_BYTES}).encode()
+    tracemalloc.start()
+    try:
+        assert parse_json(body) == {"name": "a" * MAX_BYTES}
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MAX_BYTES
+
+
+def test_without_a_token_a_body_is_small():
+    raw = json.dumps({"name": "a" * MAX_ANONYMOUS_BYTES}).encode()
+    refused = problem_of(Api().post("models", raw=raw), 401, "unauthenticated")
+    assert str(MAX_ANONYMOUS_BYTES) in refused["detail"]
 
 
 def test_depth_is_counted_outside_texts_and_to_the_level():
