@@ -10,7 +10,7 @@ from registry.models import Actor, Event
 from registry.permissions import require, require_scope
 from registry.services.namespaces import find_namespace
 
-_BLOCK = 500
+_BLOCK = 100
 
 
 def audit_log(

@@ -4,19 +4,22 @@ import asyncio
 import contextvars
 import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+from django.db import close_old_connections
+
 from registry.errors import TooLarge
 from registry.stream.exchange import Exchange
 from registry.stream.refusals import refuse
+from registry.stream.threads import settled
 from registry.web.transfers import REFUSAL
 
 Application: TypeAlias = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-# An answer up to this size goes out in one piece, with one change of thread.
+# An answer goes out in parts of about this size; most are one part, with one change of thread.
 WHOLE_BYTES = 256 * 1024
 
 
@@ -42,51 +45,66 @@ class ThreadedApplication:
                 ),
             )
             return
-        call = Call(self._application, exchange, make_environ(exchange, body))
-        await asyncio.get_running_loop().run_in_executor(
-            self._pool, contextvars.copy_context().run, call.run
-        )
-        if not exchange.status:
-            await exchange.start_raw(call.status, call.headers)
-        await exchange.write(call.rest(), more=False)
+        call = Call(self._application, make_environ(exchange, body))
+        run = contextvars.copy_context().run
+        loop = asyncio.get_running_loop()
+        try:
+            while not call.has_ended:
+                await settled(loop.run_in_executor(self._pool, run, call.go_on))
+                if not exchange.status:
+                    await exchange.start_raw(call.status, call.headers)
+                await exchange.write(call.part(), more=not call.has_ended)
+        finally:
+            if not call.has_ended:
+                await settled(loop.run_in_executor(self._pool, run, call.end))
 
 
 class Call:
-    """One call of the application, in its thread."""
+    """One call of the application; what it says is taken part by part.
 
-    def __init__(
-        self, application: Application, exchange: Exchange, environ: dict[str, Any]
-    ) -> None:
+    Between two parts it holds no thread, so that a client that reads slowly, or not at all, keeps
+    nobody waiting. Whoever streams an answer must therefore bear to be gone on with in another
+    thread: no cursor, no transaction from one part to the next.
+    """
+
+    def __init__(self, application: Application, environ: dict[str, Any]) -> None:
         self._application = application
-        self._exchange = exchange
         self._environ = environ
-        self._loop = asyncio.get_running_loop()
+        self._answer: Iterable[bytes] = ()
+        self._chunks: Iterator[bytes] | None = None
         self._waiting: list[bytes] = []
-        self._size = 0
+        self.has_ended = False
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
 
-    def run(self) -> None:
-        answer = self._application(self._environ, self._start_response)
+    def go_on(self) -> None:
+        """Collect the next part; call it in a thread."""
         try:
-            for chunk in answer:
+            if self._chunks is None:
+                self._answer = self._application(self._environ, self._start_response)
+                self._chunks = iter(self._answer)
+            size = 0
+            for chunk in self._chunks:
                 self._waiting.append(chunk)
-                self._size += len(chunk)
-                if self._size > WHOLE_BYTES:
-                    asyncio.run_coroutine_threadsafe(self._send_part(), self._loop).result()
-        finally:
-            if close := getattr(answer, "close", None):
-                close()
+                size += len(chunk)
+                if size > WHOLE_BYTES:
+                    close_old_connections()
+                    return
+        except BaseException:
+            self.end()
+            raise
+        self.end()
 
-    def rest(self) -> bytes:
+    def end(self) -> None:
+        """Tell the application that nothing more is asked for; call it in a thread."""
+        self.has_ended = True
+        if close := getattr(self._answer, "close", None):
+            close()
+
+    def part(self) -> bytes:
         body = b"".join(self._waiting)
-        self._waiting, self._size = [], 0
+        self._waiting = []
         return body
-
-    async def _send_part(self) -> None:
-        if not self._exchange.status:
-            await self._exchange.start_raw(self.status, self.headers)
-        await self._exchange.write(self.rest())
 
     def _start_response(
         self, status: str, headers: list[tuple[str, str]], _exc_info: Any = None

@@ -2,9 +2,12 @@
 
 import re
 import socket
+from contextlib import ExitStack
 
 import pytest
+from django.conf import settings
 
+from registry.models import Event
 from tests.factories import make_version
 from tests.local.waiting import wait_until
 
@@ -48,6 +51,29 @@ def test_a_large_answer_comes_in_parts(client):
     assert answer.status_code == 200
     assert int(answer.headers["content-length"]) == len(answer.content) > 10_000
     assert client.get("/api/v1/openapi.json").status_code == 200
+
+
+def test_clients_that_read_nothing_hold_no_thread(server, client, model, alice):
+    rows = [
+        Event(action="model.create", namespace=model.namespace, data={"text": "x" * 20_000})
+        for _ in range(1000)
+    ]
+    Event.objects.bulk_create(rows)
+    request = (
+        f"GET /api/v1/events/export HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: {client.headers['authorization']}\r\n\r\n"
+    )
+    with ExitStack() as lines:
+        for _ in range(settings.WEB_THREADS + 1):
+            line = lines.enter_context(socket.socket())
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            line.settimeout(20)
+            line.connect(("127.0.0.1", server.port))
+            line.sendall(request.encode())
+            assert line.recv(12) == b"HTTP/1.1 200"
+        assert client.get("/api/v1/whoami").status_code == 200
+    export = client.get("/api/v1/events/export")
+    assert len(export.content.splitlines()) >= 1000
 
 
 def test_a_header_with_an_underscore_poses_as_no_other(server):
