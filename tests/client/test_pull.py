@@ -7,9 +7,18 @@ import pytest
 
 from modelyard import BadFolder, Client
 from modelyard.pull import RANGE
+from registry.models import Derivative, Purpose, Version, VersionState
 from registry.services import catalog, versions
 from tests.client.conftest import Command, kill
-from tests.factories import actor_of, make_model, make_version, safetensors_bytes
+from tests.factories import (
+    UserFactory,
+    actor_of,
+    make_blob,
+    make_model,
+    make_token,
+    make_version,
+    safetensors_bytes,
+)
 
 MB = 1 << 20
 SLACK = 256 << 10
@@ -258,6 +267,26 @@ def test_a_quarantined_version_is_not_pulled_by_mistake(command, alice, to):
     assert not to.exists()
     command.run("pull", "alice/loaded@1", "--to", to, "--allow-unsafe")
     assert read(to) == {"model.pkl": PICKLE}
+
+
+def test_what_was_converted_comes_in_place_of_what_runs_code(command, alice, to):
+    """Also for those who may not have the original."""
+    version = make_version(alice, make_model(alice, "mixed"), {"a.txt": b"a", "model.pkl": PICKLE})
+    safe = safetensors_bytes(weight=[1.0])
+    Derivative.objects.create(
+        version=version,
+        purpose=Purpose.CONVERTED,
+        source_path="model.pkl",
+        toolchain="test",
+        path="model.safetensors",
+        blob=make_blob(safe),
+    )
+    Version.objects.update(state=VersionState.READY)
+    anybody = {"MODELYARD_TOKEN": make_token(UserFactory())}
+    said = command.json("pull", "alice/mixed@1", "--to", to, **anybody)
+    assert read(to) == {"a.txt": b"a", "model.safetensors": safe}
+    assert said["converted"] == {"model.safetensors": "model.pkl"}
+    assert said["left_out"] == []
 
 
 # --- Where it goes -------------------------------------------------------------------------------

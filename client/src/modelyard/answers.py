@@ -70,6 +70,15 @@ class File(TypedDict):
     sha256: str
 
 
+class Derivative(TypedDict):
+    """A safe file that the server made of one that can execute code."""
+
+    path: str
+    source_path: str
+    size_bytes: int
+    sha256: str
+
+
 class Version(TypedDict):
     """A numbered snapshot of files."""
 

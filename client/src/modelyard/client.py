@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from modelyard import following
 from modelyard.answers import (
     Alias,
+    Derivative,
     Event,
     File,
     Job,
@@ -121,6 +122,12 @@ class Client:
         reference = parse_reference(name)
         address = f"{self._home(reference, kind)}/versions/{segment(reference.selector)}"
         return self._pages(File, f"{address}/files")
+
+    def derivatives(self, name: str, *, kind: Kind = "model") -> list[Derivative]:
+        """Read what the server converted of a version, beside its files."""
+        reference = parse_reference(name)
+        address = f"{self._home(reference, kind)}/versions/{segment(reference.selector)}"
+        return list(self._pages(Derivative, f"{address}/derivatives", paged=False))
 
     def card(self, name: str, *, kind: Kind = "model") -> str:
         """Read the README.md of a version."""

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from modelyard.answers import File, Version
+from modelyard.answers import Derivative, File, Version
 from modelyard.errors import BadAnswer, BadFolder, Interrupted, Refused, Unreachable, UnsafeFiles
 from modelyard.folder import Digests, digest_of, free_bytes, matches
 from modelyard.names import PRIVATE_FOLDER, Reference, check_paths
@@ -38,11 +38,15 @@ _ROOM_TO_LEAVE = 16 << 20
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull did: the version, where it lies, and how much had to be fetched for it."""
+    """What a pull did: the version, where it lies, and how much had to be fetched for it.
+
+    `converted` maps each file that came in place of one that can execute code to that one's path.
+    """
 
     version: Version
     folder: Path
     files: list[str]
+    converted: dict[str, str]
     left_out: list[str]
     bytes_total: int
     bytes_received: int
@@ -167,6 +171,7 @@ class Pull:
         self.workers = workers
         self.progress = progress
         self.stop = threading.Event()
+        self.converted: dict[str, str] = {}
         self._received = 0
         self._lock = threading.Lock()
 
@@ -182,7 +187,7 @@ class Pull:
         self._say_state(version)
         # The list of files says of each what the server found in it.
         name = f"{self.reference.repository}@{version['number']}"
-        files, left_out = self._choose(list(self.client.files(name, kind=self.kind)))
+        files, left_out = self._choose(name, list(self.client.files(name, kind=self.kind)))
         self._make_folder()
         private = self.folder / PRIVATE_FOLDER
         self._make_private(private)
@@ -193,6 +198,7 @@ class Pull:
             version,
             self.folder,
             [file["path"] for file in files],
+            self.converted,
             left_out,
             sum(file["size_bytes"] for file in files),
             self._received,
@@ -213,31 +219,59 @@ class Pull:
         elif version["state"] in {"pending", "failed"}:
             raise BadFolder(f"{name} is {version['state']}{reason} It has nothing to pull yet.")
 
-    def _choose(self, files: list[File]) -> tuple[list[File], list[str]]:
-        """Choose the files; what can execute code only when that was said to be wanted."""
+    def _choose(self, name: str, files: list[File]) -> tuple[list[File], list[str]]:
+        """Choose the files; of one that can execute code, what the server made safe of it."""
         check_paths(file["path"] for file in files)
-        chosen, left_out = [], []
-        for file in files:
+        matching = [file for file in files if self._fits(file["path"])]
+        unsafe = [] if self.allow_unsafe else list(filter(_is_quarantined, matching))
+        chosen = [file for file in matching if file not in unsafe]
+        left_out = self._replace(name, files, unsafe, chosen)
+        for file in chosen:
             if not _DIGEST.fullmatch(file["sha256"]) or file["size_bytes"] < 0:
                 raise BadAnswer(f"The server gives {file['path']} no digest or no size.")
-            path = file["path"]
-            if self.include and not matches(path, self.include):
-                continue
-            if matches(path, self.exclude):
-                continue
-            if _is_quarantined(file) and not self.allow_unsafe:
-                left_out.append(path)
-                self.progress.note(
-                    f"{path} is left out: it can execute code when it is loaded "
-                    "(--allow-unsafe takes it too)."
-                )
-                continue
-            chosen.append(file)
         if left_out and not chosen:
             raise UnsafeFiles("Every file chosen can execute code; --allow-unsafe takes them.")
         if not chosen:
             raise BadFolder("No file of this version fits what was chosen; see --include.")
         return chosen, left_out
+
+    def _fits(self, path: str) -> bool:
+        wanted = not self.include or matches(path, self.include)
+        return wanted and not matches(path, self.exclude)
+
+    def _converted(self, name: str) -> list[Derivative]:
+        try:
+            return self.client.derivatives(name, kind=self.kind)
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+            return []  # an older server converts nothing
+
+    def _replace(
+        self, name: str, files: list[File], unsafe: list[File], chosen: list[File]
+    ) -> list[str]:
+        """Add to `chosen` what was converted; give the paths of which nothing was."""
+        made = self._converted(name) if unsafe else []
+        # What the version has under such a name itself stays what it is.
+        taken = {file["path"] for file in files}
+        made = [one for one in made if one["path"] not in taken]
+        check_paths([*taken, *(one["path"] for one in made)])
+        left_out = []
+        for path in (file["path"] for file in unsafe):
+            safe = [one for one in made if one["source_path"] == path]
+            for one in safe:
+                self.converted[one["path"]] = path
+                self.progress.note(f"{one['path']} comes in place of {path}, converted from it.")
+                chosen.append(
+                    File(path=one["path"], size_bytes=one["size_bytes"], sha256=one["sha256"])
+                )
+            if not safe:
+                left_out.append(path)
+                self.progress.note(
+                    f"{path} is left out: it can execute code when it is loaded "
+                    "(--allow-unsafe takes it too)."
+                )
+        return left_out
 
     # --- Where it goes --------------------------------------------------------------------------
 
@@ -369,7 +403,8 @@ class Fetch:
         self._begun = False
         self._again = False
         name = f"{version['namespace']}/{version['name']}"
-        home = f"/{pull.kind}s/{name}/versions/{version['number']}/files"
+        part = "derivatives" if wanted.paths[0] in pull.converted else "files"
+        home = f"/{pull.kind}s/{name}/versions/{version['number']}/{part}"
         self.address = pull.client.transport.address(f"{home}/{quote(wanted.paths[0])}")
 
     @property

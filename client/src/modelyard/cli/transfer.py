@@ -160,6 +160,7 @@ def pull(
                 "version": pulled.version,
                 "folder": str(pulled.folder),
                 "files": pulled.files,
+                "converted": pulled.converted,
                 "left_out": pulled.left_out,
                 "bytes_total": pulled.bytes_total,
                 "bytes_received": pulled.bytes_received,
