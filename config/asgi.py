@@ -8,6 +8,12 @@ from registry.stream.wsgi import ThreadedApplication
 
 __all__ = ["application"]
 
+# Before the first connection: nobody's request keeps the database busy for longer.
+_options = settings.DATABASES["default"]["OPTIONS"]
+_options["options"] = (
+    f"{_options.get('options', '')} -c statement_timeout={settings.STATEMENT_SECONDS}s"
+)
+
 application = Dispatcher(
     ThreadedApplication(
         django,

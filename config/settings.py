@@ -1,6 +1,5 @@
 """Every setting, read once from the environment; application code reads `django.conf.settings`."""
 
-import os
 import secrets
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from config.environment import (
     env_storage,
     env_text,
 )
+from registry.kept import keep_secret
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"
@@ -49,6 +49,9 @@ DATABASES["default"]["OPTIONS"] = {
         "timeout": 5,
     },
 }
+# How long the database works on one statement of the web process (config/asgi.py sets it); what
+# operators and workers run may take its time.
+STATEMENT_SECONDS = env_int("MODELYARD_STATEMENT_SECONDS", default=30, low=1, high=3600)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 REDIS_URL = env_redis("REDIS_URL", f"unix://{HOME_DIR}/run/valkey.sock")
 CACHES = {
@@ -82,17 +85,10 @@ def _secret_key() -> str:
         if len(key) < 32:
             raise BadSetting("MODELYARD_SECRET_KEY", "is shorter than 32 characters")
         return key
-    path = HOME_DIR / "secret-key"
     try:
-        HOME_DIR.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip()
+        return keep_secret(HOME_DIR / "secret-key", lambda: secrets.token_urlsafe(48))
     except OSError as error:
         raise BadSetting("MODELYARD_HOME", f"cannot write to {HOME_DIR}: {error}") from error
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key := secrets.token_urlsafe(48))
-    return key
 
 
 SECRET_KEY = _secret_key()

@@ -10,9 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from django.conf import settings
 
 from registry.errors import Invalid, Text, Unavailable
 from registry.formats.bounded_json import parse_json
+from registry.kept import keep_secret
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MAX_BUNDLE_BYTES = 4 * 1024 * 1024
@@ -112,24 +111,16 @@ def installation_key() -> SigningKey:
 
 @cache
 def _kept_key(path: Path) -> str:
-    """Read the key file; several processes may be the first at once, and one of them wins."""
-    if not path.exists():
-        pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(mine, path)
-        mine.unlink()
-    return path.read_text(encoding="ascii")
+    return keep_secret(path, _new_key)
+
+
+def _new_key() -> str:
+    private = ec.generate_private_key(ec.SECP256R1())
+    return private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
 
 
 @cache

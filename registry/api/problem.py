@@ -11,13 +11,13 @@ from django.core.exceptions import (
     RequestDataTooBig,
     SuspiciousOperation,
 )
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.multipartparser import MultiPartParserError
 from django.http.request import UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 
+from registry.database.refusal import refusal_of
 from registry.errors import (
     Denied,
     Invalid,
@@ -109,6 +109,8 @@ def as_registry_error(error: BaseException) -> RegistryError:
     """Translate what Django, DRF and the database raise into the registry's own words."""
     if isinstance(error, RegistryError):
         return error
+    if refusal := refusal_of(error):
+        return refusal
     if isinstance(error, exceptions.APIException):
         return _from_rest_framework(error)
     return next(
@@ -126,10 +128,6 @@ _TRANSLATED: tuple[tuple[tuple[type[BaseException], ...], RegistryError], ...] =
         Invalid("The request could not be read.", code="malformed_request"),
     ),
     ((UnreadablePostError,), Invalid("The body ended early.", code="truncated_body")),
-    (
-        (OperationalError, InterfaceError),
-        Unavailable("The database cannot be reached; try again.", code="database_unavailable"),
-    ),
 )
 
 

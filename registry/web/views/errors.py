@@ -1,11 +1,13 @@
 """Error pages: they name the thing, the way out and the request id."""
 
+import sys
 from http import HTTPStatus
 
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 
+from registry.database.refusal import refusal_of
 from registry.errors import NotFound, RateLimited, RegistryError, Unavailable
 from registry.web.refusals import words_of
 from registry.web.transfers import REFUSAL
@@ -90,6 +92,9 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse: 
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
+    """Answer what nobody caught; Django calls this while it handles that."""
+    if refusal := refusal_of(sys.exc_info()[1]):
+        return render_problem(request, refusal)
     return _page(request, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 

@@ -4,12 +4,15 @@ import re
 import socket
 from contextlib import ExitStack
 
+import httpx
 import pytest
 from django.conf import settings
+from django.db import connection, transaction
 
 from registry.models import Event
 from tests.factories import make_version
 from tests.local.waiting import wait_until
+from tests.registry.stream.conftest import WebServer
 
 
 def ask(server, text):
@@ -129,3 +132,26 @@ def test_pages_and_streams_share_their_addresses_with_django(client, model, alic
     assert [file["path"] for file in listing.json()["items"]] == ["a.txt"]
     assert client.get("/api/v1/models/alice/classifier/versions").json()["items"]
     assert client.get("/models/alice/classifier/versions/1").status_code == 200
+
+
+@pytest.fixture
+def hasty(process_environment, tmp_path):
+    """Start a server whose database works on nothing for longer than a second."""
+    environment = {**process_environment, "MODELYARD_STATEMENT_SECONDS": "1"}
+    server = WebServer(environment, tmp_path / "web.log")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+def test_what_takes_the_database_too_long_is_stopped(hasty, model):
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE registry_repository IN ACCESS EXCLUSIVE MODE")
+        answer = httpx.get(f"{hasty.url}/api/v1/models", timeout=30)
+        page = httpx.get(f"{hasty.url}/zh-hans/models", timeout=30)
+    assert (answer.status_code, answer.json()["code"]) == (503, "too_slow")
+    assert answer.headers["retry-after"] == "1"
+    assert page.status_code == 503
+    assert "要求少一些" in page.text
+    assert httpx.get(f"{hasty.url}/api/v1/models", timeout=30).status_code == 200
