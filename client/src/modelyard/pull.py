@@ -403,8 +403,8 @@ class Fetch:
         self._begun = False
         self._again = False
         name = f"{version['namespace']}/{version['name']}"
-        part = "derivatives" if wanted.paths[0] in pull.converted else "files"
-        home = f"/{pull.kind}s/{name}/versions/{version['number']}/{part}"
+        place = "derivatives" if wanted.paths[0] in pull.converted else "files"
+        home = f"/{pull.kind}s/{name}/versions/{version['number']}/{place}"
         self.address = pull.client.transport.address(f"{home}/{quote(wanted.paths[0])}")
 
     @property
