@@ -207,12 +207,17 @@ class _Attempt:
             raise _Stopped
 
     def _write_job(self, inputs: dict[str, Version]) -> None:
+        to_name = jobs.inputs_to_name(self.claim.recipe, inputs)
         self.folder.write_job(
             {
                 "job_id": str(self.claim.job_id),
                 "recipe": self.claim.recipe.to_json(),
                 "inputs": {
-                    role: {"path": f"inputs/{role}", "ref": version.ref}
+                    role: {
+                        "path": f"inputs/{role}",
+                        "ref": version.ref,
+                        "may_be_named": role in to_name,
+                    }
                     for role, version in inputs.items()
                 },
                 "out": "out",

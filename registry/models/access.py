@@ -206,6 +206,14 @@ class TokenQuerySet(models.QuerySet["Token"]):
             user__is_active=True,
         )
 
+    def with_places(self, actor: Actor) -> Self:
+        """Read what tokens are limited to; a repository as far as `actor` may see it now."""
+        repositories: Any = apps.get_model("registry", "Repository")
+        seen = repositories.objects.visible_to(actor).select_related("namespace")
+        return self.select_related("namespace").prefetch_related(
+            models.Prefetch("repository", queryset=seen)
+        )
+
 
 class Token(models.Model):
     """A secret that programs send; only its SHA-256 is kept, so it is shown once."""

@@ -235,6 +235,17 @@ class Repository(models.Model):
     def etag(self) -> str:
         return f'"{self.pk}-{int(self.updated_at.timestamp() * 1_000_000):x}"'
 
+    def may_be_named_in(self, place: "Namespace | Repository") -> bool:
+        """Say whether a text that stays in `place` may name this.
+
+        Rows are shown to whoever may see what they speak of, as it is then. What is written once
+        is not: lines of the audit log, messages to webhooks, cards. So those name nothing but what
+        everybody may know, and what lies in the same place as they do.
+        """
+        if self.deleted_at is None and self.visibility == Visibility.PUBLIC:
+            return True
+        return (self.pk if isinstance(place, Repository) else self.namespace_id) == place.pk
+
     def protects(self, alias: str) -> bool:
         """Say whether only maintainers move this alias; however its letters are written."""
         return any(fnmatchcase(alias.lower(), one.lower()) for one in self.protected_aliases)

@@ -4,7 +4,7 @@ import uuid
 from typing import Self
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Prefetch, Q
 from django.utils import timezone
 
 from registry.models.access import Actor, Namespace, User
@@ -32,6 +32,7 @@ class JobQuerySet(models.QuerySet["Job"]):
             hidden = Repository.objects.exclude(
                 pk__in=Repository.objects.visible_to(actor).values("pk")
             )
+            seen = seen.exclude(Q(lost_hidden_input=True) & ~Q(created_by=actor.user_id))
             seen = seen.exclude(
                 pk__in=Job.inputs.through.objects.filter(
                     version__repository__in=hidden.values("pk")
@@ -43,8 +44,12 @@ class JobQuerySet(models.QuerySet["Job"]):
             seen = seen.filter(inputs__repository_id=actor.limited_repository_id).distinct()
         return seen
 
-    def with_names(self) -> Self:
-        return self.select_related("namespace", "created_by", "result__repository__namespace")
+    def with_names(self, actor: Actor) -> Self:
+        """Read what a job is shown with; of its result, what `actor` may see of it now."""
+        results = Version.objects.visible_to(actor).select_related("repository__namespace")
+        return self.select_related("namespace", "created_by").prefetch_related(
+            Prefetch("result", queryset=results)
+        )
 
 
 class Job(models.Model):
@@ -59,6 +64,8 @@ class Job(models.Model):
     recipe = models.JSONField()
     namespace = models.ForeignKey(Namespace, on_delete=models.PROTECT, related_name="jobs")
     inputs = models.ManyToManyField(Version, related_name="read_by_jobs", blank=True)
+    # Whether an input is gone for good that not everybody could see: the recipe still names it.
+    lost_hidden_input = models.BooleanField(default=False, db_default=False)
     parent = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.CASCADE, related_name="children"
     )

@@ -63,17 +63,26 @@ def announce_job(job: Job) -> None:
     result = job.result
     place = result.repository_id if result else None
     listening = Webhook.objects.hearing(JOB_FINISHED, job.namespace_id, place)
-    if not (webhooks := list(listening)):
+    if not (webhooks := list(listening.select_related("repository"))):
         return
-    content = {
-        "namespace": job.namespace.slug,
-        "job": str(job.pk),
-        "kind": job.kind,
-        "state": str(job.state),
-        "result": result.ref if result else None,
-        "error": {"code": job.error_code, "detail": job.error_detail} if job.error_code else None,
-    }
-    _deliver(webhooks, JOB_FINISHED, content)
+    inputs = [version.repository for version in job.inputs.select_related("repository__namespace")]
+    for webhook in webhooks:
+        told = webhook.repository or job.namespace
+        error: dict[str, str | None] | None = None
+        if job.error_code:
+            # The reason may name what the job read.
+            names_no_other = all(one.may_be_named_in(told) for one in inputs)
+            detail = job.error_detail if names_no_other else None
+            error = {"code": job.error_code, "detail": detail}
+        content = {
+            "namespace": job.namespace.slug,
+            "job": str(job.pk),
+            "kind": job.kind,
+            "state": str(job.state),
+            "result": result.ref if result and result.repository.may_be_named_in(told) else None,
+            "error": error,
+        }
+        _deliver([webhook], JOB_FINISHED, content)
 
 
 def payload_of(name: str, content: Mapping[str, Any]) -> dict[str, Any]:

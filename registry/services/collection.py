@@ -25,11 +25,13 @@ from registry.models import (
     AuditAction,
     Blob,
     Evaluation,
+    Job,
     LineageEdge,
     Ref,
     Repository,
     Revision,
     Version,
+    Visibility,
 )
 from registry.models.catalog import VersionQuerySet
 from registry.services.audit import record_event
@@ -155,16 +157,28 @@ def _living_revision(revision: Revision) -> Revision:
 
 
 def _drop_versions(versions: VersionQuerySet) -> None:
-    """Delete versions and what hangs on them; what others remember of them stays as text."""
+    """Delete versions and what hangs on them; what others remember of open ones stays as text."""
+    _close_jobs(versions)
     Alias.objects.filter(version__in=versions).delete()
     LineageEdge.objects.filter(parent__in=versions).delete()
     measured = Evaluation.objects.filter(dataset_version__in=versions)
     for row in measured.select_related("dataset_version__repository__namespace"):
         assert row.dataset_version is not None
-        row.details = {**row.details, "dataset": row.dataset_version.ref}
+        if row.dataset_version.repository.visibility == Visibility.PUBLIC:
+            row.details = {**row.details, "dataset": row.dataset_version.ref}
         row.dataset_version = None
         row.save(update_fields=["details", "dataset_version"])
     versions.delete()
+
+
+def _close_jobs(versions: VersionQuerySet) -> None:
+    """Let the jobs that read these versions stay closed to those who never saw them."""
+    hidden = versions.exclude(repository__visibility=Visibility.PUBLIC)
+    reads = Job.inputs.through.objects.filter(version__in=hidden)
+    readers = Job.objects.filter(pk__in=reads.values("job"))
+    readers.exclude(namespace__in=hidden.values("repository__namespace")).update(
+        lost_hidden_input=True
+    )
 
 
 def _tried(purge: Callable[[], bool]) -> bool:

@@ -42,6 +42,7 @@ from registry.models import (
     User,
     Version,
     VersionState,
+    Visibility,
 )
 from registry.permissions import require, require_scope
 from registry.recipes import Recipe, parse_recipe, parse_reference
@@ -103,7 +104,7 @@ def find_job(actor: Actor, job_id: str | uuid.UUID) -> Job:
         key = uuid.UUID(str(job_id))
     except ValueError:
         key = uuid.UUID(int=0)
-    found = Job.objects.visible_to(actor).with_names().filter(pk=key).first()
+    found = Job.objects.visible_to(actor).with_names(actor).filter(pk=key).first()
     if found is None:
         raise NotFound("There is no job {job} that you may see.", code="job_not_found", job=job_id)
     return found
@@ -145,7 +146,14 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
             AuditAction.JOB_SUBMIT,
             namespace=namespace,
             target=str(job.pk),
-            recipe=job.recipe,
+            kind=job.kind,
+            output=getattr(exact, "output", None),
+            # Whoever reads the log may not see the others, nor then the job and its recipe.
+            inputs=[
+                version.ref
+                for version in inputs.values()
+                if version.repository.may_be_named_in(namespace)
+            ],
         )
         _tell_state(job)
         _warn_of_deprecated(job, inputs.values())
@@ -431,6 +439,25 @@ def find_inputs(claim: Claim) -> dict[str, Version]:
     return inputs
 
 
+def inputs_to_name(recipe: Recipe, inputs: Mapping[str, Version]) -> frozenset[str]:
+    """Give the roles of the inputs that a job may name in files and in the message of a version.
+
+    Those go to everybody who sees the result, now or later.
+    """
+    if recipe.kind in {"train", "infer"}:
+        return frozenset(
+            role
+            for role, version in inputs.items()
+            if version.repository.visibility == Visibility.PUBLIC
+            or (role, version.repository.full_name.lower())
+            == (recipe.produces, recipe.output.lower())
+        )
+    place = inputs["model"].repository
+    return frozenset(
+        role for role, version in inputs.items() if version.repository.may_be_named_in(place)
+    )
+
+
 def record_events(claim: Claim, messages: Sequence[Message]) -> None:
     """Keep what a job said, and tell those who listen; of progress only the last word stays.
 
@@ -479,7 +506,7 @@ def finish_job(claim: Claim, outcome: Outcome) -> Version:
             AuditAction.JOB_SUCCEED,
             namespace=job.namespace,
             target=str(job.pk),
-            result=version.ref,
+            result=version.ref if version.repository.may_be_named_in(job.namespace) else None,
         )
     return version
 
@@ -659,7 +686,7 @@ def _tell_state(job: Job, **facts: Any) -> None:
     data: dict[str, Any] = {"state": str(job.state), **facts}
     if job.error_code:
         data["error"] = {"code": job.error_code, "detail": job.error_detail}
-    if job.result is not None:
+    if job.result is not None and job.result.repository.may_be_named_in(job.namespace):
         repository = job.result.repository
         data["result"] = {
             "namespace": repository.namespace.slug,

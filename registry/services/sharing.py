@@ -24,6 +24,7 @@ from registry.services.audit import record_event
 from registry.services.catalog import check_etag, lock_repository, refresh_search
 from registry.services.quotas import move_room
 from registry.services.texts import invalid_field
+from registry.services.webhooks import take_along
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ def transfer_repository(
     """Move a repository to another namespace; its old name goes on leading there.
 
     It takes owning the repository and the right to register in the other namespace. Grants stay;
-    roles are those of the new namespace from then on.
+    roles are those of the new namespace from then on. Its webhooks come along, switched off.
 
     Raises:
         AlreadyExists: its name is taken there.
@@ -174,13 +175,15 @@ def transfer_repository(
         Redirect.objects.create(kind=row.kind, namespace=source, name=row.name, repository=row)
         refresh_search(row)
         move_room(source, namespace, Version.objects.live().filter(repository=row))
+        take_along(actor, row)
         for side in (source, namespace):
             record_event(
                 actor,
                 AuditAction.of_kind(row.kind, "transfer"),
                 namespace=side,
                 repository=row,
+                target=row.full_name if row.may_be_named_in(side) else before,
                 before=before,
-                after=row.full_name,
+                after=row.full_name if row.may_be_named_in(side) else None,
             )
     return row

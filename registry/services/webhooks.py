@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlsplit
@@ -150,6 +150,8 @@ def change_webhook(*, actor: Actor, webhook: Webhook, changes: Mapping[str, obje
         if "is_active" in changes:
             row.is_active = bool(changes["is_active"])
             row.inactive_reason, row.failures_count, row.busy_until = "", 0, None
+            if not row.is_active:
+                _give_up([row.pk], Text("The webhook was switched off."))
         row.updated_at = timezone.now()
         row.save()
         _record(actor, AuditAction.WEBHOOK_CHANGE, row, fields=sorted(changes))
@@ -167,6 +169,24 @@ def replace_secret(*, actor: Actor, webhook: Webhook) -> Webhook:
         row.save(update_fields=["generation", "updated_at"])
         _record(actor, AuditAction.WEBHOOK_SECRET, row)
     return row
+
+
+def take_along(actor: Actor, repository: Repository) -> None:
+    """Let the webhooks of a locked repository that has moved come with it, switched off.
+
+    Those who look after it now decide whether the address of others goes on hearing of it.
+    """
+    moved = Webhook.objects.select_for_update(of=("self",)).filter(repository=repository)
+    reason = Text("What it tells of has moved to another namespace; switch it on to go on.")
+    rows = list(moved.order_by("pk"))
+    _give_up([row.pk for row in rows], reason)
+    for row in rows:
+        row.namespace, row.repository = repository.namespace, repository
+        if row.is_active:
+            row.is_active, row.inactive_reason = False, reason.detail
+        row.updated_at = timezone.now()
+        row.save(update_fields=["namespace", "is_active", "inactive_reason", "updated_at"])
+        _record(actor, AuditAction.WEBHOOK_STOP, row, reason=reason.detail)
 
 
 @transaction.atomic
@@ -276,7 +296,7 @@ def claim_delivery() -> Errand | None:
         delivery = (
             Delivery.objects.select_for_update(skip_locked=True, of=("self", "webhook"))
             .select_related("webhook")
-            .filter(free, state=DeliveryState.WAITING, due_at__lte=Now())
+            .filter(free, webhook__is_active=True, state=DeliveryState.WAITING, due_at__lte=Now())
             .order_by("due_at", "pk")
             .first()
         )
@@ -331,6 +351,8 @@ def end_delivery(
         if status is not None and 200 <= status < 300:
             delivery.state, delivery.ended_at = DeliveryState.DELIVERED, now
             webhook.failures_count = 0
+        elif not webhook.is_active:
+            delivery.state, delivery.ended_at = DeliveryState.FAILED, now
         elif status == _GONE or errand.attempt > len(RETRY_SECONDS):
             delivery.state, delivery.ended_at = DeliveryState.FAILED, now
             _count_failure(webhook, gone=status == _GONE)
@@ -351,10 +373,15 @@ def _count_failure(webhook: Webhook, *, gone: bool) -> None:
     if gone:
         reason = Text("The address answered 410 Gone.")
     webhook.inactive_reason = reason.detail
-    Delivery.objects.filter(webhook=webhook, state=DeliveryState.WAITING).update(
-        state=DeliveryState.FAILED, ended_at=timezone.now(), problem=webhook.inactive_reason
-    )
+    _give_up([webhook.pk], reason)
     _record(_COURIER, AuditAction.WEBHOOK_STOP, webhook, reason=webhook.inactive_reason)
+
+
+def _give_up(webhooks: Iterable[int], reason: Text) -> None:
+    """Let what waits for webhooks that were just switched off not be sent."""
+    Delivery.objects.filter(webhook__in=webhooks, state=DeliveryState.WAITING).update(
+        state=DeliveryState.FAILED, ended_at=timezone.now(), problem=reason.detail
+    )
 
 
 def forget_deliveries() -> int:

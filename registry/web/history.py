@@ -319,7 +319,7 @@ def running_jobs(actor: Actor, repository: Repository) -> list[Job]:
     return list(
         Job.objects.visible_to(actor)
         .filter(inputs__repository=repository, state__in=[JobState.QUEUED, JobState.RUNNING])
-        .with_names()
+        .with_names(actor)
         .distinct()
         .order_by("created_at")[:3]
     )

@@ -45,6 +45,18 @@ def test_training_becomes_a_version(owner, digits_dataset):
     assert Repository.objects.get(name="tiny").visibility == "public"
 
 
+def test_a_card_names_no_dataset_that_is_not_public(owner, digits_dataset):
+    Repository.objects.update(visibility="private")
+    jobs.submit_job(actor=actor_of(owner), recipe=training())
+    run_next()
+    version = Version.objects.get(repository__name="tiny")
+    card = version.revision.artifacts.get(path="README.md").blob
+    text = default_storage().read(card.sha256).decode()
+    assert "alice/digits" not in text + version.message
+    assert "trained on a dataset that is not public" in text
+    assert Evaluation.objects.filter(version=version, dataset_version=digits_dataset).exists()
+
+
 def test_the_four_kinds_of_job(owner, digits_dataset):
     alice = actor_of(owner)
 

@@ -31,7 +31,7 @@ def run(job: Job, recipe: recipes.EvaluateRecipe) -> Report:
     if step.latency:
         metrics += measure_cost(contest, held_out=held_out)
     described = environment.describe(device=job.device, threads=job.threads)
-    message = f"{job.input('model').ref} measured on {step.split} of {given.ref}"
+    message = f"{job.input('model').title} measured on {step.split} of {given.title}"
     if metrics and metrics[0].metric == "accuracy":
         message += f": accuracy {metrics[0].value:.4f} (n={metrics[0].n})"
     return Report("evaluate", metrics, described, message)

@@ -13,13 +13,26 @@ from workers.ml.interrupt import Interrupt
 
 @dataclass(frozen=True)
 class Input:
-    """A version laid out as files, and its exact reference."""
+    """A version laid out as files, and its exact reference.
+
+    The log and the report of a job are for those who see its inputs. What else it writes goes to
+    everybody who sees the result: files and the message of a version say `title`, not `ref`.
+    """
 
     path: Path
     ref: str
+    role: str
+    may_be_named: bool
 
     @property
-    def repository(self) -> str:
+    def title(self) -> str:
+        return self.ref if self.may_be_named else f"a {self.role} that is not public"
+
+    @property
+    def repository(self) -> str | None:
+        """Give the name of its repository, where it may be named."""
+        if not self.may_be_named:
+            return None
         reference = parse_reference(self.ref)
         return f"{reference.namespace}/{reference.name}"
 
@@ -62,7 +75,7 @@ def read_job(path: Path, events: Events, interrupt: Interrupt) -> Job:
         data = json.loads(path.read_text(encoding="utf-8"))
         folder = path.resolve().parent
         inputs = {
-            role: Input(folder / given["path"], given["ref"])
+            role: Input(folder / given["path"], given["ref"], role, given["may_be_named"] is True)
             for role, given in data["inputs"].items()
         }
         return Job(

@@ -678,6 +678,8 @@ class NewToken(Body):
 
 
 class Token(Answer):
+    """`limited` is true also where the place that it is limited to may no longer be named."""
+
     id: int
     name: str
     prefix: str
@@ -685,6 +687,7 @@ class Token(Answer):
     namespace: str | None
     model: str | None
     dataset: str | None
+    limited: bool
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None

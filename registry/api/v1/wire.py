@@ -362,7 +362,6 @@ def job_bodies(jobs: Sequence[Job]) -> list[Row]:
 
 
 def _job_body(job: Job, waits: Text | None) -> Row:
-    result = job.result if job.result and job.result.deleted_at is None else None
     error = {"code": job.error_code, "detail": job.error_detail} if job.error_code else None
     return {
         "id": job.pk,
@@ -378,7 +377,7 @@ def _job_body(job: Job, waits: Text | None) -> Row:
             "unit": job.progress.get("unit", ""),
             "step": job.progress.get("step", ""),
         },
-        "result": _result_body(result) if result else None,
+        "result": _result_body(job.result) if job.result else None,
         "error": error,
         "report": job.report,
         "attempts": job.attempts_count,
@@ -411,6 +410,7 @@ def token_body(token: Token) -> Row:
         "namespace": token.namespace.slug if token.namespace else None,
         "model": full_name if place and place.kind == "model" else None,
         "dataset": full_name if place and place.kind == "dataset" else None,
+        "limited": token.namespace_id is not None or token.repository_id is not None,
         "created_at": token.created_at,
         "expires_at": token.expires_at,
         "last_used_at": token.last_used_at,

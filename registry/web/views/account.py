@@ -40,7 +40,7 @@ def tokens(request: HttpRequest) -> HttpResponse:
         except RegistryError as error:
             show_refusal(form, error)
     assert isinstance(request.user, User)
-    own = Token.objects.live().select_related("namespace", "repository__namespace")
+    own = Token.objects.live().with_places(actor)
     own = own.filter(user=request.user).order_by("-created_at", "-pk")
     context = {
         "form": form,

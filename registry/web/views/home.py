@@ -13,7 +13,7 @@ from registry.web.visitor import actor_of, anybody
 @anybody
 def home(request: HttpRequest) -> HttpResponse:
     actor = actor_of(request)
-    recent = Job.objects.visible_to(actor).with_names().order_by("-created_at", "-pk")
+    recent = Job.objects.visible_to(actor).with_names(actor).order_by("-created_at", "-pk")
     context = {
         "models": search_repositories(actor, Kind.MODEL, SearchQuery(limit=6), with_facets=True),
         "datasets": search_repositories(

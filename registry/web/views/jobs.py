@@ -35,7 +35,8 @@ _SUGGESTED: Final = 60
 @signed_in
 def job_list(request: HttpRequest) -> HttpResponse:
     asked = {name: request.GET.get(name, "") for name in ("state", "kind")}
-    found = Job.objects.visible_to(actor_of(request)).with_names()
+    actor = actor_of(request)
+    found = Job.objects.visible_to(actor).with_names(actor)
     found = found.order_by("-created_at", "-pk")
     for name, value in asked.items():
         if value:

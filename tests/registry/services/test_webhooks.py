@@ -8,8 +8,8 @@ from django.utils import timezone
 from standardwebhooks import Webhook as StandardWebhook
 
 from registry.errors import Conflict, Denied, Invalid, NotFound
-from registry.models import Delivery, DeliveryState, Event, Role, Webhook
-from registry.services import catalog, jobs, proposals, versions, webhooks
+from registry.models import Delivery, DeliveryState, Event, Membership, Role, Webhook
+from registry.services import catalog, jobs, proposals, sharing, versions, webhooks
 from registry.services.announcements import EVENTS
 from tests.factories import (
     NamespaceFactory,
@@ -291,6 +291,51 @@ def test_too_many_failures_in_a_row_switch_it_off(owner, live, receiver):
     stopped = Event.objects.get(action="webhook.stop")
     assert (stopped.actor, stopped.namespace_id) == ("courier", live.namespace_id)
     assert stopped.data["reason"] == live.inactive_reason
+
+
+def test_a_webhook_that_is_switched_off_sends_nothing_more(owner, live, receiver):
+    waiting = webhooks.send_test(actor=actor_of(owner), webhook=live)
+    taken = webhooks.claim_delivery()
+    later = webhooks.send_test(actor=actor_of(owner), webhook=live)
+    webhooks.change_webhook(actor=actor_of(owner), webhook=live, changes={"is_active": False})
+    # What was under way ends, and what another process wrote at the same moment stays.
+    webhooks.end_delivery(taken, status=500)
+    stray = Delivery.objects.create(webhook=live, event="ping", payload={})
+    let_time_pass()
+    assert not deliver_one()
+    assert receiver.messages == []
+    for delivery in (waiting, later):
+        delivery.refresh_from_db()
+        assert delivery.state == DeliveryState.FAILED
+    webhooks.change_webhook(actor=actor_of(owner), webhook=live, changes={"is_active": True})
+    assert deliver_one()
+    stray.refresh_from_db()
+    assert stray.state == DeliveryState.DELIVERED
+
+
+def test_webhooks_of_a_model_move_with_it_and_wait_for_a_word(team, owner, receiver):
+    lab = NamespaceFactory(slug="lab")
+    Membership.objects.create(namespace=lab, user=owner, role=Role.OWNER)
+    model = make_model(owner, namespace="team")
+    made = webhooks.create_webhook(
+        actor=actor_of(owner),
+        namespace=team,
+        repository=model,
+        url=receiver.url,
+        events=["version.created"],
+    )
+    make_version(owner, model)
+    moved = sharing.transfer_repository(actor=actor_of(owner), repository=model, namespace=lab)
+    assert not deliver_one()
+    there = webhooks.find_webhook(actor_of(make_member(lab, Role.MAINTAINER)), made.pk)
+    assert (there.namespace, there.is_active) == (lab, False)
+    assert "moved" in there.inactive_reason
+    with pytest.raises(NotFound):
+        webhooks.find_webhook(actor_of(make_member(team, Role.OWNER)), made.pk)
+    webhooks.change_webhook(actor=actor_of(owner), webhook=there, changes={"is_active": True})
+    make_version(owner, moved)
+    assert deliver_one()
+    assert orjson.loads(receiver.messages[0][1])["data"]["namespace"] == "lab"
 
 
 def test_one_courier_at_a_time_calls_a_webhook(owner, live):

@@ -154,13 +154,13 @@ def infer_recipe(**step):
     }
 
 
-def write_job(folder, recipe, *, model=None, dataset=None, device="cpu", threads=1):
+def write_job(folder, recipe, *, model=None, dataset=None, named=True, device="cpu", threads=1):
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {}
     if model is not None:
-        inputs["model"] = {"path": str(model), "ref": recipe["model"]}
+        inputs["model"] = {"path": str(model), "ref": recipe["model"], "may_be_named": named}
     if dataset is not None:
-        inputs["dataset"] = {"path": str(dataset), "ref": recipe["dataset"]}
+        inputs["dataset"] = {"path": str(dataset), "ref": recipe["dataset"], "may_be_named": named}
     job = {
         "job_id": "0",
         "recipe": recipe,

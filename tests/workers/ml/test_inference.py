@@ -58,6 +58,16 @@ def test_every_row_of_a_split_is_predicted(tmp_path, digits, model):
     assert result.events[-1] == {"event": "checkpoint", "step": 40}
 
 
+def test_inputs_that_are_not_public_are_named_in_no_file(tmp_path, digits, model):
+    given = {"model": model, "dataset": digits, "named": False}
+    result = run_job(tmp_path / "job", infer_recipe(), **given)
+    texts = [path.read_text() for path in result.files.iterdir()] + [result.report["message"]]
+    assert not any(word in text for text in texts for word in ("alice/tiny", "alice/little"))
+    assert "predictions of a model that is not public" in result.report["message"]
+    # The numbers still rest on the dataset, whose name only those hear who may.
+    assert result.metric("accuracy")["dataset"] == "alice/little@1"
+
+
 def test_all_splits_and_a_limit(tmp_path, digits, model):
     recipe = infer_recipe(split=None, max_rows=10)
     rows = lines(run_job(tmp_path / "job", recipe, model=model, dataset=digits))

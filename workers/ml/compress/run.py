@@ -209,9 +209,9 @@ def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> Non
         "library_name": "onnx",
         "tags": ["onnx", *(["int8", "quantized"] if quantized else [])],
     }
-    title = f"{parent.repository.split('/')[1]} ({recipe.variant_name})"
+    title = f"{recipes.parse_reference(parent.ref).name} ({recipe.variant_name})"
     paragraphs = [
-        f"A variant of {parent.ref}, made by {', '.join(methods).replace('_', ' ')}.",
+        f"A variant of {parent.title}, made by {', '.join(methods).replace('_', ' ')}.",
         report.message + ".",
     ]
     write_card(job.files, head=head, title=title, paragraphs=paragraphs, report=report)

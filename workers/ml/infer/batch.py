@@ -219,7 +219,7 @@ def _report(
         "device": job.device,
     }
     metrics = []
-    message = f"{done.rows_in_all} predictions of {job.input('model').ref}"
+    message = f"{done.rows_in_all} predictions of {job.input('model').title}"
     if done.known:
         low, high = wilson(done.right, done.known)
         share = done.right / done.known
@@ -256,21 +256,22 @@ def _describe(
         "labels": runtime.labels,
         "columns": {"split": "string", "row": "int64", **kinds[runtime.answers]},
         "splits": {"predictions": done.rows_in_all},
-        "model": job.input("model").ref,
-        "dataset": job.input("dataset").ref,
     }
+    for role, given in job.inputs.items():
+        if given.may_be_named:
+            described[role] = given.ref
     if done.known:
         described["columns"]["actual"] = "string"  # type: ignore[index]  # the dict above
     text = json.dumps(described, ensure_ascii=False, indent=2)
     (job.files / "dataset.json").write_text(text + "\n", encoding="utf-8")
-    head = {
-        "tags": ["predictions"],
-        "base_model": job.input("model").repository,
-        "source_datasets": [job.input("dataset").repository],
-    }
+    head: dict[str, Any] = {"tags": ["predictions"]}
+    if (model := job.input("model")).may_be_named:
+        head["base_model"] = model.repository
+    if (dataset := job.input("dataset")).may_be_named:
+        head["source_datasets"] = [dataset.repository]
     card = (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {recipe.output.split('/')[1]}\n\n"
-        f"{report.message} over {job.input('dataset').ref}. One JSON object a line in "
+        f"{report.message} over {dataset.title}. One JSON object a line in "
         f"`{FILE_NAME}`: the split and number of the row, and what the model answered.\n"
     )
     (job.files / "README.md").write_text(card, encoding="utf-8")

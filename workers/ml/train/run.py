@@ -199,7 +199,7 @@ def _write_card(
     head: dict[str, Any] = {
         "pipeline_tag": KINDS[parameters.name].task,
         "library_name": "pytorch",
-        "datasets": [dataset.repository],
+        "datasets": [dataset.repository] if dataset.may_be_named else [],
         "tags": [parameters.name.replace("_", "-")],
     }
     if "model" in job.inputs:
@@ -207,7 +207,7 @@ def _write_card(
         head["base_model"] = job.input("model").repository
         head["license"] = card.license
     paragraphs = [
-        f"A {parameters.name.replace('_', ' ')} trained on {dataset.ref}.",
+        f"A {parameters.name.replace('_', ' ')} trained on {dataset.title}.",
         report.message + ".",
     ]
     title = recipe.output.split("/")[1]

@@ -44,7 +44,7 @@ class JobList(Resource):
             "kind": asked.kind,
             "namespace__slug__iexact": asked.namespace,
         }
-        rows = Job.objects.visible_to(self.actor).with_names()
+        rows = Job.objects.visible_to(self.actor).with_names(self.actor)
         rows = rows.filter(**{name: value for name, value in wanted.items() if value})
         return page_response(request, _job_page(rows, asked.limit, asked.cursor))
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
@@ -34,7 +33,8 @@ class Whoami(Resource):
     def get(self, request: Request) -> Response:
         actor = self.actor
         places = Membership.objects.filter(user_id=self.user_id).select_related("namespace")
-        token = _tokens().filter(pk=actor.token_id).first() if actor.token_id else None
+        named = Token.objects.with_places(actor)
+        token = named.get(pk=actor.token_id) if actor.token_id else None
         return Response(
             {
                 "username": actor.username,
@@ -52,10 +52,6 @@ class Whoami(Resource):
 # --- Tokens ----------------------------------------------------------------------------------
 
 
-def _tokens() -> QuerySet[Token]:
-    return Token.objects.select_related("namespace", "repository__namespace")
-
-
 class TokenList(Resource):
     keeps_answers = False
 
@@ -69,7 +65,7 @@ class TokenList(Resource):
     def get(self, request: Request) -> Response:
         require_scope(self.actor, "admin")
         asked = self.query(schemas.Paging)
-        own = _tokens().filter(user_id=self.user_id, revoked_at=None)
+        own = Token.objects.with_places(self.actor).filter(user_id=self.user_id, revoked_at=None)
         rows = tokens.within_reach(self.actor, own)
         found, after = newest_first(rows, "tokens", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([wire.token_body(token) for token in found], after))
