@@ -90,8 +90,8 @@ class NamespaceQuerySet(models.QuerySet["Namespace"]):
         """
         found = self.live()
         if "read" not in actor.scopes:
-            return found.filter(pk__in=list(actor.roles))
-        if not actor.is_admin:
+            found = found.filter(pk__in=list(actor.roles))
+        elif not actor.is_admin:
             seen = models.Q(pk__in=list(actor.roles)) | models.Q(_holds_something_for(actor))
             if not actor.is_anonymous:
                 seen |= models.Q(kind=Namespace.Kind.PERSON)

@@ -19,7 +19,7 @@ from registry.models import (
     User,
     Version,
 )
-from registry.permissions import require, role_of
+from registry.permissions import require, require_scope, role_of
 from registry.services.audit import record_event
 from registry.services.catalog import check_etag, lock_repository, refresh_search
 from registry.services.quotas import move_room
@@ -86,6 +86,8 @@ def remove_grant(*, actor: Actor, repository: Repository, username: str) -> None
     """
     if username.lower() != actor.username.lower() or actor.is_anonymous:
         require(actor, "share", repository)
+    else:
+        require_scope(actor, "admin")
     with transaction.atomic():
         row = lock_repository(repository)
         grant = (

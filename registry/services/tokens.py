@@ -29,7 +29,8 @@ def create_token(
 ) -> tuple[Token, str]:
     """Make a token of `actor` and return it with its secret, which is never readable again.
 
-    A token can make only tokens that reach no further than itself.
+    A token can make only tokens that reach no further than itself and live no longer; without an
+    end, what it makes ends with it.
     """
     wanted = _check_scopes(scopes)
     for scope in wanted:
@@ -39,6 +40,7 @@ def create_token(
         raise Invalid("A token that is limited to one place cannot make tokens.")
     if expires_at is not None and expires_at <= timezone.now():
         raise invalid_field("expires_at", "in_the_past", "expires_at lies in the past.")
+    expires_at = _within_life(actor, expires_at)
     title = check_text("name", name, max_length=100)
     if not title:
         raise invalid_field("name", "required", "Give the token a name that says what it is for.")
@@ -56,6 +58,18 @@ def create_token(
     )
     record_event(actor, AuditAction.TOKEN_CREATE, target=token.name, token=token.pk, scopes=wanted)
     return token, secret
+
+
+def _within_life(actor: Actor, expires_at: datetime | None) -> datetime | None:
+    own = Token.objects.get(pk=actor.token_id).expires_at if actor.token_id else None
+    if own is not None and expires_at is not None and expires_at > own:
+        raise invalid_field(
+            "expires_at",
+            "outlives_its_maker",
+            "The token that asks expires at {own}; what it makes cannot live longer.",
+            own=own.isoformat(),
+        )
+    return expires_at or own
 
 
 def _check_scopes(scopes: Iterable[str]) -> list[str]:

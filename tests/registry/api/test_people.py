@@ -5,12 +5,23 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from registry.models import Event, Role
+from registry.models import Event, Membership, Role
 from registry.services import jobs
 from tests.factories import NamespaceFactory, make_member, make_model, make_version
 from tests.registry.api.conftest import ALL_SCOPES, Api, api_of, problem_of
 
 pytestmark = pytest.mark.django_db
+
+
+def test_a_token_for_one_place_names_no_other(api, alice):
+    Membership.objects.create(namespace=NamespaceFactory(slug="team"), user=alice, role="owner")
+    make_model(alice, "one", namespace="team")
+    assert len(api.get("whoami").json()["namespaces"]) == 2
+    for place in ({"namespace": "team"}, {"model": "team/one"}):
+        for scopes in (["read"], ["write"]):
+            made = api.post("tokens", {"name": "x", "scopes": scopes, **place}).json()
+            body = Api(made["token"]).get("whoami").json()
+            assert [one["slug"] for one in body["namespaces"]] == ["team"]
 
 
 def test_whoami(api, alice, anonymous):

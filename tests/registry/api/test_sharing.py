@@ -74,7 +74,9 @@ def test_nobody_gives_or_takes_more_than_they_have(apis, people, stranger):
         apis["maintainer"].put(f"{ONE}/grants/stan", {"role": "reader"}), 403, "above_own_role"
     )
     problem_of(apis["owner"].put(f"{ONE}/grants/nobody", {"role": "reader"}), 404, "user_not_found")
-    # Their own they may give up.
+    # Their own they may give up, but a program that only reads does not do it for them.
+    program = api_of(stranger, ("read", "write"))
+    problem_of(program.delete(f"{ONE}/grants/stan"), 403, "missing_scope")
     assert api_of(stranger).delete(f"{ONE}/grants/stan").status_code == 204
     writer = api_of(people["maintainer"], ("read", "write"))
     problem_of(writer.put(f"{ONE}/grants/stan", {"role": "reader"}), 403, "missing_scope")

@@ -116,3 +116,19 @@ def test_a_session_makes_an_actor_until_the_password_changes(client):
 @given(st.text(max_size=80))
 def test_no_text_breaks_the_checksum(text):
     assert not is_token_shaped(text)
+
+
+def test_a_token_makes_none_that_outlives_it():
+    end = timezone.now() + timedelta(hours=1)
+    _, secret = tokens.create_token(
+        actor=actor_of(UserFactory()), name="short", scopes=tokens.SCOPES, expires_at=end
+    )
+    maker = ask(secret)
+    with pytest.raises(Invalid, match="cannot live longer"):
+        tokens.create_token(actor=maker, name="long", expires_at=end + timedelta(seconds=1))
+    heir, _ = tokens.create_token(actor=maker, name="heir")
+    assert heir.expires_at == end
+    sooner, _ = tokens.create_token(
+        actor=maker, name="sooner", expires_at=end - timedelta(minutes=1)
+    )
+    assert sooner.expires_at < end

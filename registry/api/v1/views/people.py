@@ -32,7 +32,9 @@ class Whoami(Resource):
     @operation("whoami", "See who your token makes you.", {200: schemas.Whoami})
     def get(self, request: Request) -> Response:
         actor = self.actor
-        places = Membership.objects.filter(user_id=self.user_id).select_related("namespace")
+        places = Membership.objects.filter(
+            user_id=self.user_id, namespace__in=Namespace.objects.visible_to(actor)
+        ).select_related("namespace")
         named = Token.objects.with_places(actor)
         token = named.get(pk=actor.token_id) if actor.token_id else None
         return Response(
