@@ -508,7 +508,7 @@ def set_alias(
     """Point an alias at a version; it always points at exactly one.
 
     Raises:
-        Denied: the alias is protected, and the actor no maintainer.
+        Denied: the alias is protected, and the actor no maintainer, or a second one is needed.
         Conflict: the version cannot be used, or the alias is no longer at `expected_version`.
 
     """
@@ -544,7 +544,18 @@ def require_present(repository: Repository, alias: str, expected_version: int | 
 
 
 def _require_unprotected(actor: Actor, repository: Repository, alias: str) -> None:
-    if repository.protects(alias) and not allowed(actor, "maintain", repository):
+    if not repository.protects(alias):
+        return
+    if repository.second_approver:
+        raise Denied(
+            "The alias {alias!r} of {repository} moves only with a second person: propose it, and "
+            "somebody else approves. POST /api/v1/{collection}/{repository}/proposals.",
+            code="second_approver_needed",
+            alias=alias,
+            repository=repository,
+            collection=f"{repository.kind}s",
+        )
+    if not allowed(actor, "maintain", repository):
         raise Denied(
             "The alias {alias!r} is protected: only maintainers of {repository} move it. Propose "
             "it: POST /api/v1/{collection}/{repository}/proposals.",
@@ -610,7 +621,7 @@ def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
 
     Raises:
         NotFound: there is none of that name.
-        Denied: it is protected, and the actor no maintainer.
+        Denied: it is protected, and the actor no maintainer, or a second one is needed.
 
     """
     require(actor, "write", repository)

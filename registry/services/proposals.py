@@ -28,7 +28,10 @@ _MAX_WORDS = 10_000
 def protect_aliases(
     *, actor: Actor, repository: Repository, aliases: Iterable[object], second_approver: bool
 ) -> Repository:
-    """Say which aliases only maintainers move, and whether a proposer may approve their own."""
+    """Say which aliases only maintainers move, and whether each move takes a second person.
+
+    Where it does, or is to, only owners change any of this: a maintainer alone moves nothing.
+    """
     require(actor, "maintain", repository)
     patterns = sorted({_check_pattern(one) for one in aliases})
     if len(patterns) > _MAX_PATTERNS:
@@ -37,6 +40,8 @@ def protect_aliases(
         )
     with transaction.atomic():
         row = lock_repository(repository)
+        if second_approver or row.second_approver:
+            require(actor, "own", row)
         row.protected_aliases, row.second_approver = patterns, second_approver
         row.save(update_fields=["protected_aliases", "second_approver"])
         record_event(

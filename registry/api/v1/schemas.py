@@ -185,7 +185,8 @@ class AliasProtection(Body):
 
     aliases: list[str] = Field(max_length=50)
     second_approver: bool = Field(
-        default=False, description="Whether somebody other than the proposer has to approve."
+        default=False,
+        description="Whether each move takes a proposal that somebody else approves; owners say.",
     )
 
 

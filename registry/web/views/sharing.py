@@ -283,6 +283,7 @@ def _show_proposals(
     rows = AliasProposal.objects.filter(repository=repository).select_related(
         "version", "proposed_by", "decided_by"
     )
+    owns, maintains = allowed(actor, "own", repository), allowed(actor, "maintain", repository)
     context = {
         "repository": repository,
         "kind": repository.kind,
@@ -290,7 +291,8 @@ def _show_proposals(
         "proposals": list(rows.order_by("-number")[:_SHOWN]),
         "aliases": history.aliases_of(repository),
         "may_write": allowed(actor, "write", repository),
-        "may_maintain": allowed(actor, "maintain", repository),
+        "may_protect": owns or (maintains and not repository.second_approver),
+        "may_own": owns,
     }
     status = 422 if form.errors else 200
     return render(request, "sharing/proposals.html", context, status=status)

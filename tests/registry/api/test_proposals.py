@@ -128,11 +128,22 @@ def test_an_approval_looks_at_the_version_once_more(apis, people, model):
 def test_a_second_pair_of_eyes_where_the_repository_asks_for_it(apis):
     wanted = {"aliases": ["prod*", "production"], "second_approver": True}
     problem_of(apis["contributor"].put(f"{ONE}/protection", wanted), 403, "denied")
-    assert apis["maintainer"].put(f"{ONE}/protection", wanted).json() == wanted
+    problem_of(apis["maintainer"].put(f"{ONE}/protection", wanted), 403, "denied")
+    assert apis["owner"].put(f"{ONE}/protection", wanted).json() == wanted
     address = propose(apis["maintainer"], alias="prod-eu")["Location"]
     approval = {"expected_version": None}
     problem_of(apis["maintainer"].post(f"{address}/approve", approval), 403, "own_proposal")
     assert apis["owner"].post(f"{address}/approve", approval).status_code == 200
+    # Nobody goes around it: not by moving the alias, nor by asking for less first.
+    for name in ("maintainer", "owner"):
+        moved = apis[name].put(f"{ONE}/aliases/prod-eu", {"version": 1})
+        problem_of(moved, 403, "second_approver_needed")
+        problem_of(apis[name].delete(f"{ONE}/aliases/prod-eu"), 403, "second_approver_needed")
+    for less in ({**wanted, "second_approver": False}, {**wanted, "aliases": []}):
+        problem_of(apis["maintainer"].put(f"{ONE}/protection", less), 403, "denied")
+    assert apis["maintainer"].put(f"{ONE}/aliases/canary", {"version": 1}).status_code == 200
+    assert Alias.objects.get(name="prod-eu").version.number == 2
+    assert apis["owner"].put(f"{ONE}/protection", {"aliases": []}).status_code == 200
 
 
 @pytest.mark.parametrize("pattern", ["", "a b", "[abc]", "a/b", "x" * 256])
