@@ -8,11 +8,11 @@ from typing import Any
 from django.contrib.postgres.search import SearchQuery as WordQuery
 from django.db import connection
 from django.db.models import Case, IntegerField, Q, Value, When
-from django.db.models.functions import Lower
+from django.db.models.functions import Left, Lower
 
 from registry.errors import FieldError, Invalid
 from registry.models import Actor, Repository, Tag
-from registry.models.catalog import RepositoryQuerySet
+from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 
 # Facets and the total are exact up to here; past it they say "at least".
@@ -294,7 +294,7 @@ def _with_tags(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     tags: dict[int, dict[str, str]] = {row["id"]: {} for row in rows}
     for repository_id, key, value in Tag.objects.filter(
         repository_id__in=list(tags), version=None
-    ).values_list("repository_id", "key", "value"):
+    ).values_list("repository_id", "key", Left("value", LISTED_CHARACTERS)):
         tags[repository_id][key] = value
     for row in rows:
         row["namespace"] = row.pop("namespace__slug")

@@ -475,6 +475,10 @@ class Alias(models.Model):
         return self.name
 
 
+# So much of the value of a tag is shown in lists.
+LISTED_CHARACTERS = 256
+
+
 class Tag(models.Model):
     """A key-value label on a repository or on one of its versions."""
 

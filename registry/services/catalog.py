@@ -39,6 +39,9 @@ DESCRIBABLE: Mapping[str, int] = {
     "base_model": 200,
 }
 _SEARCHED_CHARACTERS = 4000
+# What one repository or version may carry in tags: pages and answers show all of them.
+MAX_TAGS = 100
+MAX_TAGS_CHARACTERS = 256 * 1024
 
 
 # --- Reading one -------------------------------------------------------------------------------
@@ -165,7 +168,7 @@ def register_repository(  # noqa: PLR0913 - a registration is this wide
         field: check_text(field, facts[field], max_length=longest)
         for field, longest in DESCRIBABLE.items()
     }
-    labelled = {check_tag_key(key): check_tag_value(value) for key, value in (tags or {}).items()}
+    labelled = check_tags(tags or {})
     try:
         with transaction.atomic():
             repository = Repository.objects.create(
@@ -410,6 +413,25 @@ def check_tag_value(value: object) -> str:
     return check_text("value", value, max_length=100_000)
 
 
+def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags of something new, or refuse them."""
+    checked = {check_tag_key(key): check_tag_value(value) for key, value in tags.items()}
+    if not _fit(checked):
+        raise invalid_field(
+            "tags",
+            "too_many",
+            "At most {limit} tags with {characters} characters in all fit on one thing.",
+            limit=MAX_TAGS,
+            characters=MAX_TAGS_CHARACTERS,
+        )
+    return checked
+
+
+def _fit(tags: Mapping[str, str]) -> bool:
+    total = sum(len(key) + len(value) for key, value in tags.items())
+    return len(tags) <= MAX_TAGS and total <= MAX_TAGS_CHARACTERS
+
+
 def set_tag(
     *,
     actor: Actor,
@@ -418,11 +440,27 @@ def set_tag(
     value: object,
     version: Version | None = None,
 ) -> Tag:
-    """Set a tag of a repository, or of one of its versions."""
+    """Set a tag of a repository, or of one of its versions.
+
+    Raises:
+        Conflict: it has as many tags as fit.
+
+    """
     require(actor, "write", repository)
     checked_key, checked_value = check_tag_key(key), check_tag_value(value)
     with transaction.atomic():
         repository = lock_repository(repository)
+        present = Tag.objects.filter(repository=repository, version=version)
+        others = dict(present.exclude(key=checked_key).values_list("key", "value"))
+        if not _fit({**others, checked_key: checked_value}):
+            raise Conflict(
+                "{owner} has no room for this tag: at most {limit} tags with {characters} "
+                "characters in all fit on one thing. Delete some, or keep long texts in a file.",
+                code="too_many_tags",
+                owner=version.ref if version else repository.full_name,
+                limit=MAX_TAGS,
+                characters=MAX_TAGS_CHARACTERS,
+            )
         tag, _ = Tag.objects.update_or_create(
             repository=repository,
             version=version,

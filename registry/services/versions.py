@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
@@ -46,8 +47,7 @@ from registry.services.blobs import (
 from registry.services.catalog import (
     DESCRIBABLE,
     check_etag,
-    check_tag_key,
-    check_tag_value,
+    check_tags,
     lock_repository,
     refresh_search,
     require_unheld,
@@ -60,6 +60,9 @@ from registry.storage import default_storage
 CARD_PATH = "README.md"
 CONFIG_PATH = "config.json"
 MAX_FILES = 10_000
+# Pages show the declared numbers of a version together.
+MAX_DECLARED = 500
+MAX_DETAILS_BYTES = 4096
 BEING_CONVERTED = Text(
     "Its files can run code when they are loaded; they are being looked into and converted in the "
     "sandbox."
@@ -141,7 +144,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     text = check_text("message", message, max_length=10_000)
     beside = check_text("variant", variant, max_length=64)
     origin = check_text("source", source, max_length=2000)
-    labelled = {check_tag_key(key): check_tag_value(value) for key, value in (tags or {}).items()}
+    labelled = check_tags(tags or {})
     if len(files) > MAX_FILES:
         raise invalid_field(
             "files", "too_many", "A version holds at most {limit} files.", limit=MAX_FILES
@@ -475,6 +478,30 @@ def _add_evaluations(
     )
 
 
+def _check_details(evaluations: Sequence[EvaluationSpec]) -> None:
+    for spec in evaluations:
+        if len(orjson.dumps(dict(spec.details))) > MAX_DETAILS_BYTES:
+            raise invalid_field(
+                "details",
+                "too_long",
+                "The details of a number take at most {limit} bytes of JSON.",
+                limit=MAX_DETAILS_BYTES,
+            )
+
+
+def _require_room_for(version: Version, count: int) -> None:
+    """Hold the repository, so that two at once are counted one after the other."""
+    lock_repository(version.repository)
+    declared = Evaluation.objects.filter(version=version, measured=False).count()
+    if declared + count > MAX_DECLARED:
+        raise Conflict(
+            "{version} has {count} declared numbers, as many as fit.",
+            code="too_many_evaluations",
+            version=version.ref,
+            count=declared,
+        )
+
+
 def add_evaluations(
     *,
     actor: Actor,
@@ -482,9 +509,19 @@ def add_evaluations(
     evaluations: Sequence[EvaluationSpec],
     job: Job | None = None,
 ) -> list[Evaluation]:
-    """Append numbers to a version: measured when a job of ours made them, else declared."""
+    """Append numbers to a version: measured when a job of ours made them, else declared.
+
+    Raises:
+        Invalid: the details of a declared one are too long.
+        Conflict: the version has as many declared numbers as fit.
+
+    """
     require(actor, "write", version.repository)
+    if job is None:
+        _check_details(evaluations)
     with transaction.atomic():
+        if job is None:
+            _require_room_for(version, len(evaluations))
         if job is not None and (done := list(Evaluation.objects.filter(version=version, job=job))):
             return done
         rows = _add_evaluations(

@@ -78,6 +78,7 @@ def _compare_metrics(
     rows = (
         Evaluation.objects.filter(version__in=[one for one in (before, after) if one])
         .select_related("dataset_version__repository__namespace")
+        .defer("details")
         .order_by("pk")
     )
     if measured:

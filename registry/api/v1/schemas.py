@@ -88,7 +88,7 @@ class RepositoryChanges(Body):
 
 
 class Repository(Answer):
-    """A model or a dataset."""
+    """A model or a dataset; lists cut the values of its tags at 256 characters."""
 
     kind: Literal["model", "dataset"]
     namespace: str

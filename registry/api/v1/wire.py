@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, Model, OuterRef, Q
-from django.db.models.functions import JSONObject, Lower
+from django.db.models.functions import JSONObject, Left, Lower
 
 from registry.errors import Text, unpack
 from registry.models import (
@@ -28,6 +28,7 @@ from registry.models import (
     Version,
     Webhook,
 )
+from registry.models.catalog import LISTED_CHARACTERS
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.prepared import Parameter, Question
 from registry.services.blobs import inspection_of, sandbox_inspection_of
@@ -137,11 +138,13 @@ _VERSION_NAMES = {
 
 
 @cache
-def _version_rows() -> Any:
+def _version_rows(*, listed: bool = False) -> Any:
     """Read versions with their names, aliases and tags in one statement.
 
-    Kept ready, for half the cost of a read is putting the query together.
+    Kept ready, for half the cost of a read is putting the query together. In lists the values of
+    tags are cut.
     """
+    value = Left("value", LISTED_CHARACTERS) if listed else F("value")
     aliases = Alias.objects.filter(version_id=OuterRef("pk")).order_by("name").values("name")
     tags = Tag.objects.filter(version_id=OuterRef("pk")).order_by("key")
     return Version.objects.alias(
@@ -153,7 +156,7 @@ def _version_rows() -> Any:
         "job_id",
         **_VERSION_NAMES,
         alias_names=ArraySubquery(aliases),
-        tag_pairs=ArraySubquery(tags.values(pair=JSONObject(key="key", value="value"))),
+        tag_pairs=ArraySubquery(tags.values(pair=JSONObject(key="key", value=value))),
     )
 
 
@@ -267,7 +270,7 @@ def derivative_body(derivative: Derivative) -> Row:
 
 def live_versions(repository: Repository) -> Any:
     """Read what `version_page` shows of a repository; still to be narrowed."""
-    return _version_rows().live().filter(repository=repository)
+    return _version_rows(listed=True).live().filter(repository=repository)
 
 
 def version_page(versions: Any, limit: int | None, cursor: str) -> Page:

@@ -52,6 +52,8 @@ from registry.web.undo import way_back
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
+_NUMBERS = 200
+
 
 def find_version(actor: Actor, kind: str, namespace: str, name: str, number: int) -> Version:
     repository = catalog.find_repository(actor, kind, namespace, name)
@@ -136,13 +138,15 @@ def _signers(actor: Actor, version: Version, host: str) -> list[dict[str, Any]]:
 
 
 def _evaluations(actor: Actor, version: Version) -> list[Evaluation]:
-    """List every number of a version; a dataset that `actor` may not see goes unnamed."""
+    """List the newest numbers of a version; a dataset that `actor` may not see goes unnamed."""
     visible = Version.objects.visible_to(actor).filter(pk=OuterRef("dataset_version"))
-    return list(
+    newest = (
         version.evaluations.annotate(dataset_is_visible=Exists(visible))
         .select_related("dataset_version__repository__namespace")
-        .order_by("metric", "created_at", "pk")
+        .defer("details")
+        .order_by("-created_at", "-pk")[:_NUMBERS]
     )
+    return sorted(newest, key=lambda row: (row.metric, row.created_at, row.pk))
 
 
 def _inspections(files: list[Artifact]) -> list[dict[str, Any]]:

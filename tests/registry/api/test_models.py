@@ -2,6 +2,7 @@
 
 import pytest
 
+from registry.services import catalog
 from tests.factories import make_model, make_version
 from tests.registry.api.conftest import api_of, problem_of
 
@@ -142,6 +143,24 @@ def test_a_deleted_model_is_gone(api, alice):
 def test_head_answers_without_a_body(api, alice):
     make_model(alice)
     assert api.send("head", "models/alice/classifier").status_code == 200
+
+
+def test_tags_have_an_end_and_lists_cut_them(api, alice, anonymous):
+    make_model(alice, "one")
+    tag = "models/alice/one/tags"
+    for at in range(2):
+        assert api.put(f"{tag}/long{at}", {"value": "x" * 100_000}).status_code == 200
+    problem_of(api.put(f"{tag}/long2", {"value": "x" * 100_000}), 409, "too_many_tags")
+    assert api.put(f"{tag}/long1", {"value": "y" * 100_000}).status_code == 200
+    for at in range(catalog.MAX_TAGS - 2):
+        assert api.put(f"{tag}/short{at}", {"value": "x"}).status_code == 200
+    problem_of(api.put(f"{tag}/more", {"value": "x"}), 409, "too_many_tags")
+    listed = anonymous.get("models")
+    assert listed.json()["items"][0]["tags"]["long1"] == "y" * 256
+    assert len(listed.content) < 100_000
+    assert anonymous.get("models/alice/one").json()["tags"]["long1"] == "y" * 100_000
+    new = {"namespace": "alice", "name": "two", "tags": {str(at): "" for at in range(101)}}
+    problem_of(api.post("models", new), 400, "too_many")
 
 
 def test_tags_are_set_and_deleted(api, alice):

@@ -236,6 +236,22 @@ def test_a_version_is_deleted_once_nothing_points_at_it(api, alice, model):
     assert api.post(f"{MODEL}/versions", {}).json()["number"] == 2
 
 
+def test_declared_numbers_have_an_end(api, alice, model, monkeypatch):
+    version = make_version(alice, model)
+    address = f"models/{model}/versions/{version.number}"
+    long = {"metric": "accuracy", "value": 1, "details": {"note": "x" * 5000}}
+    problem_of(api.post(f"{address}/evaluations", long), 400, "too_long")
+    monkeypatch.setattr(versions, "MAX_DECLARED", 2)
+    number = {"metric": "accuracy", "value": 1}
+    for _ in range(2):
+        assert api.post(f"{address}/evaluations", number).status_code == 201
+    problem_of(api.post(f"{address}/evaluations", number), 409, "too_many_evaluations")
+    assert api.put(f"{address}/tags/long", {"value": "x" * 1000}).status_code == 200
+    (listed,) = api.get(f"models/{model}/versions").json()["items"]
+    assert listed["tags"] == {"long": "x" * 256}
+    assert api.get(address).json()["tags"] == {"long": "x" * 1000}
+
+
 def test_tags_of_a_version(api, alice, model):
     make_version(alice, model, {})
     assert api.put(f"{MODEL}/versions/1/tags/a", {"value": "b"}).json() == {
