@@ -23,9 +23,9 @@ from registry.services.blobs import inspect_kept
 from registry.storage import Storage
 from workers import sandbox
 
-# Inputs up to this size are copied. A hard link would be the stored blob itself, and the process,
-# which runs as the same user, could make it writable. Beyond, a copy costs too much time and disk;
-# the link is read-only.
+# Inputs up to this size are copied. A hard link would be the stored blob itself, and the process
+# may run as the same user. Beyond, a copy costs too much time and disk; the link is read-only, and
+# the sandbox lets nobody change that.
 COPY_BYTES = 256 * 1024 * 1024
 KEEP_SECONDS = 7 * 24 * 3600
 

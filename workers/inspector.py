@@ -6,6 +6,7 @@ where the report goes). The server forks; the child confines itself and only the
 """
 
 import array
+import fcntl
 import gc
 import io
 import json
@@ -31,6 +32,10 @@ from workers.words import clean_said
 
 _REQUEST_BYTES = 64 * 1024
 _REPORT_BYTES = 256 * 1024
+_SPARE_OUTPUT_BYTES = 16 << 20
+# By kind, how many times the size of the file a converted one may have; arrays may be packed.
+_GROWTH = {"npz": 20}
+_USUAL_GROWTH = 4
 _REPORT_DEPTH = 10
 # Loading torch and rehearsing takes seconds, and minutes on a machine with too much to do.
 _START_SECONDS = 600
@@ -87,7 +92,7 @@ class Inspector:
             self._lock,
             source.open("rb") as given,
             open(target or os.devnull, "w+b") as sink,  # noqa: PTH123 - one of two
-            os.fdopen(os.memfd_create("report"), "w+b") as report,
+            _blank_report() as report,
         ):
             request["size"] = os.fstat(given.fileno()).st_size
             line = self._connected()
@@ -97,7 +102,7 @@ class Inspector:
                 self._end()
                 raise
             report.seek(0)
-            return _read_report(report.read(_REPORT_BYTES + 1), ending)
+            return _read_report(report.read().rstrip(b"\0"), ending)
 
     def _connected(self) -> socket.socket:
         if self._server is not None and self._server.poll() is not None:
@@ -139,6 +144,16 @@ class Inspector:
         self._line = self._server = None
 
 
+def _blank_report() -> BinaryIO:
+    """Make a file in memory that has its size already, and can get no other."""
+    handle = os.memfd_create("report", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    report = os.fdopen(handle, "w+b")
+    report.truncate(_REPORT_BYTES)
+    seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(handle, fcntl.F_ADD_SEALS, seals)
+    return report
+
+
 def _environment() -> dict[str, str]:
     root = Path(__file__).resolve().parent.parent
     return {
@@ -172,11 +187,7 @@ def _read_report(raw: bytes, ending: str) -> Findings:
     if ending != "done":
         return Findings(reason=Saying.of(_ended(ending)))
     try:
-        said = (
-            parse_json(raw, what=Text("The report"), max_depth=_REPORT_DEPTH)
-            if len(raw) <= _REPORT_BYTES
-            else {}
-        )
+        said = parse_json(raw, what=Text("The report"), max_depth=_REPORT_DEPTH)
     except Invalid:
         said = {}
     if not isinstance(said, dict) or not said:
@@ -233,6 +244,7 @@ def serve(handle: int) -> None:
     from workers.ml.rehearsal import rehearse  # noqa: PLC0415
 
     rehearse()
+    server = os.getpid()
     # What is loaded now stays: a child that collects garbage would copy every page of it.
     gc.collect()
     gc.freeze()
@@ -247,7 +259,7 @@ def serve(handle: int) -> None:
                 handles.frombytes(data)
             child = os.fork()
             if child == 0:
-                _be_the_child(convert, json.loads(raw), list(handles))
+                _be_the_child(convert, json.loads(raw), list(handles), server)
             for one in handles:
                 os.close(one)
             line.send(_watch(child).encode())
@@ -272,13 +284,19 @@ def _watch(child: int) -> str:
     return str(code)
 
 
-def _be_the_child(convert: Any, request: Mapping[str, Any], handles: list[int]) -> None:
+def _be_the_child(
+    convert: Any, request: Mapping[str, Any], handles: list[int], server: int
+) -> None:
     """Confine this process, then open the file; never return."""
     code = 1
     try:
         source, sink, report = _take(handles)
         size = int(request["size"])
-        sandbox.confine_inspection(uid=_UID if os.geteuid() == 0 else None, limits=_limits(size))
+        sandbox.confine_inspection(
+            uid=_UID if os.geteuid() == 0 else None,
+            limits=_limits(str(request["kind"]), size),
+            parent=server,
+        )
         if request["act"] == "examine":
             said = convert.examine(request["kind"], source, size)
         else:
@@ -309,11 +327,11 @@ def _take(handles: list[int]) -> tuple[BinaryIO, BinaryIO, BinaryIO]:
     return source, sink, report  # type: ignore[return-value]
 
 
-def _limits(size: int) -> sandbox.Limits:
+def _limits(kind: str, size: int) -> sandbox.Limits:
     return sandbox.Limits(
         cpu_seconds=MAX_SECONDS,
         memory_bytes=_own_bytes() + 8 * size + _SPARE_MEMORY_BYTES,
-        file_bytes=max(20 * size, 64 << 20),
+        file_bytes=_GROWTH.get(kind, _USUAL_GROWTH) * size + _SPARE_OUTPUT_BYTES,
         open_files=512,
         processes=0,
         niceness=5,

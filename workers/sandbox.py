@@ -9,6 +9,7 @@ process and then becomes the command. That costs a short-lived interpreter and s
 between fork and exec in a process full of threads. Standard library only.
 """
 
+import _thread
 import ctypes
 import fcntl
 import functools
@@ -77,12 +78,13 @@ _GPU_DEVICES = ("nvidia*", "nvidia-caps/*", "dri/*", "dxg", "kfd")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one process may use; 0 sets no limit."""
+    """What one process may use; None sets no limit, and 0 allows nothing."""
 
-    cpu_seconds: int = 0
-    memory_bytes: int = 0
-    file_bytes: int = 0
+    cpu_seconds: int | None = None
+    memory_bytes: int | None = None
+    file_bytes: int | None = None
     open_files: int = 4096
+    # Threads count too, and all that the same user runs.
     processes: int = 4096
     niceness: int = 2
 
@@ -292,19 +294,21 @@ def processes_in(folder: Path) -> list[int]:
 # --- Confining the present process ----------------------------------------------------------------
 
 
-def confine_inspection(*, uid: int | None, limits: Limits) -> None:
+def confine_inspection(*, uid: int | None, limits: Limits, parent: int) -> None:
     """Put the present process into the profile *inspect*, for good.
 
-    It keeps the descriptors it holds. From here on it can open, start, reach and signal nothing.
+    It keeps the descriptors it holds. From here on it can open, start, reach and signal nothing,
+    and it dies with `parent`.
 
     Raises:
         OSError: a part of it is not to be had; the process must end without touching the bytes.
 
     """
     _limit_all(limits)
-    _forgo_privileges()
+    _control(_PR_SET_NO_NEW_PRIVS, 1)
     if uid is not None:
         _become(uid, keep_reading=False)
+    _die_with(parent)
     landlock.restrict(landlock.Paths(), tcp=False)
     seccomp.restrict(seccomp.Rules(computing_only=True))
 
@@ -316,12 +320,12 @@ def _confine_job(plan: Mapping[str, Any]) -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     alone = _enter_network()
-    _forgo_privileges()
+    _control(_PR_SET_NO_NEW_PRIVS, 1)
+    version = landlock.abi()
     if plan["uid"] is not None:
         with suppress(PermissionError):
-            _become(plan["uid"], keep_reading=True)
-    _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    version = landlock.abi()
+            _become(plan["uid"], keep_reading=version > 0)
+    _die_with(plan["parent"])
     if version:
         paths = landlock.Paths(
             runnable=map(Path, plan["runnable"]),
@@ -343,11 +347,11 @@ def _confine_job(plan: Mapping[str, Any]) -> None:
 
 def _limit_all(limits: Limits) -> None:
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, limits.cpu_seconds or None)
-    _limit(resource.RLIMIT_AS, limits.memory_bytes or None)
-    _limit(resource.RLIMIT_FSIZE, limits.file_bytes or None)
-    _limit(resource.RLIMIT_NOFILE, limits.open_files or None)
-    _limit(resource.RLIMIT_NPROC, limits.processes or None)
+    _limit(resource.RLIMIT_CPU, limits.cpu_seconds)
+    _limit(resource.RLIMIT_AS, limits.memory_bytes)
+    _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
+    _limit(resource.RLIMIT_NOFILE, limits.open_files)
+    _limit(resource.RLIMIT_NPROC, limits.processes)
     os.nice(limits.niceness)
 
 
@@ -359,16 +363,23 @@ def _limit(kind: int, wanted: int | None) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _forgo_privileges() -> None:
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when `parent` ends; to change users takes that back.
+
+    Raises:
+        ProcessLookupError: it has ended already.
+
+    """
     _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    _control(_PR_SET_NO_NEW_PRIVS, 1)
+    if os.getppid() != parent:
+        raise ProcessLookupError("the worker died while this was starting")
 
 
 def _become(uid: int, *, keep_reading: bool) -> None:
     """Change to another user without rights.
 
     `keep_reading` keeps the one capability to read what others own, where there is one to keep: an
-    interpreter below /root needs it, and Landlock says what may be read at all.
+    interpreter below /root needs it. Only for where Landlock says what may be read at all.
     """
     if keep_reading:
         _control(_PR_SET_KEEPCAPS, 1)
@@ -466,6 +477,7 @@ def _break_out() -> None:
     confine_inspection(
         uid=_FIRST_UID if os.geteuid() == 0 else None,
         limits=Limits(cpu_seconds=10, processes=0, niceness=0),
+        parent=os.getppid(),
     )
     attempts: dict[str, Callable[[], object]] = {
         "open a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
@@ -473,11 +485,13 @@ def _break_out() -> None:
         "make a socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
         "send a datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         "start a process": os.fork,
+        "start a thread": lambda: _thread.start_new_thread(os.getpid, ()),
         "run a program": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606
         "signal its parent": lambda: os.kill(os.getppid(), 0),
     }
     for what, attempt in attempts.items():
-        with suppress(OSError):
+        # What Python says of a thread that is refused is no OSError.
+        with suppress(OSError, RuntimeError):
             attempt()
             raise SystemExit(f"The sandbox let a process {what}.")
 
@@ -509,8 +523,6 @@ def _main() -> None:
     command = sys.argv[2:]
     try:
         _confine_job(plan)
-        if os.getppid() != plan["parent"]:
-            raise ProcessLookupError("the worker died while the job was starting")
         os.execve(command[0], command, os.environ)  # noqa: S606 - a shell is what we avoid
     except OSError as error:
         sys.stderr.write(f"The job could not be started: {error}\n")

@@ -5,6 +5,7 @@ contain such files, it refuses them and never opens one.
 """
 
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -18,7 +19,8 @@ from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
 from registry.errors import SILENCE, RegistryError, Saying, Text
-from registry.models import Screening, Verdict, Version
+from registry.formats import inspect
+from registry.models import Screening, Version
 from registry.services import screening
 from registry.services.blobs import RUNNABLE, inspect_blob, record_blob, record_findings
 from registry.services.screening import Conversion, Held
@@ -161,11 +163,9 @@ def _accept(file: Held, said: Findings, target: Path, path: str) -> Conversion:
         raise _NotConverted(
             said.reason if said.reason.detail else Saying.of(Text("It holds nothing."))
         )
+    _check_made(target, path, said.format)
     blob = record_blob(default_storage().put(report.blocks_of(target)))
     inspection = inspect_blob(path, blob)
-    if inspection.format != said.format or inspection.verdict != Verdict.SAFE:
-        what = Text("What came out of it is a {format} file.", format=inspection.format)
-        raise _NotConverted(Saying.of(what))
     return Conversion(
         source_path=file.path,
         path=path,
@@ -173,6 +173,16 @@ def _accept(file: Held, said: Findings, target: Path, path: str) -> Conversion:
         inspection=inspection,
         toolchain=said.toolchain,
     )
+
+
+def _check_made(target: Path, path: str, format_name: str) -> None:
+    """Read what came out where it lies: nothing is stored that is not what it was said to be."""
+    with target.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        facts = inspect(path, size, lambda start, end: os.pread(file.fileno(), end - start, start))
+    if facts.format != format_name or facts.executable:
+        what = Text("What came out of it is a {format} file.", format=facts.format)
+        raise _NotConverted(Saying.of(what))
 
 
 def prune_workshops() -> int:

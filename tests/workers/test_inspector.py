@@ -4,7 +4,8 @@ import io
 import json
 import os
 import subprocess
-import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from safetensors.torch import load_file
 
 from registry.formats import inspect
 from tests.workers import hostile
+from tests.workers.ordinary import ORDINARY, copied_code, prefixes, python_for
 from workers import inspector as inspector_module
 from workers.inspector import Inspector
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -223,6 +224,22 @@ def test_a_report_is_a_strangers_word(raw):
     assert said.notes == []
 
 
+def test_a_report_cannot_grow():
+    """It lies in memory that is the worker's: a child could write until there is none left."""
+    with inspector_module._blank_report() as report:
+        whole = os.fstat(report.fileno()).st_size
+        for grow in (os.ftruncate, os.posix_fallocate):
+            arguments = (whole + 1,) if grow is os.ftruncate else (0, whole + 1)
+            with pytest.raises(PermissionError):
+                grow(report.fileno(), *arguments)
+        with pytest.raises(PermissionError):
+            os.pwrite(report.fileno(), b"more", whole)
+        os.pwrite(report.fileno(), b"x" * whole, 0)
+        report.seek(0)
+        said = inspector_module._read_report(report.read(), "done")
+    assert "without saying why" in said.reason.detail
+
+
 def test_a_report_is_cleaned():
     raw = json.dumps(
         {
@@ -262,6 +279,8 @@ ESCAPES = {
     "make a pair of sockets": "socket.socketpair()",
     "run a program": "os.execv('/bin/true', ['true'])",
     "start a process": "os.fork()",
+    "start a thread": "_thread.start_new_thread(print, ())",
+    "ask for what only later kernels know": "call(463, 0, 0, 0)",
     "signal its parent": "os.kill(os.getppid(), 9)",
     "signal everybody": "os.kill(-1, 9)",
     "trace its parent": "call(101, 16, os.getppid(), 0, 0)",
@@ -281,7 +300,7 @@ ESCAPES = {
 }
 
 PROGRAM = """
-import ctypes, json, os, resource, socket, sys
+import _thread, ctypes, json, os, resource, socket, sys
 sys.path.insert(0, sys.argv[1])
 from workers import sandbox
 libc = ctypes.CDLL(None, use_errno=True)
@@ -295,10 +314,11 @@ def attempt(act):
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         uid = 60599 if os.geteuid() == 0 else None
-        sandbox.confine_inspection(uid=uid, limits=sandbox.Limits(niceness=0))
+        limits = sandbox.Limits(processes=0, niceness=0)
+        sandbox.confine_inspection(uid=uid, limits=limits, parent=os.getppid())
         try:
             exec(act)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             os.write(writer, b"refused")
         else:
             os.write(writer, b"done")
@@ -310,36 +330,18 @@ os.write(out, json.dumps({name: attempt(act) for name, act in attempts.items()})
 """
 
 
-def interpreters():
-    """Run the attempts as root, where the tests do, and as an ordinary user."""
-    yield []
-    if os.geteuid() == 0:
-        yield ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
-
-
-@pytest.mark.parametrize(
-    "prefix", interpreters(), ids=lambda prefix: prefix[0] if prefix else "as is"
-)
+@pytest.mark.parametrize("prefix", prefixes(), ids=lambda prefix: prefix[0] if prefix else "as is")
 def test_there_is_no_way_out(tmp_path, prefix):
-    # Another user cannot read the environment of these tests: copy what the program needs.
-    copied = tmp_path / "code" / "workers"
-    copied.mkdir(parents=True)
-    for name in ("__init__.py", "sandbox.py", "landlock.py", "seccomp.py"):
-        (copied / name).write_bytes((ROOT / "workers" / name).read_bytes())
+    code = copied_code(tmp_path, prefix)
     secret, canary = tmp_path / "secret", tmp_path / "canary"
     secret.write_text("secret")
     if prefix:
-        os.chown(secret, 12345, 12345)
-        for folder in (tmp_path, *list(tmp_path.parents)[:3]):
-            folder.chmod(0o777)
-        python = "/usr/bin/python3"
-    else:
-        python = sys.executable
+        os.chown(secret, ORDINARY, ORDINARY)
     acts = {
         name: act.format(secret=str(secret), canary=str(canary)) for name, act in ESCAPES.items()
     }
     done = subprocess.run(
-        [*prefix, python, "-I", "-S", "-c", PROGRAM, str(tmp_path / "code"), json.dumps(acts)],
+        [*prefix, python_for(prefix), "-I", "-S", "-c", PROGRAM, str(code), json.dumps(acts)],
         capture_output=True,
         check=True,
         timeout=120,
@@ -349,3 +351,43 @@ def test_there_is_no_way_out(tmp_path, prefix):
     assert len(answers) == len(ESCAPES)
     assert secret.read_text() == "secret"
     assert not canary.exists()
+
+
+def is_running(process):
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    # One that nobody has asked about yet still has its number.
+    return fields.rpartition(")")[2].split()[0] != "Z"
+
+
+STAYING = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from workers import sandbox
+if (child := os.fork()) == 0:
+    uid = 60599 if os.geteuid() == 0 else None
+    sandbox.confine_inspection(uid=uid, limits=sandbox.Limits(), parent=os.getppid())
+    os.write(1, b"confined\\n")
+    time.sleep(600)
+os.write(1, b"%d\\n" % child)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("prefix", prefixes(), ids=lambda prefix: prefix[0] if prefix else "as is")
+def test_a_child_dies_with_its_server(tmp_path, prefix):
+    """Whoever it became: to change users takes back what was agreed with the kernel before."""
+    code = copied_code(tmp_path, prefix)
+    with subprocess.Popen(
+        [*prefix, python_for(prefix), "-I", "-S", "-c", STAYING, str(code)], stdout=subprocess.PIPE
+    ) as server:
+        lines = {server.stdout.readline().strip() for _ in range(2)}
+        (child,) = lines - {b"confined"}
+        assert len(lines) == 2
+        server.kill()
+    until = time.monotonic() + 10
+    while is_running(int(child)):
+        assert time.monotonic() < until
+        threading.Event().wait(0.02)

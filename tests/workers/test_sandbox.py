@@ -8,6 +8,9 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from tests.workers.ordinary import ORDINARY, copied_code, prefixes
 from workers import sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,3 +102,106 @@ def test_leftovers_are_found_by_where_they_work(tmp_path):
         assert other.poll() is None
         assert sandbox.kill_leftovers(tmp_path / "job") == 0
         os.kill(other.pid, signal.SIGKILL)
+
+
+# --- As root, and as an ordinary user ------------------------------------------------------------
+
+STARTING = """
+import json, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from workers import sandbox
+folder = pathlib.Path(sys.argv[2])
+{before}
+process = sandbox.start(
+    [sys.executable, "-I", "-c", {program!r}, *sys.argv[3:]],
+    folder=folder,
+    environment=sandbox.clean_environment(folder, threads=2, gpu=None),
+    limits=sandbox.Limits(),
+)
+out, errors = process.communicate(timeout=60)
+sys.stdout.buffer.write(out)
+sys.stderr.buffer.write(errors)
+"""
+CHANGES = """
+import os, sys, threading
+big, own = sys.argv[1], "own"
+open(own, "w").close()
+with open(big, "rb") as taken, open(own, "rb+") as made:
+    attempts = {
+        "chmod": lambda: os.chmod(big, 0),
+        "fchmod": lambda: os.fchmod(taken.fileno(), 0),
+        "its own": lambda: os.chmod(own, 0o777),
+        "its own, open": lambda: os.fchmod(made.fileno(), 0o777),
+        "chown": lambda: os.chown(own, -1, os.getgid()),
+        "lchown": lambda: os.lchown(own, -1, os.getgid()),
+    }
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except PermissionError:
+            continue
+        print("It did", name)
+thread = threading.Thread(target=print, args=("It ran",))
+thread.start()
+thread.join()
+"""
+# Has the kernel answer as one without Landlock does.
+WITHOUT_LANDLOCK = """
+import ctypes, struct
+lines = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
+header = struct.pack("=H6xQ", len(lines), ctypes.addressof(code))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, header, 0, 0) == 0
+from workers import landlock
+assert landlock.abi() == 0
+"""
+
+
+def run_in(folder, prefix, program, *arguments, before=""):
+    code = copied_code(folder, prefix or ["any"])
+    work = folder / "work"
+    work.mkdir()
+    if prefix:
+        os.chown(work, ORDINARY, ORDINARY)
+    starting = STARTING.format(before=before, program=program)
+    return subprocess.run(
+        [*prefix, "/usr/bin/python3", "-c", starting, str(code), str(work), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=folder,
+    )
+
+
+@pytest.mark.parametrize("prefix", prefixes(), ids=lambda prefix: prefix[0] if prefix else "as is")
+def test_a_job_changes_the_modes_of_nothing(tmp_path, prefix):
+    """A large input is a link to the stored bytes, which may be its own user's."""
+    big = tmp_path / "work" / "big"
+    stored = tmp_path / "stored"
+    stored.write_bytes(b"weights")
+    stored.chmod(0o444)
+    if prefix:
+        os.chown(stored, ORDINARY, ORDINARY)
+    before = f"import os; os.link({str(stored)!r}, {str(big)!r})"
+    done = run_in(tmp_path, prefix, CHANGES, str(big), before=before)
+    assert (done.stdout, done.stderr) == ("It ran\n", "")
+    assert stored.stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a right to give up")
+def test_without_landlock_a_job_keeps_no_right_to_read_everything(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    done = run_in(
+        tmp_path,
+        [],
+        "import sys; print(open(sys.argv[1]).read())",
+        str(secret),
+        before=WITHOUT_LANDLOCK,
+    )
+    assert "PermissionError" in done.stderr
+    assert "secret\n" not in done.stdout

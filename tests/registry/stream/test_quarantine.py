@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import hashlib
 import lzma
 import os
 import pickle
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from registry.errors import Conflict
+from registry.errors import Conflict, Invalid
 from registry.models import Screening, Version, VersionState
 from registry.services import screening as service
 from registry.services import versions, workers
@@ -22,9 +23,9 @@ from registry.storage import default_storage
 from tests.factories import UserFactory, make_token, make_version, safetensors_bytes
 from tests.registry.formats.samples import safetensors
 from tests.workers import hostile
-from workers import sandbox
+from workers import sandbox, screening
 from workers.folder import JobFolder
-from workers.inspector import Inspector
+from workers.inspector import Findings, Inspector
 from workers.screening import Screener, prune_workshops
 
 pytestmark = pytest.mark.slow
@@ -247,6 +248,31 @@ def test_a_worker_that_died_leaves_the_version_to_the_next(alice, model, screene
     version.refresh_from_db()
     assert version.state == VersionState.QUARANTINED
     assert "broke off" in version.state_reason
+
+
+@pytest.mark.parametrize(
+    ("write", "refusal"),
+    [
+        (lambda file: file.truncate(50 << 20), "shorter|claims|begin|header"),
+        (lambda file: file.write(hostile.torchscript(hostile.Net())), "torchscript"),
+        (lambda file: file.write(safetensors(tail=b"more")), "something after them"),
+    ],
+)
+def test_what_came_out_is_stored_only_when_it_is_what_it_was_said_to_be(
+    alice, model, tmp_path, write, refusal
+):
+    """A child may leave twenty times its file in holes, which would be zeros once they are kept."""
+    version = make_version(alice, model, {"weights.pt": hostile.torch_zip({"w": torch.zeros(1)})})
+    row = service.claim_screening()
+    (held,) = service.find_held(row)
+    target = tmp_path / "target"
+    with target.open("wb") as file:
+        write(file)
+    with pytest.raises((Invalid, screening._NotConverted), match=refusal):
+        screening._accept(held, Findings(format="safetensors"), target, "model.safetensors")
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    assert not default_storage().exists(digest)
+    assert version.derivatives.count() == 0
 
 
 def test_what_a_worker_left_is_removed_when_it_is_old(settings, tmp_path):
