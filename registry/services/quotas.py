@@ -300,12 +300,12 @@ def _require_fit(row: Namespace, size_bytes: int, versions: int) -> None:
 
 
 def say_bytes(count: int) -> str:
-    """Say a size as people read it; the same in every language."""
+    """Say a size as people read it, in decimal units; the same in every language."""
     size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):  # noqa: B007 - the last one is kept
-        if size < 1024:
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):  # noqa: B007 - the last one is kept
+        if size < 999.95:
             break
-        size /= 1024
+        size /= 1000
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
 
 

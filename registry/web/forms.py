@@ -1,6 +1,8 @@
 """The forms that people fill in; what a value may be is decided by the services."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from django import forms
@@ -9,13 +11,14 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from registry import signing
-from registry.errors import RegistryError
+from registry.errors import Invalid, RegistryError
 from registry.models import Namespace, Repository, Version, VersionState, Visibility
-from registry.services import lifecycle
+from registry.services import lifecycle, quotas
 from registry.web import wording
 from registry.web.refusals import words_of
 from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES, WEBHOOK_EVENTS
 
+_GIGABYTE = 10**9
 _VISIBILITY_HINTS = {
     Visibility.PUBLIC: _("Everybody finds it, signed in or not."),
     Visibility.INTERNAL: _("Everybody who signed in finds it."),
@@ -325,3 +328,39 @@ class NewWebhookForm(WebhookForm):
         label=_("Kind"), choices=[("model", _("Model")), ("dataset", _("Dataset"))]
     )
     field_order = ["place", "kind", "url", "events"]
+
+
+class QuotaForm(forms.Form):
+    """What a namespace may hold and run; an empty field is the installation's default."""
+
+    gigabytes = forms.DecimalField(
+        label=_("Gigabytes"), required=False, min_value=0, max_digits=20, decimal_places=9
+    )
+    versions = forms.IntegerField(label=_("Versions"), required=False, min_value=0)
+    jobs = forms.IntegerField(label=_("Jobs at once"), required=False, min_value=0)
+
+    @classmethod
+    def showing(cls, present: Mapping[str, quotas.Quota]) -> "QuotaForm":
+        """Show what is set for a namespace."""
+        own = {what: present[what].own for what in quotas.QUOTAS}
+        size = own.pop(quotas.BYTES)
+        gigabytes = None if size is None else (Decimal(size) / _GIGABYTE).normalize()
+        shown = "" if gigabytes is None else f"{gigabytes:f}"
+        return cls(initial={**own, "gigabytes": shown}, auto_id="quota-%s")
+
+    def changes(self) -> dict[str, int | None]:
+        """Give what was asked for, in the words of the service.
+
+        Raises:
+            Invalid: a field holds no number.
+
+        """
+        if not self.is_valid():
+            raise Invalid("A quota is a number that is not negative, or nothing.")
+        given = self.cleaned_data
+        size = given["gigabytes"]
+        return {
+            quotas.BYTES: None if size is None else int(size * _GIGABYTE),
+            quotas.VERSIONS: given["versions"],
+            quotas.JOBS: given["jobs"],
+        }

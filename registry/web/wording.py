@@ -96,6 +96,11 @@ JOB_KINDS: Final = {
     "infer": gettext_lazy("Run over a dataset"),
     "evaluate": gettext_lazy("Evaluate"),
 }
+QUOTAS: Final = {
+    "bytes": gettext_lazy("Stored bytes"),
+    "versions": gettext_lazy("Versions"),
+    "jobs": gettext_lazy("Jobs that run"),
+}
 WEBHOOK_EVENTS: Final = {
     "version.created": gettext_lazy("A version is registered"),
     "version.changed": gettext_lazy("A version's state or message changes"),

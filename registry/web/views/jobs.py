@@ -19,6 +19,7 @@ from registry.pages import decode_cursor, decode_moment, encode_cursor
 from registry.recipes import RECIPES
 from registry.services.catalog import namespaces_writable_by
 from registry.services.jobs import cancel_job, find_job, submit_job
+from registry.services.quotas import why_waiting
 from registry.web import charts, recipe_forms, wording
 from registry.web.forms import show_refusal
 from registry.web.recipe_forms import RecipeForm
@@ -172,6 +173,7 @@ def _progress(job: Job) -> dict[str, Any]:
             job.inputs.select_related("repository__namespace").order_by("repository__kind", "pk")
         ),
         "percent": percent_of(job),
+        "waits": words_of(waits) if (waits := why_waiting([job]).get(job.pk)) else "",
     }
 
 

@@ -22,9 +22,9 @@ from registry.models import (
     is_better,
 )
 from registry.permissions import allowed, role_of
-from registry.services import catalog, namespaces, proposals, requests, sharing
+from registry.services import catalog, namespaces, proposals, quotas, requests, sharing
 from registry.web import history, wording
-from registry.web.forms import NewNamespaceForm, ProposalForm, show_refusal
+from registry.web.forms import NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
 from registry.web.refusals import words_of
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
@@ -69,24 +69,41 @@ def namespace_page(request: HttpRequest, namespace: str) -> HttpResponse:
     space = namespaces.find_namespace(actor, namespace)
     members = Membership.objects.filter(namespace=space).select_related("user")
     visible = Repository.objects.visible_to(actor).filter(namespace=space)
+    belongs = allowed(actor, "read", space)
+    present = quotas.read_quotas(actor=actor, namespace=space) if belongs else {}
+    may_set = belongs and quotas.may_set_quotas(actor)
     context = {
         "space": space,
         "own_role": role_of(actor, space),
         "may_own": allowed(actor, "own", space),
         "may_maintain": allowed(actor, "maintain", space),
-        "members": list(members.order_by("user__username")[:_SHOWN])
-        if allowed(actor, "read", space)
-        else None,
+        "members": list(members.order_by("user__username")[:_SHOWN]) if belongs else None,
+        "quotas": [_shown_quota(what, quota) for what, quota in present.items()],
+        "quota_form": QuotaForm.showing(present) if may_set else None,
         "repositories": list(visible.select_related("namespace").order_by("-updated_at")[:20]),
         "roles": ROLES,
     }
     return render(request, "sharing/namespace.html", context)
 
 
+def _shown_quota(what: str, quota: quotas.Quota) -> dict[str, Any]:
+    say = wording.size_text if what == quotas.BYTES else str
+    return {
+        "what": what,
+        "name": wording.QUOTAS[what],
+        "used": say(quota.used),
+        "limit": None if quota.limit is None else say(quota.limit),
+        # A quota may be set below what is used already.
+        "value": min(quota.used, quota.limit or 0),
+        "max": quota.limit,
+        "full": quota.is_full,
+    }
+
+
 @require_POST
 @signed_in
 def change_namespace(request: HttpRequest, namespace: str) -> HttpResponse:
-    """Add, change or remove a member; rename or delete the organisation; leave it."""
+    """Add, change or remove a member; rename or delete the organisation; set its quotas."""
     actor = actor_of(request)
     space = namespaces.find_namespace(actor, namespace)
     asked, username = request.POST.get("change", ""), request.POST.get("username", "").strip()
@@ -107,6 +124,12 @@ def change_namespace(request: HttpRequest, namespace: str) -> HttpResponse:
         "describe": (
             lambda: namespaces.describe_namespace(
                 actor=actor, namespace=space, display_name=request.POST.get("display_name", "")
+            ),
+            _("Saved."),
+        ),
+        "quota": (
+            lambda: quotas.set_quotas(
+                actor=actor, namespace=space, changes=QuotaForm(request.POST).changes()
             ),
             _("Saved."),
         ),

@@ -1,10 +1,13 @@
 """The pages of sharing: organisations, access, requests, proposals."""
 
 import pytest
+from django.test import Client
 
 from registry.models import AccessRequest, Alias, Grant, Membership, Namespace, Role
-from registry.services import proposals, requests
-from tests.factories import NamespaceFactory, actor_of, make_model, make_version
+from registry.services import jobs, proposals, requests
+from registry.services.uploads import begin_upload, complete_upload
+from registry.storage import default_storage
+from tests.factories import NamespaceFactory, actor_of, make_admin, make_model, make_version
 from tests.registry.web.conftest import measure
 
 pytestmark = pytest.mark.django_db
@@ -189,3 +192,71 @@ def test_every_page_is_there_in_both_languages(as_owner, plan, prefix):
         f"{MODEL}/proposals",
     ):
         assert as_owner.get(prefix + address).status_code == 200, address
+
+
+def test_quotas_are_seen_by_members_and_set_by_administrators(as_owner, as_stranger, plan):
+    page = as_owner.get("/namespaces/team").content.decode()
+    assert "Quotas" in page
+    assert "2, no limit" in page
+    change = {"change": "quota", "gigabytes": "0.5", "versions": "2", "jobs": ""}
+    # An owner of the organisation is no administrator.
+    refused = as_owner.post("/namespaces/team/change", change)
+    assert "Only an administrator of the installation may set quotas." in page_after(
+        as_owner, refused
+    )
+    assert 'name="gigabytes"' not in page
+    admin = Client()
+    admin.force_login(make_admin())
+    page = page_after(admin, admin.post("/namespaces/team/change", change))
+    assert "Saved." in page
+    assert "2 of 2" in page
+    assert '<progress max="500000000" value="' in page
+    assert 'value="0.5"' in page
+    seen = as_owner.get("/zh-hans/namespaces/team").content.decode()
+    assert "配额" in seen
+    assert "2 / 2" in seen
+    space = Namespace.objects.get(slug="team")
+    assert (space.quota_bytes, space.quota_versions, space.quota_jobs) == (500_000_000, 2, None)
+    for bad in ({"gigabytes": "-1"}, {"versions": "many"}, {"jobs": "1.5"}):
+        page = page_after(admin, admin.post("/namespaces/team/change", {**change, **bad}))
+        assert "A quota is a number that is not negative, or nothing." in page
+    page = page_after(
+        admin, admin.post("/namespaces/team/change", {**change, "gigabytes": "99999999999"})
+    )
+    assert "A quota is between 0 and" in page
+    admin.post("/namespaces/team/change", {"change": "quota", "versions": "0"})
+    space.refresh_from_db()
+    assert (space.quota_bytes, space.quota_versions) == (None, 0)
+    # Whoever only sees something public in it learns nothing of its size.
+    make_model(plan.created_by, "open", namespace="team")
+    assert "Quotas" not in as_stranger.get("/namespaces/team").content.decode()
+
+
+def test_a_version_that_does_not_fit_is_refused_on_its_page(as_owner, plan):
+    Namespace.objects.filter(slug="team").update(quota_versions=2)
+    form = {"upload": [], "message": "x"}
+    refused = as_owner.post(f"{MODEL}/versions/new", form)
+    assert refused.status_code == 422
+    upload = begin_upload(actor=actor_of(plan.created_by), length=1, filename="a.txt")
+    complete_upload(
+        actor=actor_of(plan.created_by), upload=upload, stored=default_storage().put([b"x"])
+    )
+    form = {"upload": [str(upload.pk)], "path": ["a.txt"]}
+    page = as_owner.post(f"{MODEL}/versions/new", form).content.decode()
+    assert "team has 2 of the 2 versions that it may have" in page
+    assert plan.versions.count() == 2
+
+
+def test_the_page_of_a_job_says_what_it_waits_for(as_owner, owner, team):
+    make_version(owner, make_model(owner, "classifier", namespace="team"))
+    Namespace.objects.filter(slug="team").update(quota_jobs=1)
+    recipe = {"kind": "compress", "schema": 1, "model": "team/classifier"}
+    recipe["steps"] = [{"method": "quantize_dynamic"}]
+    _first, second = (jobs.submit_job(actor=actor_of(owner), recipe=recipe) for _ in range(2))
+    address = f"/jobs/{second.pk}"
+    assert "as soon as a worker is free" in as_owner.get(address).content.decode()
+    jobs.claim_job(worker="w", queues=["cpu"])
+    said = "Waits: 1 of 1 jobs of team run."
+    assert said in as_owner.get(address).content.decode()
+    assert said in as_owner.get(f"{address}?part=live").content.decode()
+    assert "team 正在运行 1 个作业" in as_owner.get(f"/zh-hans{address}").content.decode()
