@@ -176,6 +176,7 @@ class Found:
     outputs: list[Port] = field(default_factory=list)
     external: set[str] = field(default_factory=set)
     domains: set[str] = field(default_factory=set)
+    own_domains: set[str] = field(default_factory=set)
 
 
 def read_onnx(size: int, read: ReadRange) -> Facts:
@@ -218,7 +219,7 @@ def _findings(found: Found) -> tuple[Text, ...]:
                 names=names,
             )
         )
-    if strange := sorted(found.domains - STANDARD_DOMAINS):
+    if strange := sorted(found.domains - found.own_domains - STANDARD_DOMAINS):
         names = ", ".join(strange[:5])
         findings.append(Text("Uses operators of {names}, which need an extension.", names=names))
     return tuple(findings)
@@ -257,6 +258,9 @@ def _read_beside(walk: Walk, item: Field, found: Found) -> None:
             _read_graph(walk, part, found, 1)
         elif item.number == 25 and part.number == 7:
             _read_node(walk, part, found, 0)
+        elif item.number == 25 and part.number == 10:
+            # What its operators do is said here, in those of other domains.
+            found.own_domains.add(walk.text(part))
 
 
 def _require_ir_version(item: Field) -> None:

@@ -138,11 +138,14 @@ def name(
     _add(HOSTILE, Case(f"names: {what}", expected, lambda: b"x", names=names, doors=doors))
 
 
-def good(format_name: str, path: str, **facts: Any) -> Callable[[Callable[[], Any]], Any]:
+def good(
+    format_name: str, path: str, *, called: str = "", **facts: Any
+) -> Callable[[Callable[[], Any]], Any]:
     """Mark a function that makes a good file: its bytes, or all files by path that belong to it."""
 
     def mark(make: Callable[[], Any]) -> Callable[[], Any]:
-        _add(GOOD, Good(_name_of(make), format_name, path, make, facts))
+        name = f"{format_name}: {called or make.__name__.replace('_', ' ')}"
+        _add(GOOD, Good(name, format_name, path, make, facts))
         return make
 
     return mark

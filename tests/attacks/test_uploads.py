@@ -13,13 +13,12 @@ from registry.services.collection import collect_garbage
 from registry.storage import default_storage
 from tests.attacks import corpus
 from tests.attacks.doors import TUS, VERSIONS, sha256_of
-from tests.attacks.world import _django_db_helper, door, running_server
+from tests.attacks.world import _django_db_helper, door, running_server, screener
 from tests.local.waiting import wait_until
 from tests.workers.hostile import Canary
 from workers import sandbox
-from workers.screening import Screener
 
-__all__ = ["_django_db_helper", "door", "running_server"]
+__all__ = ["_django_db_helper", "door", "running_server", "screener"]
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.slow,
@@ -27,13 +26,6 @@ pytestmark = [
 ]
 CASES = corpus.hostile_cases()
 OVER = (Version, Revision, Artifact, Inspection, Screening)
-
-
-@pytest.fixture(scope="module")
-def screener():
-    one = Screener()
-    yield one
-    one._inspector.stop()
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from django.db import connection
 from tests.attacks.doors import Door
 from tests.factories import UserFactory, make_model
 from tests.registry.stream.conftest import running_server
+from workers.screening import Screener
 
-__all__ = ["_django_db_helper", "door", "running_server"]
+__all__ = ["_django_db_helper", "door", "running_server", "screener"]
 
 
 @pytest.fixture
@@ -30,3 +31,11 @@ def door(running_server, django_db_blocker):
         one.close()
         call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
         connection.close()
+
+
+@pytest.fixture(scope="session")
+def screener():
+    """Give the sandbox as a worker has it; its server starts with the first file that needs it."""
+    one = Screener()
+    yield one
+    one._inspector.stop()
