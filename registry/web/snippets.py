@@ -49,24 +49,34 @@ def highlight(code: str) -> SafeString:
 
 
 def snippets(
-    address: str, repository: Repository, version: Version, paths: Sequence[str], alias: str = ""
+    address: str,
+    repository: Repository,
+    version: Version,
+    paths: Sequence[str],
+    alias: str = "",
+    converted: Sequence[str] = (),
 ) -> list[Snippet]:
-    """Write the snippets for one version of a repository; private ones send a token."""
+    """Write the snippets for one version of a repository; private ones send a token.
+
+    Where the sandbox `converted` files, those are what there is to use.
+    """
     reference = f"@{alias}" if alias else str(version.number)
     base = f"{address}/api/v1/{repository.kind}s/{repository.full_name}"
     private = repository.visibility != Visibility.PUBLIC
-    path = _most_useful(paths)
+    part = "derivatives" if converted else "files"
+    path = _most_useful(converted or paths)
+    place = f"{part}/{path}" if path else ""
     return [
-        Snippet(key="curl", title="curl", code=_curl(base, reference, path, private=private)),
+        Snippet(key="curl", title="curl", code=_curl(base, reference, place, private=private)),
         Snippet(
             key="python",
             title="Python",
-            code=_python(base, reference, repository.name, private=private),
+            code=_python(base, reference, repository.name, part=part, private=private),
         ),
         Snippet(
             key="requests",
             title="requests",
-            code=_requests(base, reference, path, private=private),
+            code=_requests(base, reference, place, private=private),
         ),
     ]
 
@@ -143,7 +153,7 @@ def _checking(address: str, signature: Signature, folder: str, *, is_present: bo
     ]
 
 
-def _curl(base: str, reference: str, path: str, *, private: bool) -> str:
+def _curl(base: str, reference: str, place: str, *, private: bool) -> str:
     token = ' \\\n  -H "Authorization: Bearer $MODELYARD_TOKEN"' if private else ""
     lines = [
         f"url={base}",
@@ -154,13 +164,13 @@ def _curl(base: str, reference: str, path: str, *, private: bool) -> str:
         "# this version and its files",
         f"curl -s $url/versions/{reference}{token}",
     ]
-    if path:
-        target = f"$url/versions/{reference}/files/{path}"
+    if place:
+        target = f"$url/versions/{reference}/{place}"
         lines += ["", "# one file", f"curl -sLO \\\n  {target}{token}"]
     return "\n".join(lines)
 
 
-def _python(base: str, reference: str, name: str, *, private: bool) -> str:
+def _python(base: str, reference: str, name: str, *, part: str, private: bool) -> str:
     token = (
         '\ntoken = os.environ["MODELYARD_TOKEN"]\nheaders = {"Authorization": f"Bearer {token}"}'
         if private
@@ -169,24 +179,25 @@ def _python(base: str, reference: str, name: str, *, private: bool) -> str:
     client = "httpx.Client(headers=headers)" if private else "httpx.Client()"
     imports = "import os\nfrom pathlib import Path" if private else "from pathlib import Path"
     imports += "\nfrom urllib.parse import quote"
+    listed, rows = ("/derivatives", "items") if part == "derivatives" else ("", "files")
     return f"""{imports}
 
 import httpx
 
 url = "{base}/versions/{reference}"{token}
 with {client} as client:
-    version = client.get(url).raise_for_status().json()
-    for file in version["files"]:
+    found = client.get(f"{{url}}{listed}").raise_for_status().json()
+    for file in found["{rows}"]:
         target = Path("{name}", file["path"])
         target.parent.mkdir(parents=True, exist_ok=True)
-        with client.stream("GET", f"{{url}}/files/{{quote(file['path'])}}") as answer:
+        with client.stream("GET", f"{{url}}/{part}/{{quote(file['path'])}}") as answer:
             answer.raise_for_status()
             with target.open("wb") as out:
                 for block in answer.iter_bytes():
                     out.write(block)"""
 
 
-def _requests(base: str, reference: str, path: str, *, private: bool) -> str:
+def _requests(base: str, reference: str, place: str, *, private: bool) -> str:
     head = "import os\n" if private else ""
     head += "from pathlib import Path\n\nimport requests\n"
     token = (
@@ -200,10 +211,10 @@ def _requests(base: str, reference: str, path: str, *, private: bool) -> str:
         f"version = requests.get(url, timeout=30{token}).json()",
         'print(version["number"], version["size_bytes"], "bytes")',
     ]
-    if path:
+    if place:
         lines += [
             "",
-            f'answer = requests.get(url + "/files/{path}", timeout=600{token})',
-            f'Path("{path.rpartition("/")[2]}").write_bytes(answer.content)',
+            f'answer = requests.get(url + "/{place}", timeout=600{token})',
+            f'Path("{place.rpartition("/")[2]}").write_bytes(answer.content)',
         ]
     return "\n".join(lines)

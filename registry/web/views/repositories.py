@@ -14,6 +14,7 @@ from registry.errors import Conflict, NotFound, RegistryError
 from registry.models import Artifact, Repository, Version
 from registry.permissions import allowed, require
 from registry.services import catalog
+from registry.services.blobs import RUNNABLE
 from registry.services.versions import read_card
 from registry.web import charts, history, wording
 from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, show_refusal
@@ -137,7 +138,19 @@ class RepositoryPage:
             .values_list("path", flat=True)[:200]
         )
         host = self.request.build_absolute_uri("/").rstrip("/")
-        return {"snippets": snippets(host, self.repository, self.latest, paths, alias)}
+        return {
+            "snippets": snippets(
+                host, self.repository, self.latest, paths, alias, self._converted(paths)
+            )
+        }
+
+    def _converted(self, paths: list[str]) -> list[str]:
+        """List what the sandbox made of the latest version, which has nothing else to run."""
+        if self.latest is None or RUNNABLE.isdisjoint(self.latest.formats):
+            return []
+        if any(path.endswith(tuple(f".{one}" for one in RUNNABLE)) for path in paths):
+            return []
+        return list(self.latest.derivatives.order_by("path").values_list("path", flat=True))
 
     def _card(self) -> Details:
         card = read_card(self.latest) if self.latest else None

@@ -86,6 +86,9 @@ def show_version(
     card = read_card(version)
     host = request.build_absolute_uri("/").rstrip("/")
     paths = [file.path for file in files]
+    derivatives = list(version.derivatives.select_related("blob").order_by("path", "pk"))
+    alias = aliases[0].name if aliases else ""
+    converted = [made.path for made in derivatives]
     context = {
         "version": version,
         "repository": repository,
@@ -93,7 +96,7 @@ def show_version(
         "plural": f"{kind}s",
         "files": files,
         "inspections": _inspections(files),
-        "derivatives": list(version.derivatives.select_related("blob").order_by("path", "pk")),
+        "derivatives": derivatives,
         "screening": Screening.objects.filter(version=version).first(),
         "aliases": aliases,
         "tags": list(version.tags.order_by("key")),
@@ -105,7 +108,7 @@ def show_version(
         "alias_form": AliasForm(),
         "tag_form": TagForm(),
         "signature_form": signature_form or SignatureForm(),
-        "snippets": snippets(host, repository, version, paths, aliases[0].name if aliases else ""),
+        "snippets": snippets(host, repository, version, paths, alias, converted),
         "may_write": allowed(actor, "write", repository),
         "may_maintain": allowed(actor, "maintain", repository),
         "job_is_visible": version.job is not None

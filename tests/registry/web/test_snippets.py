@@ -46,6 +46,23 @@ def test_python_snippets_are_python(owner, visibility):
         assert ("MODELYARD_TOKEN" in code) is (visibility == "private")
 
 
+def test_what_was_converted_is_what_there_is_to_use(owner):
+    version = make_version(owner, make_model(owner, "named"), {"a.pkl": b"\x80\x04K\x01."})
+    found = snippets(
+        "http://127.0.0.1:8000",
+        version.repository,
+        version,
+        ["a.pkl"],
+        converted=["model.safetensors"],
+    )
+    for snippet in found:
+        assert "a.pkl" not in snippet.code
+        assert "derivatives" in snippet.code
+    codes = {snippet.key: snippet.code for snippet in found}
+    assert "$url/versions/1/derivatives/model.safetensors" in codes["curl"]
+    ast.parse(codes["python"])
+
+
 def test_highlighting_escapes_everything():
     html = highlight('x = "<b>" # <i>\nimport <u>')
     assert "<b>" not in html
