@@ -21,6 +21,7 @@ from registry.services.texts import check_text, invalid_field
 from registry.storage import Stored, default_storage
 
 _MAX_OPEN_UPLOADS = 1000
+_RECORDED_AT_ONCE = 100
 _CLOCK = Actor(username="clock", door="beat")
 
 
@@ -248,25 +249,35 @@ def complete_upload(*, actor: Actor, upload: Upload, stored: Stored) -> Upload:
 
 
 def record_uploads(*, actor: Actor, files: Mapping[str, Stored]) -> list[Upload]:
-    """Keep files that arrived whole in one request as finished uploads of the actor's."""
+    """Keep files that arrived whole in one request as finished uploads of the actor's.
+
+    Each file takes a lock on its digest until its transaction ends. They are taken in one order, so
+    that two requests never wait for each other, and few at a time: a database has room for some
+    thousands in all.
+    """
     require_scope(actor, "write")
     now = timezone.now()
-    with transaction.atomic():
-        uploads = [
-            Upload(
-                id=uuid.uuid4(),
-                user_id=actor.person_id,
-                filename=check_text("filename", path, max_length=1024),
-                length_bytes=stored.size_bytes,
-                blob=record_blob(stored),
-                completed_at=now,
-                expires_at=now + timedelta(seconds=settings.UPLOAD_EXPIRES_SECONDS),
-            )
-            for path, stored in files.items()
-        ]
-        for upload in Upload.objects.bulk_create(uploads):
-            _record_completion(actor, upload)
-    return uploads
+    names = {path: check_text("filename", path, max_length=1024) for path in files}
+    paths = sorted(files, key=lambda path: files[path].sha256)
+    made: dict[str, Upload] = {}
+    for start in range(0, len(paths), _RECORDED_AT_ONCE):
+        with transaction.atomic():
+            some = {
+                path: Upload(
+                    id=uuid.uuid4(),
+                    user_id=actor.person_id,
+                    filename=names[path],
+                    length_bytes=files[path].size_bytes,
+                    blob=record_blob(files[path]),
+                    completed_at=now,
+                    expires_at=now + timedelta(seconds=settings.UPLOAD_EXPIRES_SECONDS),
+                )
+                for path in paths[start : start + _RECORDED_AT_ONCE]
+            }
+            for upload in Upload.objects.bulk_create(some.values()):
+                _record_completion(actor, upload)
+        made |= some
+    return [made[path] for path in files]
 
 
 def _record_completion(actor: Actor, upload: Upload) -> None:
