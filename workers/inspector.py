@@ -10,6 +10,7 @@ import fcntl
 import gc
 import io
 import json
+import math
 import os
 import select
 import signal
@@ -67,15 +68,21 @@ class Inspector:
         self._server: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
 
-    def look(self, source: Path, *, kind: str) -> Findings:
+    def look(self, source: Path, *, kind: str, seconds: float = MAX_SECONDS) -> Findings:
         """Name what the pickles in a file import."""
-        return self._ask(source, None, {"act": "examine", "kind": kind})
+        return self._ask(source, None, {"act": "examine", "kind": kind, "seconds": seconds})
 
     def convert(
-        self, source: Path, target: Path, *, kind: str, hints: Mapping[str, Any]
+        self,
+        source: Path,
+        target: Path,
+        *,
+        kind: str,
+        hints: Mapping[str, Any],
+        seconds: float = MAX_SECONDS,
     ) -> Findings:
         """Convert a file; what comes out lies at `target` and is not to be believed either."""
-        request = {"act": "convert", "kind": kind, "hints": dict(hints)}
+        request = {"act": "convert", "kind": kind, "hints": dict(hints), "seconds": seconds}
         return self._ask(source, target, request)
 
     def stop(self) -> None:
@@ -95,6 +102,7 @@ class Inspector:
             _blank_report() as report,
         ):
             request["size"] = os.fstat(given.fileno()).st_size
+            request["seconds"] = min(MAX_SECONDS, math.ceil(request["seconds"]))
             line = self._connected()
             try:
                 ending = _exchange(line, request, [given, sink, report])
@@ -102,7 +110,7 @@ class Inspector:
                 self._end()
                 raise
             report.seek(0)
-            return _read_report(report.read().rstrip(b"\0"), ending)
+            return _read_report(report.read().rstrip(b"\0"), ending, request["seconds"])
 
     def _connected(self) -> socket.socket:
         if self._server is not None and self._server.poll() is not None:
@@ -182,10 +190,10 @@ def _exchange(line: socket.socket, request: Mapping[str, Any], files: list[Any])
     return ending.decode()
 
 
-def _read_report(raw: bytes, ending: str) -> Findings:
+def _read_report(raw: bytes, ending: str, seconds: int = MAX_SECONDS) -> Findings:
     """Read what a child wrote as what it is: bytes from a stranger."""
     if ending != "done":
-        return Findings(reason=Saying.of(_ended(ending)))
+        return Findings(reason=Saying.of(_ended(ending, seconds)))
     try:
         said = parse_json(raw, what=Text("The report"), max_depth=_REPORT_DEPTH)
     except Invalid:
@@ -226,10 +234,10 @@ def _sayings(value: object) -> list[Saying]:
     return [one for one in found if one is not None]
 
 
-def _ended(ending: str) -> Text:
+def _ended(ending: str, seconds: int) -> Text:
     """Say how a child ended that wrote no report; its server names it in one word."""
     if ending == "late":
-        return Text("It was not done after {seconds} seconds.", seconds=MAX_SECONDS)
+        return Text("It was not done after {seconds} seconds.", seconds=seconds)
     if ending == "limits":
         return Text("It took more time or memory than a file of its size may.")
     return Text("Its reader ended with {ending}.", ending=ending[:20])
@@ -257,17 +265,18 @@ def serve(handle: int) -> None:
             handles = array.array("i")
             for _, _, data in rights:
                 handles.frombytes(data)
+            request = json.loads(raw)
             child = os.fork()
             if child == 0:
-                _be_the_child(convert, json.loads(raw), list(handles), server)
+                _be_the_child(convert, request, list(handles), server)
             for one in handles:
                 os.close(one)
-            line.send(_watch(child).encode())
+            line.send(_watch(child, int(request["seconds"])).encode())
 
 
-def _watch(child: int) -> str:
+def _watch(child: int, seconds: int) -> str:
     """Wait for a child, no longer than it may take; tell how it ended."""
-    until = time.monotonic() + MAX_SECONDS
+    until = time.monotonic() + seconds
     waiting = os.pidfd_open(child)
     try:
         if not select.select([waiting], [], [], max(0.0, until - time.monotonic()))[0]:

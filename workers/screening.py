@@ -4,13 +4,14 @@ A message only wakes it; it looks into the table now and then anyway. Where this
 contain such files, it refuses them and never opens one.
 """
 
+import errno
 import logging
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
-from registry.errors import SILENCE, RegistryError, Saying, Text
+from registry.errors import SILENCE, Invalid, Saying, StorageFull, Text, TooLarge, Unavailable
 from registry.formats import inspect
 from registry.models import Screening, Version
 from registry.services import screening
@@ -34,6 +35,20 @@ _LOOK_SECONDS = 2.0
 _AFTER_FAILURE_SECONDS = 10.0
 # Longer than a version with very many files may take.
 _KEEP_SECONDS = 24 * 3600
+# What the files of a version may take together, and each of them: some time, and as much more as
+# so many bytes take on a slow disk. Bytes are what a namespace has a quota of; files are not.
+_VERSION_SECONDS = 300
+_FILE_SECONDS = 60
+_BYTES_A_SECOND = 10 << 20
+# How many namespaces are remembered to have had their turn.
+_REMEMBERED = 200
+# What a full disk or a busy machine says; no file is to blame for it.
+_PASSING = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+)
+
+
+_NO_TIME = Text("The files before it took all the time that the sandbox has for one version.")
 
 
 class _NotConverted(Exception):  # noqa: N818 - an answer, not an error
@@ -45,9 +60,11 @@ class _NotConverted(Exception):  # noqa: N818 - an answer, not an error
 
 
 class Screener:
-    """Works through the versions that wait, one after the other."""
+    """Works through the versions that wait, one after the other, each namespace in its turn."""
 
     def __init__(self) -> None:
+        # By when they had their turn, the latest last.
+        self._served: dict[int, None] = {}
         self.stopping = threading.Event()
         self._call = threading.Event()
         self._inspector = Inspector()
@@ -79,6 +96,9 @@ class Screener:
                     close_old_connections()
             except DatabaseError as error:
                 logger.warning("The database does not answer: %s", error)
+            except (Unavailable, StorageFull) as error:
+                logger.warning("The storage does not work: %s", error)
+                pause = _AFTER_FAILURE_SECONDS
             except Exception:
                 logger.exception("A version could not be looked into; it is tried again")
                 pause = _AFTER_FAILURE_SECONDS
@@ -91,22 +111,41 @@ class Screener:
         """Look into the next version; give whether there was one."""
         if not level.is_enough:
             return screening.refuse_screenings(level.lacks) > 0
-        row = screening.claim_screening()
+        row = screening.claim_screening(served=list(self._served))
         if row is None:
             return False
+        self._remember(row.version.repository.namespace_id)
         if row.attempts_count > screening.MAX_ATTEMPTS:
             why = Text("Each of {count} attempts broke off.", count=screening.MAX_ATTEMPTS)
             screening.finish_screening(row, [], {"": Saying.of(why)})
             return True
         try:
             version = screen(row, self._inspector)
-        except OSError:
-            screening.release_screening(row, counted=not self.stopping.is_set())
-            if self.stopping.is_set():
+        except Exception as error:
+            stopped = self.stopping.is_set()
+            # Where the database is what failed, its lease runs out.
+            with suppress(DatabaseError):
+                screening.release_screening(
+                    row, counted=not stopped and not _is_passing(error), rest=not stopped
+                )
+            if stopped and isinstance(error, OSError):
                 return False
             raise
         logger.info("%s was looked into and is %s", version.ref, version.state)
         return True
+
+    def _remember(self, namespace: int) -> None:
+        self._served.pop(namespace, None)
+        self._served[namespace] = None
+        if len(self._served) > _REMEMBERED:
+            del self._served[next(iter(self._served))]
+
+
+def _is_passing(error: Exception) -> bool:
+    """Tell what fails whichever file it is from what a file may have done."""
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    return isinstance(error, (Unavailable, StorageFull, DatabaseError))
 
 
 def screen(row: Screening, inspector: Inspector) -> Version:
@@ -116,16 +155,21 @@ def screen(row: Screening, inspector: Inspector) -> Version:
     taken = frozenset(row.version.revision.artifacts.values_list("path", flat=True))
     conversions: list[Conversion] = []
     reasons: dict[str, Saying] = {}
+    until = time.monotonic() + _seconds_for(held, _VERSION_SECONDS)
     with _workshop() as folder:
         for file in held:
+            seconds = min(_seconds_for([file], _FILE_SECONDS), until - time.monotonic())
+            if seconds <= 0:
+                reasons[file.path] = Saying.of(_NO_TIME)
+                continue
             screening.renew_screening(row)
             source, target = folder / "source", folder / "target"
             default_storage().materialise(file.blob.sha256, source)
             if not file.convertible:
-                _keep(file, inspector.look(source, kind=file.format))
+                _keep(file, inspector.look(source, kind=file.format, seconds=seconds))
                 continue
             hints = {"signature": row.version.signature}
-            said = inspector.convert(source, target, kind=file.format, hints=hints)
+            said = inspector.convert(source, target, kind=file.format, hints=hints, seconds=seconds)
             path = screening.name_conversion(
                 file.path,
                 said.format,
@@ -138,10 +182,16 @@ def screen(row: Screening, inspector: Inspector) -> Version:
             except _NotConverted as refusal:
                 reasons[file.path] = refusal.why
                 _keep(file, said, refusal.why)
-            except RegistryError as refusal:
+            except (Invalid, TooLarge) as refusal:
                 reasons[file.path] = Saying.of(refusal)
                 _keep(file, said, reasons[file.path])
     return screening.finish_screening(row, conversions, reasons)
+
+
+def _seconds_for(files: Sequence[Held], least: int) -> float:
+    """Give how long files may take; the same bytes under many names count once."""
+    sizes = {file.blob.pk: file.blob.size_bytes for file in files}
+    return least + sum(sizes.values()) / _BYTES_A_SECOND
 
 
 def _keep(file: Held, said: Findings, reason: Saying = SILENCE) -> None:

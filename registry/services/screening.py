@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Case, F, IntegerField, Q, Value, When
 from django.utils import timezone
 
 from registry.errors import SILENCE, Saying, Text
@@ -35,6 +35,8 @@ from registry.services.workers import sandbox_offered
 # Longer than one file may take; the worker renews it between files.
 LEASE = timedelta(minutes=15)
 MAX_ATTEMPTS = 3
+# What could not be finished waits so long, while others have their turn.
+REST = timedelta(minutes=1)
 # Nobody asks for it: it follows from what was registered.
 _WORKER = Actor(door="worker")
 
@@ -60,19 +62,25 @@ class Held:
     convertible: bool
 
 
-def claim_screening() -> Screening | None:
-    """Take the next version that waits, or whose worker died over it, for a worker that can."""
+def claim_screening(*, served: Sequence[int] = ()) -> Screening | None:
+    """Take the next version that waits, or whose worker died over it, for a worker that can.
+
+    `served` lists the namespaces that had their turn, the latest last: they come after those that
+    had none, so that nobody's many versions keep everybody else's waiting.
+    """
     now = timezone.now()
     with transaction.atomic():
         row = (
             Screening.objects.select_for_update(of=("self",), skip_locked=True)
+            .exclude(state=Screening.State.DONE)
+            # A lease on one that waits is its rest after something failed.
             .filter(
-                Q(state__in=[Screening.State.WAITING, Screening.State.REFUSED])
-                | Q(state=Screening.State.RUNNING, lease_expires_at__lt=now)
+                Q(lease_expires_at__lt=now)
+                | Q(lease_expires_at=None) & ~Q(state=Screening.State.RUNNING)
             )
             .filter(version__deleted_at=None, version__repository__deleted_at=None)
             .select_related("version__repository__namespace")
-            .order_by("created_at")
+            .order_by(*_turns(served), "created_at")
             .first()
         )
         if row is None:
@@ -85,18 +93,31 @@ def claim_screening() -> Screening | None:
     return row
 
 
+def _turns(served: Sequence[int]) -> list[Case]:
+    if not served:
+        return []
+    places = [
+        When(version__repository__namespace=namespace, then=Value(place))
+        for place, namespace in enumerate(served, start=1)
+    ]
+    return [Case(*places, default=Value(0), output_field=IntegerField())]
+
+
 def renew_screening(screening: Screening) -> None:
     """Say that somebody is still at it."""
     held = Screening.objects.filter(pk=screening.pk, state=Screening.State.RUNNING)
     held.update(lease_expires_at=timezone.now() + LEASE)
 
 
-def release_screening(screening: Screening, *, counted: bool) -> None:
-    """Give a version back that was not finished; `counted` says whether it may be its fault."""
+def release_screening(screening: Screening, *, counted: bool, rest: bool) -> None:
+    """Give a version back that was not finished.
+
+    `counted` says whether that may be its own fault, `rest` whether it is to wait a little.
+    """
     held = Screening.objects.filter(pk=screening.pk, state=Screening.State.RUNNING)
     held.update(
         state=Screening.State.WAITING,
-        lease_expires_at=None,
+        lease_expires_at=timezone.now() + REST if rest else None,
         attempts_count=F("attempts_count") - (0 if counted else 1),
     )
 

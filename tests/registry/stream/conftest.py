@@ -1,6 +1,7 @@
 """A real web server over the rows and files of the tests."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -130,3 +131,15 @@ def stranger(server):
     """Send requests without a token."""
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mount a file system of sixteen megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root, where it may mount, can make a small file system to fill")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -4,7 +4,6 @@ import html
 import os
 import re
 import shutil
-import subprocess
 
 import httpx
 import pytest
@@ -18,20 +17,7 @@ from tests.registry.stream.test_upload import TUS, begin, offset_of, send, signe
 
 pytestmark = pytest.mark.slow
 
-DISK = 16 << 20
 FILE = 6 << 20
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Mount a file system of sixteen megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
-        pytest.skip("only root, where it may mount, can make a small file system to fill")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

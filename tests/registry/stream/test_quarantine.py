@@ -6,6 +6,8 @@ import hashlib
 import lzma
 import os
 import pickle
+import shutil
+import time
 import uuid
 import zlib
 
@@ -13,14 +15,15 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from django.utils import timezone
 from safetensors.torch import load
 
-from registry.errors import Conflict, Invalid
+from registry.errors import Conflict, Invalid, StorageFull
 from registry.models import Screening, Version, VersionState
 from registry.services import screening as service
 from registry.services import versions, workers
 from registry.storage import default_storage
-from tests.factories import UserFactory, make_token, make_version, safetensors_bytes
+from tests.factories import UserFactory, make_model, make_token, make_version, safetensors_bytes
 from tests.registry.formats.samples import safetensors
 from tests.workers import hostile
 from workers import sandbox, screening
@@ -273,6 +276,57 @@ def test_what_came_out_is_stored_only_when_it_is_what_it_was_said_to_be(
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     assert not default_storage().exists(digest)
     assert version.derivatives.count() == 0
+
+
+def test_a_storage_that_fails_for_a_while_ends_nothing(alice, model, settings, screener, disk):
+    """A full disk is no verdict on a file, and no attempt of it either."""
+    settings.STORAGE_URL = f"file://{disk}/store"
+    state = {"w": torch.zeros(1 << 20)}
+    version = make_version(alice, model, {"weights.pt": hostile.torch_zip(state)})
+    filler = disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - (1 << 20)))
+    level = sandbox.probe()
+    for _ in range(service.MAX_ATTEMPTS + 1):
+        with pytest.raises(StorageFull):
+            screener.run_one(level)
+        waiting = Screening.objects.get()
+        assert (waiting.state, waiting.attempts_count) == (Screening.State.WAITING, 0)
+        # It rests, so that whoever comes after has a turn.
+        assert not screener.run_one(level)
+        Screening.objects.update(lease_expires_at=timezone.now())
+    filler.unlink()
+    assert screener.run_one(level)
+    version.refresh_from_db()
+    assert version.state == VersionState.READY
+
+
+def test_a_version_has_its_time_and_no_more(alice, model, screener, monkeypatch):
+    monkeypatch.setattr(screening, "_VERSION_SECONDS", 2)
+    endless, good = hostile.torchscript(hostile.Endless()), hostile.torch_zip({"w": torch.zeros(1)})
+    make_version(alice, model, {"a.pt": endless, "b.pt": good})
+    began = time.monotonic()
+    assert screener.run_one(sandbox.probe())
+    row = Screening.objects.get()
+    assert row.state == Screening.State.DONE
+    assert "not done after" in row.reasons["a.pt"]
+    assert "took all the time" in row.reasons["b.pt"]
+    assert time.monotonic() - began < screening._FILE_SECONDS
+
+
+def test_many_versions_of_one_person_keep_nobody_waiting(alice, model, screener):
+    harmful = {"model.pkl": pickle.dumps(hostile.Calls(print, "x"))}
+    for _ in range(3):
+        make_version(alice, model, harmful)
+    bob = UserFactory(username="bob")
+    late = make_version(bob, make_model(bob), harmful)
+    level = sandbox.probe()
+    assert screener.run_one(level)
+    assert screener.run_one(level)
+    assert Screening.objects.get(version=late).state == Screening.State.DONE
+    assert Screening.objects.filter(state=Screening.State.WAITING).count() == 2
+    assert screener.run_one(level)
+    assert screener.run_one(level)
+    assert not Screening.objects.exclude(state=Screening.State.DONE).exists()
 
 
 def test_what_a_worker_left_is_removed_when_it_is_old(settings, tmp_path):
