@@ -24,6 +24,7 @@ from django.db.models import (
     Max,
     OuterRef,
     QuerySet,
+    Subquery,
     Sum,
     Value,
 )
@@ -250,12 +251,37 @@ def _free(row: Namespace, versions: VersionQuerySet) -> None:
 def _weigh(namespace: Namespace, versions: VersionQuerySet) -> tuple[int, int]:
     """Give the bytes that no other version of a namespace holds, and how many versions these are.
 
-    A statement of its own after the lock: one that took the lock itself would see what was there
+    Statements of their own after the lock: one that took the lock itself would see what was there
     before it waited.
     """
-    others = _counted(namespace).filter(revision__artifacts__blob=OuterRef("pk"))
-    blobs = _held_by(versions).exclude(Exists(others.exclude(pk__in=versions.values("pk"))))
-    return _size_of(blobs), versions.count()
+    others = _counted(namespace).exclude(pk__in=versions.values("pk"))
+    blobs, size_bytes, count = _held_by(versions), 0, versions.count()
+    if count == 1:
+        blobs, size_bytes = _sift(blobs, others, versions.get())
+    held = others.filter(revision__artifacts__blob=OuterRef("pk"))
+    return size_bytes + _size_of(blobs.exclude(Exists(held))), count
+
+
+def _sift(
+    blobs: BlobQuerySet, others: VersionQuerySet, version: Version
+) -> tuple[BlobQuerySet, int]:
+    """Leave out the files of one version of which it is plain whether others have them.
+
+    To ask a large namespace is dear, and mostly needless: the newest neighbour has a file too, or
+    nobody has it anywhere. Give the rest, and the bytes of those that nobody has.
+    """
+    near = others.filter(repository_id=version.repository_id).order_by("-number").first()
+    if near is not None:
+        theirs = Artifact.objects.filter(revision_id=near.revision_id)
+        blobs = blobs.exclude(pk__in=theirs.values("blob_id"))
+    anywhere = Version.objects.exclude(pk=version.pk)
+    anywhere = anywhere.filter(revision__artifacts__blob=OuterRef("pk"))
+    # A value and no condition: so it is looked up for each file and ends at the first find.
+    rows = blobs.annotate(elsewhere=Subquery(anywhere.values("pk")[:1]))
+    found = list(rows.values_list("pk", "size_bytes", "elsewhere"))
+    alone = sum(size for _, size, elsewhere in found if elsewhere is None)
+    shared = [blob for blob, _, elsewhere in found if elsewhere is not None]
+    return Blob.objects.filter(pk__in=shared), alone
 
 
 def _counted(namespace: Namespace) -> VersionQuerySet:

@@ -6,7 +6,8 @@ import pytest
 
 from modelyard import BadAnswer, Client
 from modelyard.following import read_events
-from registry.models import Job, JobState
+from registry.models import Job, JobState, Namespace
+from registry.services.jobs import claim_job
 from tests.client.conftest import Command
 from tests.factories import make_model, make_version
 from tests.local.waiting import wait_until
@@ -41,6 +42,14 @@ def test_a_job_is_submitted_from_a_file_and_from_standard_input(command, version
     assert "queued" in command.run("jobs", "show", other).out
     assert command.json("jobs", "cancel", other)["state"] == "cancelled"
     assert command.json("jobs", "resume", other)["state"] == "queued"
+
+
+def test_a_job_says_what_it_waits_for(command, version):
+    Namespace.objects.filter(slug="alice").update(quota_jobs=1)
+    for _ in range(2):
+        waiting = command.run("jobs", "submit", "-", given=json.dumps(RECIPE)).out.strip()
+    claim_job(worker="w", queues=["cpu"])
+    assert "Waits: 1 of 1 jobs of alice run." in command.run("jobs", "show", waiting).out
 
 
 @pytest.mark.parametrize("given", ["", "{", "[]", "[" * 100_000])

@@ -215,6 +215,8 @@ def _print_job(session: Session, job: Job) -> None:
             ("id", job["id"]),
             ("kind", job["kind"]),
             ("state", job["state"]),
+            # What a job waits for, where the server says so.
+            ("waits", str(dict(job).get("waits") or "")),
             ("namespace", job["namespace"]),
             ("progress", _progress_text(dict(job["progress"]))),
             ("result", _result_text(job)),
