@@ -5,6 +5,7 @@ from typing import Final
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, table
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 
@@ -12,6 +13,10 @@ MAX_CHARACTERS: Final = 200_000
 # The time that one paragraph takes grows with the square of its length: ten thousand brackets take
 # a moment, a hundred thousand half a minute. A longer one is shown as it is written.
 _MAX_PARAGRAPH: Final = 5_000
+# Of all tables together. A row of one cell is filled up to the width of its table, so a card of
+# 200 kB could ask for millions, a minute of work for each reader; a table beyond, and all that
+# follow it, are shown as text.
+_MAX_CELLS: Final = 20_000
 # fmt: off
 _TAGS: Final = {
     "a", "blockquote", "br", "code", "dd", "del", "dl", "dt", "em", "h1", "h2", "h3", "h4", "h5",
@@ -68,7 +73,22 @@ def _parse_paragraphs(state: StateCore) -> None:
             state.md.inline.parse(token.content, state.md, state.env, token.children)
 
 
+def _parse_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001 - the parser's
+    """Parse a table, as long as there is room for its cells."""
+    used = state.env.get("cells", 0)
+    if used > _MAX_CELLS or not table(state, start, end, True):  # noqa: FBT003 - the parser's
+        return False
+    if silent:
+        return True
+    last = next((line for line in range(start, end) if state.isEmpty(line)), end)
+    first_row = state.src[state.bMarks[start] : state.eMarks[start]]
+    used += (first_row.count("|") + 1) * (last - start)
+    state.env["cells"] = used
+    return used <= _MAX_CELLS and table(state, start, end, False)  # noqa: FBT003 - the parser's
+
+
 _MARKDOWN.core.ruler.at("inline", _parse_paragraphs)
+_MARKDOWN.block.ruler.at("table", _parse_table, {"alt": ["paragraph", "reference"]})
 
 
 def render_markdown(text: str) -> str:

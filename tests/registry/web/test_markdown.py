@@ -53,6 +53,17 @@ def test_deep_and_long_texts_end():
     assert len(render_markdown("a" * 2_000_000)) < 500_000
 
 
+def test_tables_that_would_fill_themselves_up_are_shown_as_they_are_written():
+    """A row of one cell is as wide as its table: four bytes for a thousand cells."""
+    wide = "|" + "a|" * 1000 + "\n|" + "-|" * 1000 + "\n" + "|x|\n" * 65 + "\n"
+    html = render_markdown(wide * 46)
+    assert len(html) < 1_000_000
+    assert "|x|" in html
+    assert "<table>" in render_markdown("|a|b|\n|-|-|\n" + "|1|2|\n" * 1000)
+    # Each line here ends the paragraph before it and begins a table, if there were room for one.
+    assert render_markdown("|a|b|\n|-|-|\n" * 9000).count("<table>") <= 1
+
+
 def test_a_paragraph_that_would_take_too_long_is_shown_as_it_is_written():
     assert "<em>a</em>" in render_markdown("*a* " * 1000)
     assert render_markdown("*a* " * 2000).startswith("<p>*a* *a*")
