@@ -161,6 +161,52 @@ class Writer(nn.Module):
         return self.layer(x)
 
 
+class _AtLoading(nn.Module):
+    """A TorchScript program that does something as soon as it is loaded, but not as it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.layer.weight, self.training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class Hungry(_AtLoading):
+    """Takes memory until there is none."""
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.training = state[1]
+        taken: list[torch.Tensor] = []
+        while len(taken) < 1 << 30:
+            taken.append(torch.empty([1 << 26]))
+
+
+class Forking(_AtLoading):
+    """Starts one thing after another beside itself."""
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.training = state[1]
+        for _ in range(10_000):
+            torch.jit.fork(torch.ones, [3])
+
+
+class Filling(_AtLoading):
+    """Writes where it may: into the file that was meant for its weights."""
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.training = state[1]
+        for place in ("/proc/self/fd/501", "/proc/self/fd/502", "/dev/shm/x", "/tmp/x", "x"):
+            torch.save(state[0], place)
+
+
 def torchscript(module: nn.Module) -> bytes:
     out = io.BytesIO()
     with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -43,10 +44,11 @@ def canary(tmp_path):
 def convert(inspector, tmp_path):
     """Convert bytes; give what was said and where the result lies."""
 
-    def act(kind, data, **hints):
+    def act(kind, data, *, seconds=inspector_module.MAX_SECONDS, **hints):
         source, target = tmp_path / "source", tmp_path / "target"
         source.write_bytes(data)
-        return inspector.convert(source, target, kind=kind, hints=hints), target
+        said = inspector.convert(source, target, kind=kind, hints=hints, seconds=seconds)
+        return said, target
 
     return act
 
@@ -204,6 +206,30 @@ def test_one_child_after_another_and_the_server_lives_on(convert, inspector):
     inspector._server.wait()
     said, _ = convert("torch-zip", hostile.torch_zip({"w": torch.zeros(3)}))
     assert said.format == "safetensors"
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "reason"),
+    [
+        # By the clock of the processor or the one on the wall, whichever comes first.
+        (hostile.Endless, 2, r"It took more time|It was not done after 2 seconds"),
+        (hostile.Hungry, 60, r"needs more memory"),
+        (hostile.Forking, 60, r"Its reader"),
+        (hostile.Filling, 60, r"Its reader"),
+    ],
+)
+def test_a_program_that_takes_without_end_gets_no_more_than_its_part(
+    convert, inspector, program, seconds, reason
+):
+    """Such programs do not come back from being loaded; the server does, for the next file."""
+    convert("torch-zip", hostile.torch_zip({"w": torch.zeros(3)}))
+    server = inspector._server.pid
+    said, target = convert("torchscript", hostile.torchscript(program()), seconds=seconds)
+    assert said.format == ""
+    assert re.search(reason, said.reason.detail), said.reason.detail
+    assert target.stat().st_size == 0
+    assert convert("torch-zip", hostile.torch_zip({"w": torch.zeros(3)}))[0].format == "safetensors"
+    assert inspector._server.pid == server
 
 
 @pytest.mark.parametrize(

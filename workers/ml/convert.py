@@ -66,6 +66,8 @@ _HARMLESS = (
     *("torch.nn.parameter.Parameter", "torch.Tensor", "torch._tensor._rebuild_from_type_v2"),
     *("numpy.core.multiarray.", "numpy._core.multiarray.", "numpy.ndarray", "numpy.dtype"),
 )
+# How torch says it, which raises no MemoryError.
+_NO_MEMORY = "can't allocate memory"
 _STORAGES = ("Storage", "float32", "float16", "bfloat16", "float64", "int64", "int32", "int8")
 
 
@@ -132,11 +134,13 @@ def convert(
             if strange
             else Text("Its pickle does more than rebuild tensors.")
         )
-    except MemoryError:
-        report.reason = Text("It needs more memory to open than a file of its size may.")
     # A stranger's file may make its loader raise anything at all.
     except Exception as error:  # noqa: BLE001
-        report.reason = Text("Its reader stopped. {error}", error=_first_line(error))
+        report.reason = (
+            Text("It needs more memory to open than a file of its size may.")
+            if isinstance(error, MemoryError) or _NO_MEMORY in str(error)
+            else Text("Its reader stopped. {error}", error=_first_line(error))
+        )
     report.toolchain = f"torch-{torch.__version__}"
     return report
 
