@@ -55,6 +55,11 @@ OIDC = {"MODELYARD_OIDC_ISSUER": "https://login.example.org", "MODELYARD_OIDC_CL
         ("MODELYARD_REQUIRE_MFA", {"MODELYARD_REQUIRE_MFA": "some"}),
         ("MODELYARD_TRUSTED_PROXIES", {"MODELYARD_TRUSTED_PROXIES": "10.0.0.1/8, proxy"}),
         ("MODELYARD_SIGNUP", {"MODELYARD_SIGNUP": "yes please"}),
+        ("MODELYARD_QUOTA_BYTES", {"MODELYARD_QUOTA_BYTES": "10 GB"}),
+        ("MODELYARD_QUOTA_VERSIONS", {"MODELYARD_QUOTA_VERSIONS": "-1"}),
+        ("MODELYARD_QUOTA_JOBS", {"MODELYARD_QUOTA_JOBS": "many"}),
+        ("MODELYARD_RATE_REQUESTS", {"MODELYARD_RATE_REQUESTS": "1.5"}),
+        ("MODELYARD_RATE_WRITES", {"MODELYARD_RATE_WRITES": "-1"}),
     ],
 )
 def test_a_bad_value_stops_the_start_and_is_named(name, variables, tmp_path):

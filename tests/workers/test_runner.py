@@ -11,7 +11,7 @@ import time
 import pytest
 from django.db import connection
 
-from registry.errors import Unavailable, unpack
+from registry.errors import NamespaceFull, Unavailable, unpack
 from registry.models import (
     Blob,
     Evaluation,
@@ -19,6 +19,7 @@ from registry.models import (
     JobEvent,
     JobState,
     LineageEdge,
+    Namespace,
     Repository,
     Version,
 )
@@ -453,6 +454,23 @@ def test_a_result_that_cannot_be_believed_fails_the_job(run_script, script, code
     assert (job.state, job.error_code) == (JobState.FAILED, code), job.error_detail
     assert not Version.objects.filter(job=job).exists()
     assert not Repository.objects.filter(name="tiny").exists()
+
+
+def test_a_result_without_room_fails_the_job_and_it_can_be_resumed(run_script, owner):
+    job = jobs.submit_job(actor=actor_of(owner), recipe=training())
+    space = Namespace.objects.filter(slug="alice")
+    space.update(quota_versions=1)
+    failed = run_script("end()", resume=job)
+    assert (failed.state, failed.error_code) == (JobState.FAILED, "versions_quota_exceeded")
+    assert "alice has 1 of the 1 versions that it may have" in failed.error_detail
+    assert unpack(failed.error_said).detail == failed.error_detail
+    assert (failed.attempts_count, Version.objects.count()) == (1, 1)
+    assert not Repository.objects.filter(name="tiny").exists()
+    with pytest.raises(NamespaceFull):
+        jobs.resume_job(actor=actor_of(owner), job=failed)
+    space.update(quota_versions=2)
+    jobs.resume_job(actor=actor_of(owner), job=failed)
+    assert run_script("end()", resume=job).state == JobState.SUCCEEDED
 
 
 def test_numbers_in_a_report_are_checked(run_script, digits_dataset):

@@ -1,5 +1,6 @@
 """Quotas of a namespace: refused at the boundary, exact whatever happens to what is counted."""
 
+import importlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -134,6 +135,26 @@ def test_what_another_release_left_uncounted_is_counted_again(alice, model):
     Namespace.objects.filter(slug="alice").update(used_bytes=7, used_versions=0)
     versions.delete_version(actor=actor_of(alice), version=Version.objects.get())
     assert used() == (0, 0)
+
+
+def test_the_migration_counts_what_is_there_already(alice, model):
+    team = NamespaceFactory(slug="team")
+    team.memberships.create(user=alice, role="owner")
+    other = make_model(alice, "n", namespace="team")
+    add(alice, model, a=ONE, b=ONE)
+    gone = add(alice, model, c=TWO)
+    add(alice, other)
+    add(alice, make_model(alice, "deleted"), c=TWO)
+    versions.delete_version(actor=actor_of(alice), version=gone)
+    catalog.delete_repository(
+        actor=actor_of(alice),
+        repository=catalog.find_repository(actor_of(alice), "model", "alice", "deleted"),
+    )
+    Namespace.objects.update(used_bytes=0, used_versions=0)
+    migration = importlib.import_module("registry.migrations.0013_namespace_quota")
+    with connection.cursor() as cursor:
+        cursor.execute(migration.COUNT)
+    assert (used("alice"), used("team")) == ((100, 1), (0, 1))
 
 
 # --- Refused at the boundary ---------------------------------------------------------------------
