@@ -472,9 +472,7 @@ PAGES: Mapping[str, Line] = {
         "post": ("page: change", 302, {"change": "grant", "username": "extra", "role": "reader"})
     },
     f"{_PAGE}/proposals": {"get": ("page: see", 200)},
-    f"{_PAGE}/proposals/new": {
-        "post": ("page: change", 302, {"alias": "champion", "version": "2"})
-    },
+    f"{_PAGE}/proposals/new": {"post": ("page: write", 302, {"alias": "champion", "version": "2"})},
     f"{_PAGE}/proposals/{{number}}": {"get": ("page: see", 200)},
     f"{_PAGE}/proposals/{{number}}/decide": {
         "post": ("page: change", 302, {"decision": "approve"})
@@ -492,7 +490,7 @@ PAGES: Mapping[str, Line] = {
     f"{_PAGE_VERSION}/signatures": {"post": ("page: write", 422)},
     f"{_PAGE_VERSION}/signatures/{{signature}}": {"get": ("page: see", 200)},
     # Who may not write is told so on the page that it leads back to.
-    f"{_PAGE_VERSION}/signatures/{{signature}}/delete": {"post": ("page: change", 302)},
+    f"{_PAGE_VERSION}/signatures/{{signature}}/delete": {"post": ("page: change", 302, {})},
     f"{_PAGE_VERSION}/delete": {"post": ("page: change", 302, {"confirm": "team/thing@2"})},
 }
 

@@ -312,7 +312,7 @@ class World:
         return str(DirectUpload.objects.create(upload=upload, parts_id="x", part_bytes=4).pk)
 
     def add_signature(self, template):
-        kind = Kind.MODEL if "/models/" in template else Kind.DATASET
+        kind = Kind.DATASET if "/datasets/" in template else Kind.MODEL
         version = Version.objects.get(repository__kind=kind, repository__name="thing", number=2)
         made = Signature.objects.update_or_create(
             version=version,

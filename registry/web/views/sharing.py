@@ -21,7 +21,7 @@ from registry.models import (
     Version,
     is_better,
 )
-from registry.permissions import allowed, role_of
+from registry.permissions import allowed, require, role_of
 from registry.services import catalog, namespaces, proposals, quotas, requests, sharing
 from registry.web import history, wording
 from registry.web.forms import NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
@@ -327,6 +327,7 @@ def propose(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpR
     """Ask for the move of an alias, or say which aliases are protected."""
     actor = actor_of(request)
     repository = catalog.find_repository(actor, kind, namespace, name)
+    require(actor, "write", repository)
     if request.POST.get("change") == "protect":
         _attempt(
             request,

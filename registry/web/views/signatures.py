@@ -8,6 +8,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from registry import signing
 from registry.errors import RegistryError
+from registry.permissions import require
 from registry.services import signatures
 from registry.web import history
 from registry.web.forms import SignatureForm, show_refusal
@@ -21,6 +22,7 @@ from registry.web.visitor import actor_of, anybody, signed_in
 def add(request: HttpRequest, kind: str, namespace: str, name: str, number: int) -> HttpResponse:
     actor = actor_of(request)
     version = find_version(actor, kind, namespace, name, number)
+    require(actor, "write", version.repository)
     form = SignatureForm(request.POST, request.FILES)
     if form.is_valid():
         try:
