@@ -26,7 +26,7 @@ from registry.models import (
 from registry.models.catalog import NAME_PATTERN, VersionQuerySet
 from registry.permissions import allowed, require
 from registry.services.audit import record_event
-from registry.services.namespaces import find_namespace
+from registry.services.namespaces import find_namespace, hold_namespaces
 from registry.services.quotas import free_room
 from registry.services.texts import check_text, invalid_field
 
@@ -171,6 +171,7 @@ def register_repository(  # noqa: PLR0913 - a registration is this wide
     labelled = check_tags(tags or {})
     try:
         with transaction.atomic():
+            hold_namespaces(space)
             repository = Repository.objects.create(
                 kind=kind,
                 namespace=space,

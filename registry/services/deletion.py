@@ -14,6 +14,7 @@ from registry.pages import check_limit, decode_cursor, decode_moment, encode_cur
 from registry.permissions import require, require_scope
 from registry.services.audit import record_event
 from registry.services.catalog import check_name, lock_repository, refresh_search
+from registry.services.namespaces import hold_namespaces
 from registry.services.quotas import take_room
 from registry.services.versions import find_latest
 
@@ -127,7 +128,7 @@ def restore_repository(
 
     Raises:
         Denied: the actor does not own it.
-        NotFound: its time was over just now.
+        NotFound: its time was over just now, or its namespace was deleted.
         Conflict: the name was taken meanwhile.
         NamespaceFull: the namespace has no room for it now.
 
@@ -150,6 +151,7 @@ def restore_repository(
                 )
             if row.deleted_at is None:
                 return row
+            hold_namespaces(row.namespace)
             row.deleted_at = None
             row.name = wanted
             row.save(update_fields=["deleted_at", "name"])

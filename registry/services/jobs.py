@@ -50,7 +50,7 @@ from registry.services import quotas
 from registry.services.announcements import announce_job
 from registry.services.audit import record_event
 from registry.services.catalog import check_name, find_repository, find_version
-from registry.services.namespaces import find_namespace
+from registry.services.namespaces import find_namespace, hold_namespaces
 from registry.services.results import Outcome, keep_outcome
 from registry.services.versions import require_runnable
 from registry.services.workers import gpu_offered
@@ -132,6 +132,7 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
     with transaction.atomic():
         _require_room(actor)
         _keep_inputs(inputs)
+        hold_namespaces(namespace)
         job = Job.objects.create(
             kind=exact.kind,
             recipe=exact.to_json(),

@@ -75,6 +75,38 @@ def find_namespace(actor: Actor, slug: str) -> Namespace:
     return found
 
 
+def hold_namespaces(*namespaces: Namespace) -> None:
+    """Keep namespaces from being deleted until the transaction ends: something goes into them.
+
+    Raises:
+        NotFound: one of them was deleted.
+
+    """
+    wanted = {namespace.pk: namespace for namespace in namespaces}
+    rows = Namespace.objects.live().select_for_update(no_key=True).filter(pk__in=wanted)
+    held = {row.pk for row in rows.order_by("pk")}
+    for key, namespace in wanted.items():
+        if key not in held:
+            raise NotFound(
+                "The namespace {namespace} was deleted.",
+                code="namespace_not_found",
+                namespace=namespace,
+            )
+
+
+def find_user(username: str) -> User:
+    """Find a person by name; people who signed in may know each other's.
+
+    Raises:
+        NotFound: there is none.
+
+    """
+    found = User.objects.filter(username__iexact=username).first() if "\0" not in username else None
+    if found is None:
+        raise NotFound("There is no user {user!r}.", code="user_not_found", user=username)
+    return found
+
+
 @transaction.atomic
 def create_namespace(*, actor: Actor, slug: object, display_name: object = "") -> Namespace:
     """Create an organisation that `actor` owns."""
@@ -103,9 +135,7 @@ def set_member(*, actor: Actor, namespace: Namespace, username: str, role: str) 
         raise invalid_field(
             "role", "bad_role", "The role is one of {choices}.", choices=", ".join(Role.values)
         )
-    user = User.objects.filter(username__iexact=username).first()
-    if user is None:
-        raise NotFound("There is no user {user!r}.", code="user_not_found", user=username)
+    user = find_user(username)
     _keep_an_owner(namespace, user, role)
     membership, _ = Membership.objects.update_or_create(
         namespace=namespace, user=user, defaults={"role": role}
@@ -131,6 +161,8 @@ def remove_member(*, actor: Actor, namespace: Namespace, username: str) -> None:
         Membership.objects.filter(namespace=namespace, user__username__iexact=username)
         .select_related("user")
         .first()
+        if "\0" not in username
+        else None
     )
     if membership is None:
         raise NotFound(
@@ -147,7 +179,7 @@ def remove_member(*, actor: Actor, namespace: Namespace, username: str) -> None:
 
 
 def _keep_an_owner(namespace: Namespace, user: User, role: str | None) -> None:
-    Namespace.objects.select_for_update().get(pk=namespace.pk)
+    hold_namespaces(namespace)
     own = namespace.kind == Namespace.Kind.PERSON
     if own and role != Role.OWNER and user.username.lower() == namespace.slug.lower():
         raise Invalid(
@@ -194,6 +226,7 @@ def delete_namespace(*, actor: Actor, namespace: Namespace) -> None:
 
     """
     require(actor, "own", namespace)
+    hold_namespaces(namespace)
     row = Namespace.objects.select_for_update().get(pk=namespace.pk)
     if row.kind == Namespace.Kind.PERSON:
         raise Invalid("{namespace} is a person's; it goes with the account.", namespace=row)
@@ -231,13 +264,22 @@ def create_user(
         User.objects.filter(username__iexact=slug).exists()
         or Namespace.objects.filter(slug__iexact=slug).exists()
     ):
-        raise AlreadyExists("The name {slug!r} is taken; choose another.", slug=slug)
+        raise _taken(slug)
     user = User(username=slug, email=email, is_superuser=is_admin, is_staff=is_admin)
     if password is None:
         user.set_unusable_password()
     else:
         user.set_password(password)
-    user.save()
-    namespace = Namespace.objects.create(slug=slug, kind=Namespace.Kind.PERSON)
+    try:
+        with transaction.atomic():
+            user.save()
+            namespace = Namespace.objects.create(slug=slug, kind=Namespace.Kind.PERSON)
+    except IntegrityError as error:
+        # Somebody took it at the same moment.
+        raise _taken(slug) from error
     Membership.objects.create(namespace=namespace, user=user, role=Role.OWNER)
     return user
+
+
+def _taken(slug: str) -> AlreadyExists:
+    return AlreadyExists("The name {slug!r} is taken; choose another.", slug=slug)

@@ -16,12 +16,12 @@ from registry.models import (
     Redirect,
     Repository,
     Role,
-    User,
     Version,
 )
 from registry.permissions import require, require_scope, role_of
 from registry.services.audit import record_event
 from registry.services.catalog import check_etag, lock_repository, refresh_search
+from registry.services.namespaces import find_user, hold_namespaces
 from registry.services.quotas import move_room
 from registry.services.texts import invalid_field
 from registry.services.webhooks import take_along
@@ -63,7 +63,7 @@ def set_grant(*, actor: Actor, repository: Repository, username: str, role: str)
         raise invalid_field(
             "role", "bad_role", "The role is one of {choices}.", choices=", ".join(Role.values)
         )
-    user = _find_user(username)
+    user = find_user(username)
     with transaction.atomic():
         row = lock_repository(repository)
         present = Grant.objects.filter(repository=row, user=user).first()
@@ -110,19 +110,6 @@ def remove_grant(*, actor: Actor, repository: Repository, username: str) -> None
         record_event(actor, AuditAction.GRANT_REMOVE, repository=row, username=grant.user.username)
 
 
-def _find_user(username: str) -> User:
-    """Find a person by name; people who signed in may know each other's.
-
-    Raises:
-        NotFound: there is none.
-
-    """
-    found = User.objects.filter(username__iexact=username).first() if "\0" not in username else None
-    if found is None:
-        raise NotFound("There is no user {user!r}.", code="user_not_found", user=username)
-    return found
-
-
 def _require_rank(actor: Actor, repository: Repository, role: str, present: Grant | None) -> None:
     own = ROLE_RANK[role_of(actor, repository) or Role.READER]
     highest = max(ROLE_RANK[role], ROLE_RANK[present.role] if present else 0)
@@ -162,6 +149,7 @@ def transfer_repository(
         source, before = row.namespace, row.full_name
         if source.pk == namespace.pk:
             raise Invalid("{repository} is in that namespace already.", repository=row)
+        hold_namespaces(source, namespace)
         row.namespace = namespace
         row.updated_at = timezone.now()
         try:
