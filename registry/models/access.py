@@ -28,6 +28,10 @@ class Role(models.TextChoices):
 ROLE_RANK: Mapping[str, int] = MappingProxyType({role: rank for rank, role in enumerate(Role, 1)})
 
 
+def _with_role(held: Mapping[int, str], least: Role) -> list[int]:
+    return [place for place, role in held.items() if ROLE_RANK[role] >= ROLE_RANK[least]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Actor:
     """On whose behalf something happens: a person or a token, through which door.
@@ -52,6 +56,14 @@ class Actor:
     @property
     def is_anonymous(self) -> bool:
         return self.user_id is None
+
+    def namespaces_as(self, least: Role) -> list[int]:
+        """Give the namespaces in which the actor has at least this role."""
+        return _with_role(self.roles, least)
+
+    def repositories_as(self, least: Role) -> list[int]:
+        """Give the repositories on which the actor was given at least this role."""
+        return _with_role(self.grants, least)
 
     @property
     def without_visit(self) -> "Actor":

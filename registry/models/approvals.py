@@ -1,13 +1,12 @@
 """What people ask for and others decide: moves of protected aliases, access to what is closed."""
 
-from collections.abc import Mapping
 from typing import Self
 
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from registry.models.access import ROLE_RANK, Actor, Namespace, Role, User
+from registry.models.access import Actor, Namespace, Role, User
 from registry.models.catalog import Kind, Repository, Version
 
 
@@ -86,18 +85,19 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         return self.filter(user_id=actor.user_id)
 
     def decidable_by(self, actor: Actor) -> Self:
-        """Keep requests for what exists and `actor` may share."""
+        """Keep requests of others for what exists and `actor` may share."""
         existing = self.filter(
             Q(namespace__isnull=False, namespace__deleted_at=None)
             | Q(repository__isnull=False, repository__deleted_at=None)
         )
         if "admin" not in actor.scopes or actor.is_anonymous:
             return self.none()
+        existing = existing.exclude(user_id=actor.user_id)
         if not actor.is_admin:
             existing = existing.filter(
-                Q(namespace__in=_with_role(actor.roles, Role.OWNER))
-                | Q(repository__namespace__in=_with_role(actor.roles, Role.MAINTAINER))
-                | Q(repository__in=_with_role(actor.grants, Role.MAINTAINER))
+                Q(namespace__in=actor.namespaces_as(Role.OWNER))
+                | Q(repository__namespace__in=actor.namespaces_as(Role.MAINTAINER))
+                | Q(repository__in=actor.repositories_as(Role.MAINTAINER))
             )
         if actor.limited_namespace_id is not None:
             place = actor.limited_namespace_id
@@ -105,10 +105,6 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         if actor.limited_repository_id is not None:
             existing = existing.filter(repository=actor.limited_repository_id)
         return existing
-
-
-def _with_role(held: Mapping[int, str], least: Role) -> list[int]:
-    return [place for place, role in held.items() if ROLE_RANK[role] >= ROLE_RANK[least]]
 
 
 class AccessRequest(models.Model):

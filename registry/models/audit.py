@@ -6,7 +6,7 @@ from typing import Self
 from django.db import models
 from django.utils import timezone
 
-from registry.models.access import ROLE_RANK, Actor, Namespace, Role, User
+from registry.models.access import Actor, Namespace, Role, User
 
 
 class AuditAction(StrEnum):
@@ -103,8 +103,7 @@ class EventQuerySet(models.QuerySet["Event"]):
         """Keep the events of namespaces that the actor maintains; administrators see all."""
         if actor.is_admin and not (actor.limited_namespace_id or actor.limited_repository_id):
             return self
-        least = ROLE_RANK[Role.MAINTAINER]
-        held = [space for space, role in actor.roles.items() if ROLE_RANK[role] >= least]
+        held = actor.namespaces_as(Role.MAINTAINER)
         if actor.limited_repository_id is not None:
             return self.filter(namespace__in=held, repository_id=actor.limited_repository_id)
         if actor.limited_namespace_id is not None:

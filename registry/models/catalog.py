@@ -1,6 +1,5 @@
 """What is registered: repositories, their revisions and numbered versions, aliases and tags."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, Self
@@ -14,7 +13,7 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from registry.errors import Saying, Text
-from registry.models.access import ROLE_RANK, Actor, Namespace, Role, User
+from registry.models.access import Actor, Namespace, Role, User
 
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?$"
 
@@ -84,10 +83,8 @@ def _kept(actor: Actor, prefix: str = "") -> Q:
         return Q(pk__in=[])
     kept = Q()
     if not actor.is_admin:
-        least = ROLE_RANK[Role.MAINTAINER]
-        spaces = [pk for pk, role in actor.roles.items() if ROLE_RANK[role] >= least]
-        granted = [pk for pk, role in actor.grants.items() if ROLE_RANK[role] >= least]
-        kept = Q(**{f"{prefix}namespace_id__in": spaces}) | Q(**{f"{prefix}id__in": granted})
+        kept = Q(**{f"{prefix}namespace_id__in": actor.namespaces_as(Role.MAINTAINER)})
+        kept |= Q(**{f"{prefix}id__in": actor.repositories_as(Role.MAINTAINER)})
     if actor.limited_namespace_id is not None:
         kept &= Q(**{f"{prefix}namespace_id": actor.limited_namespace_id})
     if actor.limited_repository_id is not None:
@@ -318,10 +315,6 @@ class Ref(models.Model):
         return self.name
 
 
-def _maintained(held: Mapping[int, str]) -> list[int]:
-    return [place for place, role in held.items() if ROLE_RANK[role] >= ROLE_RANK[Role.MAINTAINER]]
-
-
 class VersionQuerySet(models.QuerySet["Version"]):
     def visible_to(self, actor: Actor) -> Self:
         return self.filter(_visible(actor, "repository__"), deleted_at=None)
@@ -355,8 +348,8 @@ class VersionQuerySet(models.QuerySet["Version"]):
         seen = self.visible_to(actor)
         if actor.is_admin:
             return seen
-        maintained = Q(repository__namespace_id__in=_maintained(actor.roles))
-        maintained |= Q(repository_id__in=_maintained(actor.grants))
+        maintained = Q(repository__namespace_id__in=actor.namespaces_as(Role.MAINTAINER))
+        maintained |= Q(repository_id__in=actor.repositories_as(Role.MAINTAINER))
         return seen.filter(~Q(state=VersionState.ARCHIVED) | maintained)
 
     def with_names(self) -> Self:

@@ -19,6 +19,7 @@ from registry.models import (
     Ref,
     Repository,
     Revision,
+    Role,
     Tag,
     Version,
     Visibility,
@@ -708,6 +709,5 @@ def namespaces_writable_by(actor: Actor) -> list[Namespace]:
         return []
     spaces = Namespace.objects.live().order_by("kind", "slug")
     if not actor.is_admin:
-        roles = {space for space, role in actor.roles.items() if role != "reader"}
-        spaces = spaces.filter(pk__in=roles)
+        spaces = spaces.filter(pk__in=actor.namespaces_as(Role.CONTRIBUTOR))
     return sorted(spaces, key=lambda space: space.slug.lower() != actor.username.lower())

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from django.utils import timezone
 
 from registry.errors import SILENCE, Conflict, Saying
-from registry.models import JobState, Version, VersionState
+from registry.models import Version, VersionState
+from registry.services.catalog import require_unheld
 from registry.services.texts import check_text, invalid_field
 
 _READY, _DEPRECATED, _ARCHIVED = (
@@ -93,30 +94,13 @@ def change_standing(
             version=version.ref,
         )
     if moved and state == _ARCHIVED:
-        _require_unused(version)
+        require_unheld(Version.objects.filter(pk=version.pk))
     if moved and version.state == _ARCHIVED:
         state, reason = judge(version)
     version.state = str(state)
     explain(version, SILENCE if state == _READY else reason)
     if moved:
         version.state_changed_at = timezone.now()
-
-
-def _require_unused(version: Version) -> None:
-    alias = version.aliases.order_by("name").first()
-    if alias is not None:
-        raise Conflict(
-            "{version} has the alias {alias!r}; move or delete the alias first.",
-            code="version_aliased",
-            version=version.ref,
-            alias=alias.name,
-        )
-    if version.read_by_jobs.filter(state__in=[JobState.QUEUED, JobState.RUNNING]).exists():
-        raise Conflict(
-            "A job is reading {version}; cancel it or wait for it to end.",
-            code="version_in_use",
-            version=version.ref,
-        )
 
 
 def settle(version: Version, verdict: Verdict) -> bool:

@@ -552,16 +552,15 @@ def describe_version(
     Raises:
         Invalid: a deprecation without a reason.
         Conflict: the state cannot be left by hand, or something still needs the version.
+        NotFound: somebody deleted it at the same moment.
 
     """
     require(actor, "write", version.repository)
     with transaction.atomic():
-        repository = (
-            Repository.objects.select_for_update(of=("self",))
-            .select_related("namespace")
-            .get(pk=version.repository_id)
-        )
-        row = Version.objects.select_for_update(of=("self",)).get(pk=version.pk)
+        repository = lock_repository(version.repository)
+        row = Version.objects.live().select_for_update(of=("self",)).filter(pk=version.pk).first()
+        if row is None:
+            raise _deleted(version)
         row.repository = repository
         check_etag(expected_etag, row.etag, row.ref)
         if lifecycle.needs_maintainer(row, changes):
@@ -591,20 +590,22 @@ def describe_version(
     return row
 
 
+def _deleted(version: Version) -> NotFound:
+    return NotFound("{version} was deleted.", code="version_not_found", version=version.ref)
+
+
 def find_latest(repository: Repository) -> None:
-    """Let the columns of a locked repository repeat its newest version that can be used."""
-    """Let the columns of a repository repeat the newest usable version of its main line."""
-    latest = (
-        Version.objects.filter(repository=repository)
-        .main_line()
-        .usable()
-        .order_by("-number")
-        .first()
-    )
+    """Let the columns of a locked repository repeat its newest main-line version.
+
+    That is one that can be used; where none can yet, the newest that is there shows what comes.
+    """
+    line = Version.objects.live().filter(repository=repository).main_line().order_by("-number")
+    latest = line.usable().first()
+    shown = latest or line.exclude(state=VersionState.ARCHIVED).first()
     repository.latest_number = latest.number if latest else None
-    repository.formats = latest.formats if latest else []
-    repository.parameters_count = latest.parameters_count if latest else None
-    repository.size_bytes = latest.size_bytes if latest else None
+    repository.formats = shown.formats if shown else []
+    repository.parameters_count = shown.parameters_count if shown else None
+    repository.size_bytes = shown.size_bytes if shown else None
     repository.updated_at = timezone.now()
     repository.save()
 
@@ -619,14 +620,10 @@ def delete_version(*, actor: Actor, version: Version, expected_etag: str | None 
     """
     require(actor, "maintain", version.repository)
     with transaction.atomic():
-        repository = (
-            Repository.objects.select_for_update(of=("self",))
-            .select_related("namespace")
-            .get(pk=version.repository_id)
-        )
+        repository = lock_repository(version.repository)
         row = Version.objects.live().filter(pk=version.pk).first()
-        if row is None or repository.deleted_at is not None:
-            raise NotFound("{version} was deleted.", code="version_not_found", version=version.ref)
+        if row is None:
+            raise _deleted(version)
         check_etag(expected_etag, row.etag, version.ref)
         require_unheld(Version.objects.filter(pk=row.pk))
         Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())

@@ -21,7 +21,6 @@ from registry import queue
 from registry.errors import Conflict, NotFound, Text
 from registry.fetch import check_url
 from registry.models import (
-    ROLE_RANK,
     Actor,
     AuditAction,
     Delivery,
@@ -58,10 +57,8 @@ def managed_by(actor: Actor) -> QuerySet[Webhook]:
     if actor.is_anonymous or "write" not in actor.scopes:
         return rows.none()
     if not actor.is_admin:
-        least = ROLE_RANK[Role.MAINTAINER]
-        owned = [place for place, role in actor.roles.items() if role == Role.OWNER]
-        held = [place for place, role in actor.roles.items() if ROLE_RANK[role] >= least]
-        granted = [place for place, role in actor.grants.items() if ROLE_RANK[role] >= least]
+        owned, held = (actor.namespaces_as(role) for role in (Role.OWNER, Role.MAINTAINER))
+        granted = actor.repositories_as(Role.MAINTAINER)
         of_repository = Q(repository__isnull=False)
         rows = rows.filter(
             Q(namespace_id__in=owned)

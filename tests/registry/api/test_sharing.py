@@ -192,6 +192,16 @@ def test_a_request_is_approved_only_as_it_was_seen(apis, stranger):
     assert Grant.objects.get().role == "owner"
 
 
+def test_an_asker_has_no_say_in_their_own_request(apis):
+    number = ask(apis["maintainer"], role="owner").json()["id"]
+    assert apis["maintainer"].get("requests", query={"to_decide": "true"}).json()["items"] == []
+    for way, body in (("approve", {"expected_role": "owner"}), ("decline", {}), ("ignore", None)):
+        refused = apis["maintainer"].post(f"requests/{number}/{way}", body)
+        problem_of(refused, 404, "request_not_found")
+    assert apis["owner"].get("requests", query={"to_decide": "true"}).json()["items"]
+    assert apis["maintainer"].post(f"requests/{number}/withdraw").status_code == 200
+
+
 def test_what_is_ignored_looks_to_its_asker_like_what_does_not_exist(apis, stranger):
     theirs = api_of(stranger)
     real, unreal = ask(theirs), ask(theirs, name="nothing")

@@ -199,6 +199,28 @@ def test_bytes_are_found_by_digest_only_by_those_who_may_read_them(alice):
         )
 
 
+def test_what_waits_for_inspection_is_shown_while_nothing_else_can_be(alice, model):
+    version = make_version(alice, model, {"model.pkl": PICKLE})
+    model.refresh_from_db()
+    shown = model.formats, model.size_bytes
+    assert shown[1] == len(PICKLE)
+    versions.describe_version(actor=actor_of(alice), version=version, changes={"message": "x"})
+    model.refresh_from_db()
+    assert ((model.formats, model.size_bytes), model.latest_number) == (shown, None)
+
+
+def test_a_version_that_is_gone_is_not_described(alice, model):
+    version = make_version(alice, model)
+    actor = actor_of(alice)
+    versions.delete_version(actor=actor, version=version)
+    with pytest.raises(NotFound):
+        versions.describe_version(actor=actor, version=version, changes={"message": "x"})
+    other = make_version(alice, model)
+    catalog.delete_repository(actor=actor, repository=model)
+    with pytest.raises(NotFound):
+        versions.describe_version(actor=actor, version=other, changes={"message": "x"})
+
+
 def test_who_only_reads_a_pickle_cannot_take_it_along(alice, model):
     make_version(alice, model, {"model.pkl": PICKLE})
     (file,) = Blob.objects.all()
