@@ -124,6 +124,14 @@ def env_storage(name: str, default: str) -> str:
     raise BadSetting(name, "must look like file:///path or s3://bucket/prefix?endpoint=https://…")
 
 
+def env_old_secrets(name: str, *, shortest: int) -> list[str]:
+    """Read secrets that were replaced, newest first, apart by spaces or lines."""
+    secrets = env_text(name).split()
+    if any(len(one) < shortest for one in secrets):
+        raise BadSetting(name, f"holds a key that is shorter than {shortest} characters")
+    return secrets
+
+
 def env_signing_key(name: str) -> str:
     """Read a private key in PEM, or nothing where none is given."""
     text = env_text(name)

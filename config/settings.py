@@ -12,6 +12,7 @@ from config.environment import (
     env_list,
     env_master_keys,
     env_networks,
+    env_old_secrets,
     env_one_of,
     env_ports,
     env_redis,
@@ -92,6 +93,8 @@ def _secret_key() -> str:
 
 
 SECRET_KEY = _secret_key()
+# Keys that were replaced: what they signed and encrypted is still good.
+SECRET_KEY_FALLBACKS = env_old_secrets("MODELYARD_SECRET_KEY_FALLBACKS", shortest=32)
 # Signs every version; empty: a key is made once and kept in the data folder.
 SIGNING_KEY = env_signing_key("MODELYARD_SIGNING_KEY")
 SAMPLES = env_bool("MODELYARD_SAMPLES", default=True)

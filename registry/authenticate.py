@@ -180,6 +180,12 @@ def lacks_second_factor(user: User) -> bool:
     return asked_of_them and not Authenticator.objects.filter(user=user, type__in=kinds).exists()
 
 
+def _is_of_present_password(said: str, user: User) -> bool:
+    """Say whether a session was opened with the password that holds, under any secret key."""
+    known = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    return any(constant_time_compare(said, one) for one in known)
+
+
 def actor_from_session(session_key: str | None, visit: Visit) -> Actor:
     """Make the actor of a session cookie, for the web UI's paths outside Django's request cycle.
 
@@ -200,9 +206,7 @@ def actor_from_session(session_key: str | None, visit: Visit) -> Actor:
     if user_id is None or not known:
         return anonymous
     user = User.objects.filter(pk=user_id, is_active=True).first()
-    if user is None or not constant_time_compare(
-        session.get(HASH_SESSION_KEY, ""), user.get_session_auth_hash()
-    ):
+    if user is None or not _is_of_present_password(session.get(HASH_SESSION_KEY, ""), user):
         return anonymous
     if lacks_second_factor(user):
         raise Denied(

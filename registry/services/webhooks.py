@@ -88,12 +88,20 @@ def find_webhook(actor: Actor, webhook_id: int) -> Webhook:
 
 def secret_of(webhook: Webhook) -> str:
     """Derive the secret that signs a webhook's deliveries; it is stored nowhere."""
-    return SECRET_PREFIX + base64.b64encode(_key_of(webhook)).decode()
+    return SECRET_PREFIX + base64.b64encode(_keys_of(webhook)[0]).decode()
 
 
-def _key_of(webhook: Webhook) -> bytes:
+def _keys_of(webhook: Webhook) -> list[bytes]:
+    """Derive the key of a webhook from each secret key of the installation, the present one first.
+
+    A receiver may still hold a secret that it was given under an older one.
+    """
     name = f"{webhook.pk}:{webhook.generation}"
-    return salted_hmac("modelyard.webhook", name, algorithm="sha256").digest()
+    secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    return [
+        salted_hmac("modelyard.webhook", name, secret=secret, algorithm="sha256").digest()
+        for secret in secrets
+    ]
 
 
 def create_webhook(
@@ -315,17 +323,23 @@ def claim_delivery() -> Errand | None:
 
 
 def _signed(webhook: Webhook, delivery: Delivery, body: bytes) -> dict[str, str]:
-    """Sign as https://www.standardwebhooks.com defines: id, time and body under HMAC-SHA256."""
+    """Sign as https://www.standardwebhooks.com defines: id, time and body under HMAC-SHA256.
+
+    With several keys there are several signatures, of which a receiver needs one.
+    """
     sent_at = str(int(time.time()))
     name = f"msg_{delivery.pk}"
     signed = f"{name}.{sent_at}.".encode() + body
-    signature = base64.b64encode(hmac.digest(_key_of(webhook), signed, hashlib.sha256)).decode()
+    signatures = [
+        base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+        for key in _keys_of(webhook)
+    ]
     return {
         "Content-Type": "application/json",
         "User-Agent": f"Modelyard/{settings.VERSION}",
         "webhook-id": name,
         "webhook-timestamp": sent_at,
-        "webhook-signature": f"v1,{signature}",
+        "webhook-signature": " ".join(f"v1,{one}" for one in signatures),
     }
 
 

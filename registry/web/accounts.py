@@ -1,7 +1,5 @@
 """How django-allauth behaves here: where it leads, what it counts, what it writes to the log."""
 
-import base64
-import hashlib
 import math
 import time
 from typing import Any
@@ -23,9 +21,9 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext_lazy as _
 
 from registry.authenticate import actor_for_user
-from registry.errors import Conflict, RateLimited
+from registry.errors import RateLimited
 from registry.models import ANONYMOUS, Actor, AuditAction, User
-from registry.services import sign_ins
+from registry.services import factors, sign_ins
 from registry.web.middleware import visit_of
 
 # For so long it counts that somebody proved who they are.
@@ -235,28 +233,7 @@ class FactorAdapter(DefaultMFAAdapter):
         return str(settings.MFA_TOTP_ISSUER)
 
     def encrypt(self, text: str) -> str:
-        return str(_fernet().encrypt(text.encode()), "ascii")
+        return factors.encrypt(text)
 
     def decrypt(self, encrypted_text: str) -> str:
-        from cryptography.fernet import InvalidToken  # noqa: PLC0415 - 30 ms for every start
-
-        try:
-            return str(_fernet().decrypt(encrypted_text.encode("ascii")), "utf-8")
-        except InvalidToken as error:
-            raise Conflict(
-                "Your second factor cannot be read with this installation's secret key; "
-                "an administrator can reset it.",
-                code="second_factor_unreadable",
-            ) from error
-
-
-def _fernet() -> Any:
-    from cryptography.fernet import Fernet, MultiFernet  # noqa: PLC0415 - 30 ms for every start
-
-    keys = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
-    return MultiFernet([Fernet(_key_of(str(key))) for key in keys])
-
-
-def _key_of(secret: str) -> bytes:
-    digest = hashlib.sha256(b"modelyard second factors\0" + secret.encode()).digest()
-    return base64.urlsafe_b64encode(digest)
+        return factors.decrypt(encrypted_text)

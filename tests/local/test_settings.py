@@ -80,3 +80,13 @@ def test_cookies_are_marked_for_https(https, secure, tmp_path):
     for name in ("SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE"):
         assert read(name, tmp_path, MODELYARD_HTTPS=https) is secure
     assert read("SESSION_COOKIE_HTTPONLY", tmp_path) is True
+
+
+def test_older_secret_keys_come_from_a_variable_or_a_file(tmp_path):
+    old, older = "a" * 40, "b" * 40
+    (tmp_path / "keys").write_text(f"{old}\n{older}\n")
+    by_file = {"MODELYARD_SECRET_KEY_FALLBACKS_FILE": str(tmp_path / "keys")}
+    assert read("SECRET_KEY_FALLBACKS", tmp_path, **by_file) == [old, older]
+    by_name = {"MODELYARD_SECRET_KEY_FALLBACKS": f"{old} {older}"}
+    assert read("SECRET_KEY_FALLBACKS", tmp_path, **by_name) == [old, older]
+    assert read("SECRET_KEY_FALLBACKS", tmp_path) == []

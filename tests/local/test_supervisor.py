@@ -62,6 +62,7 @@ def port():
         ("MODELYARD_SAMPLES", "maybe", "is neither 1 nor 0"),
         ("MODELYARD_STORAGE_URL", "ftp://nowhere", "must look like"),
         ("MODELYARD_SECRET_KEY", "short", "is shorter than 32 characters"),
+        ("MODELYARD_SECRET_KEY_FALLBACKS", "short", "holds a key that is shorter than 32"),
         ("MODELYARD_SECRET_KEY_FILE", "/no/such/file", "cannot read"),
         ("MODELYARD_SIGNING_KEY", "no key", "cannot be used as a signing key"),
         ("DATABASE_URL", "sqlite:///x", "must look like postgresql://"),

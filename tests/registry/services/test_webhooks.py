@@ -233,6 +233,19 @@ def test_a_delivery_is_signed_as_the_standard_says(owner, live, receiver):
     assert (delivery.state, delivery.status) == (DeliveryState.DELIVERED, 204)
 
 
+def test_receivers_accept_their_secret_while_an_older_key_is_kept(owner, live, receiver, settings):
+    held = webhooks.secret_of(live)
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "another key of an installation, long enough"
+    webhooks.send_test(actor=actor_of(owner), webhook=live)
+    assert deliver_one()
+    ((headers, body),) = receiver.messages
+    lowered = {name.lower(): value for name, value in headers.items()}
+    assert webhooks.secret_of(live) != held
+    for secret in (held, webhooks.secret_of(live)):
+        assert StandardWebhook(secret).verify(body.decode(), lowered)["type"] == "ping"
+
+
 def test_a_failure_is_tried_again_later_and_given_up_in_the_end(owner, live, receiver):
     receiver.status = 500
     delivery = webhooks.send_test(actor=actor_of(owner), webhook=live)

@@ -1,5 +1,6 @@
 """Coming in by password: throttle, sessions, second factors, and what the log says of it."""
 
+import io
 import itertools
 import time
 
@@ -9,6 +10,7 @@ from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
 from allauth.usersessions.models import UserSession
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
+from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
@@ -383,6 +385,28 @@ def test_a_factor_under_a_lost_key_is_refused_clearly(with_app, settings):
     refused = cookie.post("/login/second-factor", {"code": code_for(secret)})
     assert refused.status_code == 409
     assert "administrator can reset" in refused.content.decode()
+
+
+def test_factors_and_sessions_outlive_the_secret_key(with_app, settings):
+    alice, secret, codes = with_app
+    open_before = signed_in(alice)
+    old = settings.SECRET_KEY
+    settings.SECRET_KEY = "another key of an installation, long enough"
+    settings.SECRET_KEY_FALLBACKS = [old]
+    key = open_before.cookies["sessionid"].value
+    assert not actor_from_session(key, Visit(door="test")).is_anonymous
+    assert open_before.get("/settings").status_code == 200
+    said = io.StringIO()
+    call_command("renew_factors", stdout=said)
+    assert "2 second factors encrypted anew" in said.getvalue()
+    settings.SECRET_KEY_FALLBACKS = []
+    assert open_before.get("/settings").status_code == 200
+    client = visitor()
+    sign_in(client, alice)
+    assert client.post("/login/second-factor", {"code": codes[0]}).status_code == 302
+    again = visitor()
+    sign_in(again, alice)
+    assert again.post("/login/second-factor", {"code": code_for(secret)}).status_code == 302
 
 
 def test_an_app_is_removed_after_proving_it_is_you(with_app):
