@@ -10,7 +10,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.fields.reverse_related import ForeignObjectRel
 from django.utils import timezone
 
-from registry.models.access import Actor, Namespace, User
+from registry.models.access import Actor, User
 from registry.models.catalog import Revision, Version
 
 
@@ -271,7 +271,6 @@ class Upload(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="uploads")
-    namespace = models.ForeignKey(Namespace, null=True, blank=True, on_delete=models.CASCADE)
     filename = models.CharField(max_length=1024, blank=True)
     length_bytes = models.BigIntegerField()
     sha256 = models.CharField(max_length=64, blank=True)
