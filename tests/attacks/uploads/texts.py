@@ -158,22 +158,22 @@ def a_config_with_two_answers_deep_inside():
     return b'{"a": [{"b": {"c": 1, "\\u0063": 2}}]}'
 
 
-@hostile(CONFIG, refused("NUL or half a character"))
+@hostile(CONFIG, refused("U+0000"))
 def a_config_with_a_nul():
     return b'{"a": "b\\u0000c"}'
 
 
-@hostile(CONFIG, refused("NUL or half a character"))
+@hostile(CONFIG, refused("half a character"))
 def a_config_with_half_a_character():
     return b'{"a": "\\udfff"}'
 
 
-@hostile(CONFIG, refused("NUL or half a character"))
+@hostile(CONFIG, refused("half a character"))
 def a_config_with_half_a_character_for_a_key():
     return b'{"\\ud800": 1}'
 
 
-@hostile(CONFIG, refused("no JSON number"))
+@hostile(CONFIG, refused("not a JSON number"))
 def a_config_with_nan():
     return b'{"a": NaN}'
 
