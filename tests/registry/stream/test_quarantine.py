@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import os
 import pickle
+import secrets
 import shutil
 import time
 import uuid
@@ -256,9 +257,9 @@ def test_a_worker_that_died_leaves_the_version_to_the_next(alice, model, screene
 @pytest.mark.parametrize(
     ("write", "refusal"),
     [
-        (lambda file: file.truncate(50 << 20), "shorter|claims|begin|header"),
+        (lambda file: file.truncate((50 << 20) + secrets.randbelow(9999)), "header"),
         (lambda file: file.write(hostile.torchscript(hostile.Net())), "torchscript"),
-        (lambda file: file.write(safetensors(tail=b"more")), "something after them"),
+        (lambda file: file.write(safetensors(tail=os.urandom(9))), "something after them"),
     ],
 )
 def test_what_came_out_is_stored_only_when_it_is_what_it_was_said_to_be(
