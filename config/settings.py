@@ -290,8 +290,8 @@ QUOTA_BYTES = env_int("MODELYARD_QUOTA_BYTES", default=0, low=0, high=1 << 60)
 QUOTA_VERSIONS = env_int("MODELYARD_QUOTA_VERSIONS", default=0, low=0, high=1 << 40)
 QUOTA_JOBS = env_int("MODELYARD_QUOTA_JOBS", default=0, low=0, high=1 << 20)
 # How often a token, or an address without one, may ask a machine door in a minute; 0 is no limit.
-RATE_REQUESTS = env_int("MODELYARD_RATE_REQUESTS", default=6000, low=0, high=10_000_000)
-RATE_WRITES = env_int("MODELYARD_RATE_WRITES", default=1200, low=0, high=10_000_000)
+RATE_REQUESTS = env_int("MODELYARD_RATE_REQUESTS", default=60_000, low=0, high=10_000_000)
+RATE_WRITES = env_int("MODELYARD_RATE_WRITES", default=12_000, low=0, high=10_000_000)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 << 20
 # A version of 10,000 files names each with two fields.
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 21_000
