@@ -49,7 +49,7 @@ def test_streams_say_what_is_left(client, caller, download):
         client.head(begin(client, 10).headers["location"], headers=TUS),
         client.get(f"{download}/none"),
     ):
-        assert answer.headers["ratelimit-policy"] == '"requests";q=6000;w=60', answer
+        assert answer.headers["ratelimit-policy"] == '"requests";q=60000;w=60', answer
         assert answer.headers["ratelimit"].startswith('"requests";r=59'), answer
 
 
