@@ -374,7 +374,8 @@ def standing(answer):
     """Keep of an answer what a caller can tell two of them apart by: all but names and ids."""
     headers = {name.lower(): value for name, value in answer.headers.items()}
     text = answer.content.decode("utf-8", "replace").replace(headers.pop("x-request-id", "\0"), "")
-    for name in ("content-length", "date", "set-cookie"):
+    # What is left of a budget is the caller's, whatever they ask for.
+    for name in ("content-length", "date", "set-cookie", "ratelimit"):
         headers.pop(name, None)
     # Tokens of forms, names, ids.
     text = re.sub(r'value="[A-Za-z0-9]{64}"', "", text)
