@@ -318,7 +318,7 @@ API: Mapping[str, Line] = {
         "post": ("signed in, write anywhere", 202, {"namespace": "team", "name": "thing"}),
     },
     "/api/v1/requests/{number}": {"get": ("see the request", 200)},
-    "/api/v1/requests/{number}/approve": {"post": ("decide", 200, {"expected_role": "reader"})},
+    "/api/v1/requests/{number}/approve": {"post": ("decide", 200, {"expected_role": "maintainer"})},
     "/api/v1/requests/{number}/decline": {"post": ("decide", 200, {"note": "x"})},
     "/api/v1/requests/{number}/ignore": {"post": ("decide", 200)},
     "/api/v1/requests/{number}/withdraw": {"post": ("ask back", 200)},
@@ -451,7 +451,7 @@ PAGES: Mapping[str, Line] = {
         "post": ("page: signed in", 302, {"kind": "model", "name": "team/thing"}),
     },
     "/requests/{number}/decide": {
-        "post": ("page: request", 302, {"decision": "approve", "expected_role": "reader"})
+        "post": ("page: request", 302, {"decision": "approve", "expected_role": "maintainer"})
     },
     "/{kinds}": {"get": ("page: everybody", 200)},
     "/{kinds}/new": {
