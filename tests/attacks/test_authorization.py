@@ -444,6 +444,7 @@ def test_the_api_answers_each_caller_as_declared(db, visibility, callers):
     check(list(differences(World(visibility), each_kind(API), call_api, callers)))
 
 
+@pytest.mark.slow
 def test_the_api_takes_no_other_method(db):
     world = World("public")
     for template, line in each_kind(API):
@@ -452,6 +453,7 @@ def test_the_api_takes_no_other_method(db):
             assert answer.status_code == 405, (template, method)
 
 
+@pytest.mark.slow
 def test_deep_json_is_refused_at_each_address(db):
     world = World("public")
     for template, line in each_kind(API):
@@ -488,6 +490,7 @@ def test_the_pages_answer_each_caller_as_declared(db, visibility, callers):
     check(list(differences(World(visibility), PAGES.items(), call_page, callers)))
 
 
+@pytest.mark.slow
 def test_a_small_change_is_made_by_those_who_may(db):
     """`page: change` answers everybody with the page; what it says there is the rule."""
     world = World("public")
@@ -509,6 +512,7 @@ def test_a_small_change_is_made_by_those_who_may(db):
             assert ("This needs the role" not in said) == (caller in allowed), (template, caller)
 
 
+@pytest.mark.slow
 def test_the_pages_take_no_other_method(db):
     world = World("public")
     for template, line in PAGES.items():
@@ -518,6 +522,7 @@ def test_the_pages_take_no_other_method(db):
             assert answer.status_code == 405, (template, method)
 
 
+@pytest.mark.slow
 def test_every_form_needs_its_csrf_token_and_our_origin(db):
     world = World("public")
     for template, line in PAGES.items():
@@ -536,6 +541,7 @@ def test_every_form_needs_its_csrf_token_and_our_origin(db):
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
+@pytest.mark.slow
 def test_a_foreign_host_is_refused_at_every_door(db, settings, method):
     world = World("public")
     settings.ALLOWED_HOSTS = ["registry.example"]
@@ -632,6 +638,7 @@ def test_a_foreign_host_is_refused_at_every_stream(transactional_db, settings):
 # --- What operators look at ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_operators_look_at_names_nothing_that_is_registered(db):
     world = World("private")
     for address, status in OPEN.items():

@@ -84,6 +84,7 @@ def test_a_torn_file_of_tokens_is_an_empty_one(bare, home):
     assert "MODELYARD_URL" in bare.run("whoami", status=4).err
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away(bare):
     said = bare.run("whoami", "--url", "http://127.0.0.1:1", status=5)
     assert "cannot be reached" in said.err

@@ -147,6 +147,7 @@ def test_two_names_that_are_one_somewhere(lost, offer, tmp_path, paths):
     assert below(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_nothing_moves_the_cursor(lost, impostor):
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\n"
     row = {**REPOSITORY, "summary": evil, "task": evil, "tags": {evil: evil}}

@@ -27,6 +27,7 @@ def version(alice):
     return make_version(alice, make_model(alice))
 
 
+@pytest.mark.slow
 def test_a_job_is_submitted_from_a_file_and_from_standard_input(command, version, tmp_path):
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(RECIPE))
@@ -178,6 +179,7 @@ def test_a_stream_is_split_at_line_feeds_alone(home, impostor):
 
 
 @pytest.mark.parametrize("content", [b"data: [1]\n\n", b"data: " + b"x" * (17 << 20)])
+@pytest.mark.slow
 def test_a_stream_that_is_none(home, impostor, content):
     impostor.say("/jobs/1/events", content, content_type="text/event-stream")
     with Client(impostor.url, "") as client, pytest.raises(BadAnswer):

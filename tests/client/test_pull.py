@@ -157,6 +157,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(relayed, relay, large,
     assert read(to) == {"weights.bin": large}
 
 
+@pytest.mark.slow
 def test_ctrl_c_forgets_nothing(relayed, relay, large, to):
     relay.hold_at(30 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
@@ -189,6 +190,7 @@ def test_a_line_that_breaks_again_and_again(relayed, relay, large, to):
     assert relay.count()["down"] < len(large) + 16 * MB
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again(relayed, relay, server, large, to):
     relay.hold_at(20 * MB, "down")
     process = relayed.start("pull", "alice/large", "--to", to)
@@ -292,6 +294,7 @@ def test_what_was_converted_comes_in_place_of_what_runs_code(command, alice, to)
 # --- Where it goes -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_never_writes_through_a_link(command, model, to, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -312,6 +315,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced(command, model, to, tmp_path)
     assert read(to) == FILES
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_place_of_a_file(command, model, to):
     (to / "config.json").mkdir(parents=True)
     assert "is a folder where" in command.run("pull", "alice/classifier", "--to", to, status=1).err

@@ -162,6 +162,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_stopped(relayed, relay, large,
     assert Upload.objects.count() in {2, 3}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_keeps_what_was_done(relayed, relay, large, model):
     relay.hold_at(10 * MB)
     process = relayed.start("push", large, "alice/classifier")
@@ -188,6 +189,7 @@ def test_a_line_that_breaks_again_and_again(relayed, relay, large, model):
     assert relay.count()["up"] < 24 * MB + 4 * MB + SLACK
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again(relayed, relay, server, large, model):
     relay.hold_at(10 * MB)
     process = relayed.start("push", large, "alice/classifier")

@@ -110,6 +110,7 @@ def test_losses_of_the_text_classifier(tmp_path):
     check("text_losses", losses(result), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_size_and_error_of_the_default_cnn_in_int8(tmp_path):
     """The size is exact arithmetic but for names in the file; the answers move by rounding only."""
     digits = write_digits(tmp_path / "digits", train=256, test=100, classes=4)

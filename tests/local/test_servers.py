@@ -21,6 +21,9 @@ from config.local.servers import (
 )
 from tests.local.waiting import wait_until
 
+# These start servers of their own.
+pytestmark = pytest.mark.slow
+
 SHELL = Path("/bin/sh")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand a server to others")
 

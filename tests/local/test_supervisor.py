@@ -17,6 +17,9 @@ from config.local.addresses import Addresses
 from config.local.servers import broker_problem, make_database
 from tests.local.waiting import has_ended, wait_until
 
+# These start whole installations.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -85,6 +85,7 @@ def our_bundle(digests):
     return signing.sign("team/model@1", digests, signing.installation_key())
 
 
+@pytest.mark.slow
 def test_the_stock_tool_verifies_what_we_sign(folder, digests, tmp_path):
     signature, key = tmp_path / "model.sig", tmp_path / "key.pem"
     signature.write_text(our_bundle(digests))

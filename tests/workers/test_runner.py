@@ -33,6 +33,7 @@ from workers import memory, runner
 from workers.folder import jobs_folder, prune_folders
 
 
+@pytest.mark.slow
 def test_training_becomes_a_version(owner, digits_dataset):
     job = jobs.submit_job(actor=actor_of(owner), recipe=training())
     run_next()
@@ -58,6 +59,7 @@ def test_a_card_names_no_dataset_that_is_not_public(owner, digits_dataset):
     assert Evaluation.objects.filter(version=version, dataset_version=digits_dataset).exists()
 
 
+@pytest.mark.slow
 def test_the_four_kinds_of_job(owner, digits_dataset):
     alice = actor_of(owner)
 
@@ -341,6 +343,7 @@ def test_a_job_that_runs_too_long_ends(run_script, settings):
     assert (job.state, job.error_code) == (JobState.FAILED, "timeout")
 
 
+@pytest.mark.slow
 def test_cancelling_reaches_whatever_the_process_started(run_script, owner, monkeypatch):
     monkeypatch.setattr(runner, "GRACE_SECONDS", 0.5)
 
@@ -408,6 +411,7 @@ def test_a_lost_lease_ends_the_process_silently(run_script):
     assert not Version.objects.filter(job=job).exists()
 
 
+@pytest.mark.slow
 def test_a_database_that_drops_its_connections_is_waited_for(run_script):
     def drop(job):
         wait_for(job, "started")
@@ -488,6 +492,7 @@ def test_numbers_in_a_report_are_checked(run_script, digits_dataset):
     assert job.result.message == "Trained."
 
 
+@pytest.mark.slow
 def test_a_dataset_without_the_label_column_fails_with_a_way_out(owner):
     rows = b"text,topic\n" + b"hello there,greeting\n" * 30
     repository = factories.make_model(owner, "texts", kind="dataset")
@@ -506,6 +511,7 @@ def test_a_dataset_without_the_label_column_fails_with_a_way_out(owner):
     assert unpack(job.error_said).detail == job.error_detail
 
 
+@pytest.mark.slow
 def test_a_job_that_holds_too_much_memory_is_ended(run_script, settings):
     settings.JOB_MAX_MEMORY_BYTES = 200 << 20
     job = run_script(

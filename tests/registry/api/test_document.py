@@ -31,6 +31,7 @@ def test_the_snapshot_in_docs_is_the_document():
 
 
 @pytest.mark.contract
+@pytest.mark.slow
 def test_the_document_is_openapi():
     document, _ = read_from_filename(str(SNAPSHOT))
     OpenAPIV31SpecValidator(document).validate()

@@ -270,6 +270,7 @@ def test_measured_and_declared_numbers_are_told_apart(alice, model):
 
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(max_size=300))
+@pytest.mark.slow
 def test_find_version_answers_any_text(text):
     user = UserFactory()
     row = make_version(user, make_model(user), {})

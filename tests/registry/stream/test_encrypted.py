@@ -10,6 +10,9 @@ from registry.encryption.container import BATCH, BLOCK_BYTES, HEADER_BYTES, SEAL
 from tests.factories import make_token
 from tests.registry.stream.conftest import WebServer
 
+# Each test starts a server of its own.
+pytestmark = pytest.mark.slow
+
 KEY = "a7" * 32
 DATA = os.urandom(3 * BATCH * BLOCK_BYTES + 12345)
 FILE = "/api/v1/models/alice/classifier/versions/1/files/weights.bin"

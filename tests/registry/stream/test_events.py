@@ -85,6 +85,7 @@ def test_state_then_history_then_live_then_the_end(client, job):
         assert stream.names() == [("state", {"state": "succeeded"})]
 
 
+@pytest.mark.slow
 def test_what_the_broker_lost_is_told_all_the_same(client, job):
     with follow(client, job) as answer:
         stream = Stream(answer)
@@ -140,6 +141,7 @@ def test_a_job_of_others_does_not_exist(stranger, bob, job):
     assert stranger.get(url, headers=headers).status_code == 404
 
 
+@pytest.mark.slow
 def test_a_revoked_token_ends_the_stream(server, alice, job):
     from registry.models import Token  # noqa: PLC0415
     from registry.services.tokens import revoke_token  # noqa: PLC0415
@@ -173,6 +175,7 @@ def test_a_page_follows_from_now_on_with_its_session(server, alice, job):
             assert json.loads(stream.next()["data"])["data"] == {"message": "after"}
 
 
+@pytest.mark.slow
 def test_without_a_broker_the_database_tells(server, client, job, tmp_path_factory):
     from tests.registry.stream.conftest import WebServer  # noqa: PLC0415
 

@@ -208,6 +208,7 @@ def test_parts_expire_with_their_bytes(client):
     assert not in_spool(url)
 
 
+@pytest.mark.slow
 def test_a_server_killed_while_it_joins_has_joined_all_or_nothing(server, client):
     data = [os.urandom(24 << 20) for _ in range(3)]
     digest = hashlib.sha256(b"".join(data)).hexdigest()

@@ -211,6 +211,7 @@ def test_a_body_that_breaks_off_in_its_chunks_is_no_fault_of_the_server(server, 
     assert not Version.objects.exists()
 
 
+@pytest.mark.slow
 def test_fifty_versions_at_once_get_fifty_consecutive_numbers(server, alice, model):
     token = make_token(alice)
     start = threading.Barrier(50)

@@ -13,6 +13,9 @@ from django.utils import timezone
 from registry.models import Job, Namespace, Token
 from tests.factories import make_model, make_token, make_version
 
+# What a revocation has to reach is watched for seconds.
+pytestmark = pytest.mark.slow
+
 TUS = {"Tus-Resumable": "1.0.0"}
 PATIENCE = 60
 

@@ -70,6 +70,7 @@ def test_another_process_goes_on_where_one_was_stopped(door, path, tmp_path):
     kept.close()
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_the_server_died(server, door, path):
     uploader = door.uploader(str(path), chunk_size=PIECE)
     uploader.upload(stop_at=PIECE)

@@ -341,6 +341,7 @@ def test_two_processes_never_write_to_one_upload(client):
     assert send(client, url, 0, b"data").status_code == 204
 
 
+@pytest.mark.slow
 def test_uploads_survive_kill_9_of_the_server(server, client):
     data = os.urandom(6 << 20)
     acknowledged = begin(client, len(data))

@@ -24,6 +24,7 @@ def test_there_is_a_catalogue():
 
 
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
+@pytest.mark.slow
 def test_catalogue_holds_every_text_and_no_other(path):
     kept, used = messages_of(read_catalogue(path)), messages_of(template_catalogue())
     way_out = "run: python -m tests.registry.web.messages, then translate what is empty"

@@ -60,6 +60,7 @@ def test_counts_are_the_written_ones(as_owner, few):
     assert found == expected, "on purpose? then write these numbers to tests/query_counts.json"
 
 
+@pytest.mark.slow
 def test_counts_do_not_grow_with_the_rows(as_owner, few, request):
     before = {name: counted(as_owner, address) for name, address in PAGES.items()}
     request.getfixturevalue("many")

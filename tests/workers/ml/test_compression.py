@@ -60,6 +60,7 @@ def feeds_of(batch, length):
 
 
 @pytest.mark.parametrize("changes", [{}, {"bidirectional": True, "layers": 2}])
+@pytest.mark.slow
 def test_an_exported_lstm_computes_the_same_for_any_batch_and_length(tmp_path, changes):
     folder = open_model(write_lstm(tmp_path / "model", **changes))
     runtime = load_runtime(folder, device="cpu", threads=1)
@@ -149,6 +150,7 @@ def test_a_variant_can_be_run_and_not_be_quantized_again(tmp_path, trained, digi
     assert refusal(tmp_path / "export", EXPORT, model=small) == "already_onnx"
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_quantized_like_the_original(tmp_path, trained, digits):
     exported = run_job(tmp_path / "export", EXPORT, model=trained).files
     whole = run_job(tmp_path / "whole", compress_recipe(), model=trained, dataset=digits)
@@ -158,6 +160,7 @@ def test_an_exported_model_is_quantized_like_the_original(tmp_path, trained, dig
     assert staged.metric("latency_p50_batch1")["details"]["parent"]["engine"] == "onnxruntime/cpu"
 
 
+@pytest.mark.slow
 def test_convolutions_are_quantized_when_asked(tmp_path, trained, digits):
     result = run_job(
         tmp_path / "job", compress_recipe(convolutions=True), model=trained, dataset=digits
@@ -168,6 +171,7 @@ def test_convolutions_are_quantized_when_asked(tmp_path, trained, digits):
 
 
 @pytest.mark.parametrize("changes", [{}, {"bidirectional": True}])
+@pytest.mark.slow
 def test_a_text_classifier_is_quantized_with_its_embedding_and_lstm(tmp_path, texts, changes):
     model = write_lstm(tmp_path / "model", **changes)
     result = run_job(tmp_path / "job", compress_recipe(), model=model, dataset=texts)
@@ -180,6 +184,7 @@ def test_a_text_classifier_is_quantized_with_its_embedding_and_lstm(tmp_path, te
     assert weights["INT8"] + weights.get("UINT8", 0) > 27 * 8
 
 
+@pytest.mark.slow
 def test_without_a_dataset_fidelity_is_measured_on_noise(tmp_path, trained):
     recipe = compress_recipe()
     del recipe["dataset"]

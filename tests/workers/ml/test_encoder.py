@@ -51,6 +51,7 @@ def test_long_texts_are_cut_to_what_the_model_knows(encoder):
     assert embed(encoder, ["cat " * 5000]).shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_a_quantized_encoder_stays_close_to_its_parent(tmp_path, encoder, texts):
     result = run_job(tmp_path / "job", compress_recipe(), model=encoder, dataset=texts)
     cosine = result.metric("cosine_to_parent")
@@ -73,6 +74,7 @@ def test_a_quantized_encoder_stays_close_to_its_parent(tmp_path, encoder, texts)
     assert float((original * small).sum()) > 0.95
 
 
+@pytest.mark.slow
 def test_without_a_dataset_sentences_of_our_own_are_compared(tmp_path, encoder):
     recipe = compress_recipe(embeddings=False)
     del recipe["dataset"]
