@@ -186,6 +186,7 @@ def start(
         {
             "limits": asdict(limits),
             "parent": os.getpid(),
+            "runs": [sys.executable, sys.prefix, str(_ROOT)],
             "runnable": [str(path) for path in runnable_paths(gpu=gpu)],
             "readable": [str(folder)],
             "writable": [str(path) for path in writable],
@@ -324,7 +325,7 @@ def _confine_job(plan: Mapping[str, Any]) -> None:
     version = landlock.abi()
     if plan["uid"] is not None:
         with suppress(PermissionError):
-            _become(plan["uid"], keep_reading=version > 0)
+            _become(plan["uid"], keep_reading=version > 0 or not _is_open_to_all(plan["runs"]))
     _die_with(plan["parent"])
     if version:
         paths = landlock.Paths(
@@ -379,7 +380,8 @@ def _become(uid: int, *, keep_reading: bool) -> None:
     """Change to another user without rights.
 
     `keep_reading` keeps the one capability to read what others own, where there is one to keep: an
-    interpreter below /root needs it. Only for where Landlock says what may be read at all.
+    interpreter below /root needs it. Landlock then says what may be read at all; where there is
+    none, only such an interpreter gets it, for our own code is to run on.
     """
     if keep_reading:
         _control(_PR_SET_KEEPCAPS, 1)
@@ -394,6 +396,12 @@ def _become(uid: int, *, keep_reading: bool) -> None:
             _control(_PR_CAP_AMBIENT, _RAISE_AMBIENT, _READ_ANYTHING)
         else:
             library.capset(header, struct.pack("=6I", 0, 0, 0, 0, 0, 0))
+
+
+def _is_open_to_all(paths: Iterable[str]) -> bool:
+    """Say whether any user may reach these files and folders."""
+    named = {one for path in paths for one in (Path(path), Path(path).resolve())}
+    return all(place.stat().st_mode & 0o001 for path in named for place in (path, *path.parents))
 
 
 def _enter_network() -> bool:

@@ -205,3 +205,11 @@ def test_without_landlock_a_job_keeps_no_right_to_read_everything(tmp_path):
     )
     assert "PermissionError" in done.stderr
     assert "secret\n" not in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a right to give up")
+def test_without_landlock_our_own_code_runs_below_roots_folder_too(tmp_path):
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    done = run_in(private, [], "print('It ran')", before=WITHOUT_LANDLOCK)
+    assert (done.stdout, done.stderr) == ("It ran\n", "")
