@@ -358,11 +358,13 @@ async function filesOf(entry) {
   return (await Promise.all(entries.map(filesOf))).flat();
 }
 
+function take(field) {
+  add(withoutCommonFolder([...field.files].map((file) => [file.webkitRelativePath || file.name, file])));
+  field.value = "";
+}
+
 for (const field of [input, folder]) {
-  field.addEventListener("change", () => {
-    add(withoutCommonFolder([...field.files].map((file) => [file.webkitRelativePath || file.name, file])));
-    field.value = "";
-  });
+  field.addEventListener("change", () => take(field));
 }
 for (const kind of ["dragenter", "dragover"]) {
   zone.addEventListener(kind, (event) => {
@@ -424,3 +426,5 @@ for (const row of [...list.children]) {
   const item = Item.adopt(row);
   chosen.set(item.path, item);
 }
+// What was chosen while this script was still on its way.
+for (const field of [input, folder]) if (field.files.length) take(field);

@@ -9,6 +9,7 @@ from modelyard import BadFolder, Client
 from modelyard.pull import RANGE
 from registry.models import Derivative, Purpose, Version, VersionState
 from registry.services import catalog, versions
+from registry.services.blobs import inspect_blob
 from tests.client.conftest import Command, kill
 from tests.factories import (
     UserFactory,
@@ -275,13 +276,15 @@ def test_what_was_converted_comes_in_place_of_what_runs_code(command, alice, to)
     """Also for those who may not have the original."""
     version = make_version(alice, make_model(alice, "mixed"), {"a.txt": b"a", "model.pkl": PICKLE})
     safe = safetensors_bytes(weight=[1.0])
+    blob = make_blob(safe)
+    inspect_blob("model.safetensors", blob)
     Derivative.objects.create(
         version=version,
         purpose=Purpose.CONVERTED,
         source_path="model.pkl",
         toolchain="test",
         path="model.safetensors",
-        blob=make_blob(safe),
+        blob=blob,
     )
     Version.objects.update(state=VersionState.READY)
     anybody = {"MODELYARD_TOKEN": make_token(UserFactory())}
