@@ -52,7 +52,10 @@ def run(folder: Path, recipe: dict[str, Any], **inputs: Path) -> Report:
     job = {
         "job_id": folder.name,
         "recipe": exact,
-        "inputs": {role: {"path": str(path), "ref": exact[role]} for role, path in inputs.items()},
+        "inputs": {
+            role: {"path": str(path), "ref": exact[role], "may_be_named": True}
+            for role, path in inputs.items()
+        },
         "out": "out",
         "checkpoints": "checkpoints",
         "device": "cpu",
