@@ -4,6 +4,7 @@ import asyncio
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -49,6 +50,12 @@ def missing_for_browsers():
     if subprocess.run(driver, capture_output=True, check=False).returncode != 0:
         missing.append("libatomic1")
     return " ".join(missing)
+
+
+def pytest_configure():
+    # What a shell puts into the background ignores Ctrl-C, and so do its children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,6 +10,7 @@ import fcntl
 import gc
 import io
 import json
+import linecache
 import math
 import os
 import select
@@ -253,6 +254,8 @@ def serve(handle: int) -> None:
 
     rehearse()
     server = os.getpid()
+    # Sources that were read while rehearsing stay: a child could not read them again.
+    linecache.checkcache = _keep_sources
     # What is loaded now stays: a child that collects garbage would copy every page of it.
     gc.collect()
     gc.freeze()
@@ -272,6 +275,10 @@ def serve(handle: int) -> None:
             for one in handles:
                 os.close(one)
             line.send(_watch(child, int(request["seconds"])).encode())
+
+
+def _keep_sources(filename: str | None = None) -> None:
+    """Stand in for `linecache.checkcache`, which forgets what it cannot look at any more."""
 
 
 def _watch(child: int, seconds: int) -> str:
