@@ -59,6 +59,14 @@ def pytest_configure():
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave what asks a web server in a process of its own to the whole run."""
+    for item in items:
+        if "running_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     if "playwright" in getattr(item, "fixturenames", ()) and (missing := missing_for_browsers()):
         refuse = pytest.fail if os.environ.get("CI") else pytest.skip
