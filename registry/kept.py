@@ -17,7 +17,7 @@ def keep_secret(path: Path, make: Callable[[], str]) -> str:
         mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(make())
+            file.write(make().strip() + "\n")
             file.flush()
             os.fsync(file.fileno())
         with suppress(FileExistsError):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from registry.kept import keep_secret
+
 # A Unix socket address holds 107 bytes; the longest name that goes below `run` takes 35 of them.
 _LONGEST_RUN_FOLDER = 70
 
@@ -56,24 +58,8 @@ class Addresses:
 
 
 def kept_secret(path: Path, value: str = "") -> str:
-    """Read the secret in `path`, or leave one there (`value`, or a new one) that only we can read.
-
-    A complete file is linked into place, so two first readers agree and nobody reads half of one.
-    """
-    if path.exists():
-        return path.read_text(encoding="ascii").strip()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write((value or secrets.token_urlsafe(24)) + "\n")
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
-    return path.read_text(encoding="ascii").strip()
+    """Read the secret in `path`, or leave one there: `value`, or a new one."""
+    return keep_secret(path, lambda: value or secrets.token_urlsafe(24))
 
 
 def fill_environment() -> None:
