@@ -324,8 +324,9 @@ def _confine_job(plan: Mapping[str, Any]) -> None:
     _control(_PR_SET_NO_NEW_PRIVS, 1)
     version = landlock.abi()
     if plan["uid"] is not None:
+        reachable = all(_is_open_to_all(Path(path)) for path in plan["runs"])
         with suppress(PermissionError):
-            _become(plan["uid"], keep_reading=version > 0 or not _is_open_to_all(plan["runs"]))
+            _become(plan["uid"], keep_reading=version > 0 or not reachable)
     _die_with(plan["parent"])
     if version:
         paths = landlock.Paths(
@@ -398,10 +399,9 @@ def _become(uid: int, *, keep_reading: bool) -> None:
             library.capset(header, struct.pack("=6I", 0, 0, 0, 0, 0, 0))
 
 
-def _is_open_to_all(paths: Iterable[str]) -> bool:
-    """Say whether any user may reach these files and folders."""
-    named = {one for path in paths for one in (Path(path), Path(path).resolve())}
-    return all(place.stat().st_mode & 0o001 for path in named for place in (path, *path.parents))
+def _is_open_to_all(path: Path) -> bool:
+    """Say whether any user may reach a file or folder."""
+    return all(step.stat().st_mode & 0o001 for step in (path, *path.resolve().parents))
 
 
 def _enter_network() -> bool:
