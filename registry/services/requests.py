@@ -114,11 +114,7 @@ def find_request(actor: Actor, request_id: int) -> AccessRequest:
     found = rows.asked_by(actor).filter(pk=key).first()
     found = found or rows.decidable_by(actor).filter(pk=key).first()
     if found is None:
-        raise NotFound(
-            "There is no request {number} that you may see.",
-            code="request_not_found",
-            number=request_id,
-        )
+        raise _no_request(request_id)
     return found
 
 
@@ -181,11 +177,7 @@ def withdraw_request(*, actor: Actor, request: AccessRequest) -> AccessRequest:
     with transaction.atomic():
         row = AccessRequest.objects.select_for_update(of=("self",)).get(pk=request.pk)
         if row.user_id != actor.user_id:
-            raise NotFound(
-                "There is no request {number} that you may see.",
-                code="request_not_found",
-                number=request.pk,
-            )
+            raise _no_request(request.pk)
         if row.state not in {Decision.OPEN, Decision.IGNORED}:
             raise _decided(row)
         row.state, row.decided_at = Decision.WITHDRAWN, timezone.now()
@@ -204,14 +196,16 @@ def _to_decide(actor: Actor, request: AccessRequest) -> AccessRequest:
         .first()
     )
     if row is None:
-        raise NotFound(
-            "There is no request {number} that you may see.",
-            code="request_not_found",
-            number=request.pk,
-        )
+        raise _no_request(request.pk)
     if row.state not in {Decision.OPEN, Decision.IGNORED}:
         raise _decided(row)
     return row
+
+
+def _no_request(number: int) -> NotFound:
+    return NotFound(
+        "There is no request {number} that you may see.", code="request_not_found", number=number
+    )
 
 
 def _decided(row: AccessRequest) -> Conflict:

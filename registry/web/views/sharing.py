@@ -1,7 +1,7 @@
 """Who has access to what: organisations and their members, grants, requests, protected aliases."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
@@ -31,6 +31,16 @@ from registry.web.visitor import actor_of, anybody, signed_in
 
 _SHOWN = 200
 ROLES = tuple(Role.values)
+
+
+# What a form may ask for: the change, and what to say once it is made.
+Changes: TypeAlias = Mapping[str, tuple[Callable[[], Any], str]]
+
+
+def _attempt_asked(request: HttpRequest, field: str, changes: Changes) -> None:
+    """Make the change that a form names in `field`; an unknown one is none."""
+    if (asked := request.POST.get(field, "")) in changes:
+        _attempt(request, *changes[asked])
 
 
 def _attempt(request: HttpRequest, change: Callable[[], Any], done: str) -> None:
@@ -107,7 +117,7 @@ def change_namespace(request: HttpRequest, namespace: str) -> HttpResponse:
     actor = actor_of(request)
     space = namespaces.find_namespace(actor, namespace)
     asked, username = request.POST.get("change", ""), request.POST.get("username", "").strip()
-    changes: dict[str, tuple[Callable[[], Any], str]] = {
+    changes: Changes = {
         "set": (
             lambda: namespaces.set_member(
                 actor=actor,
@@ -142,8 +152,8 @@ def change_namespace(request: HttpRequest, namespace: str) -> HttpResponse:
         messages.error(
             request, _("Nothing was deleted: type %(name)s to confirm.") % {"name": space}
         )
-    elif asked in changes:
-        _attempt(request, *changes[asked])
+    else:
+        _attempt_asked(request, "change", changes)
     left = username.lower() == actor.username.lower() or asked == "delete"
     return redirect("web:home") if left else redirect("web:namespace-page", namespace=space.slug)
 
@@ -181,8 +191,8 @@ def change_access(request: HttpRequest, kind: str, namespace: str, name: str) ->
     """Give or take a grant, or move the repository to another namespace."""
     actor = actor_of(request)
     repository = catalog.find_repository(actor, kind, namespace, name)
-    asked, username = request.POST.get("change", ""), request.POST.get("username", "").strip()
-    changes: dict[str, tuple[Callable[[], Any], str]] = {
+    username = request.POST.get("username", "").strip()
+    changes: Changes = {
         "grant": (
             lambda: sharing.set_grant(
                 actor=actor,
@@ -205,8 +215,7 @@ def change_access(request: HttpRequest, kind: str, namespace: str, name: str) ->
             _("It has moved; the old name leads there."),
         ),
     }
-    if asked in changes:
-        _attempt(request, *changes[asked])
+    _attempt_asked(request, "change", changes)
     moved = Repository.objects.visible_to(actor).select_related("namespace")
     found = moved.filter(pk=repository.pk).first()
     if found is None or not allowed(actor, "maintain", found):
@@ -260,7 +269,7 @@ def decide_request(request: HttpRequest, number: int) -> HttpResponse:
     actor = actor_of(request)
     found = requests.find_request(actor, number)
     note = request.POST.get("note", "")
-    decisions: dict[str, tuple[Callable[[], Any], str]] = {
+    decisions: Changes = {
         "approve": (
             lambda: requests.approve_request(
                 actor=actor,
@@ -283,9 +292,7 @@ def decide_request(request: HttpRequest, number: int) -> HttpResponse:
             _("Withdrawn."),
         ),
     }
-    asked = request.POST.get("decision", "")
-    if asked in decisions:
-        _attempt(request, *decisions[asked])
+    _attempt_asked(request, "decision", decisions)
     return redirect("web:requests")
 
 
@@ -417,7 +424,7 @@ def decide_proposal(
     found = proposals.find_proposal(repository, number)
     note, seen = request.POST.get("note", ""), request.POST.get("expected_version", "")
     expected = int(seen[:9]) if seen.isdecimal() else None
-    decisions: dict[str, tuple[Callable[[], Any], str]] = {
+    decisions: Changes = {
         "approve": (
             lambda: proposals.approve_proposal(
                 actor=actor, proposal=found, expected_version=expected, note=note
@@ -433,7 +440,5 @@ def decide_proposal(
             _("Withdrawn."),
         ),
     }
-    asked = request.POST.get("decision", "")
-    if asked in decisions:
-        _attempt(request, *decisions[asked])
+    _attempt_asked(request, "decision", decisions)
     return redirect(f"{address_of(repository, 'proposals')}/{number}")
