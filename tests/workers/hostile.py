@@ -117,28 +117,6 @@ class Net(nn.Module):
         return self.layer(x)
 
 
-class Endless(nn.Module):
-    """A TorchScript program that is never done being loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    @torch.jit.export
-    def __getstate__(self):
-        return self.layer.weight, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
-        self.training = state[1]
-        turns = 0
-        while turns >= 0:
-            turns += 1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)
-
-
 class Writer(nn.Module):
     """A TorchScript program that writes a file as soon as it is loaded."""
 
@@ -174,6 +152,17 @@ class _AtLoading(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(x)
+
+
+class Endless(_AtLoading):
+    """Is never done being loaded."""
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.training = state[1]
+        turns = 0
+        while turns >= 0:
+            turns += 1
 
 
 class Hungry(_AtLoading):
