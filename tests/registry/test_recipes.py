@@ -173,7 +173,7 @@ def test_a_malformed_reference_is_refused(text):
         (with_step(COMPRESS, quantize_dynamic=1), {"steps.0.quantize_dynamic": "unknown_field"}),
         ({**COMPRESS, "steps": [{}]}, {"steps.0.method": "required"}),
         ({**COMPRESS, "steps": []}, {"steps": "wrong_length"}),
-        ({**COMPRESS, "steps": COMPRESS["steps"] * 5}, {"steps": "wrong_length"}),
+        ({**COMPRESS, "steps": COMPRESS["steps"] * 9}, {"steps": "wrong_length"}),
         ({**COMPRESS, "steps": "quantize"}, {"steps": "wrong_type"}),
         ({**COMPRESS, "variant": "../x"}, {"variant": "bad_format"}),
         ({**TRAIN, "output": "samples/digits@3"}, {"output": "bad_name"}),

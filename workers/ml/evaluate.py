@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.ml.compress.quantize import inspect_onnx
 from workers.ml.data import Labels, Rows, Split, check_columns, number_labels
 from workers.ml.environment import cpu_flags
 from workers.ml.formats import ModelFolder
+from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
 from workers.ml.report import Metric

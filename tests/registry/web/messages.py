@@ -74,7 +74,7 @@ def _of_recipes() -> Iterator[tuple[Any, str | None, str]]:
         for part in parts:
             for text in (part.get("title"), part.get("description", "").partition("\n")[0]):
                 if text:
-                    yield text, None, "registry/recipes.py"
+                    yield text, None, "registry/recipes/"
             for name, field in part.get("properties", {}).items():
                 if name in {"kind", "schema", "steps", "architecture"} or "const" in field:
                     continue
@@ -83,7 +83,7 @@ def _of_recipes() -> Iterator[tuple[Any, str | None, str]]:
                     option.get(key) for option in options for key in ("title", "description")
                 ):
                     if text:
-                        yield text, None, "registry/recipes.py"
+                        yield text, None, "registry/recipes/"
 
 
 def read_catalogue(path: Path) -> Catalog:

@@ -19,10 +19,10 @@ from tests.workers.ml.little import (
     write_lstm,
     write_texts,
 )
-from workers.ml.compress.quantize import inspect_onnx
 from workers.ml.export.lstm import with_onnx_lstm
 from workers.ml.export.onnx import export_onnx, verify
 from workers.ml.formats import open_model
+from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.engines import OnnxEngine
 from workers.ml.infer.runtime import load_runtime
 

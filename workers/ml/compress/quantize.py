@@ -5,15 +5,16 @@ is needed.
 """
 
 import logging
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from registry import recipes
 from registry.errors import Invalid
+from workers.ml.compress.bench import Bench
+from workers.ml.graphs import inspect_onnx
 
 _MATRIX_OPS = ["MatMul", "Gemm", "Attention", "LSTM"]
 _INTEGER_OPS = {
@@ -27,16 +28,15 @@ _INTEGER_OPS = {
     "QLinearMatMul",
     "QuantizeLinear",
 }
-_QUANTIZATION_SUFFIXES = ("_scale", "_zero_point")
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What an ONNX file holds."""
-
-    parameters: int
-    operators: dict[str, int]
-    weight_bytes: dict[str, int]
+def quantize_dynamic_step(step: recipes.QuantizeDynamic, bench: Bench) -> Mapping[str, Any]:
+    """Quantize what is on the bench, exporting it first where it is a module still."""
+    source = bench.need_file()
+    target = bench.new_file("model.onnx")
+    quantize(step, source, target)
+    bench.file = target
+    return {}
 
 
 def quantize(step: recipes.QuantizeDynamic, source: Path, target: Path) -> None:
@@ -61,39 +61,6 @@ def quantize(step: recipes.QuantizeDynamic, source: Path, target: Path) -> None:
             code="nothing_to_quantize",
             operators=", ".join(sorted(before.operators)),
         )
-
-
-def inspect_onnx(file: Path) -> Contents:
-    """Count parameters, operators and the bytes of weights by type, without running anything."""
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception as error:  # protobuf raises its own DecodeError
-        raise Invalid(
-            "{file} is no ONNX model: {problem}",
-            code="malformed_file",
-            file=file.name,
-            problem=error,
-        ) from error
-    parameters = 0
-    weight_bytes: Counter[str] = Counter()
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise Invalid(
-                "{file} keeps weights in other files; save it as one file.",
-                code="unsupported_format",
-                file=file.name,
-            )
-        count = 1
-        for size in tensor.dims:
-            count *= size
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
-        weight_bytes[kind] += count * _item_bytes(tensor.data_type)
-        # Scales belong to the format; bare numbers and shapes belong to the graph.
-        learned = tensor.dims and kind != "INT64"
-        if learned and not tensor.name.endswith(_QUANTIZATION_SUFFIXES):
-            parameters += count
-    operators = Counter(node.op_type for node in model.graph.node)
-    return Contents(parameters, dict(operators), dict(weight_bytes))
 
 
 def _run(
@@ -123,7 +90,3 @@ def _run(
         ) from error
     finally:
         root.setLevel(level)
-
-
-def _item_bytes(data_type: int) -> int:
-    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)

@@ -1,19 +1,17 @@
 """A compression job: version in, smaller variant out, and what it costs."""
 
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from registry import recipes
 from registry.errors import Invalid
 from workers.ml import environment
 from workers.ml.cards import read_card, write_card
-from workers.ml.compress.quantize import inspect_onnx, quantize
-from workers.ml.data import check_columns, open_dataset
-from workers.ml.evaluate import latency_feeds
-from workers.ml.export.onnx import Agreement, export_onnx, verify
-from workers.ml.formats import ONNX, SIDE_FILES, ModelFolder, open_model, save_config
+from workers.ml.compress.bench import Bench, open_bench
+from workers.ml.compress.quantize import quantize_dynamic_step
+from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
+from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.runtime import EMBEDDING, Runtime, load_runtime
 from workers.ml.job import Job
@@ -21,117 +19,67 @@ from workers.ml.measure import (
     CHILD,
     PARENT,
     Contest,
-    HeldOut,
     measure_classes,
     measure_cost,
     measure_fidelity,
 )
-from workers.ml.probes import NOWHERE, probe_rows
 from workers.ml.report import Metric, Report
 
 _EXPORTED = "onnx_float32"
-_STAGES = 4
+
+# A step changes what is on the bench, and gives what is worth keeping in the report.
+Handler = Callable[[Any, Bench], Mapping[str, Any]]
 
 
-@dataclass
-class _Work:
-    """The file as it stands between two steps, and what is known about how it came to be."""
+def _export_onnx(step: recipes.ExportOnnx, bench: Bench) -> Mapping[str, Any]:  # noqa: ARG001 - a handler's shape
+    if bench.module is None:
+        raise Invalid("The model is in ONNX already.", code="already_onnx")
+    bench.export()
+    return {}
 
-    file: Path
-    exported: Path | None = None
-    agreement: Agreement | None = None
+
+_HANDLERS: dict[str, Handler] = {
+    "export_onnx": _export_onnx,
+    "quantize_dynamic": quantize_dynamic_step,
+}
 
 
 def run(job: Job, recipe: recipes.CompressRecipe) -> Report:
     """Apply the steps in order, write the new version, measure it beside its parent."""
-    given = open_model(job.input("model").path)
-    columns = given.columns
-    parent = load_runtime(given, device=job.device, threads=job.threads, columns=columns)
-    held_out = _held_out(job, parent, columns)
-    workshop = job.out / "work"
-    workshop.mkdir()
-    work = _Work(given.weights)
+    bench = open_bench(job, recipe)
+    stages = len(recipe.steps) + 1
+    done: list[dict[str, Any]] = []
     for number, step in enumerate(recipe.steps):
-        job.events.progress(done=number, total=_STAGES, unit="stages", step=step.method)
-        _apply(job, step, parent, work, workshop / str(number))
-    _write_files(job, recipe, given, parent, work.file)
-    job.events.progress(done=_STAGES - 2, total=_STAGES, unit="stages", step="evaluate")
-    child = load_runtime(
-        open_model(job.files), device=job.device, threads=job.threads, columns=columns
-    )
-    runtimes = {CHILD: child, PARENT: parent}
-    if work.exported is not None and work.exported != work.file:
-        engine = OnnxEngine(work.exported, device=job.device, threads=job.threads)
-        runtimes[_EXPORTED] = Runtime(child.folder, engine, child.feeder, child.answers)
-    report = _report(job, recipe, Contest(runtimes, job), held_out, work)
+        job.events.progress(done=number, total=stages, unit="stages", step=step.method)
+        done.append({"method": step.method, **_HANDLERS[step.method](step, bench)})
+    _write_files(bench)
+    job.events.progress(done=stages - 1, total=stages, unit="stages", step="evaluate")
+    report = _measure(bench, done)
     _write_card(job, recipe, report)
-    shutil.rmtree(workshop)
-    job.events.progress(done=_STAGES, total=_STAGES, unit="stages", step="done")
+    shutil.rmtree(bench.folder)
+    job.events.progress(done=stages, total=stages, unit="stages", step="done")
     return report
 
 
-def _held_out(job: Job, parent: Runtime, columns: dict[str, str]) -> HeldOut | None:
-    if "dataset" not in job.inputs:
-        return None
-    given = job.input("dataset")
-    dataset = open_dataset(given.path, given.ref)
-    name = "test" if "test" in dataset.splits else next(iter(dataset.splits))
-    held_out = HeldOut(dataset, name, columns.get("label", "label"))
-    needed = [*parent.feeder.columns]
-    if parent.answers == "classes":
-        needed.append(held_out.label_column)
-    # Fail before the work, not after it.
-
-    check_columns(held_out.split, needed)
-    return held_out
-
-
-def _apply(
-    job: Job, step: recipes.CompressStep, parent: Runtime, work: _Work, folder: Path
-) -> None:
-    folder.mkdir()
-    target = folder / ONNX
-    if work.file.suffix != ".onnx":
-        _export(job, parent, work, target if step.method == "export_onnx" else folder / "f32.onnx")
-    elif step.method == "export_onnx":
-        raise Invalid("The model is in ONNX already.", code="already_onnx")
-    if isinstance(step, recipes.QuantizeDynamic):
-        quantize(step, work.file, target)
-        work.file = target
-
-
-def _export(job: Job, parent: Runtime, work: _Work, target: Path) -> None:
-    engine = parent.engine
-    assert isinstance(engine, TorchEngine)
-    feeds = latency_feeds(parent, probe_rows(parent, 32), NOWHERE)
-    output = EMBEDDING if parent.answers == "embedding" else "logits"
-    export_onnx(engine, feeds[32], output, target)
-    plain = TorchEngine(engine.module, engine.input_names, output, "cpu")
-    exported = OnnxEngine(target, device="cpu", threads=job.threads)
-    work.agreement = verify(plain, exported, list(feeds.values()))
-    engine.module.to(job.device)
-    job.events.log(
-        f"Exported to ONNX; the largest difference to torch is "
-        f"{work.agreement.largest_absolute:.2g}."
-    )
-    work.file = work.exported = target
-
-
-def _write_files(
-    job: Job, recipe: recipes.CompressRecipe, given: ModelFolder, parent: Runtime, weights: Path
-) -> None:
-    shutil.copyfile(weights, job.files / ONNX)
+def _write_files(bench: Bench) -> None:
+    job, given = bench.job, bench.given
     for name in SIDE_FILES:
         if (given.path / name).is_file():
             (job.files / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(given.path / name, job.files / name)
-    save_config(_config(recipe, given, parent), job.files)
+    config = _config(bench)
+    if bench.module is not None:
+        save_module(bench.module, config, job.files)
+    else:
+        shutil.copyfile(bench.need_file(), job.files / ONNX)
+        save_config(config, job.files)
 
 
-def _config(recipe: recipes.CompressRecipe, given: ModelFolder, parent: Runtime) -> dict[str, Any]:
+def _config(bench: Bench) -> dict[str, Any]:
     """Keep what the parent's config.json says, and add what the next job needs."""
-    config = dict(given.config)
-    config["compression"] = [step.model_dump(mode="json") for step in recipe.steps]
+    parent = bench.parent
+    config = dict(bench.given.config)
+    config["compression"] = [step.model_dump(mode="json") for step in bench.recipe.steps]
     if parent.answers == "embedding":
         config.setdefault("task", "feature-extraction")
         config.setdefault("preprocessing", {"kind": "wordpieces", "columns": {"text": "text"}})
@@ -152,29 +100,35 @@ def _config(recipe: recipes.CompressRecipe, given: ModelFolder, parent: Runtime)
     return config
 
 
-def _report(
-    job: Job,
-    recipe: recipes.CompressRecipe,
-    contest: Contest,
-    held_out: HeldOut | None,
-    work: _Work,
-) -> Report:
+def _measure(bench: Bench, done: list[dict[str, Any]]) -> Report:
+    job = bench.job
+    child = load_runtime(
+        open_model(job.files), device=job.device, threads=job.threads, columns=bench.given.columns
+    )
+    runtimes = {CHILD: child, PARENT: bench.parent}
+    if bench.exported is not None and bench.exported != bench.file:
+        engine = OnnxEngine(bench.exported, device=job.device, threads=job.threads)
+        runtimes[_EXPORTED] = Runtime(child.folder, engine, child.feeder, child.answers)
+    return _report(bench, Contest(runtimes, job), done)
+
+
+def _report(bench: Bench, contest: Contest, done: list[dict[str, Any]]) -> Report:
+    job, held_out = bench.job, bench.held_out
     metrics: list[Metric] = []
     if contest.child.answers == "classes" and held_out is not None:
         metrics += measure_classes(contest, held_out)
     else:
         metrics += measure_fidelity(contest, held_out)
     metrics += measure_cost(contest, held_out=held_out)
-    contents = inspect_onnx(work.file)
-    summary: dict[str, Any] = {
-        "variant": recipe.variant_name,
-        "operators": contents.operators,
-        "weight_bytes_by_type": contents.weight_bytes,
-    }
-    if work.agreement is not None:
+    summary: dict[str, Any] = {"variant": bench.recipe.variant_name, "steps": done}
+    if bench.file is not None:
+        contents = inspect_onnx(bench.file)
+        summary["operators"] = contents.operators
+        summary["weight_bytes_by_type"] = contents.weight_bytes
+    if bench.agreement is not None:
         summary["export"] = {
-            "largest_absolute_difference": work.agreement.largest_absolute,
-            "largest_relative_difference": work.agreement.largest_relative,
+            "largest_absolute_difference": bench.agreement.largest_absolute,
+            "largest_relative_difference": bench.agreement.largest_relative,
         }
     described = environment.describe(device=job.device, threads=job.threads)
     return Report("compress", metrics, described, _message(metrics), summary)

@@ -1,0 +1,51 @@
+"""What a job is asked to do: one frozen, closed and bounded model per kind of job.
+
+Both programs read these (the web process to check and to build forms, the workers to act), so
+they are plain Python and pydantic; they know no Django and no torch. A recipe says what it
+*produces* in `produces`; `output` is only the name that a produced model or dataset gets.
+"""
+
+from registry.recipes.base import (
+    REFERENCE_PATTERN,
+    Produces,
+    Queue,
+    Reference,
+    parse_reference,
+)
+from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
+from registry.recipes.parse import RECIPES, Recipe, parse_recipe, recipe_schema
+from registry.recipes.train import (
+    MAX_SAMPLES_SEEN,
+    Architecture,
+    DigitsCnn,
+    TextClassifier,
+    Train,
+    TrainRecipe,
+)
+from registry.recipes.use import Evaluate, EvaluateRecipe, InferRecipe, Predict
+
+__all__ = [
+    "MAX_SAMPLES_SEEN",
+    "RECIPES",
+    "REFERENCE_PATTERN",
+    "Architecture",
+    "CompressRecipe",
+    "CompressStep",
+    "DigitsCnn",
+    "Evaluate",
+    "EvaluateRecipe",
+    "ExportOnnx",
+    "InferRecipe",
+    "Predict",
+    "Produces",
+    "QuantizeDynamic",
+    "Queue",
+    "Recipe",
+    "Reference",
+    "TextClassifier",
+    "Train",
+    "TrainRecipe",
+    "parse_recipe",
+    "parse_reference",
+    "recipe_schema",
+]

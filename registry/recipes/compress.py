@@ -1,0 +1,104 @@
+"""Compression: steps that make a version smaller, in order, and what is measured after them."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from registry.recipes.base import (
+    ADVANCED,
+    VARIANT_PATTERN,
+    BaseRecipe,
+    DatasetReference,
+    Frozen,
+    ModelReference,
+    Produces,
+    Split,
+)
+
+
+class ExportOnnx(Frozen):
+    """Convert the model to ONNX and check that it computes the same."""
+
+    model_config = ConfigDict(title="Export to ONNX")
+    default_variant: ClassVar[str] = "onnx"
+
+    method: Literal["export_onnx"] = Field(title="Method")
+
+
+class QuantizeDynamic(Frozen):
+    """Store weights in 8 bits and quantize activations while the model runs."""
+
+    model_config = ConfigDict(title="Quantize to int8 (dynamic)")
+    default_variant: ClassVar[str] = "int8"
+
+    method: Literal["quantize_dynamic"] = Field(title="Method")
+    per_channel: bool = Field(
+        default=True,
+        title="One scale per channel",
+        description="Keeps more accuracy than one scale for a whole weight matrix.",
+    )
+    reduce_range: bool = Field(
+        default=True,
+        title="Use 7 bits of the range",
+        description="Avoids saturation on CPUs without VNNI instructions; safe everywhere.",
+        json_schema_extra=ADVANCED,
+    )
+    embeddings: bool = Field(
+        default=True,
+        title="Quantize embedding tables too",
+        description="An embedding table can be half of a language model.",
+        json_schema_extra=ADVANCED,
+    )
+    convolutions: bool = Field(
+        default=False,
+        title="Quantize convolutions too",
+        description="Smaller, and on most CPUs slower: integer convolutions are not tuned.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+CompressStep = Annotated[QuantizeDynamic | ExportOnnx, Field(discriminator="method")]
+
+
+class CompressRecipe(BaseRecipe):
+    """Make a smaller variant of a version and measure what it costs."""
+
+    model_config = ConfigDict(title="Compress")
+    produces: ClassVar[Produces] = "new_variant"
+
+    kind: Literal["compress"] = Field(title="Kind")
+    model: ModelReference
+    dataset: DatasetReference | None = Field(
+        default=None,
+        title="Dataset to measure on",
+        description="Held-out rows for accuracy, or texts to compare embeddings on.",
+        json_schema_extra={"reference": "dataset"},
+    )
+    variant: str | None = Field(
+        default=None,
+        max_length=40,
+        pattern=VARIANT_PATTERN,
+        title="Variant name",
+        description="Empty: named after the method, such as int8.",
+    )
+    steps: tuple[CompressStep, ...] = Field(min_length=1, max_length=8, strict=False, title="Steps")
+    train_split: Split = Field(
+        default="train",
+        title="Split to learn from",
+        description="Rows that steps calibrate, fine-tune or distil with.",
+        json_schema_extra=ADVANCED,
+    )
+    test_split: Split = Field(
+        default="test",
+        title="Split to measure on",
+        description="Looked at once, after the last step.",
+        json_schema_extra=ADVANCED,
+    )
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra=ADVANCED)
+
+    @property
+    def variant_name(self) -> str:
+        return self.variant or self.steps[-1].default_variant
+
+    def _gains_by_gpu(self) -> bool:
+        return False
