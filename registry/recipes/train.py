@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from registry.errors import Unfit
-from registry.recipes.base import (
+from registry.recipes.fields import (
     ADVANCED,
     BaseRecipe,
     Column,

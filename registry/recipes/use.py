@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from registry.recipes.base import (
+from registry.recipes.fields import (
     ADVANCED,
     BaseRecipe,
     Column,
