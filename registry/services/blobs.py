@@ -1,5 +1,6 @@
 """Bytes that arrived become blobs, and are looked into once, by their headers only."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ CONVERTIBLE = frozenset({"torch-zip", "torch-legacy", "torchscript", "pt2", "npz
 SANDBOX_INSPECTOR = "sandbox-1"
 # Among the facts of a file that was taken in once and would be refused today.
 _REFUSED = "refused"
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def record_blob(stored: Stored) -> Blob:
@@ -230,11 +232,15 @@ def find_readable_blob(actor: Actor, sha256: str) -> Blob:
         NotFound: unknown, or not theirs to know about.
 
     """
-    blob = Blob.objects.filter(sha256=sha256.lower()).first() if sha256.isascii() else None
-    if blob is not None and "\0" not in sha256:
-        if Upload.objects.owned_by(actor).filter(blob=blob).exists():
-            return blob
-        if _may_reuse(actor, blob):
+    digest = sha256.lower()
+    # Asked for by digest at once: looking first whether there are such bytes at all would tell, by
+    # the time that it takes, of bytes that the actor may not know about.
+    if _DIGEST.fullmatch(digest) and (
+        Upload.objects.owned_by(actor).filter(blob__sha256=digest).exists()
+        or _may_reuse(actor, digest)
+    ):
+        blob = Blob.objects.filter(sha256=digest).first()
+        if blob is not None:
             return blob
     raise NotFound(
         "There are no bytes {sha256!r} that you may read; upload the file first.",
@@ -243,11 +249,12 @@ def find_readable_blob(actor: Actor, sha256: str) -> Blob:
     )
 
 
-def _may_reuse(actor: Actor, blob: Blob) -> bool:
+def _may_reuse(actor: Actor, digest: str) -> bool:
     """Say whether the actor may have these bytes: to read a file that runs code is not enough."""
-    found = Artifact.objects.readable_by(actor).filter(blob=blob)
-    if not is_quarantined(blob):
-        return found.exists()
+    found = Artifact.objects.readable_by(actor).filter(blob__sha256=digest)
+    readable = found.select_related("blob").first()
+    if readable is None or not is_quarantined(readable.blob):
+        return readable is not None
     repositories = Repository.objects.filter(
         pk__in=found.values("revision__repository")
     ).select_related("namespace")

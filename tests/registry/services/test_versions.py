@@ -3,6 +3,7 @@ import threading
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,6 +198,18 @@ def test_bytes_are_found_by_digest_only_by_those_who_may_read_them(alice):
             version="1",
             path="README.md",
         )
+
+
+def test_hidden_bytes_are_looked_for_exactly_as_bytes_that_are_not_there(alice):
+    make_version(alice, make_model(alice, "secret", visibility="private"))
+    hidden = Blob.objects.order_by("-size_bytes").first().sha256
+    stranger = actor_of(UserFactory())
+    asked = []
+    for digest in (hidden, "0" * 64):
+        with CaptureQueriesContext(connection) as queries, pytest.raises(NotFound):
+            blobs.find_readable_blob(stranger, digest)
+        asked.append([query["sql"].replace(digest, "DIGEST") for query in queries])
+    assert asked[0] == asked[1] != []
 
 
 def test_what_waits_for_inspection_is_shown_while_nothing_else_can_be(alice, model):
