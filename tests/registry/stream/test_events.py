@@ -4,6 +4,7 @@ import json
 
 import httpx
 import pytest
+from django.db import transaction
 
 from registry.models import Job, JobEvent, JobState, Namespace
 from registry.queue import publish
@@ -23,16 +24,25 @@ def job(alice):
 
 def say(job, kind, *, live=True, **data):
     row = JobEvent.objects.create(job=job, type=kind, data=data)
-    event = {"id": row.pk, "type": kind, "data": data, "at": row.at.isoformat()}
     if live:
-        publish(job.pk, [event])
+        tell(row)
     return row
+
+
+def tell(row):
+    event = {"id": row.pk, "type": row.type, "data": row.data, "at": row.at.isoformat()}
+    publish(row.job_id, [event])
 
 
 def finish(job, *, live=True):
     job.state = JobState.SUCCEEDED
-    job.save()
-    return say(job, "state", live=live, state="succeeded")
+    # At once, as services write them: between the two, a follower would miss the end.
+    with transaction.atomic():
+        job.save()
+        row = say(job, "state", live=False, state="succeeded")
+    if live:
+        tell(row)
+    return row
 
 
 class Stream:
