@@ -12,7 +12,9 @@ from torch import nn
 
 from registry import recipes
 from registry.errors import Invalid, Text
-from workers.ml.architectures import KINDS, build, read_parameters
+from workers.ml.architectures import KINDS, Kind, build, read_parameters
+from workers.ml.architectures.sentence_encoder import SentenceEncoder
+from workers.ml.structure import check_runs, read_structure, replay
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -131,20 +133,31 @@ def load_module(folder: ModelFolder) -> tuple[nn.Module, recipes.Architecture]:
             kinds=", ".join(KINDS),
         )
     parameters = read_parameters(folder.config["architecture"])
-    module = build(parameters, classes=len(folder.labels))
+    changes = read_structure(folder.config)
+    if not changes:
+        module = build(parameters, classes=len(folder.labels))
+        check_shapes(folder.weights, module)
+        fill(module, read_tensors(folder.weights))
+        return module.eval(), parameters
+    with torch.device("meta"):
+        module = build(parameters, classes=len(folder.labels))
+    replay(module, changes, read_shapes(folder.weights))
     check_shapes(folder.weights, module)
-    fill(module, read_tensors(folder.weights))
-    return module.eval(), parameters
+    assign(module, read_tensors(folder.weights))
+    _check_runs(module.eval(), KINDS[parameters.name])
+    return module, parameters
+
+
+def _check_runs(module: nn.Module, kind: Kind) -> None:
+    """Refuse layers that each fit the file, and not each other."""
+    shape = [1, *(3 if size < 0 else size for size in kind.input_shape[1:])]
+    check_runs(module, torch.ones(shape, dtype=getattr(torch, kind.input_dtype)))
 
 
 def check_shapes(weights: Path, module: nn.Module) -> None:
     """Compare the file's header with the module before one tensor is read."""
     expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-    try:
-        with safe_open(weights, framework="pt") as tensors:
-            found = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise damaged(weights, error) from error
+    found = read_shapes(weights)
     wrong = [
         name for name in sorted(expected.keys() | found) if expected.get(name) != found.get(name)
     ]
@@ -164,6 +177,15 @@ def check_shapes(weights: Path, module: nn.Module) -> None:
         )
 
 
+def read_shapes(weights: Path) -> dict[str, list[int]]:
+    """Read the shapes of a file's tensors from its header alone."""
+    try:
+        with safe_open(weights, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise damaged(weights, error) from error
+
+
 def read_tensors(weights: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; a header that lies is refused by name."""
     try:
@@ -176,6 +198,13 @@ def fill(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     module.load_state_dict(tensors, strict=True)
 
 
+def assign(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Give a module on the meta device its weights, in the types that it was built with."""
+    types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    cast = {name: tensor.to(types.get(name, tensor.dtype)) for name, tensor in tensors.items()}
+    module.load_state_dict(cast, strict=True, assign=True)
+
+
 def damaged(file: Path, error: Exception) -> Invalid:
     return Invalid(
         "{file} is damaged or not what it says: {problem}",
@@ -186,8 +215,9 @@ def damaged(file: Path, error: Exception) -> Invalid:
 
 
 def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
-    """Write model.safetensors and config.json."""
-    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    """Write model.safetensors and config.json; an encoder as Transformers names its tensors."""
+    stored = module.stored() if isinstance(module, SentenceEncoder) else module.state_dict()
+    state = {name: tensor.detach().cpu() for name, tensor in stored.items()}
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     save_config(config, folder)

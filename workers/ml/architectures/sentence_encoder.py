@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from registry.errors import Invalid
+from workers.ml.structure import KEY, Shapes, check_runs, read_structure, replay
 
 MAX_LENGTH = 512
 CONFIG = "config.json"
@@ -28,16 +29,30 @@ class Pooling:
 class SentenceEncoder(nn.Module):
     """Takes numbered word pieces; padding does not change the answer."""
 
-    def __init__(self, encoder: nn.Module, pooling: Pooling, *, token_types: bool) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pooling: Pooling,
+        *,
+        token_types: bool,
+        made_up: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
         self.token_types = token_types
+        self.made_up = made_up
+        """Tensors that the file lacked and nothing here uses; they are random."""
 
     @property
     def input_names(self) -> list[str]:
         names = ["input_ids", "attention_mask"]
         return [*names, "token_type_ids"] if self.token_types else names
+
+    def stored(self) -> dict[str, Tensor]:
+        """Give the tensors to write, by the names that Transformers looks for."""
+        state = self.encoder.state_dict()
+        return {name: tensor for name, tensor in state.items() if name not in self.made_up}
 
     def forward(self, *tokens_BL: Tensor) -> Tensor:
         named = dict(zip(self.input_names, tokens_BL, strict=True))
@@ -61,8 +76,9 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        _check_config(config, path / WEIGHTS)
-        encoder, loading = AutoModel.from_pretrained(
+        changes = read_structure({KEY: getattr(config, KEY, [])})
+        loader = _check_config(config, path / WEIGHTS, changes) or AutoModel
+        encoder, loading = loader.from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
@@ -84,42 +100,56 @@ def load_sentence_encoder(path: Path) -> SentenceEncoder:
         raise _no_encoder()
     # Transformers would fill them with random numbers; a pooler is not used here.
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-    if missing:
+    unfit = sorted(str(entry[0]) for entry in loading.get("mismatched_keys", []))
+    if missing or unfit:
         raise Invalid(
             "The weights lack {count} tensor(s) that {config} calls for, such as {tensor!r}.",
             code="weights_mismatch",
-            count=len(missing),
+            count=len(missing) + len(unfit),
             config=CONFIG,
-            tensor=missing[0],
+            tensor=[*missing, *unfit][0],
         )
     accepted = inspect.signature(encoder.forward).parameters
     token_types = "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1
-    return SentenceEncoder(encoder.eval(), read_pooling(path), token_types=token_types).eval()
+    found = SentenceEncoder(
+        encoder.eval(),
+        read_pooling(path),
+        token_types=token_types,
+        made_up=frozenset(loading["missing_keys"]),
+    ).eval()
+    if changes:
+        check_runs(found, *(torch.ones(1, 3, dtype=torch.int64) for _ in found.input_names))
+    return found
 
 
 def _no_encoder() -> Invalid:
     return Invalid("Only encoders can be run.", code="unknown_architecture")
 
 
-def _check_config(config: Any, weights: Path) -> None:
+def _check_config(config: Any, weights: Path, changes: list[dict[str, Any]]) -> Any:
     """Refuse a config.json that calls for more than the file can hold, before it is built.
 
-    Transformers would make up what is missing: the whole of it in memory.
+    Transformers would make up what is missing: the whole of it in memory. Where layers changed
+    their shapes, gives the class that builds the model with the shapes of the file.
     """
     from transformers import AutoModel  # noqa: PLC0415 - takes seconds
 
     if getattr(config, "is_encoder_decoder", False):
         raise _no_encoder()
     with safe_open(weights, framework="pt") as tensors:
-        count = len(tensors.keys())
+        shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
     layers = [
         size for name, size in config.to_dict().items() if "layer" in name and type(size) is int
     ]
+    loader = None
     # A layer has at least one tensor, and a number in it at least one byte.
-    called_for = max(layers, default=0)
+    called_for, count = max(layers, default=0), len(shapes)
     if called_for <= count:
         with torch.device("meta"):
             skeleton = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]  # untyped there
+        if changes:
+            loader = _with_changes(type(skeleton), changes, shapes)
+            replay(skeleton, changes, shapes)
         called_for = sum(parameter.numel() for parameter in skeleton.parameters())
         count = weights.stat().st_size
     if called_for > count:
@@ -129,6 +159,17 @@ def _check_config(config: Any, weights: Path) -> None:
             config=CONFIG,
             weights=weights.name,
         )
+    return loader
+
+
+def _with_changes(plain: type[Any], changes: list[dict[str, Any]], shapes: Shapes) -> type[Any]:
+    """Derive a class whose models are built with changed shapes, for Transformers to fill."""
+
+    def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        plain.__init__(self, config, *args, **kwargs)
+        replay(self, changes, shapes)
+
+    return type(plain.__name__, (plain,), {"__init__": build, "__module__": plain.__module__})
 
 
 def read_pooling(path: Path) -> Pooling:

@@ -14,12 +14,18 @@ _POOLED_BATCHES = 50
 
 
 class Examples(Protocol):
-    """Rows with their classes."""
+    """Rows with their classes; zeros where there are none."""
 
     labels: NDArray[np.int64]
     lengths: NDArray[np.int64] | None
 
-    def batch(self, rows: NDArray[np.int64]) -> Tensor: ...
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """Give the inputs of a module for these rows."""
+        ...
+
+    def targets(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """Give what the goal compares the module's answers with."""
+        ...
 
 
 class ImageExamples:
@@ -31,8 +37,11 @@ class ImageExamples:
         self.labels = labels
         self.lengths = None
 
-    def batch(self, rows: NDArray[np.int64]) -> Tensor:
-        return self._images[torch.from_numpy(rows)]
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return (self._images[torch.from_numpy(rows)],)
+
+    def targets(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(self.labels[rows]),)
 
 
 class TextExamples:
@@ -51,9 +60,66 @@ class TextExamples:
         self._ends = np.cumsum(self.lengths)
         self.labels = labels
 
-    def batch(self, rows: NDArray[np.int64]) -> Tensor:
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
         starts = np.where(rows > 0, self._ends[rows - 1], 0)
-        return pad([self._words[a:b] for a, b in zip(starts, self._ends[rows], strict=True)])
+        return (pad([self._words[a:b] for a, b in zip(starts, self._ends[rows], strict=True)]),)
+
+    def targets(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(self.labels[rows]),)
+
+
+class WordPieceExamples:
+    """Texts as numbered word pieces, for a Transformers encoder; they have no classes.
+
+    `labels` only counts the rows. Batches are the encoder's inputs, padded to the longest text.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[NDArray[np.int64]],
+        types: Sequence[NDArray[np.int64]],
+        input_names: Sequence[str],
+        pad_id: int,
+    ) -> None:
+        self._pieces, self._types = pieces, types
+        self._input_names = list(input_names)
+        self._pad_id = pad_id
+        self.lengths: NDArray[np.int64] | None = np.array([len(text) for text in pieces])
+        self.labels = np.zeros(len(pieces), dtype=np.int64)
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        longest = max(len(self._pieces[row]) for row in rows)
+        shape = (len(rows), longest)
+        named = {
+            "input_ids": np.full(shape, self._pad_id, dtype=np.int64),
+            "attention_mask": np.zeros(shape, dtype=np.int64),
+            "token_type_ids": np.zeros(shape, dtype=np.int64),
+        }
+        for at, row in enumerate(rows):
+            length = len(self._pieces[row])
+            named["input_ids"][at, :length] = self._pieces[row]
+            named["attention_mask"][at, :length] = 1
+            named["token_type_ids"][at, :length] = self._types[row]
+        return tuple(torch.from_numpy(named[name]) for name in self._input_names)
+
+    def targets(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        del rows
+        return ()
+
+
+class TaughtExamples:
+    """Other examples, with what a teacher answers to each row as one more target."""
+
+    def __init__(self, examples: Examples, answers: NDArray[np.float32]) -> None:
+        self._examples = examples
+        self._answers = torch.from_numpy(answers)
+        self.labels, self.lengths = examples.labels, examples.lengths
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return self._examples.batch(rows)
+
+    def targets(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return (*self._examples.targets(rows), self._answers[torch.from_numpy(rows)])
 
 
 def draw_batches(examples: Examples, size: int, seed: tuple[int, int]) -> list[NDArray[np.int64]]:

@@ -1,8 +1,8 @@
-"""The training loop: cross-entropy over seeded batches, measured, checkpointed, resumable.
+"""The training loop: one goal over seeded batches, measured, checkpointed, resumable.
 
-It knows nothing of files of models or datasets: it gets a module and examples. The order of the
-rows and the learning rate are pure functions of the seed and the step, so what a checkpoint must
-carry is small: weights, optimizer, random state, and the sums of the curves.
+It knows nothing of files of models or datasets: it gets a module, examples and a goal. The order
+of the rows and the learning rate are pure functions of the seed and the step, so what a checkpoint
+must carry is small: weights, optimizer, random state, and the sums of the curves.
 """
 
 import math
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from registry import recipes
 from registry.errors import Invalid
@@ -24,6 +23,8 @@ from workers.ml.events import Events
 from workers.ml.interrupt import Interrupt
 from workers.ml.train import checkpoint
 from workers.ml.train.examples import Examples, draw_batches
+from workers.ml.train.goals import Classify, Goal, Tensors
+from workers.ml.train.hooks import Hooks
 from workers.ml.train.optimize import build_optimizer, clip, learning_rate, set_learning_rate
 from workers.ml.train.precision import choose_precision
 
@@ -51,6 +52,10 @@ class Place:
     device: str
     events: Events
     interrupt: Interrupt
+    name: str = "train"
+    """What the run is called where its progress is told."""
+    curves: str = ""
+    """What its curves begin with, where a job has several runs."""
 
 
 class Training:
@@ -63,6 +68,9 @@ class Training:
         validation: Examples | None,
         step: recipes.Train,
         place: Place,
+        *,
+        goal: Goal | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         rows = len(train.labels)
         if rows * step.epochs > MAX_SAMPLES_SEEN:
@@ -81,6 +89,8 @@ class Training:
         self._train = train
         self._validation = validation
         self._place = place
+        self._goal: Goal = goal or Classify(step.label_smoothing)
+        self._hooks = hooks or Hooks()
         self._steps_per_epoch = math.ceil(rows / step.batch_size)
         self.total_steps = self._steps_per_epoch * step.epochs
         self._best: dict[str, Tensor] = {}
@@ -99,7 +109,7 @@ class Training:
             self._place.events.log(f"Resumed after step {self.progress.step}.")
         saved_at = self.progress.step
         drawn_for, batches = -1, []
-        self.module.train()
+        self.module.train(self._goal.dropout)
         with self._place.interrupt.deferred():
             while self.progress.step < self.total_steps:
                 epoch, position = divmod(self.progress.step, self._steps_per_epoch)
@@ -121,7 +131,7 @@ class Training:
         self._keep()
 
     def _take_step(self, rows: NDArray[np.int64]) -> None:
-        progress, device = self.progress, self._place.device
+        progress = self.progress
         rate = learning_rate(
             self.recipe,
             progress.step,
@@ -129,21 +139,27 @@ class Training:
             steps_per_epoch=self._steps_per_epoch,
         )
         set_learning_rate(self._optimizer, rate)
-        inputs = self._train.batch(rows).to(device)
-        targets_B = torch.from_numpy(self._train.labels[rows]).to(device)
+        inputs, targets = self._rows(self._train, rows)
         self._optimizer.zero_grad()
         with self.precision.autocast():
-            logits_BK = self.module(inputs)
-        loss = functional.cross_entropy(
-            logits_BK.float(), targets_B, label_smoothing=self.recipe.label_smoothing
-        )
+            loss = self._goal.loss(self.module, inputs, targets)
+        penalty = self._hooks.penalty(self.module)
+        if penalty is not None:
+            loss = loss + penalty
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's gap
         self._scaler.unscale_(self._optimizer)
+        self._hooks.on_gradients()
         clip(self.module, self.recipe.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         progress.step += 1
+        self._hooks.after_step(progress.step, self.total_steps)
         self._note_loss(loss.item(), rate)
+
+    def _rows(self, examples: Examples, rows: NDArray[np.int64]) -> tuple[Tensors, Tensors]:
+        device = self._place.device
+        inputs = tuple(tensor.to(device) for tensor in examples.batch(rows))
+        return inputs, tuple(tensor.to(device) for tensor in examples.targets(rows))
 
     def _note_loss(self, loss: float, rate: float) -> None:
         progress, events = self.progress, self._place.events
@@ -158,20 +174,25 @@ class Training:
         progress.loss_sum += loss
         progress.loss_count += 1
         if progress.step % self._curve_every == 0 or progress.step == self.total_steps:
-            events.metric("train_loss", progress.loss_sum / progress.loss_count, progress.step)
-            events.metric("learning_rate", rate, progress.step)
+            mean = progress.loss_sum / progress.loss_count
+            events.metric(f"{self._place.curves}train_loss", mean, progress.step)
+            events.metric(f"{self._place.curves}learning_rate", rate, progress.step)
             progress.loss_sum, progress.loss_count = 0.0, 0
-        events.progress(done=progress.step, total=self.total_steps, unit="steps", step="train")
+        events.progress(
+            done=progress.step, total=self.total_steps, unit="steps", step=self._place.name
+        )
 
     def _end_epoch(self, epoch: int) -> None:
         progress, events = self.progress, self._place.events
         if self._validation is None:
             return
-        loss, accuracy = self._validate(self._validation)
-        events.metric("validation_loss", loss, progress.step)
-        events.metric("validation_accuracy", accuracy, progress.step)
-        progress.history.append({"epoch": epoch, "loss": loss, "accuracy": accuracy})
-        if self.recipe.keep == "best" and loss < progress.best_loss:
+        loss, score = self._validate(self._validation)
+        curves, name = self._place.curves, self._goal.score_name
+        events.metric(f"{curves}validation_loss", loss, progress.step)
+        events.metric(f"{curves}validation_{name}", score, progress.step)
+        progress.history.append({"epoch": epoch, "loss": loss, name: score})
+        whole = self._hooks.is_whole(progress.step, self.total_steps)
+        if self.recipe.keep == "best" and whole and loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, epoch
             self._best = {
                 name: value.detach().clone() for name, value in self.module.state_dict().items()
@@ -180,17 +201,16 @@ class Training:
     @torch.no_grad()
     def _validate(self, examples: Examples) -> tuple[float, float]:
         self.module.eval()
-        loss = right = 0.0
+        loss = score = 0.0
         rows = np.arange(len(examples.labels))
         for start in range(0, len(rows), _VALIDATION_BATCH):
-            part = rows[start : start + _VALIDATION_BATCH]
-            targets_B = torch.from_numpy(examples.labels[part]).to(self._place.device)
+            inputs, targets = self._rows(examples, rows[start : start + _VALIDATION_BATCH])
             with self.precision.autocast():
-                logits_BK = self.module(examples.batch(part).to(self._place.device)).float()
-            loss += functional.cross_entropy(logits_BK, targets_B, reduction="sum").item()
-            right += (logits_BK.argmax(1) == targets_B).sum().item()
-        self.module.train()
-        return loss / len(rows), right / len(rows)
+                of_batch = self._goal.assess(self.module, inputs, targets)
+            loss += of_batch[0]
+            score += of_batch[1]
+        self.module.train(self._goal.dropout)
+        return loss / len(rows), score / len(rows)
 
     def _keep(self) -> None:
         if self._best:
@@ -205,6 +225,7 @@ class Training:
                 "best": self._best,
                 "optimizer": optimizer_tensors,
                 "random": checkpoint.random_state(self._place.device),
+                "hooks": self._hooks.tensors(),
             }
         )
         state = asdict(self.progress)
@@ -239,6 +260,9 @@ class Training:
             self._optimizer, groups.get("optimizer", {}), state["optimizer"]
         )
         checkpoint.restore_random_state(groups["random"], device)
+        self._hooks.restore(
+            {name: value.to(device) for name, value in groups.get("hooks", {}).items()}
+        )
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.progress = _read_progress(state)
