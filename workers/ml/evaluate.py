@@ -24,38 +24,16 @@ from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
 from workers.ml.report import Metric
+from workers.ml.statistics import bootstrap_mean, mcnemar, unit, wilson
 
 MAX_PROBES = 512
 LATENCY_BATCHES = (1, 32)
-_Z = 1.959963984540054
-_BOOTSTRAP_ROUNDS = 2000
 _LATENCY_SECONDS = 1.5
 _LATENCY_RUNS = 200
 _LATENCY_BLOCK = 10
 _WARM_UP_RUNS = 5
 _FOOTPRINT_SECONDS = 300
 _CONFUSION_CLASSES = 20
-
-
-# --- intervals ----------------------------------------------------------------------------------
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Bound a proportion at 95 %; honest near 0 and 1, where the normal interval is not."""
-    if n == 0:
-        return 0.0, 1.0
-    share = successes / n
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def bootstrap_mean(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Bound a mean at 95 % by drawing the rows again and again, from a fixed seed."""
-    drawn = np.random.default_rng(0)
-    means = [drawn.choice(values, len(values)).mean() for _ in range(_BOOTSTRAP_ROUNDS)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 # --- quality ------------------------------------------------------------------------------------
@@ -173,16 +151,9 @@ def agreement(predictions: Predictions, child: str, parent: str, where: Where) -
     )
 
 
-def mcnemar(lost: int, won: int) -> float:
-    """Return the exact two-sided p-value that losses and wins are equally likely."""
-    n = lost + won
-    tail = sum(math.comb(n, k) for k in range(min(lost, won) + 1)) / 2**n if n else 1.0
-    return min(1.0, 2 * tail)
-
-
 def fidelity(child: NDArray[Any], parent: NDArray[Any], where: Where, probes: str) -> Metric:
     """Tell how close a model's vectors are to its parent's: the cosine, row by row."""
-    first, second = _unit(child), _unit(parent)
+    first, second = unit(child), unit(parent)
     cosine = (first * second).sum(1)
     low, high = bootstrap_mean(cosine)
     return Metric(
@@ -203,11 +174,6 @@ def fidelity(child: NDArray[Any], parent: NDArray[Any], where: Where, probes: st
             "probes": probes,
         },
     )
-
-
-def _unit(vectors: NDArray[Any]) -> NDArray[np.float64]:
-    flat = vectors.reshape(len(vectors), -1).astype(np.float64)
-    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12))
 
 
 def _same_neighbour(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:

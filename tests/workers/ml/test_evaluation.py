@@ -5,8 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from registry.formats.card import parse_card
 from workers.ml import environment
@@ -17,47 +15,12 @@ from workers.ml.evaluate import (
     Where,
     accuracy,
     agreement,
-    bootstrap_mean,
     fidelity,
-    mcnemar,
-    wilson,
 )
 from workers.ml.events import Events
 from workers.ml.report import Metric, Report
 
 WHERE = Where("test", "a/b@1", "cpu")
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (95, 100, 0.8882, 0.9785), (10, 10, 0.7225, 1)],
-)
-def test_wilson_gives_the_published_intervals(successes, n, low, high):
-    assert wilson(successes, n) == pytest.approx((low, high), abs=1e-4)
-
-
-@given(st.integers(0, 10_000), st.integers(0, 10_000))
-def test_wilson_always_holds_the_share(first, second):
-    successes, n = min(first, second), max(first, second)
-    low, high = wilson(successes, n)
-    assert 0 <= low <= high <= 1
-    if n:
-        assert low - 1e-12 <= successes / n <= high + 1e-12
-
-
-def test_mcnemar_is_exact():
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(1, 0) == 1.0
-    assert mcnemar(5, 0) == pytest.approx(2 / 32)
-    assert mcnemar(8, 2) == pytest.approx(2 * 56 / 1024)
-
-
-def test_the_bootstrap_holds_the_mean_and_is_repeatable():
-    values = np.random.default_rng(0).normal(5, 1, 400)
-    low, high = bootstrap_mean(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
-    assert bootstrap_mean(values) == (low, high)
 
 
 def test_accuracy_counts_recall_and_confusion():

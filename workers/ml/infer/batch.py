@@ -27,11 +27,11 @@ from workers.ml.data import (
     number_labels,
     open_dataset,
 )
-from workers.ml.evaluate import wilson
 from workers.ml.formats import open_model
 from workers.ml.infer.runtime import Runtime, load_runtime
 from workers.ml.job import Job
 from workers.ml.report import Metric, Report
+from workers.ml.statistics import wilson
 
 FILE_NAME = "predictions.jsonl"
 _STATE = "predictions.json"
