@@ -1,5 +1,6 @@
 """How machine words read to people: sizes, counts, times, states, tasks, metrics."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
@@ -256,9 +257,9 @@ def state_name(state: str) -> str:
     return str(STATES.get(state, state))
 
 
-def step_name(step: str) -> str:
-    """Name what a job is doing; an unknown step reads as it was written."""
-    return str(STEPS.get(step, step[:1].upper() + step[1:].replace("_", " ")))
+def step_name(step: str, titles: Mapping[str, str]) -> str:
+    """Name what a job is doing; a step that no recipe has reads as it was written."""
+    return str(STEPS.get(step) or titles.get(step) or step[:1].upper() + step[1:].replace("_", " "))
 
 
 def family_of(variant: str) -> int:

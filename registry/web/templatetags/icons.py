@@ -22,6 +22,8 @@ _SHAPES: Final = {
     "close": '<path d="m4 4 8 8M12 4l-8 8"/>',
     "download": '<path d="M8 2v8m-3.2-3L8 10.2 11.2 7M2.5 13.5h11"/>',
     "upload": '<path d="M8 10.5V2.5M4.8 5.5 8 2.3l3.2 3.2M2.5 13.5h11"/>',
+    "up": '<path d="M8 13V3.5m-4 4 4-4 4 4"/>',
+    "down": '<path d="M8 3v9.5m-4-4 4 4 4-4"/>',
     "check": '<path d="m3 8.5 3.2 3.2L13 4.8"/>',
     "alert": '<path d="M8 2 14.3 13H1.7z"/><path d="M8 6.3v3.2M8 11.3v.1"/>',
     "info": '<circle cx="8" cy="8" r="5.8"/><path d="M8 7.4v3.4M8 5.1v.1"/>',

@@ -21,8 +21,7 @@ from registry.services.catalog import namespaces_writable_by
 from registry.services.jobs import cancel_job, find_job, submit_job
 from registry.services.quotas import why_waiting
 from registry.web import charts, recipe_forms, wording
-from registry.web.forms import show_refusal
-from registry.web.recipe_forms import RecipeForm
+from registry.web.recipe_forms import Draft, RecipeForm
 from registry.web.refusals import words_of
 from registry.web.visitor import actor_of, signed_in
 
@@ -83,19 +82,32 @@ def new_job(request: HttpRequest) -> HttpResponse:
     spaces = namespaces_writable_by(actor)
     initial = {name: request.GET[name] for name in ("model", "dataset") if name in request.GET}
     initial["output"] = request.GET.get("output") or (f"{spaces[0].slug}/" if spaces else "")
-    form = RecipeForm(kind, way, request.POST or None, initial=initial, auto_id="f-%s")
-    if request.method == "POST" and form.is_valid():
-        try:
-            job = submit_job(actor=actor, recipe=form.recipe())
-        except RegistryError as error:
-            show_refusal(form, error)
-        else:
-            return redirect("web:job", job_id=job.pk)
+    draft = Draft.of(kind, way, request.POST)
+    if action := request.POST.get("do", ""):
+        draft = draft.changed(action)
+        form = RecipeForm.drafted(kind, way, draft, auto_id="f-%s")
+    else:
+        form = RecipeForm(
+            kind,
+            way,
+            request.POST or None,
+            methods=draft.methods,
+            initial=initial,
+            auto_id="f-%s",
+        )
+        if request.method == "POST" and form.is_valid():
+            try:
+                job = submit_job(actor=actor, recipe=form.recipe())
+            except RegistryError as error:
+                form.show_refusal(error)
+            else:
+                return redirect("web:job", job_id=job.pk)
     context = {
         "form": form,
         "kind": kind,
         "way": way,
         "ways": ways,
+        "touched": draft.touched,
         "kinds": recipe_forms.kinds(),
         "given": request.GET,
         "names": _names(actor),
@@ -187,6 +199,7 @@ def percent_of(job: Job) -> int | None:
 def _steps(job: Job) -> list[dict[str, str]]:
     """Make the stepper: what was done, what is being done, what is left."""
     stages = ["queued", *_stages_of(job), "done"]
+    titles = {way.key: way.title for way in recipe_forms.ways(job.kind)}
     step = str(job.progress.get("step") or "")
     step = {"compare": "evaluate"}.get(step, step)
     if step and step not in stages:
@@ -200,7 +213,7 @@ def _steps(job: Job) -> list[dict[str, str]]:
     ended = job.state in {JobState.FAILED, JobState.CANCELLED}
     return [
         {
-            "name": wording.step_name(stage),
+            "name": wording.step_name(stage, titles),
             "state": "done" if at < now else "" if at > now else "failed" if ended else "now",
         }
         for at, stage in enumerate(stages)
