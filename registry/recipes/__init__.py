@@ -14,6 +14,13 @@ from registry.recipes.fields import (
     parse_reference,
 )
 from registry.recipes.parse import RECIPES, Recipe, parse_recipe, recipe_schema
+from registry.recipes.pruning import (
+    Budget,
+    FineTune,
+    PruneMagnitude,
+    PruneMovement,
+    PruneStructured,
+)
 from registry.recipes.train import (
     MAX_SAMPLES_SEEN,
     Architecture,
@@ -29,15 +36,20 @@ __all__ = [
     "RECIPES",
     "REFERENCE_PATTERN",
     "Architecture",
+    "Budget",
     "CompressRecipe",
     "CompressStep",
     "DigitsCnn",
     "Evaluate",
     "EvaluateRecipe",
     "ExportOnnx",
+    "FineTune",
     "InferRecipe",
     "Predict",
     "Produces",
+    "PruneMagnitude",
+    "PruneMovement",
+    "PruneStructured",
     "QuantizeDynamic",
     "Queue",
     "Recipe",

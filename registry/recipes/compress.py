@@ -1,9 +1,10 @@
 """Compression: steps that make a version smaller, in order, and what is measured after them."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from registry.errors import Unfit
 from registry.recipes.fields import (
     ADVANCED,
     VARIANT_PATTERN,
@@ -14,6 +15,7 @@ from registry.recipes.fields import (
     Produces,
     Split,
 )
+from registry.recipes.pruning import FineTune, PruneMagnitude, PruneMovement, PruneStructured
 
 
 class ExportOnnx(Frozen):
@@ -57,7 +59,10 @@ class QuantizeDynamic(Frozen):
     )
 
 
-CompressStep = Annotated[QuantizeDynamic | ExportOnnx, Field(discriminator="method")]
+CompressStep = Annotated[
+    QuantizeDynamic | ExportOnnx | PruneMagnitude | PruneStructured | PruneMovement | FineTune,
+    Field(discriminator="method"),
+]
 
 
 class CompressRecipe(BaseRecipe):
@@ -100,5 +105,14 @@ class CompressRecipe(BaseRecipe):
     def variant_name(self) -> str:
         return self.variant or self.steps[-1].default_variant
 
+    @model_validator(mode="after")
+    def _has_rows_to_learn_from(self) -> Self:
+        if self.dataset is None and self._learns():
+            raise Unfit("A step of this recipe learns from rows: name a dataset.")
+        return self
+
+    def _learns(self) -> bool:
+        return any(getattr(step, "needs_rows", False) for step in self.steps)
+
     def _gains_by_gpu(self) -> bool:
-        return False
+        return self._learns()

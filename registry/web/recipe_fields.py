@@ -29,6 +29,12 @@ _WORDS: Final = {
     "adam": gettext_noop("Adam"),
     "adamw": gettext_noop("AdamW"),
     "rmsprop": gettext_noop("RMSprop"),
+    "global": gettext_noop("All layers together"),
+    "layer": gettext_noop("Each layer"),
+    "one_shot": gettext_noop("At once"),
+    "gradual": gettext_noop("Little by little"),
+    "leave": gettext_noop("Leave"),
+    "frequency": gettext_noop("By frequency"),
 }
 
 

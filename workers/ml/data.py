@@ -456,6 +456,30 @@ def load_split(
     return Loaded(np.concatenate(inputs) if images else inputs, targets, dropped)
 
 
+def load_texts(split: Split, column: str, most: int | None) -> list[str]:
+    """Read and clean the texts of a split, within the memory limit; empty ones are left out."""
+    texts: list[str] = []
+    size = 0
+    for rows in split.batches([column], _BLOCK):
+        block = [clean_text(value) for value in check_texts(rows[column], split)]
+        texts.extend(text for text in block if text)
+        size += 2 * sum(map(len, block))
+        if size > MAX_LOADED_BYTES:
+            raise Invalid(
+                "{file} does not fit in {limit} GiB of memory.",
+                code="too_large",
+                file=split.file.name,
+                limit=MAX_LOADED_BYTES // 1024**3,
+            )
+        if most is not None and len(texts) >= most:
+            break
+    if not texts:
+        raise Invalid(
+            "{file} has no row that can be used.", code="empty_split", file=split.file.name
+        )
+    return texts[:most]
+
+
 def check_texts(values: Column, split: Split) -> Sequence[str | None]:
     if isinstance(values, np.ndarray):
         raise Invalid(

@@ -200,7 +200,8 @@ def _no_size(layer: nn.Module, name: str) -> Invalid:
 
 
 def _where(layer: nn.Module) -> torch.device:
-    return next(layer.parameters()).device
+    weight = next(layer.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
 
 
 _CHANGES: dict[str, Callable[[nn.Module, str, Shapes], nn.Module]] = {

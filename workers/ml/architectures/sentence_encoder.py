@@ -150,6 +150,7 @@ def _check_config(config: Any, weights: Path, changes: list[dict[str, Any]]) -> 
         if changes:
             loader = _with_changes(type(skeleton), changes, shapes)
             replay(skeleton, changes, shapes)
+            _check_shapes(skeleton, shapes, weights)
         called_for = sum(parameter.numel() for parameter in skeleton.parameters())
         count = weights.stat().st_size
     if called_for > count:
@@ -160,6 +161,21 @@ def _check_config(config: Any, weights: Path, changes: list[dict[str, Any]]) -> 
             weights=weights.name,
         )
     return loader
+
+
+def _check_shapes(skeleton: nn.Module, shapes: Shapes, weights: Path) -> None:
+    """Compare what was rebuilt with the file's header; Transformers would say it less plainly."""
+    for name, tensor in skeleton.state_dict().items():
+        if name in shapes and list(shapes[name]) != list(tensor.shape):
+            raise Invalid(
+                "{weights} does not fit {config}: tensor {name!r} is {found}, expected {expected}.",
+                code="weights_mismatch",
+                weights=weights.name,
+                config=CONFIG,
+                name=name,
+                found=list(shapes[name]),
+                expected=list(tensor.shape),
+            )
 
 
 def _with_changes(plain: type[Any], changes: list[dict[str, Any]], shapes: Shapes) -> type[Any]:

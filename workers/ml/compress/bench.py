@@ -21,6 +21,7 @@ from workers.ml.infer.runtime import EMBEDDING, Runtime, load_runtime
 from workers.ml.job import Job
 from workers.ml.measure import HeldOut
 from workers.ml.probes import NOWHERE, probe_rows
+from workers.ml.structure import read_structure
 
 _CALIBRATION_BATCH = 32
 
@@ -47,6 +48,14 @@ class Bench:
     agreement: Agreement | None = None
     structure: list[dict[str, Any]] = field(default_factory=list)
     """What changed the shape of the module, in order; config.json keeps it for whoever loads it."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What the result's config.json says otherwise than the parent's, such as fewer layers."""
+    controls: dict[str, nn.Module] = field(default_factory=dict)
+    """Modules that had the same training without the compression, to measure beside the result."""
+    number: int = 0
+    """Of the step at work, from zero."""
+    has_trained: bool = False
+    """Whether the step at work trained, so that its result is worth keeping."""
     _steps: int = 0
 
     @property
@@ -156,6 +165,7 @@ def open_bench(job: Job, recipe: recipes.CompressRecipe) -> Bench:
         file=None if module is not None else given.weights,
         dataset=dataset,
         held_out=_held_out(dataset, recipe, parent, columns),
+        structure=read_structure(given.config),
     )
     bench.folder.mkdir()
     return bench

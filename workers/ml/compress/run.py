@@ -2,14 +2,23 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from registry import recipes
 from registry.errors import Invalid
-from workers.ml import environment
+from workers.ml import environment, structure
 from workers.ml.cards import read_card, write_card
 from workers.ml.compress.bench import Bench, open_bench
+from workers.ml.compress.learn import check_rows, measure_controls
+from workers.ml.compress.prune import (
+    fine_tune_step,
+    prune_magnitude_step,
+    prune_movement_step,
+)
 from workers.ml.compress.quantize import quantize_dynamic_step
+from workers.ml.compress.resume import keep_state, take_up
+from workers.ml.compress.slim import prune_structured_step
 from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
 from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
@@ -41,6 +50,16 @@ def _export_onnx(step: recipes.ExportOnnx, bench: Bench) -> Mapping[str, Any]:  
 _HANDLERS: dict[str, Handler] = {
     "export_onnx": _export_onnx,
     "quantize_dynamic": quantize_dynamic_step,
+    "prune_magnitude": prune_magnitude_step,
+    "prune_structured": prune_structured_step,
+    "prune_movement": prune_movement_step,
+    "fine_tune": fine_tune_step,
+}
+_NEED_A_MODULE = {
+    "prune_magnitude": "Pruning",
+    "prune_structured": "Structured pruning",
+    "prune_movement": "Movement pruning",
+    "fine_tune": "Fine-tuning",
 }
 
 
@@ -48,11 +67,15 @@ def run(job: Job, recipe: recipes.CompressRecipe) -> Report:
     """Apply the steps in order, write the new version, measure it beside its parent."""
     bench = open_bench(job, recipe)
     stages = len(recipe.steps) + 1
-    done: list[dict[str, Any]] = []
-    for number, step in enumerate(recipe.steps):
+    _check(bench)
+    done = take_up(bench)
+    for number, step in enumerate(recipe.steps[len(done) :], len(done)):
         job.events.progress(done=number, total=stages, unit="stages", step=step.method)
+        bench.number, bench.has_trained = number, False
         done.append({"method": step.method, **_HANDLERS[step.method](step, bench)})
-    _write_files(bench)
+        if bench.has_trained and bench.module is not None:
+            keep_state(bench, done, _write_files)
+    _write_files(bench, job.files)
     job.events.progress(done=stages - 1, total=stages, unit="stages", step="evaluate")
     report = _measure(bench, done)
     _write_card(job, recipe, report)
@@ -61,24 +84,36 @@ def run(job: Job, recipe: recipes.CompressRecipe) -> Report:
     return report
 
 
-def _write_files(bench: Bench) -> None:
-    job, given = bench.job, bench.given
+def _check(bench: Bench) -> None:
+    """Refuse what can be known to fail before any step has worked."""
+    for step in bench.recipe.steps:
+        if step.method in _NEED_A_MODULE:
+            bench.need_module(_NEED_A_MODULE[step.method])
+        if getattr(step, "needs_rows", False):
+            check_rows(bench)
+
+
+def _write_files(bench: Bench, target: Path) -> None:
+    given = bench.given
     for name in SIDE_FILES:
         if (given.path / name).is_file():
-            (job.files / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(given.path / name, job.files / name)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(given.path / name, target / name)
     config = _config(bench)
     if bench.module is not None:
-        save_module(bench.module, config, job.files)
+        save_module(bench.module, config, target)
     else:
-        shutil.copyfile(bench.need_file(), job.files / ONNX)
-        save_config(config, job.files)
+        shutil.copyfile(bench.need_file(), target / ONNX)
+        save_config(config, target)
 
 
 def _config(bench: Bench) -> dict[str, Any]:
     """Keep what the parent's config.json says, and add what the next job needs."""
     parent = bench.parent
-    config = dict(bench.given.config)
+    config = {**bench.given.config, **bench.config}
+    config.pop(structure.KEY, None)
+    if bench.structure and bench.module is not None:
+        config[structure.KEY] = bench.structure
     config["compression"] = [step.model_dump(mode="json") for step in bench.recipe.steps]
     if parent.answers == "embedding":
         config.setdefault("task", "feature-extraction")
@@ -117,6 +152,7 @@ def _report(bench: Bench, contest: Contest, done: list[dict[str, Any]]) -> Repor
     metrics: list[Metric] = []
     if contest.child.answers == "classes" and held_out is not None:
         metrics += measure_classes(contest, held_out)
+        metrics += measure_controls(bench, contest, held_out)
     else:
         metrics += measure_fidelity(contest, held_out)
     metrics += measure_cost(contest, held_out=held_out)
@@ -142,6 +178,9 @@ def _message(metrics: list[Metric]) -> str:
     if quality := by_name.get("accuracy"):
         before = quality.details["parent"]["value"]
         parts.append(f"accuracy {quality.value:.4f} (was {before:.4f}, n={quality.n})")
+    for name in sorted(name for name in by_name if name.startswith("gap_to_")):
+        gap = by_name[name]
+        parts.append(f"{gap.value:+.4f} to the {name.removeprefix('gap_to_').replace('_', ' ')}")
     if cosine := by_name.get("cosine_to_parent"):
         parts.append(f"cosine to parent {cosine.value:.4f} (n={cosine.n})")
     if fast := by_name.get("latency_p50_batch1"):

@@ -28,6 +28,7 @@ from workers.ml.infer.runtime import load_runtime
 from workers.ml.job import Job
 from workers.ml.measure import CHILD, PARENT, Contest, HeldOut, measure_classes, measure_cost
 from workers.ml.report import Metric, Report
+from workers.ml.structure import KEY, read_structure
 from workers.ml.train.examples import Examples, ImageExamples, TextExamples
 from workers.ml.train.loop import Place, Training
 from workers.ml.vocabulary import Vocabulary, build_vocabulary, load_vocabulary
@@ -44,6 +45,7 @@ class _Plan:
     train: Examples
     validation: Examples | None
     dropped: int
+    structure: list[dict[str, Any]]
 
 
 def run(job: Job, recipe: recipes.TrainRecipe) -> Report:
@@ -63,6 +65,8 @@ def run(job: Job, recipe: recipes.TrainRecipe) -> Report:
     training.run()
     seconds = time.perf_counter() - started
     config = describe_module(plan.parameters, plan.labels.names, _columns(plan.parameters, step))
+    if plan.structure:
+        config[KEY] = plan.structure
     save_module(training.module, config, job.files)
     if plan.vocabulary is not None:
         plan.vocabulary.save(job.files)
@@ -89,6 +93,7 @@ def run(job: Job, recipe: recipes.TrainRecipe) -> Report:
 def _plan(job: Job, recipe: recipes.TrainRecipe, step: recipes.Train, dataset: Dataset) -> _Plan:
     split = dataset.split(step.train_split)
     module, parameters, labels, vocabulary = None, recipe.architecture, None, None
+    structure: list[dict[str, Any]] = []
     if recipe.model is not None:
         folder = open_model(job.input("model").path)
         if folder.is_onnx or folder.is_transformer:
@@ -98,6 +103,7 @@ def _plan(job: Job, recipe: recipes.TrainRecipe, step: recipes.Train, dataset: D
                 kinds=", ".join(KINDS),
             )
         module, parameters = load_module(folder)
+        structure = read_structure(folder.config)
         labels = Labels(folder.labels)
         if isinstance(parameters, recipes.TextClassifier):
             vocabulary = load_vocabulary(folder.path)
@@ -129,6 +135,7 @@ def _plan(job: Job, recipe: recipes.TrainRecipe, step: recipes.Train, dataset: D
         if len(validation_rows)
         else None,
         dropped=loaded.dropped,
+        structure=structure,
     )
 
 

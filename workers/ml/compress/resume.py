@@ -1,0 +1,98 @@
+"""What steps have done, kept beside the checkpoints: a job that goes on redoes no finished step."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from registry.errors import Invalid
+from workers.ml.architectures.sentence_encoder import load_sentence_encoder
+from workers.ml.compress.bench import Bench
+from workers.ml.compress.learn import parent_module
+from workers.ml.formats import WEIGHTS, load_module, open_model, read_tensors
+
+_DONE = "done"
+_STATE = "bench.json"
+
+WriteFiles = Callable[[Bench, Path], None]
+
+
+def keep_state(bench: Bench, notes: list[dict[str, Any]], write_files: WriteFiles) -> None:
+    """Write the module as it stands after so many steps; older states go."""
+    folder = bench.job.checkpoints / f"{_DONE}-{len(notes)}"
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_files(bench, partial)
+    for name, control in bench.controls.items():
+        (partial / name).mkdir()
+        state = {key: tensor.contiguous() for key, tensor in control.state_dict().items()}
+        save_file(state, partial / name / WEIGHTS)
+    state = {
+        "recipe": bench.recipe.model_dump(mode="json"),
+        "notes": notes,
+        "structure": bench.structure,
+        "config": bench.config,
+        "controls": sorted(bench.controls),
+    }
+    (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
+    os.sync()
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    for old in bench.job.checkpoints.iterdir():
+        if old != folder and old.is_dir() and _is_older(old.name, len(notes)):
+            shutil.rmtree(old)
+    bench.job.events.log(f"Kept what {len(notes)} step(s) have done.")
+
+
+def _is_older(name: str, count: int) -> bool:
+    """Tell whether a folder belongs to a step that is done: `done-1`, or a run's `0-fine_tune`."""
+    if name.startswith(f"{_DONE}-"):
+        return True
+    number, dash, _ = name.partition("-")
+    return bool(dash) and number.isdecimal() and int(number) < count
+
+
+def take_up(bench: Bench) -> list[dict[str, Any]]:
+    """Put the bench where a former attempt left it; give the notes of the steps that are done.
+
+    Raises:
+        Invalid: what was kept belongs to another recipe.
+
+    """
+    folders = sorted(
+        bench.job.checkpoints.glob(f"{_DONE}-[1-8]"), key=lambda folder: folder.name, reverse=True
+    )
+    for folder in folders:
+        try:
+            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if state["recipe"] != bench.recipe.model_dump(mode="json"):
+            raise Invalid(
+                "The checkpoint belongs to another recipe or dataset.", code="bad_checkpoint"
+            )
+        kept = open_model(folder)
+        if kept.is_transformer:
+            bench.module = load_sentence_encoder(folder)
+        else:
+            bench.module = load_module(kept)[0]
+        bench.structure = state["structure"]
+        bench.config = state["config"]
+        for name in state["controls"]:
+            bench.controls[name] = _control(bench, folder / name / WEIGHTS)
+        notes: list[dict[str, Any]] = state["notes"]
+        bench.job.events.log(f"Resumed after {len(notes)} finished step(s).")
+        return notes
+    return []
+
+
+def _control(bench: Bench, weights: Path) -> Any:
+    control = copy.deepcopy(parent_module(bench)).cpu()
+    control.load_state_dict(read_tensors(weights))
+    return control.eval()
