@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from registry.errors import Invalid, Text
-from registry.formats import gguf, hdf5, npy, parquet, programs
+from registry.formats import gguf, hdf5, myz, npy, parquet, programs
 from registry.formats.bounded_json import parse_json
 from registry.formats.facts import Facts, ReadRange, malformed
 from registry.formats.gguf import read_gguf
 from registry.formats.hdf5 import find_hdf5, read_hdf5
+from registry.formats.myz import read_myz
 from registry.formats.npy import read_npy
 from registry.formats.onnx import read_onnx
 from registry.formats.parquet import read_parquet
@@ -20,11 +21,13 @@ from registry.formats.tars import looks_like_tar, read_tar
 from registry.formats.zips import find_hidden_zip, read_zip
 
 # Goes up when a reader learns to see more, so that old blobs are looked at again.
-GENERATION = 5
+GENERATION = 6
 INSPECTOR = f"headers-{GENERATION}"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 # What a reader here understands to the end, and what it cannot harm: numbers and plain text.
-SAFE_FORMATS = frozenset({"safetensors", "onnx", "gguf", "npy", "npz", "parquet", "json", "text"})
+SAFE_FORMATS = frozenset(
+    {"safetensors", "onnx", "myz", "gguf", "npy", "npz", "parquet", "json", "text"}
+)
 
 _PICKLED = frozenset(
     {
@@ -45,6 +48,7 @@ _TEXT = frozenset({"text", "opaque", "python"})
 _ENDINGS: dict[str, frozenset[str]] = {
     "safetensors": frozenset({"safetensors"}),
     "onnx": frozenset({"onnx"}),
+    "myz": frozenset({"myz"}),
     "gguf": frozenset({"gguf"}),
     "npy": frozenset({"npy"}),
     "npz": frozenset({"npz"}),
@@ -206,6 +210,7 @@ def _described(kind: str) -> Text:
 
 _READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[int, ReadRange], Facts]], ...] = (
     (lambda head, _: head.startswith(gguf.MAGIC) and b"\0" in head[4:8], read_gguf),
+    (lambda head, _: head.startswith(myz.MAGIC), read_myz),
     (lambda head, _: head.startswith(npy.MAGIC), read_npy),
     (lambda head, _: head.startswith((b"PK\x03\x04", b"PK\x05\x06")), read_zip),
     (lambda head, _: head.startswith(hdf5.MAGIC), read_hdf5),
@@ -216,6 +221,7 @@ _READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[int, ReadRange], F
 _ASKED_FOR: dict[str, Callable[[int, ReadRange], Facts]] = {
     "safetensors": read_safetensors,
     "onnx": read_onnx,
+    "myz": read_myz,
     "gguf": read_gguf,
     "json": _read_json,
 }

@@ -179,12 +179,17 @@ class Found:
     own_domains: set[str] = field(default_factory=set)
 
 
-def read_onnx(size: int, read: ReadRange) -> Facts:
-    walk = Walk(size, read)
+def walk_onnx(size: int, read: ReadRange) -> Found:
+    """Go through a whole file once, and give what it declares."""
     found = Found()
-    _read_model(walk, size, found)
+    _read_model(Walk(size, read), size, found)
     if "ir_version" not in found.metadata or found.graphs_count != 1 or not found.opsets:
         raise malformed("The ONNX file lacks its version, its operator set or its graph.")
+    return found
+
+
+def read_onnx(size: int, read: ReadRange) -> Facts:
+    found = walk_onnx(size, read)
     named = {tensor.name for tensor in found.initializers}
     tensors = Tensors.of(found.initializers)
     if tensors.elements_count > MAX_ELEMENTS:

@@ -5,6 +5,7 @@ they are plain Python and pydantic; they know no Django and no torch. A recipe s
 *produces* in `produces`; `output` is only the name that a produced model or dataset gets.
 """
 
+from registry.recipes.coding import Cluster, Code
 from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
 from registry.recipes.fields import (
     REFERENCE_PATTERN,
@@ -37,6 +38,8 @@ __all__ = [
     "REFERENCE_PATTERN",
     "Architecture",
     "Budget",
+    "Cluster",
+    "Code",
     "CompressRecipe",
     "CompressStep",
     "DigitsCnn",

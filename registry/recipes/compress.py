@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from registry.errors import Unfit
+from registry.recipes.coding import Cluster, Code
 from registry.recipes.fields import (
     ADVANCED,
     VARIANT_PATTERN,
@@ -60,7 +61,14 @@ class QuantizeDynamic(Frozen):
 
 
 CompressStep = Annotated[
-    QuantizeDynamic | ExportOnnx | PruneMagnitude | PruneStructured | PruneMovement | FineTune,
+    QuantizeDynamic
+    | ExportOnnx
+    | PruneMagnitude
+    | PruneStructured
+    | PruneMovement
+    | FineTune
+    | Cluster
+    | Code,
     Field(discriminator="method"),
 ]
 
@@ -100,6 +108,12 @@ class CompressRecipe(BaseRecipe):
         json_schema_extra=ADVANCED,
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra=ADVANCED)
+
+    @model_validator(mode="after")
+    def _coded_last(self) -> Self:
+        if any(isinstance(step, Code) for step in self.steps[:-1]):
+            raise Unfit("Coding writes the file that stays: put it last, and once.")
+        return self
 
     @property
     def variant_name(self) -> str:

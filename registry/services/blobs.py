@@ -24,7 +24,7 @@ from registry.services.texts import invalid_field
 from registry.storage import Stored, default_storage
 
 # Formats that jobs and serving open themselves; see ADR 0004.
-RUNNABLE = frozenset({"safetensors", "onnx"})
+RUNNABLE = frozenset({"safetensors", "onnx", "myz"})
 # Formats that the sandbox can turn into one of those; see ADR 0018.
 CONVERTIBLE = frozenset({"torch-zip", "torch-legacy", "torchscript", "pt2", "npz"})
 # The inspector that looks inside, in the sandbox, and only annotates.

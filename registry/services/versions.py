@@ -346,7 +346,7 @@ def _count_parameters(inspections: Mapping[str, Inspection]) -> int | None:
     Files of one format are added up (shards); of ONNX the largest counts, for the others are
     usually its quantized siblings.
     """
-    for format_name, combine in (("safetensors", sum), ("onnx", max), ("gguf", sum)):
+    for format_name, combine in (("safetensors", sum), ("onnx", max), ("myz", max), ("gguf", sum)):
         counts = [
             row.facts["parameters_count"]
             for row in inspections.values()
@@ -650,7 +650,7 @@ def require_runnable(version: Version) -> None:
         )
     if not RUNNABLE & set(version.formats):
         raise Invalid(
-            "{version} has no safetensors or ONNX file, so it cannot be run; register one "
+            "{version} has no safetensors, ONNX or myz file, so it cannot be run; register one "
             "converted to safetensors with a config.json, or exported to ONNX.",
             code="not_runnable",
             version=version.ref,

@@ -84,7 +84,7 @@ def snippets(
 def _most_useful(paths: Sequence[str]) -> str:
     """Choose the file to show; a name that a shell or Python could act upon is never shown."""
     plain = [path for path in paths if _PLAIN_PATH.fullmatch(path)]
-    for ending in (".safetensors", ".onnx", ".csv", ".jsonl", ".json"):
+    for ending in (".safetensors", ".onnx", ".myz", ".csv", ".jsonl", ".json"):
         for path in plain:
             if path.endswith(ending):
                 return path

@@ -286,13 +286,13 @@ def count_parameters(folder: ModelFolder) -> tuple[int, dict[str, Any]]:
 def size_metrics(child: ModelFolder, parent: ModelFolder | None, *, device: str) -> list[Metric]:
     """Tell the stored bytes and the parameters, with the parent's beside them."""
     parameters, kinds = count_parameters(child)
-    bytes_details: dict[str, Any] = {"file": child.weights.name}
+    bytes_details: dict[str, Any] = {"file": child.stored.name}
     if parent is not None:
         before, _ = count_parameters(parent)
         kinds["parent"] = {"value": before}
         bytes_details["parent"] = {
             "value": parent.weights_bytes,
-            "file": parent.weights.name,
+            "file": parent.stored.name,
         }
         bytes_details["times_smaller"] = round(parent.weights_bytes / child.weights_bytes, 3)
     return [

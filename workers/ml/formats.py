@@ -1,6 +1,12 @@
-"""Load and save models: safetensors with a config.json, or ONNX; nothing else is ever opened."""
+"""Load and save models: safetensors with a config.json, or ONNX; either may be coded as myz.
+
+Nothing else is ever opened.
+"""
 
 import json
+import shutil
+import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +18,15 @@ from torch import nn
 
 from registry import recipes
 from registry.errors import Invalid, Text
+from workers.ml import myz
 from workers.ml.architectures import KINDS, Kind, build, read_parameters
 from workers.ml.architectures.sentence_encoder import SentenceEncoder
 from workers.ml.structure import check_runs, read_structure, replay
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-ONNX = "model.onnx"
+WEIGHTS = myz.WEIGHTS
+ONNX = myz.ONNX
+MYZ = myz.MYZ
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 SHAPES_OF_STATE = 2000
 
@@ -47,6 +55,18 @@ class ModelFolder:
     path: Path
     weights: Path
     config: dict[str, Any]
+    coded: Path | None = None
+    """The myz file that `weights` came out of; `path` is then a folder laid out to load from."""
+
+    @property
+    def version(self) -> Path:
+        """The files as the version holds them."""
+        return self.coded.parent if self.coded else self.path
+
+    @property
+    def stored(self) -> Path:
+        """The file with the weights as the version holds it."""
+        return self.coded or self.weights
 
     @property
     def is_onnx(self) -> bool:
@@ -79,13 +99,20 @@ class ModelFolder:
 
     @property
     def weights_bytes(self) -> int:
-        return self.weights.stat().st_size
+        """Tell how many bytes the weights take in the version."""
+        return self.stored.stat().st_size
 
 
 def open_model(path: Path) -> ModelFolder:
-    """Find the weights of a version; say plainly what is there where they cannot be run."""
+    """Find the weights of a version; say plainly what is there where they cannot be run.
+
+    A version whose weights are coded is unpacked into a folder of its own, which goes with what is
+    returned.
+    """
     if (path / WEIGHTS).is_file():
         weights = path / WEIGHTS
+    elif (path / MYZ).is_file():
+        return _open_coded(path)
     else:
         found = sorted(path.glob("*.onnx")) or sorted(path.glob("onnx/*.onnx"))
         if (path / ONNX) in found:
@@ -97,15 +124,41 @@ def open_model(path: Path) -> ModelFolder:
         raise Invalid(
             "{weights} leads out of the version.", code="unsupported_format", weights=weights.name
         )
-    config = read_config(path) if (path / CONFIG).is_file() else None
-    if config is None and weights.suffix != ".onnx":
-        raise Invalid(
-            "{weights} needs a {config} beside it that names the architecture.",
-            code="missing_config",
-            weights=WEIGHTS,
-            config=CONFIG,
-        )
-    return ModelFolder(path, weights, config or {})
+    return ModelFolder(path, weights, _read_config(path, weights))
+
+
+def _open_coded(path: Path) -> ModelFolder:
+    coded = path / MYZ
+    if not coded.resolve().is_relative_to(path.resolve()):
+        raise Invalid("{weights} leads out of the version.", code="unsupported_format", weights=MYZ)
+    folder = Path(tempfile.mkdtemp(prefix="myz-"))
+    try:
+        weights = myz.unpack(coded, folder)
+        config = _read_config(path, weights)
+        for file in path.iterdir():
+            if file.name not in {MYZ, WEIGHTS, ONNX}:
+                (folder / file.name).symlink_to(file.resolve())
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    opened = ModelFolder(folder, weights, config, coded)
+    # What was unpacked is of use for as long as somebody has this.
+    weakref.finalize(opened, shutil.rmtree, folder, ignore_errors=True)
+    return opened
+
+
+def _read_config(path: Path, weights: Path) -> dict[str, Any]:
+    """Read the config.json that a state needs, and a graph may have."""
+    if (path / CONFIG).is_file():
+        return read_config(path)
+    if weights.suffix == ".onnx":
+        return {}
+    raise Invalid(
+        "{weights} needs a {config} beside it that names the architecture.",
+        code="missing_config",
+        weights=WEIGHTS,
+        config=CONFIG,
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -265,11 +318,12 @@ def _no_weights(path: Path, found: list[Path]) -> Invalid:
     there = [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
     more = [f"+{len(there) - 8}"] if len(there) > 8 else []
     return Invalid(
-        "Only {weights} with {config}, or {onnx}, can be run; the version has {files}. "
+        "Only {weights} with {config}, {onnx} or {myz} can be run; the version has {files}. "
         "Other formats, pickles among them, are stored and never opened: convert the model first.",
         code="unsupported_format",
         weights=WEIGHTS,
         config=CONFIG,
         onnx=ONNX,
+        myz=MYZ,
         files=", ".join([*there[:8], *more]) or Text("no files"),
     )

@@ -127,8 +127,8 @@ def measure_cost(contest: Contest, *, held_out: HeldOut | None) -> list[Metric]:
     metrics = evaluate.latency(contest.runtimes, feeds, device=job.device, threads=job.threads)
     metrics += evaluate.size_metrics(child.folder, parent_folder, device=job.device)
     metrics += evaluate.memory_metric(
-        child.folder.path,
-        parent_folder.path if parent_folder else None,
+        child.folder.version,
+        parent_folder.version if parent_folder else None,
         device="cpu",
         threads=job.threads,
     )

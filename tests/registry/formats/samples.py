@@ -6,6 +6,7 @@ import json
 import pickle
 import struct
 import zipfile
+import zlib
 
 
 def safetensors(tensors=None, *, metadata=None, header=None, tail=b""):
@@ -97,6 +98,72 @@ def gguf(*, tensors=(("w", (32, 2), 8),), keys=None, version=3, cut=0):
     return out[: len(out) - cut]
 
 
+def myz_file(header, body=b"", *, version=1):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    packed = zlib.compress(raw)
+    prefix = struct.pack("<3I", version, len(packed), len(raw))
+    return b"\x93MYZ\r\n\x1a\n" + prefix + packed + body
+
+
+def _myz_tensor(**changes):
+    return {
+        "name": "w",
+        "dtype": "U8",
+        "shape": [4],
+        "places": "all",
+        "values": "plain",
+        "sha256": "0" * 64,
+        "streams": {"values": ["raw", 4, 4]},
+        **changes,
+    }
+
+
+def _myz_state(**changes):
+    return {"kind": "state", "metadata": {"format": "pt"}, "tensors": [_myz_tensor(**changes)]}
+
+
+def _myz_graph(*, at=2, **changes):
+    return {
+        "kind": "graph",
+        "metadata": {},
+        "graph": ["raw", 4, 4],
+        "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", -1, 3]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": []}],
+        "tensors": [
+            _myz_tensor(at=at, **changes),
+            {"name": "small", "dtype": "F32", "shape": [2]},
+        ],
+    }
+
+
+def myz(body=b"abcd", **changes):
+    """Code one tensor of four bytes, unless something else is said of it."""
+    return myz_file(_myz_state(**changes), body)
+
+
+def myz_graph(body=b"onnxabcd", **changes):
+    """Code a graph of four bytes, with the four bytes of a tensor in its midst."""
+    return myz_file(_myz_graph(**changes), body)
+
+
+_SPARSE = {
+    "shape": [40],
+    "places": "gaps",
+    "count": 2,
+    "values": "codebook",
+    "streams": {
+        "gaps": ["raw", 2, 2],
+        "codebook": ["raw", 1, 1],
+        "values": ["huffman", 2, 1],
+    },
+}
+MYZ_HEADERS = [
+    (_myz_state(), b"abcd"),
+    (_myz_graph(), b"onnxabcd"),
+    (_myz_state(**_SPARSE), b"abcd"),
+]
+
+
 def npy(descr="<f4", shape=(2, 3), raw=bytes(24), version=1):
     header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
     width = 2 if version == 1 else 4
@@ -125,6 +192,8 @@ HONEST = {
     "model.safetensors": safetensors(),
     "empty.safetensors": safetensors({}),
     "model.onnx": onnx(),
+    "model.myz": myz(),
+    "graph.myz": myz_graph(),
     "model.gguf": gguf(),
     "array.npy": npy(),
     "arrays.npz": zipped({"a.npy": npy(), "b.npy": npy("|u1", (4,), bytes(4))}),

@@ -1,5 +1,6 @@
 """Whatever the bytes, a reader answers or refuses; it never breaks, hangs or reads it all."""
 
+import json
 import random
 
 import pytest
@@ -13,6 +14,11 @@ from registry.formats.paths import check_path, check_paths
 from tests.registry.formats import samples
 
 NAMES = sorted(samples.HONEST)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 1 << 70) | st.text(max_size=5) | st.just(0.5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
 
 
 def look(name, data):
@@ -108,6 +114,24 @@ def test_every_honest_safetensors_file_is_read(shapes):
     assert facts.tensors.count == len(shapes)
 
 
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_myz_header_with_anything_in_any_place(data):
+    header, body = data.draw(st.sampled_from(samples.MYZ_HEADERS))
+    header = json.loads(json.dumps(header))
+    spots = list(_spots(header))
+    holder, key = data.draw(st.sampled_from(spots))
+    holder[key] = data.draw(JSON)
+    look("m.myz", samples.myz_file(header, body))
+
+
+def _spots(value):
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield value, key
+        if isinstance(item, (dict, list)):
+            yield from _spots(item)
+
+
 def test_only_headers_are_read():
     big = samples.safetensors({"w": ("U8", [8 << 20], bytes(8 << 20))})
     assert look("m.safetensors", big) < 200_000
@@ -144,7 +168,5 @@ def test_a_card_is_always_read(text):
 )
 @settings(max_examples=100, deadline=None)
 def test_a_card_with_odd_values_is_read(value):
-    import json  # noqa: PLC0415
-
     keys = ("license", "tags", "base_model", "language", "pipeline_tag")
     parse_card("---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key in keys) + "---\n")

@@ -194,7 +194,7 @@ def test_a_missing_version_is_named(alice, data):
 
 def test_a_model_that_cannot_be_opened_is_refused(alice):
     make_version(alice, make_model(alice, "opaque"), {"weights.bin": b"\x00\x01\x02"})
-    with pytest.raises(Invalid, match="safetensors or ONNX") as refused:
+    with pytest.raises(Invalid, match="safetensors, ONNX or myz") as refused:
         submit(alice, compress(model="alice/opaque"))
     assert refused.value.reason == "not_runnable"
 

@@ -56,6 +56,8 @@ class Bench:
     """Of the step at work, from zero."""
     has_trained: bool = False
     """Whether the step at work trained, so that its result is worth keeping."""
+    coded: bool = False
+    """Whether the version is to hold a myz file in place of what it came out as."""
     _steps: int = 0
 
     @property

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from registry import recipes
 from registry.errors import Invalid
-from workers.ml import environment, structure
+from workers.ml import environment, myz, structure
 from workers.ml.cards import read_card, write_card
 from workers.ml.compress.bench import Bench, open_bench
 from workers.ml.compress.learn import check_rows, measure_controls
@@ -18,6 +19,7 @@ from workers.ml.compress.prune import (
 )
 from workers.ml.compress.quantize import quantize_dynamic_step
 from workers.ml.compress.resume import keep_state, take_up
+from workers.ml.compress.share import cluster_step
 from workers.ml.compress.slim import prune_structured_step
 from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
 from workers.ml.graphs import inspect_onnx
@@ -47,7 +49,14 @@ def _export_onnx(step: recipes.ExportOnnx, bench: Bench) -> Mapping[str, Any]:  
     return {}
 
 
+def _code(step: recipes.Code, bench: Bench) -> Mapping[str, Any]:  # noqa: ARG001 - see above
+    bench.coded = True
+    return {}
+
+
 _HANDLERS: dict[str, Handler] = {
+    "cluster": cluster_step,
+    "code": _code,
     "export_onnx": _export_onnx,
     "quantize_dynamic": quantize_dynamic_step,
     "prune_magnitude": prune_magnitude_step,
@@ -60,6 +69,7 @@ _NEED_A_MODULE = {
     "prune_structured": "Structured pruning",
     "prune_movement": "Movement pruning",
     "fine_tune": "Fine-tuning",
+    "cluster": "Sharing weights",
 }
 
 
@@ -76,6 +86,8 @@ def run(job: Job, recipe: recipes.CompressRecipe) -> Report:
         if bench.has_trained and bench.module is not None:
             keep_state(bench, done, _write_files)
     _write_files(bench, job.files)
+    if bench.coded:
+        done[-1].update(asdict(myz.pack_folder(job.files)))
     job.events.progress(done=stages - 1, total=stages, unit="stages", step="evaluate")
     report = _measure(bench, done)
     _write_card(job, recipe, report)
