@@ -22,6 +22,7 @@ from registry.recipes.pruning import (
     PruneMovement,
     PruneStructured,
 )
+from registry.recipes.quantization import FixedPoint, QuantizeStatic, QuantizeWeights
 from registry.recipes.train import (
     MAX_SAMPLES_SEEN,
     Architecture,
@@ -47,6 +48,7 @@ __all__ = [
     "EvaluateRecipe",
     "ExportOnnx",
     "FineTune",
+    "FixedPoint",
     "InferRecipe",
     "Predict",
     "Produces",
@@ -54,6 +56,8 @@ __all__ = [
     "PruneMovement",
     "PruneStructured",
     "QuantizeDynamic",
+    "QuantizeStatic",
+    "QuantizeWeights",
     "Queue",
     "Recipe",
     "Reference",

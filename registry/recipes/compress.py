@@ -17,6 +17,7 @@ from registry.recipes.fields import (
     Split,
 )
 from registry.recipes.pruning import FineTune, PruneMagnitude, PruneMovement, PruneStructured
+from registry.recipes.quantization import QuantizationStep
 
 
 class ExportOnnx(Frozen):
@@ -62,6 +63,7 @@ class QuantizeDynamic(Frozen):
 
 CompressStep = Annotated[
     QuantizeDynamic
+    | QuantizationStep
     | ExportOnnx
     | PruneMagnitude
     | PruneStructured

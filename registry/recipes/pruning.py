@@ -8,7 +8,7 @@ from registry.errors import Unfit
 from registry.recipes.fields import ADVANCED, Frozen
 
 PATTERN = r"^([1-9]|1[0-5]):([2-9]|1[0-6])$"
-LAYER_PATTERN = r"^[A-Za-z0-9_.*?\[\]-]+$"
+LAYER_PATTERN = r"^[A-Za-z0-9_./:*?\[\]-]+$"
 
 Epochs = Annotated[
     int,

@@ -35,6 +35,19 @@ _WORDS: Final = {
     "gradual": gettext_noop("Little by little"),
     "leave": gettext_noop("Leave"),
     "frequency": gettext_noop("By frequency"),
+    "minmax": gettext_noop("Extremes"),
+    "entropy": gettext_noop("Least loss of information"),
+    "percentile": gettext_noop("Percentile"),
+    "products": gettext_noop("Products and convolutions"),
+    "all": gettext_noop("All"),
+    "qdq": gettext_noop("QuantizeLinear pairs"),
+    "qoperator": gettext_noop("Integer operators"),
+    "rtn": gettext_noop("To the nearest"),
+    "gptq": gettext_noop("GPTQ"),
+    "none": gettext_noop("None"),
+    "same": gettext_noop("As the other weights"),
+    "largest": gettext_noop("Largest weight fits"),
+    "least_error": gettext_noop("Least squared error"),
 }
 
 

@@ -232,7 +232,7 @@ def test_schema_is_closed_and_every_number_is_bounded(kind):
     for node in walk_objects(schema):
         if node.get("type") == "object":
             assert node["additionalProperties"] is False
-        if node.get("type") in {"integer", "number"} and "const" not in node:
+        if node.get("type") in {"integer", "number"} and not {"const", "enum"} & node.keys():
             assert {"minimum", "exclusiveMinimum"} & node.keys(), node
             assert {"maximum", "exclusiveMaximum"} & node.keys(), node
         if node.get("type") == "string" and not {"const", "enum"} & node.keys():

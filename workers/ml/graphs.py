@@ -1,5 +1,6 @@
 """What an ONNX file holds, read without running anything."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ def inspect_onnx(file: Path) -> Contents:
         ) from error
     parameters = 0
     weight_bytes: Counter[str] = Counter()
+    packed = _packed(model.graph)
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise Invalid(
@@ -44,7 +46,8 @@ def inspect_onnx(file: Path) -> Contents:
         for size in tensor.dims:
             count *= size
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)
-        weight_bytes[kind] += count * _item_bytes(tensor.data_type)
+        weight_bytes[kind] += _bytes(count, tensor.data_type)
+        count = packed.get(tensor.name, count)
         # Scales belong to the format; bare numbers and shapes belong to the graph.
         learned = tensor.dims and kind != "INT64"
         if learned and not tensor.name.endswith(_QUANTIZATION_SUFFIXES):
@@ -53,5 +56,21 @@ def inspect_onnx(file: Path) -> Contents:
     return Contents(parameters, dict(operators), dict(weight_bytes))
 
 
-def _item_bytes(data_type: int) -> int:
-    return int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+def _packed(graph: onnx.GraphProto) -> dict[str, int]:
+    """Tell how many weights each tensor holds that has several in a byte."""
+    elements = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        numbers = {part.name: part.i for part in node.attribute}
+        if node.op_type == "MatMulNBits":
+            # Its blocks are filled up: what they hold is told by the operator.
+            found[node.input[1]] = numbers["K"] * numbers["N"]
+        elif node.op_type == "GatherBlockQuantized" and node.input[0] in elements:
+            found[node.input[0]] = elements[node.input[0]] * 8 // numbers.get("bits", 4)
+    return found
+
+
+def _bytes(count: int, data_type: int) -> int:
+    if data_type in {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}:
+        return -(-count // 2)
+    return count * int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)

@@ -1,33 +1,40 @@
-"""Dynamic int8 quantization through ONNX Runtime.
+"""8-bit quantization through ONNX Runtime: dynamic, and static with calibrated ranges.
 
-Weights are stored in 8 bits and activations scaled while the model runs, so no calibration data
-is needed.
+Dynamic quantization scales activations while the model runs and needs no data; static quantization
+measures their ranges beforehand, on rows of the dataset.
 """
 
+import contextlib
+import io
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    create_calibrator,
+    quantize_dynamic,
+    quantize_static,
+    save_tensors_data,
+)
 
 from registry import recipes
 from registry.errors import Invalid
+from workers.ml.compress.activations import Rows, calibration_rows
 from workers.ml.compress.bench import Bench
+from workers.ml.compress.layers import Graph, excluded, refuse_quantized
+from workers.ml.compress.weight_only import round_tables
 from workers.ml.graphs import inspect_onnx
+from workers.ml.infer.feeders import Feeds
 
 _MATRIX_OPS = ["MatMul", "Gemm", "Attention", "LSTM"]
-_INTEGER_OPS = {
-    "MatMulInteger",
-    "ConvInteger",
-    "DynamicQuantizeLinear",
-    "DynamicQuantizeLSTM",
-    "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat",
-    "QLinearConv",
-    "QLinearMatMul",
-    "QuantizeLinear",
-}
+_PRODUCTS = ["MatMul", "Gemm", "Conv"]
 
 
 def quantize_dynamic_step(step: recipes.QuantizeDynamic, bench: Bench) -> Mapping[str, Any]:
@@ -41,14 +48,8 @@ def quantize_dynamic_step(step: recipes.QuantizeDynamic, bench: Bench) -> Mappin
 
 def quantize(step: recipes.QuantizeDynamic, source: Path, target: Path) -> None:
     """Write an int8 copy of an ONNX file."""
+    refuse_quantized(source)
     before = inspect_onnx(source)
-    if done := sorted(_INTEGER_OPS & before.operators.keys()):
-        raise Invalid(
-            "The model is quantized already: it has {done}. "
-            "Choose the version that it was made from.",
-            code="already_quantized",
-            done=", ".join(done),
-        )
     operators = [*_MATRIX_OPS, *(["Gather"] if step.embeddings else [])]
     _run(step, source, target, operators, QuantType.QInt8)
     if step.convolutions and "Conv" in before.operators:
@@ -70,10 +71,7 @@ def _run(
     operators: list[str],
     weight_type: QuantType,
 ) -> None:
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # the quantizer advises on the root logger
-    try:
+    with _quietly():
         quantize_dynamic(
             source,
             target,
@@ -82,6 +80,19 @@ def _run(
             reduce_range=step.reduce_range,
             weight_type=weight_type,
         )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Run ONNX Runtime's quantizer without its advice; say its errors in our words."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the quantizer advises on the root logger, and prints
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except Invalid:
+        raise
     except Exception as error:  # the quantizer raises bare exceptions on graphs it does not know
         raise Invalid(
             "ONNX Runtime cannot quantize this model: {problem}",
@@ -90,3 +101,145 @@ def _run(
         ) from error
     finally:
         root.setLevel(level)
+
+
+# --- static -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Static:
+    """How a model is quantized with calibrated ranges."""
+
+    calibration: str = "minmax"
+    percentile: float = 99.99
+    per_channel: bool = True
+    reduce_range: bool = True
+    operators: str = "products"
+    format: str = "qdq"
+    exclude: Sequence[str] = ()
+
+
+def quantize_static_step(step: recipes.QuantizeStatic, bench: Bench) -> Mapping[str, Any]:
+    """Quantize what is on the bench by ranges of the training split."""
+    source = bench.need_file()
+    refuse_quantized(source)
+    options = Static(
+        calibration=step.calibration,
+        percentile=step.percentile,
+        per_channel=step.per_channel,
+        reduce_range=step.reduce_range,
+        operators=step.operators,
+        format=step.format,
+        exclude=step.exclude,
+    )
+    target = bench.new_file("model.onnx")
+    rows = calibration_rows(bench, step.calibration_rows, source)
+    quantize_with_ranges(source, target, options, rows)
+    if step.embeddings:
+        round_tables(target)
+    bench.file = target
+    return {"left_in_float32": _left(Graph(target))}
+
+
+def quantize_with_ranges(source: Path, target: Path, options: Static, rows: Rows) -> None:
+    """Write a copy of an ONNX file that computes in 8 bits.
+
+    `rows` yields feeds of the model.
+
+    Raises:
+        Invalid: it is quantized already, has nothing that can be, or ONNX Runtime fails at it.
+
+    """
+    refuse_quantized(source)
+    graph = Graph(source)
+    names = {node.name: node.op_type for node in graph.nodes}
+    wanted = _PRODUCTS if options.operators == "products" else []
+    if not any(kind in _PRODUCTS for kind in names.values()):
+        raise Invalid(
+            "Static quantization takes {wanted}, and this model has {operators}: "
+            "quantize_dynamic takes LSTM and Attention too, quantize_weights all weights.",
+            code="nothing_to_quantize",
+            wanted=", ".join(_PRODUCTS),
+            operators=", ".join(sorted(set(names.values()))),
+        )
+    left_out = excluded(list(names), options.exclude)
+    flat = target.with_name("flat.onnx")
+    graph.save(flat)
+    ranges = target.with_name("ranges.json")
+    with _quietly():
+        _calibrate(flat, ranges, options, wanted, rows)
+        quantize_static(
+            flat,
+            target,
+            quant_format=QuantFormat.QDQ if options.format == "qdq" else QuantFormat.QOperator,
+            op_types_to_quantize=wanted or None,
+            per_channel=options.per_channel,
+            reduce_range=options.reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=sorted(left_out),
+            calibrate_method=_METHODS[options.calibration],
+            calibration_cache_path=ranges,
+            extra_options={
+                # Products of two activations, as in attention, lose most and hold no weights.
+                "MatMulConstBOnly": options.operators == "products",
+                "OpTypesToExcludeOutputQuantization": (
+                    ["MatMul", "Gemm"] if options.operators == "products" else []
+                ),
+            },
+        )
+    flat.unlink()
+    ranges.unlink()
+    # Written anew: the quantizer leaves names of itself and of steps in between.
+    done = Graph(target)
+    done.save(target)
+    integer = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm"}
+    if not any(node.op_type in integer for node in done.nodes):
+        raise Invalid(
+            "Nothing in this model can be quantized; its operators are {operators}.",
+            code="nothing_to_quantize",
+            operators=", ".join(sorted(set(names.values()))),
+        )
+
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+
+
+def _left(graph: Graph) -> dict[str, int]:
+    """Count the layers whose weights are float32 still."""
+    return dict(sorted(Counter(layer.operator for layer in graph.layers()).items()))
+
+
+class _OneBatch(CalibrationDataReader):  # type: ignore[misc]  # untyped there
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds: dict[str, Any] | None = dict(feeds)
+
+    def get_next(self) -> dict[str, Any] | None:
+        feeds, self._feeds = self._feeds, None
+        return feeds
+
+
+def _calibrate(
+    model: Path, ranges: Path, options: Static, operators: list[str], rows: Rows
+) -> None:
+    """Write the ranges of all activations, a batch at a time: all at once would fill the memory."""
+    extra: dict[str, Any] = {}
+    if options.calibration == "percentile":
+        # Symmetric, its default, would give half the range of a ReLU to numbers that never come.
+        extra = {"percentile": options.percentile, "symmetric": False}
+    calibrator = create_calibrator(
+        model,
+        operators or None,
+        augmented_model_path=str(model.with_name("augmented.onnx")),
+        calibrate_method=_METHODS[options.calibration],
+        extra_options=extra,
+    )
+    for feeds in rows():
+        calibrator.collect_data(_OneBatch(feeds))
+    found = calibrator.compute_data()
+    save_tensors_data(found, ranges)
+    model.with_name("augmented.onnx").unlink()

@@ -10,17 +10,20 @@ from registry import recipes
 from registry.errors import Invalid
 from workers.ml import environment, myz, structure
 from workers.ml.cards import read_card, write_card
+from workers.ml.compress.activations import check_calibration
 from workers.ml.compress.bench import Bench, open_bench
+from workers.ml.compress.fixed_point import fixed_point_step
 from workers.ml.compress.learn import check_rows, measure_controls
 from workers.ml.compress.prune import (
     fine_tune_step,
     prune_magnitude_step,
     prune_movement_step,
 )
-from workers.ml.compress.quantize import quantize_dynamic_step
+from workers.ml.compress.quantize import quantize_dynamic_step, quantize_static_step
 from workers.ml.compress.resume import keep_state, take_up
 from workers.ml.compress.share import cluster_step
 from workers.ml.compress.slim import prune_structured_step
+from workers.ml.compress.weight_only import quantize_weights_step
 from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
 from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
@@ -59,10 +62,20 @@ _HANDLERS: dict[str, Handler] = {
     "code": _code,
     "export_onnx": _export_onnx,
     "quantize_dynamic": quantize_dynamic_step,
+    "quantize_static": quantize_static_step,
+    "quantize_weights": quantize_weights_step,
+    "fixed_point": fixed_point_step,
     "prune_magnitude": prune_magnitude_step,
     "prune_structured": prune_structured_step,
     "prune_movement": prune_movement_step,
     "fine_tune": fine_tune_step,
+}
+# What the card of a result calls it.
+_QUANTIZING = {
+    "quantize_dynamic": ("int8", "quantized"),
+    "quantize_static": ("int8", "quantized"),
+    "quantize_weights": ("quantized",),
+    "fixed_point": ("quantized",),
 }
 _NEED_A_MODULE = {
     "prune_magnitude": "Pruning",
@@ -103,6 +116,8 @@ def _check(bench: Bench) -> None:
             bench.need_module(_NEED_A_MODULE[step.method])
         if getattr(step, "needs_rows", False):
             check_rows(bench)
+        if instead := getattr(step, "works_uncalibrated", ""):
+            check_calibration(bench, instead)
 
 
 def _write_files(bench: Bench, target: Path) -> None:
@@ -204,7 +219,7 @@ def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> Non
     parent = job.input("model")
     card = read_card(parent.path)
     methods = [step.method for step in recipe.steps]
-    quantized = any(isinstance(step, recipes.QuantizeDynamic) for step in recipe.steps)
+    quantized = any(method in _QUANTIZING for method in methods)
     head = {
         "base_model": parent.repository,
         "base_model_relation": "quantized" if quantized else "converted",
@@ -212,7 +227,10 @@ def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> Non
         "pipeline_tag": card.task,
         "language": list(card.language),
         "library_name": "onnx",
-        "tags": ["onnx", *(["int8", "quantized"] if quantized else [])],
+        "tags": [
+            "onnx",
+            *sorted({tag for method in methods for tag in _QUANTIZING.get(method, ())}),
+        ],
     }
     title = f"{recipes.parse_reference(parent.ref).name} ({recipe.variant_name})"
     paragraphs = [

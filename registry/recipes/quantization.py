@@ -1,0 +1,172 @@
+"""Steps that store numbers in fewer bits: calibrated, weights alone, fixed point."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from registry.recipes.fields import ADVANCED, Frozen
+from registry.recipes.pruning import Exclude
+
+
+def _calibration_rows() -> Any:
+    return Field(
+        default=128,
+        ge=1,
+        le=4096,
+        title="Rows to calibrate on",
+        description="Of the split to learn from.",
+    )
+
+
+class QuantizeStatic(Frozen):
+    """Compute in 8 bits with ranges that are measured beforehand on rows of the dataset."""
+
+    model_config = ConfigDict(title="Quantize to int8 (calibrated)")
+    default_variant: ClassVar[str] = "int8-static"
+
+    method: Literal["quantize_static"] = Field(title="Method")
+    calibration: Literal["minmax", "entropy", "percentile"] = Field(
+        default="minmax",
+        title="How ranges are set",
+        description="By the extremes, by the least loss of information, or by a percentile.",
+    )
+    percentile: float = Field(
+        default=99.99,
+        ge=90,
+        le=100,
+        title="Percentile",
+        description="For ranges set by percentile: what lies beyond is cut.",
+        json_schema_extra=ADVANCED,
+    )
+    calibration_rows: int = _calibration_rows()
+    per_channel: bool = Field(
+        default=True,
+        title="One scale per channel",
+        description="Keeps more accuracy than one scale for a whole weight matrix.",
+    )
+    reduce_range: bool = Field(
+        default=True,
+        title="Use 7 bits of the range",
+        description="Avoids saturation on CPUs without VNNI instructions; safe everywhere.",
+        json_schema_extra=ADVANCED,
+    )
+    operators: Literal["products", "all"] = Field(
+        default="products",
+        title="Operators to quantize",
+        description="Matrix products and convolutions, or all that ONNX Runtime can.",
+        json_schema_extra=ADVANCED,
+    )
+    format: Literal["qdq", "qoperator"] = Field(
+        default="qdq",
+        title="How the file says it",
+        description="Pairs of QuantizeLinear and DequantizeLinear, or integer operators.",
+        json_schema_extra=ADVANCED,
+    )
+    embeddings: bool = Field(
+        default=True,
+        title="Quantize embedding tables too",
+        description="An embedding table can be half of a language model.",
+        json_schema_extra=ADVANCED,
+    )
+    exclude: Exclude = ()
+
+    @property
+    def works_uncalibrated(self) -> str:
+        """Name what needs no rows, where this step does."""
+        return "quantize_dynamic"
+
+
+class QuantizeWeights(Frozen):
+    """Store weights in a few bits, a scale for each block, and compute in floating point."""
+
+    model_config = ConfigDict(title="Quantize the weights alone")
+    default_variant: ClassVar[str] = "int4"
+
+    method: Literal["quantize_weights"] = Field(title="Method")
+    bits: Literal[2, 4, 8] = Field(default=4, title="Bits of a weight")
+    block_size: Literal[16, 32, 64, 128, 256] = Field(
+        default=32,
+        title="Weights that share a scale",
+        description="Fewer are more exact, and take more bytes for scales.",
+    )
+    symmetric: bool = Field(
+        default=False,
+        title="Symmetric around zero",
+        description="Saves the zero points, and some exactness with them.",
+        json_schema_extra=ADVANCED,
+    )
+    algorithm: Literal["rtn", "gptq"] = Field(
+        default="rtn",
+        title="Rounding",
+        description="To the nearest, or so that later weights make up for the error (GPTQ), "
+        "which needs a dataset.",
+    )
+    calibration_rows: int = _calibration_rows()
+    damping: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        title="Damping",
+        description="For GPTQ: a share of the mean curvature that is added to all of it.",
+        json_schema_extra=ADVANCED,
+    )
+    activation_order: bool = Field(
+        default=True,
+        title="Most used inputs first",
+        description="For GPTQ: round the weights of the strongest inputs first.",
+        json_schema_extra=ADVANCED,
+    )
+    embeddings: Literal["none", "2", "4", "8", "same"] = Field(
+        default="same",
+        title="Bits of embedding tables",
+        description="As the other weights, another number, or left as they are.",
+    )
+    others: bool = Field(
+        default=True,
+        title="Recurrent and convolution weights too",
+        description="Stored in few bits and unpacked when the model is loaded.",
+        json_schema_extra=ADVANCED,
+    )
+    integer_compute: bool = Field(
+        default=False,
+        title="Compute in 8 bits",
+        description="Activations are rounded while the model runs: faster, a little less exact.",
+        json_schema_extra=ADVANCED,
+    )
+    exclude: Exclude = ()
+
+    @property
+    def works_uncalibrated(self) -> str:
+        """Name what needs no rows, where this step does."""
+        return "rtn" if self.algorithm == "gptq" else ""
+
+
+class FixedPoint(Frozen):
+    """Round each weight x to round(x * 2^p), with the p that suits its tensor."""
+
+    model_config = ConfigDict(title="Fixed point")
+    default_variant: ClassVar[str] = "fixed8"
+
+    method: Literal["fixed_point"] = Field(title="Method")
+    bits: int = Field(
+        default=8,
+        ge=4,
+        le=16,
+        title="Bits of a weight",
+        description="With its sign. Up to 8 are stored in a byte, 4 in half of one.",
+    )
+    choose: Literal["largest", "least_error"] = Field(
+        default="least_error",
+        title="How p is chosen",
+        description="So that the largest weight fits, or so that the squared error is least.",
+    )
+    keep_module: bool = Field(
+        default=False,
+        title="Stay a torch model",
+        description="Weights lie on the grid and are stored in 32 bits until they are coded.",
+        json_schema_extra=ADVANCED,
+    )
+    exclude: Exclude = ()
+
+
+QuantizationStep = QuantizeStatic | QuantizeWeights | FixedPoint
