@@ -7,6 +7,7 @@ they are plain Python and pydantic; they know no Django and no torch. A recipe s
 
 from registry.recipes.coding import Cluster, Code
 from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
+from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
     REFERENCE_PATTERN,
     Produces,
@@ -44,12 +45,14 @@ __all__ = [
     "CompressRecipe",
     "CompressStep",
     "DigitsCnn",
+    "Distill",
     "Evaluate",
     "EvaluateRecipe",
     "ExportOnnx",
     "FineTune",
     "FixedPoint",
     "InferRecipe",
+    "LowRank",
     "Predict",
     "Produces",
     "PruneMagnitude",

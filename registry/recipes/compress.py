@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from registry.errors import Unfit
 from registry.recipes.coding import Cluster, Code
+from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
     ADVANCED,
     VARIANT_PATTERN,
@@ -70,7 +71,9 @@ CompressStep = Annotated[
     | PruneMovement
     | FineTune
     | Cluster
-    | Code,
+    | Code
+    | LowRank
+    | Distill,
     Field(discriminator="method"),
 ]
 

@@ -106,7 +106,11 @@ def _field_errors(kind: str, invalid: ValidationError) -> Iterator[FieldError]:
     details = invalid.errors(include_url=False, include_input=False)
     if any(detail["loc"][:1] == ("steps",) and len(detail["loc"]) > 1 for detail in details):
         # A step that is wrong in itself makes pydantic add that there are too few steps.
-        details = [detail for detail in details if detail["type"] != "too_short"]
+        details = [
+            detail
+            for detail in details
+            if (detail["type"], detail["loc"]) != ("too_short", ("steps",))
+        ]
     for detail in details[:_MAX_ERRORS]:
         yield _field_error(_field(kind, detail), detail)
 

@@ -48,6 +48,9 @@ _WORDS: Final = {
     "same": gettext_noop("As the other weights"),
     "largest": gettext_noop("Largest weight fits"),
     "least_error": gettext_noop("Least squared error"),
+    "energy": gettext_noop("Energy"),
+    "rank": gettext_noop("Rank"),
+    "ratio": gettext_noop("Ratio"),
 }
 
 

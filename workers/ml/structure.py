@@ -47,6 +47,23 @@ def factored(layers: Sequence[str]) -> dict[str, Any]:
     return {"change": LOW_RANK, "layers": list(layers)}
 
 
+def with_change(
+    structure: Sequence[Mapping[str, Any]], change: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Add a change to a record; a layer that was factored has no size of its own any more."""
+    gone = set(change["layers"]) if change["change"] == LOW_RANK else set()
+    before = [
+        {**old, "layers": [name for name in old["layers"] if name not in gone]} for old in structure
+    ]
+    return [*(old for old in before if old["layers"]), dict(change)]
+
+
+def stored_names(module: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Name layers as the file does: an encoder's without the wrapper around it."""
+    prefix = "encoder." if hasattr(module, "stored") else ""
+    return [name.removeprefix(prefix) for name in layers]
+
+
 def read_structure(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Read what config.json says about changed shapes, bounded; empty where it says nothing."""
     said = config.get(KEY, [])

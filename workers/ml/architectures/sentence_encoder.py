@@ -4,7 +4,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -24,6 +24,17 @@ class Pooling:
 
     mode: str = "mean"
     normalize: bool = True
+
+
+class Inside(NamedTuple):
+    """What an encoder said on the way to its vector."""
+
+    vector: Tensor
+    """batch x size"""
+    states: tuple[Tensor, ...]
+    """Of each layer: batch x tokens x size."""
+    attention: tuple[Tensor, ...]
+    """Of each layer: batch x heads x tokens x tokens."""
 
 
 class SentenceEncoder(nn.Module):
@@ -56,7 +67,23 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, *tokens_BL: Tensor) -> Tensor:
         named = dict(zip(self.input_names, tokens_BL, strict=True))
-        hidden_BLH = self.encoder(**named).last_hidden_state
+        return self._pool(self.encoder(**named).last_hidden_state, named)
+
+    def look_inside(self, tokens_BL: tuple[Tensor, ...]) -> Inside:
+        """Run as `forward` does, and give what its layers said; attention must be shown."""
+        named = dict(zip(self.input_names, tokens_BL, strict=True))
+        said = self.encoder(**named, output_hidden_states=True, output_attentions=True)
+        vector_BH = self._pool(said.last_hidden_state, named)
+        return Inside(vector_BH, tuple(said.hidden_states[1:]), tuple(said.attentions))
+
+    def show_attention(self, *, shown: bool) -> None:
+        """Compute attention in the open, slower, where it is to be looked at."""
+        encoder: Any = self.encoder
+        if shown:
+            self._usual = encoder.config._attn_implementation  # noqa: SLF001 - it has no other name
+        encoder.set_attn_implementation("eager" if shown else self._usual)
+
+    def _pool(self, hidden_BLH: Tensor, named: dict[str, Tensor]) -> Tensor:
         if self.pooling.mode == "cls":
             vector_BH = hidden_BLH[:, 0]
         else:

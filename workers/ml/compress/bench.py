@@ -26,6 +26,14 @@ from workers.ml.structure import read_structure
 _CALIBRATION_BATCH = 32
 
 
+@dataclass(frozen=True)
+class Control:
+    """A module to compare the result with, and the config.json that it could be loaded by."""
+
+    module: nn.Module
+    config: dict[str, Any]
+
+
 @dataclass
 class Bench:
     """What the steps of a compression work on.
@@ -50,7 +58,7 @@ class Bench:
     """What changed the shape of the module, in order; config.json keeps it for whoever loads it."""
     config: dict[str, Any] = field(default_factory=dict)
     """What the result's config.json says otherwise than the parent's, such as fewer layers."""
-    controls: dict[str, nn.Module] = field(default_factory=dict)
+    controls: dict[str, Control] = field(default_factory=dict)
     """Modules that had the same training without the compression, to measure beside the result."""
     number: int = 0
     """Of the step at work, from zero."""

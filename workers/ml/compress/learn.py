@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from registry import recipes
 from registry.errors import Invalid
 from workers.ml import evaluate
-from workers.ml.compress.bench import Bench
+from workers.ml.compress.bench import Bench, Control
 from workers.ml.data import Labels, Loaded, check_columns, divide, load_split, load_texts
 from workers.ml.infer.engines import TorchEngine
 from workers.ml.infer.feeders import Feeder, ImageFeeder, WordPieceFeeder, WordsFeeder
@@ -241,10 +241,10 @@ def train_dense_control(
     """
     if not budget.control or lessons.without_labels or budget.epochs == 0:
         return None
-    start = bench.controls.get(DENSE, parent_module(bench))
-    control = copy.deepcopy(start)
+    before = bench.controls.get(DENSE)
+    control = copy.deepcopy(before.module if before else parent_module(bench))
     notes = train_module(bench, control, lessons, budget, name=DENSE)
-    bench.controls[DENSE] = control.eval()
+    bench.controls[DENSE] = Control(control.eval(), bench.given.config)
     return notes
 
 
@@ -258,8 +258,8 @@ def measure_controls(bench: Bench, contest: Contest, held_out: HeldOut) -> list[
         return []
     labels = Labels(contest.child.labels)
     runtimes = {CHILD: contest.child}
-    for name, module in bench.controls.items():
-        own = TorchEngine(module, engine.input_names, bench.output_name, bench.job.device)
+    for name, control in bench.controls.items():
+        own = TorchEngine(control.module, engine.input_names, bench.output_name, bench.job.device)
         runtimes[name] = Runtime(bench.given, own, bench.parent.feeder, bench.parent.answers)
     batches = evaluate.predict_side_by_side(
         runtimes,

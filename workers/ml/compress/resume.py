@@ -1,6 +1,5 @@
 """What steps have done, kept beside the checkpoints: a job that goes on redoes no finished step."""
 
-import copy
 import json
 import os
 import shutil
@@ -8,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from registry.errors import Invalid
 from workers.ml.architectures.sentence_encoder import load_sentence_encoder
-from workers.ml.compress.bench import Bench
-from workers.ml.compress.learn import parent_module
-from workers.ml.formats import WEIGHTS, load_module, open_model, read_tensors
+from workers.ml.compress.bench import Bench, Control
+from workers.ml.formats import load_module, open_model, save_module
 
 _DONE = "done"
 _STATE = "bench.json"
@@ -31,8 +27,7 @@ def keep_state(bench: Bench, notes: list[dict[str, Any]], write_files: WriteFile
     write_files(bench, partial)
     for name, control in bench.controls.items():
         (partial / name).mkdir()
-        state = {key: tensor.contiguous() for key, tensor in control.state_dict().items()}
-        save_file(state, partial / name / WEIGHTS)
+        save_module(control.module, control.config, partial / name)
     state = {
         "recipe": bench.recipe.model_dump(mode="json"),
         "notes": notes,
@@ -85,14 +80,9 @@ def take_up(bench: Bench) -> list[dict[str, Any]]:
         bench.structure = state["structure"]
         bench.config = state["config"]
         for name in state["controls"]:
-            bench.controls[name] = _control(bench, folder / name / WEIGHTS)
+            control = open_model(folder / name)
+            bench.controls[name] = Control(load_module(control)[0], control.config)
         notes: list[dict[str, Any]] = state["notes"]
         bench.job.events.log(f"Resumed after {len(notes)} finished step(s).")
         return notes
     return []
-
-
-def _control(bench: Bench, weights: Path) -> Any:
-    control = copy.deepcopy(parent_module(bench)).cpu()
-    control.load_state_dict(read_tensors(weights))
-    return control.eval()

@@ -12,8 +12,10 @@ from workers.ml import environment, myz, structure
 from workers.ml.cards import read_card, write_card
 from workers.ml.compress.activations import check_calibration
 from workers.ml.compress.bench import Bench, open_bench
+from workers.ml.compress.distill import check_student, distill_step
 from workers.ml.compress.fixed_point import fixed_point_step
 from workers.ml.compress.learn import check_rows, measure_controls
+from workers.ml.compress.low_rank import svd_step
 from workers.ml.compress.prune import (
     fine_tune_step,
     prune_magnitude_step,
@@ -69,6 +71,8 @@ _HANDLERS: dict[str, Handler] = {
     "prune_structured": prune_structured_step,
     "prune_movement": prune_movement_step,
     "fine_tune": fine_tune_step,
+    "svd": svd_step,
+    "distill": distill_step,
 }
 # What the card of a result calls it.
 _QUANTIZING = {
@@ -83,6 +87,8 @@ _NEED_A_MODULE = {
     "prune_movement": "Movement pruning",
     "fine_tune": "Fine-tuning",
     "cluster": "Sharing weights",
+    "svd": "A low rank",
+    "distill": "Distillation",
 }
 
 
@@ -118,6 +124,8 @@ def _check(bench: Bench) -> None:
             check_rows(bench)
         if instead := getattr(step, "works_uncalibrated", ""):
             check_calibration(bench, instead)
+        if isinstance(step, recipes.Distill):
+            check_student(step, bench)
 
 
 def _write_files(bench: Bench, target: Path) -> None:

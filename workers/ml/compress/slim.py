@@ -22,7 +22,7 @@ from workers.ml.compress.prune import KeepZeros, layers_of, tune
 from workers.ml.evaluate import latency_feeds
 from workers.ml.infer.engines import TorchEngine
 from workers.ml.probes import NOWHERE, probe_rows
-from workers.ml.structure import LowRank, check_runs, replace, resized
+from workers.ml.structure import LowRank, check_runs, replace, resized, stored_names, with_change
 
 _HEAD_SIZES = ("attention_head_size", "head_dim")
 
@@ -321,7 +321,8 @@ def prune_structured_step(step: recipes.PruneStructured, bench: Bench) -> Mappin
         exclude=step.exclude,
     )
     after = {"products": count_products(module, example), "parameters": _count(module)}
-    bench.structure.append(resized(_stored_names(module, done.resized)))
+    change = resized(stored_names(module, done.resized))
+    bench.structure = with_change(bench.structure, change)
     notes: dict[str, Any] = {
         "units": done.units,
         "left": done.left,
@@ -347,9 +348,3 @@ def example_of(bench: Bench) -> list[Tensor]:
     assert isinstance(engine, TorchEngine)
     feeds = latency_feeds(bench.parent, probe_rows(bench.parent, 32), NOWHERE)[32]
     return [torch.from_numpy(feeds[name][:2].copy()) for name in engine.input_names]
-
-
-def _stored_names(module: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Name layers as the file does: an encoder's without the wrapper around it."""
-    prefix = "encoder." if hasattr(module, "stored") else ""
-    return [name.removeprefix(prefix) for name in layers]
