@@ -131,6 +131,14 @@ METRICS: Final = {
     "size_bytes": gettext_lazy("Stored size"),
     "parameters": gettext_lazy("Parameters"),
     "parameters_count": gettext_lazy("Parameters"),
+    "nonzero": gettext_lazy("Parameters that are not zero"),
+    "macs_per_row": gettext_lazy("Multiply-accumulates per row"),
+    "wire_bytes_zstd3": gettext_lazy("Size on the wire (zstd, level 3)"),
+    "cpu_seconds_per_1000_rows": gettext_lazy("CPU time for 1,000 rows"),
+    "job_seconds": gettext_lazy("Time the job took"),
+    "accuracy_change": gettext_lazy("Accuracy against the parent"),
+    "worst_class_recall_change": gettext_lazy("Recall of the class that lost most"),
+    "kl_to_parent": gettext_lazy("Divergence from the parent (KL)"),
     "peak_memory": gettext_lazy("Peak memory"),
     "validation_accuracy": gettext_lazy("Validation accuracy"),
     "validation_loss": gettext_lazy("Validation loss"),
@@ -138,6 +146,8 @@ METRICS: Final = {
     "learning_rate": gettext_lazy("Learning rate"),
     "latency_p50_batch1": gettext_lazy("p50 latency, batch 1"),
     "latency_p95_batch1": gettext_lazy("p95 latency, batch 1"),
+    "latency_p50_batch8": gettext_lazy("p50 latency, batch 8"),
+    "latency_p95_batch8": gettext_lazy("p95 latency, batch 8"),
     "latency_p50_batch32": gettext_lazy("p50 latency, batch 32"),
     "latency_p95_batch32": gettext_lazy("p95 latency, batch 32"),
 }
@@ -186,6 +196,8 @@ FACTS: Final = {
 }
 # Numbers from 0 to 1 that read better as percentages.
 SHARES: Final = frozenset({"accuracy", "f1_macro", "agreement_with_parent"})
+# Differences of such shares: points that were won or lost.
+CHANGES: Final = frozenset({"accuracy_change", "worst_class_recall_change"})
 # What says how good a model is, the first that a version has counts.
 QUALITY_METRICS: Final = ("accuracy", "f1_macro", "cosine_to_parent", "spearman")
 LATENCY_METRIC: Final = "latency_p50_batch1"
@@ -223,19 +235,26 @@ def percent_text(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f}%"
 
 
+def points_text(change: float) -> str:
+    """Write a difference of shares in points, with its sign: +0.5 pt."""
+    points = f"{change * 100:+.2f}"
+    signed = "0" if not points.strip("+-0.") else points.replace("-", "\N{MINUS SIGN}")
+    return _("%(points)s pt") % {"points": signed}
+
+
 def value_text(value: float, unit: str, metric: str = "") -> str:
     """Write a measured number with its unit."""
     if unit in {"bytes", "B"} or metric.endswith("_bytes"):
         return size_text(value)
-    if metric.startswith("parameters"):
+    if metric.startswith("parameters") or unit == "count":
         return count_text(value)
+    if metric in CHANGES:
+        return points_text(value)
     if unit == "share" or (not unit and metric in SHARES):
         return percent_text(value)
-    if unit == "%":
-        return f"{value:.1f}%"
-    if unit == "cosine":
-        return f"{value:.4f}"
-    return f"{short(value)} {unit}".strip()
+    return {"%": f"{value:.1f}%", "cosine": f"{value:.4f}"}.get(
+        unit, f"{short(value)} {unit}".strip()
+    )
 
 
 def interval_text(low: float | None, high: float | None, unit: str, metric: str) -> str:

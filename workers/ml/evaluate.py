@@ -9,7 +9,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.ml.data import Labels, Rows, Split, check_columns, number_labels
+from workers.ml import cost
+from workers.ml.data import Column, Labels, Rows, Split, check_columns, number_labels
 from workers.ml.environment import cpu_flags
 from workers.ml.formats import ModelFolder
 from workers.ml.graphs import inspect_onnx
@@ -27,13 +28,15 @@ from workers.ml.report import Metric
 from workers.ml.statistics import bootstrap_mean, mcnemar, unit, wilson
 
 MAX_PROBES = 512
-LATENCY_BATCHES = (1, 32)
+LATENCY_BATCHES = (1, 8, 32)
 _LATENCY_SECONDS = 1.5
 _LATENCY_RUNS = 200
 _LATENCY_BLOCK = 10
 _WARM_UP_RUNS = 5
 _FOOTPRINT_SECONDS = 300
 _CONFUSION_CLASSES = 20
+_ENERGY_SECONDS = 0.3
+_ENERGY_RUNS = 50
 
 
 # --- quality ------------------------------------------------------------------------------------
@@ -56,6 +59,46 @@ class Predictions:
     predicted: dict[str, NDArray[np.int64]]
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A batch of labelled rows: where they stand in their split, and each model's class scores."""
+
+    rows: Rows
+    numbers: NDArray[np.int64]
+    actual: NDArray[np.int64]
+    scores: dict[str, NDArray[Any]]
+
+    @property
+    def predicted(self) -> dict[str, NDArray[np.int64]]:
+        return {name: scores.argmax(1) for name, scores in self.scores.items()}
+
+
+def answer_side_by_side(
+    runtimes: Mapping[str, Runtime],
+    split: Split,
+    *,
+    labels: Labels,
+    label_column: str,
+    batch_size: int,
+) -> Iterator[Answered]:
+    """Run every model over every labelled row of the split, a batch at a time."""
+    first = next(iter(runtimes.values()))
+    columns = [*first.feeder.columns, label_column]
+    check_columns(split, columns)
+    row = 0
+    for rows in split.batches(columns, batch_size):
+        actual = number_labels(rows[label_column], labels, split, label_column, first_row=row)
+        scores = {name: runtime.run(rows, split) for name, runtime in runtimes.items()}
+        known = np.flatnonzero(actual >= 0)
+        yield Answered(
+            {name: take(rows[name], known) for name in first.feeder.columns},
+            row + known,
+            actual[known],
+            {name: numbers[known] for name, numbers in scores.items()},
+        )
+        row += len(actual)
+
+
 def predict_side_by_side(
     runtimes: Mapping[str, Runtime],
     split: Split,
@@ -64,21 +107,20 @@ def predict_side_by_side(
     label_column: str,
     batch_size: int,
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]]:
-    """Run every model over every labelled row of the split, a batch at a time."""
-    first = next(iter(runtimes.values()))
-    columns = [*first.feeder.columns, label_column]
-    check_columns(split, columns)
-    row = 0
-    for rows in split.batches(columns, batch_size):
-        actual = number_labels(rows[label_column], labels, split, label_column, first_row=row)
-        row += len(actual)
-        said = {name: runtime.run(rows, split).argmax(1) for name, runtime in runtimes.items()}
-        known = actual >= 0
-        yield actual[known], {name: numbers[known] for name, numbers in said.items()}
+    """Give the true classes of each batch and what every model takes them for."""
+    for batch in answer_side_by_side(
+        runtimes, split, labels=labels, label_column=label_column, batch_size=batch_size
+    ):
+        yield batch.actual, batch.predicted
+
+
+def take(values: Column, places: NDArray[np.int64]) -> Column:
+    """Pick some rows of a column."""
+    return values[places] if isinstance(values, np.ndarray) else [values[at] for at in places]
 
 
 def collect(
-    batches: Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]],
+    batches: Iterable[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]],
     names: Sequence[str],
 ) -> Predictions:
     blocks = list(batches)
@@ -262,6 +304,41 @@ def latency_feeds(runtime: Runtime, rows: Rows, split: Split) -> dict[int, Feeds
     }
 
 
+def cpu_seconds(runtimes: Mapping[str, Runtime], feeds: Mapping[int, Feeds]) -> list[Metric]:
+    """Tell the processor's time for a thousand rows, in the largest batch: what energy follows.
+
+    Time of all threads together; waiting costs nothing.
+    """
+    if not feeds:
+        return []
+    batch = max(feeds)
+    child, *others = (
+        (name, _cpu_time(runtime, feeds[batch])) for name, runtime in runtimes.items()
+    )
+    return [
+        Metric(
+            "cpu_seconds_per_1000_rows",
+            child[1] / batch * 1000,
+            "s",
+            details={
+                "batch": batch,
+                **{name: {"value": seconds / batch * 1000} for name, seconds in others},
+            },
+        )
+    ]
+
+
+def _cpu_time(runtime: Runtime, feeds: Feeds) -> float:
+    runtime.compute(feeds)
+    start, runs = time.process_time(), 0
+    while True:
+        runtime.compute(feeds)
+        runs += 1
+        spent = time.process_time() - start
+        if spent >= _ENERGY_SECONDS or runs >= _ENERGY_RUNS:
+            return spent / runs
+
+
 # --- size ---------------------------------------------------------------------------------------
 
 
@@ -298,6 +375,33 @@ def size_metrics(child: ModelFolder, parent: ModelFolder | None, *, device: str)
     return [
         Metric("stored_bytes", child.weights_bytes, "bytes", device=device, details=bytes_details),
         Metric("parameters", parameters, "count", device=device, details=kinds),
+        _wire_metric(child, parent, device),
+    ]
+
+
+def _wire_metric(child: ModelFolder, parent: ModelFolder | None, device: str) -> Metric:
+    details: dict[str, Any] = {"coded_by": f"zstd, level {cost.WIRE_LEVEL}"}
+    if parent is not None:
+        details["parent"] = {"value": cost.wire_bytes(parent.stored)}
+    size = cost.wire_bytes(child.stored)
+    return Metric("wire_bytes_zstd3", size, "bytes", device=device, details=details)
+
+
+def counted_metrics(
+    child: Runtime, parent: Runtime | None, feeds: Feeds, *, device: str
+) -> list[Metric]:
+    """Count weights that are not zero, and multiply-accumulates for one row."""
+    nonzero: dict[str, Any] = {}
+    macs = cost.count_macs(child, feeds)
+    counted: dict[str, Any] = {"input": {key: list(value.shape) for key, value in feeds.items()}}
+    if macs.not_counted:
+        counted["not_counted"] = macs.not_counted
+    if parent is not None:
+        nonzero["parent"] = {"value": cost.count_nonzero(parent)}
+        counted["parent"] = {"value": cost.count_macs(parent, feeds).total}
+    return [
+        Metric("nonzero", cost.count_nonzero(child), "count", device=device, details=nonzero),
+        Metric("macs_per_row", macs.total, "count", device=device, details=counted),
     ]
 
 

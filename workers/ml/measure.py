@@ -1,15 +1,18 @@
 """Measure one loaded version, beside others where there are some, and put the numbers in order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.ml import evaluate
+from registry.errors import Invalid
+from workers.ml import compare, evaluate
+from workers.ml.compare import Differences
 from workers.ml.data import Dataset, Labels, Rows, Split, check_columns, find_labels
 from workers.ml.evaluate import MAX_PROBES, Where
+from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
 from workers.ml.job import Job
 from workers.ml.probes import NOWHERE, SENTENCES, probe_rows
@@ -25,6 +28,8 @@ class Contest:
 
     runtimes: Mapping[str, Runtime]
     job: Job
+    sample: list[dict[str, Any]] = field(default_factory=list)
+    """Rows with the answers of both, for the report of the job: it is for those who see them."""
 
     @property
     def child(self) -> Runtime:
@@ -57,27 +62,47 @@ def measure_classes(contest: Contest, held_out: HeldOut) -> list[Metric]:
     names = [name for name in (CHILD, PARENT) if name in contest.runtimes]
     labels = _labels(contest.child, held_out)
     total, done = held_out.split.count(), 0
-    batches = []
-    for batch in evaluate.predict_side_by_side(
+    blocks = []
+    differences = Differences(labels)
+    for batch in evaluate.answer_side_by_side(
         {name: contest.runtimes[name] for name in names},
         held_out.split,
         labels=labels,
         label_column=held_out.label_column,
         batch_size=held_out.batch_size,
     ):
-        batches.append(batch)
+        blocks.append((batch.actual, batch.predicted))
+        if PARENT in names:
+            differences.add(
+                batch.rows, batch.numbers, batch.actual, *(batch.scores[n] for n in names)
+            )
         done += held_out.batch_size
         contest.job.events.progress(
             done=min(done, total), total=total, unit="rows", step="evaluate"
         )
-    predictions = evaluate.collect(iter(batches), names)
+    predictions = evaluate.collect(blocks, names)
     where = held_out.where(contest.job.device)
     child = evaluate.accuracy(predictions, CHILD, labels, where)
     if PARENT not in names:
         return [child]
     parent = evaluate.accuracy(predictions, PARENT, labels, where)
     priced = replace(child, details={**child.details, **evaluate.beside_parent(child, parent)})
-    return [priced, evaluate.agreement(predictions, CHILD, PARENT, where)]
+    agreed = evaluate.agreement(predictions, CHILD, PARENT, where)
+    contest.sample.extend(differences.sample())
+    worst = compare.worst_class(
+        predictions.actual,
+        predictions.predicted[CHILD],
+        predictions.predicted[PARENT],
+        labels,
+        priced,
+    )
+    return [
+        priced,
+        compare.accuracy_change(priced, agreed),
+        agreed,
+        differences.metric(priced),
+        *([worst] if worst else []),
+    ]
 
 
 def _labels(runtime: Runtime, held_out: HeldOut) -> Labels:
@@ -101,6 +126,9 @@ def measure_fidelity(contest: Contest, held_out: HeldOut | None) -> list[Metric]
             done=min(low + 32, count), total=count, unit="rows", step="compare"
         )
     child, parent = (np.concatenate(vectors[name]) for name in (CHILD, PARENT))
+    first = next(iter(rows.values()))
+    if contest.child.answers == "embedding" and isinstance(first, list):
+        contest.sample.extend(compare.neighbours_sample(first, child, parent))
     return [evaluate.fidelity(child, parent, where, probes)]
 
 
@@ -125,7 +153,9 @@ def measure_cost(contest: Contest, *, held_out: HeldOut | None) -> list[Metric]:
     feeds = evaluate.latency_feeds(child, rows, split)
     parent_folder = parent.folder if parent else None
     metrics = evaluate.latency(contest.runtimes, feeds, device=job.device, threads=job.threads)
+    metrics += evaluate.cpu_seconds(_pair(contest), feeds) if job.device == "cpu" else []
     metrics += evaluate.size_metrics(child.folder, parent_folder, device=job.device)
+    metrics += _counted(contest, feeds)
     metrics += evaluate.memory_metric(
         child.folder.version,
         parent_folder.version if parent_folder else None,
@@ -133,6 +163,23 @@ def measure_cost(contest: Contest, *, held_out: HeldOut | None) -> list[Metric]:
         threads=job.threads,
     )
     return metrics
+
+
+def _pair(contest: Contest) -> dict[str, Runtime]:
+    return {name: run for name, run in contest.runtimes.items() if name in {CHILD, PARENT}}
+
+
+def _counted(contest: Contest, feeds: Mapping[int, Feeds]) -> list[Metric]:
+    """Count; a graph that cannot be run in the open is said to be so, and costs no report."""
+    if 1 not in feeds:
+        return []
+    try:
+        return evaluate.counted_metrics(
+            contest.child, contest.parent, feeds[1], device=contest.job.device
+        )
+    except Invalid as error:
+        contest.job.events.log(error.detail)
+        return []
 
 
 def _latency_rows(runtime: Runtime, held_out: HeldOut | None) -> tuple[Split, Rows]:

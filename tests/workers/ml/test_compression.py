@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from registry.errors import Invalid, RegistryError
 from tests.workers.ml.little import (
+    LSTM,
     compress_recipe,
     infer_recipe,
     run_job,
@@ -173,7 +174,8 @@ def test_convolutions_are_quantized_when_asked(tmp_path, trained, digits):
 @pytest.mark.parametrize("changes", [{}, {"bidirectional": True}])
 @pytest.mark.slow
 def test_a_text_classifier_is_quantized_with_its_embedding_and_lstm(tmp_path, texts, changes):
-    model = write_lstm(tmp_path / "model", **changes)
+    lessons = train_recipe({**LSTM, **changes}, epochs=4)
+    model = run_job(tmp_path / "train", lessons, dataset=texts).files
     result = run_job(tmp_path / "job", compress_recipe(), model=model, dataset=texts)
     operators = result.report["summary"]["operators"]
     assert operators["DynamicQuantizeLSTM"] == (2 if changes else 1)

@@ -509,10 +509,10 @@ def test_fixed_point_names_what_it_cannot_take(tmp_path):
     assert said.reason == "needs_module"
 
 
-def test_the_parent_is_never_changed(tmp_path, digits):
+def test_the_parent_is_never_changed(tmp_path):
     model = write_cnn(tmp_path / "model")
     before = (model / "model.safetensors").read_bytes()
     step = {"method": "fixed_point", "bits": 4, "keep_module": True}
-    result = run_job(tmp_path / "job", recipe(step), model=model, dataset=digits)
+    result = run_job(tmp_path / "job", recipe(step, dataset=False), model=model)
     assert (model / "model.safetensors").read_bytes() == before
     assert json.loads((result.files / "config.json").read_text())["compression"][0]["bits"] == 4

@@ -1,6 +1,7 @@
 """The model on the bench: as it stands between two steps, what it came from, data to work with."""
 
 import copy
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,7 @@ class Bench:
     """Whether the step at work trained, so that its result is worth keeping."""
     coded: bool = False
     """Whether the version is to hold a myz file in place of what it came out as."""
+    started: float = field(default_factory=time.perf_counter)
     _steps: int = 0
 
     @property

@@ -1,6 +1,7 @@
 """A compression job: version in, smaller variant out, and what it costs."""
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from workers.ml.compress.slim import prune_structured_step
 from workers.ml.compress.weight_only import quantize_weights_step
 from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
 from workers.ml.graphs import inspect_onnx
+from workers.ml.guards import refuse_guessing, warnings_of
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.runtime import EMBEDDING, Runtime, load_runtime
 from workers.ml.job import Job
@@ -187,11 +189,18 @@ def _report(bench: Bench, contest: Contest, done: list[dict[str, Any]]) -> Repor
     metrics: list[Metric] = []
     if contest.child.answers == "classes" and held_out is not None:
         metrics += measure_classes(contest, held_out)
+        refuse_guessing(metrics[0])
         metrics += measure_controls(bench, contest, held_out)
     else:
         metrics += measure_fidelity(contest, held_out)
     metrics += measure_cost(contest, held_out=held_out)
-    summary: dict[str, Any] = {"variant": bench.recipe.variant_name, "steps": done}
+    metrics.append(Metric("job_seconds", time.perf_counter() - bench.started, "s"))
+    summary: dict[str, Any] = {
+        "variant": bench.recipe.variant_name,
+        "steps": done,
+        "compared": contest.sample,
+        "warnings": warnings_of(done),
+    }
     if bench.file is not None:
         contents = inspect_onnx(bench.file)
         summary["operators"] = contents.operators

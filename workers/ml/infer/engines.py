@@ -44,13 +44,13 @@ class TorchEngine:
         self, module: nn.Module, input_names: Sequence[str], output_name: str, device: str
     ) -> None:
         self.module = module.eval().to(device)
+        self.device = device
         self._inputs = list(input_names)
         self._output = output_name
-        self._device = device
 
     @property
     def name(self) -> str:
-        return f"torch/{self._device}"
+        return f"torch/{self.device}"
 
     @property
     def input_names(self) -> list[str]:
@@ -59,7 +59,7 @@ class TorchEngine:
     @torch.inference_mode()
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         tensors = [
-            torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self._device)
+            torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self.device)
             for name in self._inputs
         ]
         return {self._output: self.module(*tensors).float().cpu().numpy()}

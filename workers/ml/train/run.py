@@ -24,6 +24,7 @@ from workers.ml.data import (
     open_dataset,
 )
 from workers.ml.formats import describe_module, load_module, open_model, save_module
+from workers.ml.guards import warnings_of
 from workers.ml.infer.runtime import load_runtime
 from workers.ml.job import Job
 from workers.ml.measure import CHILD, PARENT, Contest, HeldOut, measure_classes, measure_cost
@@ -81,6 +82,7 @@ def run(job: Job, recipe: recipes.TrainRecipe) -> Report:
         "validation": training.progress.history,
         "seconds": round(seconds, 2),
         "steps_in_this_attempt": steps_done,
+        "warnings": warnings_of([{"method": "train", "validation": training.progress.history}]),
     }
     described = environment.describe(device=job.device, threads=job.threads)
     message = _message(plan.parameters.name, step, metrics)
