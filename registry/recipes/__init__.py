@@ -9,12 +9,15 @@ from registry.recipes.coding import Cluster, Code
 from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
 from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
+    OTHER,
     REFERENCE_PATTERN,
     Produces,
     Queue,
     Reference,
+    kind_of,
     parse_reference,
 )
+from registry.recipes.merging import Merge
 from registry.recipes.parse import RECIPES, Recipe, parse_recipe, recipe_schema
 from registry.recipes.pruning import (
     Budget,
@@ -36,6 +39,7 @@ from registry.recipes.use import Evaluate, EvaluateRecipe, InferRecipe, Predict
 
 __all__ = [
     "MAX_SAMPLES_SEEN",
+    "OTHER",
     "RECIPES",
     "REFERENCE_PATTERN",
     "Architecture",
@@ -53,6 +57,7 @@ __all__ = [
     "FixedPoint",
     "InferRecipe",
     "LowRank",
+    "Merge",
     "Predict",
     "Produces",
     "PruneMagnitude",
@@ -67,6 +72,7 @@ __all__ = [
     "TextClassifier",
     "Train",
     "TrainRecipe",
+    "kind_of",
     "parse_recipe",
     "parse_reference",
     "recipe_schema",

@@ -1,5 +1,6 @@
 """Compression: steps that make a version smaller, in order, and what is measured after them."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -9,6 +10,7 @@ from registry.recipes.coding import Cluster, Code
 from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
     ADVANCED,
+    OTHER,
     VARIANT_PATTERN,
     BaseRecipe,
     DatasetReference,
@@ -17,6 +19,7 @@ from registry.recipes.fields import (
     Produces,
     Split,
 )
+from registry.recipes.merging import Merge
 from registry.recipes.pruning import FineTune, PruneMagnitude, PruneMovement, PruneStructured
 from registry.recipes.quantization import QuantizationStep
 
@@ -66,6 +69,7 @@ CompressStep = Annotated[
     QuantizeDynamic
     | QuantizationStep
     | ExportOnnx
+    | Merge
     | PruneMagnitude
     | PruneStructured
     | PruneMovement
@@ -129,6 +133,51 @@ class CompressRecipe(BaseRecipe):
         if self.dataset is None and self._learns():
             raise Unfit("A step of this recipe learns from rows: name a dataset.")
         return self
+
+    @model_validator(mode="after")
+    def _merged_once(self) -> Self:
+        if sum(isinstance(step, Merge) for step in self.steps) > 1:
+            raise Unfit("Merge once: name all versions in one step.")
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows_to_calibrate_on(self) -> Self:
+        for step in self.steps:
+            if self.dataset is None and (instead := getattr(step, "works_uncalibrated", "")):
+                raise Unfit(
+                    "A step of this recipe calibrates on rows: name a dataset. {instead} needs "
+                    "none.",
+                    instead=instead,
+                )
+        return self
+
+    def references(self) -> dict[str, str]:
+        """Tell which versions the job reads; those that are merged are other_1 and so on."""
+        return {**super().references(), **self._others()}
+
+    def resolved(self, references: Mapping[str, str]) -> Self:
+        """Return the same recipe with its references replaced by exact ones."""
+        others = [references.get(role, text) for role, text in self._others().items()]
+        rest = {role: text for role, text in references.items() if role not in self._others()}
+        exact = super().resolved(rest)
+        if not others:
+            return exact
+        steps = [
+            {**step, "others": others} if step["method"] == "merge" else step
+            for step in exact.to_json()["steps"]
+        ]
+        return type(self).model_validate({**exact.to_json(), "steps": steps})
+
+    def field_of(self, role: str) -> str:
+        """Name the field of the recipe that a role comes from."""
+        for at, step in enumerate(self.steps):
+            if role in self._others() and isinstance(step, Merge):
+                return f"steps.{at}.others.{int(role.removeprefix(OTHER)) - 1}"
+        return role
+
+    def _others(self) -> dict[str, str]:
+        others = [text for step in self.steps if isinstance(step, Merge) for text in step.others]
+        return {f"{OTHER}{number}": text for number, text in enumerate(others, 1)}
 
     def _learns(self) -> bool:
         return any(getattr(step, "needs_rows", False) for step in self.steps)

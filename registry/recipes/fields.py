@@ -16,6 +16,9 @@ REFERENCE_PATTERN = rf"^{_NAMESPACE}/{_NAME}(@({_SELECTOR}))?$"
 VARIANT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,39}$"
 COLUMN_PATTERN = r"^[^\x00-\x1f\x7f]{1,100}$"
 
+OTHER = "other_"
+"""What the roles of versions begin with that are merged into the model: other_1, other_2, ..."""
+
 Produces = Literal["new_variant", "model", "dataset", "evaluations"]
 Queue = Literal["cpu", "gpu"]
 
@@ -53,6 +56,11 @@ def parse_reference(text: str) -> Reference:
     repository, _, selector = text.partition("@")
     namespace, name = repository.split("/")
     return Reference(namespace, name, selector)
+
+
+def kind_of(role: str) -> Literal["model", "dataset"]:
+    """Tell what an input of a job is by its role: all but the dataset are models."""
+    return "dataset" if role == "dataset" else "model"
 
 
 class Frozen(BaseModel):
@@ -131,6 +139,10 @@ class BaseRecipe(Frozen):
         if unknown := references.keys() - self.references().keys():
             raise Invalid("The recipe refers to no {unknown}.", unknown=", ".join(sorted(unknown)))
         return type(self).model_validate({**self.to_json(), **references})
+
+    def field_of(self, role: str) -> str:
+        """Name the field of the recipe that a role comes from."""
+        return role
 
     def queue(self, *, gpu_offered: bool) -> Queue:
         """Choose the queue by what the recipe needs and what workers offer."""

@@ -45,7 +45,7 @@ from registry.models import (
     Visibility,
 )
 from registry.permissions import require, require_scope
-from registry.recipes import Recipe, parse_recipe, parse_reference
+from registry.recipes import Recipe, kind_of, parse_recipe, parse_reference
 from registry.services import quotas
 from registry.services.announcements import announce_job
 from registry.services.audit import record_event
@@ -125,7 +125,8 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
     require_scope(actor, "jobs")
     asked = parse_recipe(recipe)
     inputs = {
-        role: _find_input(actor, role, reference) for role, reference in asked.references().items()
+        role: _find_input(actor, role, reference, asked.field_of(role))
+        for role, reference in asked.references().items()
     }
     namespace = _require_place(actor, asked, inputs)
     exact = asked.resolved({role: version.ref for role, version in inputs.items()})
@@ -169,10 +170,12 @@ def _warn_of_deprecated(job: Job, inputs: Iterable[Version]) -> None:
             _tell(job, "log", {"message": said, "level": "warning"})
 
 
-def _find_input(actor: Actor, role: str, text: str) -> Version:
+def _find_input(actor: Actor, role: str, text: str, field: str) -> Version:
     reference = parse_reference(text)
     try:
-        repository = find_repository(actor, Kind(role), reference.namespace, reference.name)
+        repository = find_repository(
+            actor, Kind(kind_of(role)), reference.namespace, reference.name
+        )
         version = find_version(actor, repository, reference.version)
         if repository.kind == Kind.MODEL:
             require_runnable(version)
@@ -186,7 +189,7 @@ def _find_input(actor: Actor, role: str, text: str) -> Version:
             )
     except RegistryError as error:
         # The same refusal, and the field of the recipe that it is about.
-        problem = FieldError(role, error.reason, error.template, **error.values)
+        problem = FieldError(field, error.reason, error.template, **error.values)
         raise type(error)(
             error.template, code=error.reason, errors=[problem], **error.values
         ) from error
@@ -335,20 +338,40 @@ def inputs_of(job: Job, recipe: Recipe, actor: Actor) -> dict[str, Version]:
         .filter(read_by_jobs=job)
         .select_related("repository__namespace", "revision")
     )
-    found = {}
-    for role, text in recipe.references().items():
-        number = int(parse_reference(text).selector)
-        same = [row for row in rows if row.number == number and row.repository.kind == role]
-        named = [row for row in same if row.ref.lower() == text.lower()] or same
-        if not named:
+    found: dict[str, Version] = {}
+    wanted = recipe.references()
+    for role, text in wanted.items():
+        for row in rows:
+            if row.repository.kind == kind_of(role) and row.ref.lower() == text.lower():
+                found[role] = row
+    for role, text in wanted.items():
+        if role in found:
+            continue
+        named = _renamed(actor, role, text, [row for row in rows if row not in found.values()])
+        if named is None:
             raise NotFound(
                 "{text} cannot be read any more by {user}, who submitted the job.",
                 code="version_not_found",
                 text=text,
                 user=actor.username,
             )
-        found[role] = named[0]
-    return found
+        found[role] = named
+    return {role: found[role] for role in wanted}
+
+
+def _renamed(actor: Actor, role: str, text: str, rows: Sequence[Version]) -> Version | None:
+    """Find an input whose repository has another name by now than the recipe says."""
+    reference = parse_reference(text)
+    number = int(reference.selector)
+    same = [row for row in rows if row.number == number and row.repository.kind == kind_of(role)]
+    if len(same) < 2:
+        return same[0] if same else None
+    try:
+        # Its old name leads there still, unless somebody else has taken it.
+        now = find_repository(actor, Kind(kind_of(role)), reference.namespace, reference.name)
+    except NotFound:
+        return None
+    return next((row for row in same if row.repository_id == now.pk), None)
 
 
 # --- What workers do -----------------------------------------------------------------------------
@@ -435,7 +458,7 @@ def find_inputs(claim: Claim) -> dict[str, Version]:
     job = Job.objects.select_related("created_by").get(pk=claim.job_id)
     inputs = inputs_of(job, claim.recipe, _creator(job))
     for role, version in inputs.items():
-        if role == Kind.MODEL:
+        if kind_of(role) == "model":
             require_runnable(version)
     return inputs
 

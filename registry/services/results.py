@@ -15,7 +15,7 @@ from registry.models import (
     Version,
     Visibility,
 )
-from registry.recipes import InferRecipe, Recipe, TrainRecipe, parse_reference
+from registry.recipes import OTHER, InferRecipe, Recipe, TrainRecipe, parse_reference
 from registry.services.catalog import find_repository, register_repository
 from registry.services.versions import (
     EvaluationSpec,
@@ -58,7 +58,7 @@ def keep_outcome(
             files=outcome.files,
             message=outcome.message,
             variant=recipe.variant_name,
-            parents=[ParentSpec(version=inputs["model"], role=LineageRole.WEIGHTS)],
+            parents=_parents_of_variant(inputs),
             job=job,
             evaluations=outcome.evaluations,
         )
@@ -74,6 +74,15 @@ def keep_outcome(
         # Numbers of a batch of predictions speak of the model; they stay in the job's report.
         evaluations=outcome.evaluations if recipe.kind == "train" else (),
     )
+
+
+def _parents_of_variant(inputs: Mapping[str, Version]) -> list[ParentSpec]:
+    """Name the version that a variant was made from first, then those that were merged into it."""
+    merged = [version for role, version in inputs.items() if role.startswith(OTHER)]
+    return [
+        ParentSpec(version=inputs["model"], role=LineageRole.WEIGHTS),
+        *(ParentSpec(version=version, role=LineageRole.MERGED) for version in merged),
+    ]
 
 
 _ROLES = {"model": LineageRole.WEIGHTS, "dataset": LineageRole.DATA}

@@ -51,6 +51,10 @@ _WORDS: Final = {
     "energy": gettext_noop("Energy"),
     "rank": gettext_noop("Rank"),
     "ratio": gettext_noop("Ratio"),
+    "average": gettext_noop("Mean"),
+    "slerp": gettext_noop("Arc between two (SLERP)"),
+    "task_arithmetic": gettext_noop("Task arithmetic"),
+    "ties": gettext_noop("TIES"),
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.errors import Invalid
-from registry.recipes import Recipe, parse_recipe, parse_reference
+from registry.recipes import Recipe, kind_of, parse_recipe, parse_reference
 from workers.ml.events import Events
 from workers.ml.interrupt import Interrupt
 
@@ -26,7 +26,7 @@ class Input:
 
     @property
     def title(self) -> str:
-        return self.ref if self.may_be_named else f"a {self.role} that is not public"
+        return self.ref if self.may_be_named else f"a {kind_of(self.role)} that is not public"
 
     @property
     def repository(self) -> str | None:

@@ -508,6 +508,63 @@ def test_a_variant_stands_beside_the_main_line(alice, model):
     assert Repository.objects.get(pk=model.repository_id).latest_number == 1
 
 
+def merge(*others, **changes):
+    return compress(steps=[{"method": "merge", "others": list(others)}], **changes)
+
+
+def test_a_merge_reads_all_its_models_and_comes_from_each(alice, model):
+    others = [make_version(alice, make_model(alice, name)) for name in ("tuned", "other")]
+    job = submit(alice, merge("alice/tuned", "alice/other@1"))
+    assert job.recipe["steps"][0]["others"] == ["alice/tuned@1", "alice/other@1"]
+    assert set(job.inputs.all()) == {model, *others}
+    hold = claim()
+    expected = {"model": model, "other_1": others[0], "other_2": others[1]}
+    assert jobs.find_inputs(hold) == expected
+    version = jobs.finish_job(hold, result())
+    parents = LineageEdge.objects.filter(child=version).values_list("parent", "role")
+    assert set(parents) == {(model.pk, "weights"), *((other.pk, "merged") for other in others)}
+
+
+def test_inputs_that_were_renamed_do_not_take_each_other_s_place(alice, model):
+    others = [make_version(alice, make_model(alice, name)) for name in ("tuned", "other")]
+    submit(alice, merge("alice/tuned", "alice/other"))
+    hold = claim()
+    for version in (model, *others):
+        catalog.describe_repository(
+            actor=actor_of(alice),
+            repository=version.repository,
+            changes={"name": f"new-{version.repository.name}"},
+        )
+    expected = {"model": model, "other_1": others[0], "other_2": others[1]}
+    assert jobs.find_inputs(hold) == expected
+
+
+def test_a_hidden_model_cannot_be_merged_nor_told_from_one_that_is_not_there(alice, model):
+    bob = UserFactory(username="bob")
+    hidden = make_version(bob, make_model(bob, "secret", visibility="private"))
+    said = []
+    for name in ("secret", "nothing"):
+        with pytest.raises(NotFound) as caught:
+            submit(alice, merge("alice/classifier", f"bob/{name}"))
+        (error,) = caught.value.errors
+        said.append((caught.value.reason, error.field, caught.value.detail.replace(name, "-")))
+    assert said[0] == said[1]
+    assert said[0][1] == "steps.0.others.1"
+    assert not hidden.read_by_jobs.exists()
+
+
+def test_a_hidden_model_is_named_to_nobody_who_sees_the_merge(alice, model):
+    hidden = make_version(alice, make_model(alice, "secret", visibility="private"))
+    Repository.objects.filter(pk=model.repository_id).update(visibility="public")
+    job = submit(alice, merge("alice/secret"))
+    hold = claim()
+    assert jobs.inputs_to_name(hold.recipe, jobs.find_inputs(hold)) == {"model"}
+    version = jobs.finish_job(hold, result())
+    bob = actor_of(UserFactory(username="bob"))
+    assert not Job.objects.visible_to(bob).filter(pk=job.pk).exists()
+    assert hidden.ref not in version.message
+
+
 def test_predictions_come_from_both_inputs(alice, model, data):
     submit(alice, infer())
     version = jobs.finish_job(claim(), result())

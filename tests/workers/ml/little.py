@@ -154,13 +154,18 @@ def infer_recipe(**step):
     }
 
 
-def write_job(folder, recipe, *, model=None, dataset=None, named=True, device="cpu", threads=1):
+def write_job(
+    folder, recipe, *, model=None, dataset=None, others=(), named=True, device="cpu", threads=1
+):
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {}
     if model is not None:
         inputs["model"] = {"path": str(model), "ref": recipe["model"], "may_be_named": named}
     if dataset is not None:
         inputs["dataset"] = {"path": str(dataset), "ref": recipe["dataset"], "may_be_named": named}
+    texts = [text for step in recipe["steps"] for text in step.get("others", ())]
+    for number, (path, ref) in enumerate(zip(others, texts, strict=True), 1):
+        inputs[f"other_{number}"] = {"path": str(path), "ref": ref, "may_be_named": named}
     job = {
         "job_id": "0",
         "recipe": recipe,

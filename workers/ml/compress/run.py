@@ -17,6 +17,7 @@ from workers.ml.compress.distill import check_student, distill_step
 from workers.ml.compress.fixed_point import fixed_point_step
 from workers.ml.compress.learn import check_rows, measure_controls
 from workers.ml.compress.low_rank import svd_step
+from workers.ml.compress.merge import merge_step
 from workers.ml.compress.prune import (
     fine_tune_step,
     prune_magnitude_step,
@@ -69,6 +70,7 @@ _HANDLERS: dict[str, Handler] = {
     "quantize_static": quantize_static_step,
     "quantize_weights": quantize_weights_step,
     "fixed_point": fixed_point_step,
+    "merge": merge_step,
     "prune_magnitude": prune_magnitude_step,
     "prune_structured": prune_structured_step,
     "prune_movement": prune_movement_step,
@@ -84,6 +86,7 @@ _QUANTIZING = {
     "fixed_point": ("quantized",),
 }
 _NEED_A_MODULE = {
+    "merge": "Merging",
     "prune_magnitude": "Pruning",
     "prune_structured": "Structured pruning",
     "prune_movement": "Movement pruning",
@@ -151,7 +154,7 @@ def _config(bench: Bench) -> dict[str, Any]:
     config.pop(structure.KEY, None)
     if bench.structure and bench.module is not None:
         config[structure.KEY] = bench.structure
-    config["compression"] = [step.model_dump(mode="json") for step in bench.recipe.steps]
+    config["compression"] = [_describe(step, bench.job) for step in bench.recipe.steps]
     if parent.answers == "embedding":
         config.setdefault("task", "feature-extraction")
         config.setdefault("preprocessing", {"kind": "wordpieces", "columns": {"text": "text"}})
@@ -170,6 +173,18 @@ def _config(bench: Bench) -> dict[str, Any]:
                 ],
             }
     return config
+
+
+def _describe(step: Any, job: Job) -> dict[str, Any]:
+    """Say what a step was, for everybody who sees the result: without names they may not know."""
+    described: dict[str, Any] = step.model_dump(mode="json")
+    if isinstance(step, recipes.Merge):
+        described["others"] = _merged(job)
+    return described
+
+
+def _merged(job: Job) -> list[str]:
+    return [given.title for role, given in job.inputs.items() if role.startswith(recipes.OTHER)]
 
 
 def _measure(bench: Bench, done: list[dict[str, Any]]) -> Report:
@@ -254,4 +269,6 @@ def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> Non
         f"A variant of {parent.title}, made by {', '.join(methods).replace('_', ' ')}.",
         report.message + ".",
     ]
+    if merged := _merged(job):
+        paragraphs.insert(1, f"Merged into it: {', '.join(merged)}.")
     write_card(job.files, head=head, title=title, paragraphs=paragraphs, report=report)
