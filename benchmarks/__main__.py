@@ -11,6 +11,7 @@ NAMES = (
     "startup",
     "dispatch",
     "models",
+    "compression",
     "inspection",
     "doors",
     "encryption",

@@ -5,6 +5,7 @@ that a changed order of rows, a changed initialisation or a changed update break
 integer arithmetic, or drawn from a seeded generator, is held exactly.
 """
 
+import base64
 import hashlib
 import json
 from importlib.util import find_spec
@@ -22,8 +23,9 @@ from tests.workers.ml.little import (
     write_digits,
     write_texts,
 )
-from workers.ml import evaluate
+from workers.ml import evaluate, myz
 from workers.ml.architectures import build
+from workers.ml.compress import entropy, share
 from workers.ml.data import divide
 from workers.ml.train.examples import ImageExamples, TextExamples, draw_batches
 from workers.ml.vocabulary import build_vocabulary
@@ -141,3 +143,34 @@ def test_size_and_fidelity_of_minilm_in_int8(tmp_path):
     check("minilm_times_smaller", size, rel=0.01)
     export = result.report["summary"]["export"]
     assert export["largest_absolute_difference"] < GOLDEN["onnx_error_bound"]
+
+
+def drawn(count, seed):
+    """Draw whole numbers by arithmetic that is the same everywhere."""
+    numbers = []
+    for _ in range(count):
+        seed = (seed * 1103515245 + 12345) % (1 << 31)
+        numbers.append(seed >> 16)
+    return np.array(numbers)
+
+
+def test_the_bytes_of_a_code():
+    symbols = (drawn(10_000, 3) % 97 % 13).astype(np.uint8)
+    coded = entropy.huffman_encode(symbols)
+    check("huffman", hashlib.sha256(coded).hexdigest()[:16], exact=True)
+
+
+def test_the_values_that_weights_share():
+    weights = (drawn(3000, 4) % 2001 - 1000) / 700.0
+    weights = weights * np.abs(weights)
+    check("shared_values", share.find_values(weights[weights != 0], 8).tolist(), rel=1e-7)
+
+
+def test_a_coded_file_of_version_1_is_read_for_ever(tmp_path):
+    file = tmp_path / "model.myz"
+    file.write_bytes(base64.b64decode(GOLDEN["myz_version_1"]))
+    found = {
+        entry.tensor.name: hashlib.sha256(data.data).hexdigest()[:16]
+        for entry, data in myz.read_tensors(file)
+    }
+    check("myz_version_1_tensors", found, exact=True)

@@ -356,9 +356,9 @@ def _shared(numbers: Numbers) -> tuple[Numbers, Bytes] | None:
 def _scaled(numbers: Numbers) -> tuple[str, Numbers, Numbers] | None:
     """Write floats as whole numbers times a power of two; None where that is not exact."""
     values = numbers.view("<f4")
-    if not np.isfinite(values[:_SAMPLE]).all() or not (values[:_SAMPLE]).any():
-        return None
     for part in (values[:_SAMPLE], values):
+        if not np.isfinite(part).all() or not part.any():
+            return None
         scale = _grain(part)
         with np.errstate(all="ignore"):
             integers = np.rint(part / scale)

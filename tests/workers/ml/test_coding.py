@@ -313,6 +313,16 @@ def test_the_form_fits_the_numbers(numbers, places, values):
     assert form.values == values
 
 
+def test_numbers_that_are_none_at_the_end_of_a_large_tensor_survive():
+    numbers = np.zeros(70_000, "<f4")
+    numbers[:66_000] = 0.5
+    numbers[-3:] = np.nan, np.inf, -0.0
+    data = numbers.view(np.uint8)
+    form = myz.code_tensor(Tensor("w", "F32", numbers.shape), data)
+    assert form.values in {"codebook", "plain"}
+    assert form.cost < 10_000
+
+
 def test_a_state_and_a_graph_come_back_as_the_same_files(tmp_path, trained, digits):
     state = trained / "model.safetensors"
     graph = run_job(tmp_path / "int8", recipe("quantize_dynamic"), model=trained, dataset=digits)

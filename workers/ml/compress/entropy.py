@@ -15,6 +15,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from registry.errors import Invalid
+from registry.formats import myz
 from registry.formats.facts import malformed
 
 MAX_CODE_BITS: Final = 15
@@ -317,10 +318,14 @@ def decode(coder: str, data: bytes, size: int) -> Bytes:
 
 
 def _coded_plane(data: Bytes) -> list[Coded]:
-    """Code one plane of bytes; the long way of Huffman only where it may win."""
+    """Code one plane of bytes; the long way of Huffman only where it may win.
+
+    That is also where Zstandard comes to less than a reader allows.
+    """
     found = [Coded("zstd", len(data), _zstd(data.tobytes()))]
     counts = np.bincount(data, minlength=256)
-    if huffman_size(counts) < min(len(data), len(found[0].data)) * 1.02 + 16:
+    may_win = huffman_size(counts) < min(len(data), len(found[0].data)) * 1.02 + 16
+    if may_win or len(data) > myz.FACTOR * len(found[0].data):
         found.append(Coded("huffman", len(data), huffman_encode(data)))
     return found
 
