@@ -362,7 +362,7 @@ def test_a_model_without_weights_says_what_could_be_rounded(tmp_path):
 def test_gptq_without_a_dataset_says_what_can_be_done_without(tmp_path, trained):
     step = {**WEIGHTS, "algorithm": "gptq"}
     said = refusal(tmp_path / "job", recipe(step, dataset=False), model=trained)
-    assert said.reason == "missing_input"
+    assert said.errors[0].code == "inconsistent"
     assert "rtn" in said.detail
 
 
@@ -404,7 +404,7 @@ def test_excluded_layers_stay_in_float32(tmp_path, trained, digits):
 
 def test_calibration_without_a_dataset_is_refused(tmp_path, trained):
     said = refusal(tmp_path / "job", recipe(STATIC, dataset=False), model=trained)
-    assert said.reason == "missing_input"
+    assert said.errors[0].code == "inconsistent"
     assert "quantize_dynamic" in said.detail
 
 

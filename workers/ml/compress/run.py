@@ -251,16 +251,17 @@ def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> Non
     parent = job.input("model")
     card = read_card(parent.path)
     methods = [step.method for step in recipe.steps]
-    quantized = any(method in _QUANTIZING for method in methods)
+    relation = "quantized" if any(method in _QUANTIZING for method in methods) else "converted"
+    is_onnx = (job.files / ONNX).is_file()
     head = {
         "base_model": parent.repository,
-        "base_model_relation": "quantized" if quantized else "converted",
+        "base_model_relation": "merge" if "merge" in methods else relation,
         "license": card.license,
         "pipeline_tag": card.task,
         "language": list(card.language),
-        "library_name": "onnx",
+        "library_name": "onnx" if is_onnx else None,
         "tags": [
-            "onnx",
+            *(["onnx"] if is_onnx else []),
             *sorted({tag for method in methods for tag in _QUANTIZING.get(method, ())}),
         ],
     }
