@@ -17,6 +17,7 @@ from registry.recipes.fields import (
     kind_of,
     parse_reference,
 )
+from registry.recipes.fusing import Fuse
 from registry.recipes.merging import Merge
 from registry.recipes.parse import RECIPES, Recipe, parse_recipe, recipe_schema
 from registry.recipes.pruning import (
@@ -55,6 +56,7 @@ __all__ = [
     "ExportOnnx",
     "FineTune",
     "FixedPoint",
+    "Fuse",
     "InferRecipe",
     "LowRank",
     "Merge",

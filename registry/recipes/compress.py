@@ -19,6 +19,7 @@ from registry.recipes.fields import (
     Produces,
     Split,
 )
+from registry.recipes.fusing import Fuse
 from registry.recipes.merging import Merge
 from registry.recipes.pruning import FineTune, PruneMagnitude, PruneMovement, PruneStructured
 from registry.recipes.quantization import QuantizationStep
@@ -69,6 +70,7 @@ CompressStep = Annotated[
     QuantizeDynamic
     | QuantizationStep
     | ExportOnnx
+    | Fuse
     | Merge
     | PruneMagnitude
     | PruneStructured

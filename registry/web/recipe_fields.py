@@ -51,6 +51,8 @@ _WORDS: Final = {
     "energy": gettext_noop("Energy"),
     "rank": gettext_noop("Rank"),
     "ratio": gettext_noop("Ratio"),
+    "basic": gettext_noop("Basic"),
+    "extended": gettext_noop("Extended"),
     "average": gettext_noop("Mean"),
     "slerp": gettext_noop("Arc between two (SLERP)"),
     "task_arithmetic": gettext_noop("Task arithmetic"),

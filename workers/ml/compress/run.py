@@ -15,6 +15,7 @@ from workers.ml.compress.activations import check_calibration
 from workers.ml.compress.bench import Bench, open_bench
 from workers.ml.compress.distill import check_student, distill_step
 from workers.ml.compress.fixed_point import fixed_point_step
+from workers.ml.compress.fuse import fuse_step
 from workers.ml.compress.learn import check_rows, measure_controls
 from workers.ml.compress.low_rank import svd_step
 from workers.ml.compress.merge import merge_step
@@ -70,6 +71,7 @@ _HANDLERS: dict[str, Handler] = {
     "quantize_static": quantize_static_step,
     "quantize_weights": quantize_weights_step,
     "fixed_point": fixed_point_step,
+    "fuse": fuse_step,
     "merge": merge_step,
     "prune_magnitude": prune_magnitude_step,
     "prune_structured": prune_structured_step,
