@@ -251,7 +251,7 @@ class _Attempt:
             blob = record_blob(storage.put(report.blocks_of(path)))
             inspect_blob(name, blob)
             files[name] = blob
-        if not files and self.claim.kind != "evaluate":
+        if not files and self.claim.recipe.produces != "evaluations":
             raise Invalid("The job left no files.", code="no_result")
         return Outcome(
             files=files,

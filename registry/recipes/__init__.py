@@ -20,6 +20,7 @@ from registry.recipes.fields import (
 from registry.recipes.fusing import Fuse
 from registry.recipes.merging import Merge
 from registry.recipes.parse import RECIPES, Recipe, parse_recipe, recipe_schema
+from registry.recipes.profiling import Profile, ProfileRecipe
 from registry.recipes.pruning import (
     Budget,
     FineTune,
@@ -62,6 +63,8 @@ __all__ = [
     "Merge",
     "Predict",
     "Produces",
+    "Profile",
+    "ProfileRecipe",
     "PruneMagnitude",
     "PruneMovement",
     "PruneStructured",

@@ -201,7 +201,7 @@ def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) 
     if recipe.kind not in {"train", "infer"}:
         repository = inputs["model"].repository
         require(actor, "write", repository)
-        if recipe.kind != "evaluate":
+        if recipe.produces != "evaluations":
             _require_space(repository.namespace)
         return repository.namespace
     reference = parse_reference(recipe.output)

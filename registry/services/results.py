@@ -15,7 +15,15 @@ from registry.models import (
     Version,
     Visibility,
 )
-from registry.recipes import OTHER, InferRecipe, Recipe, TrainRecipe, parse_reference
+from registry.recipes import (
+    OTHER,
+    EvaluateRecipe,
+    InferRecipe,
+    ProfileRecipe,
+    Recipe,
+    TrainRecipe,
+    parse_reference,
+)
 from registry.services.catalog import find_repository, register_repository
 from registry.services.versions import (
     EvaluationSpec,
@@ -46,7 +54,7 @@ def keep_outcome(
     outcome: Outcome,
 ) -> Version:
     """Write the rows that a recipe's result calls for; give the version that it is about."""
-    if recipe.kind == "evaluate":
+    if isinstance(recipe, EvaluateRecipe | ProfileRecipe):
         add_evaluations(
             actor=actor, version=inputs["model"], evaluations=outcome.evaluations, job=job
         )

@@ -11,6 +11,7 @@ WIDE: Final = 1120
 HEIGHT: Final = 320
 LEFT, RIGHT, TOP, BOTTOM = 54, 20, 26, 46
 _MOST_POINTS: Final = 240
+BAR: Final = 8
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,33 @@ class Curve:
     floor: int = 150
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One named thing, with the share that it has of each measure, in per cent of the width."""
+
+    name: str
+    kind: str
+    marked: bool
+    shares: Sequence[tuple[int, str, str]]
+    """Of each measure its series, its length as an SVG percentage, and what it says."""
+    top: int
+
+    @property
+    def text_y(self) -> int:
+        return self.top + 13
+
+    def bars(self) -> list[tuple[int, str, str, int]]:
+        return [(*share, self.top + 20 + BAR * at) for at, share in enumerate(self.shares)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Horizontal bars under their names; widths are shares, so that text never scales."""
+
+    bars: Sequence[Bar]
+    height: int
+
+
 @dataclass
 class _Scale:
     low: float
@@ -167,6 +195,29 @@ def _log_ticks(low: float, high: float) -> list[float]:
     while len(inside) > 8:
         inside = inside[::2]
     return inside
+
+
+def bars(named: Sequence[tuple[str, str, bool, Sequence[float]]]) -> Bars | None:
+    """Stack bars of shares from 0 to 1: name, kind, whether it is marked, one share a series."""
+    if not named:
+        return None
+    step = 20 + BAR * max(len(shares) for *_rest, shares in named) + 12
+    return Bars(
+        height=step * len(named),
+        bars=[
+            Bar(
+                name=name,
+                kind=kind,
+                marked=marked,
+                top=step * at,
+                shares=[
+                    (series, f"{100 * min(1.0, max(0.0, share)):.2f}%", f"{share * 100:.1f}%")
+                    for series, share in enumerate(shares, 1)
+                ],
+            )
+            for at, (name, kind, marked, shares) in enumerate(named)
+        ],
+    )
 
 
 def _padded(values: Sequence[float], share: float) -> tuple[float, float]:

@@ -96,6 +96,7 @@ JOB_KINDS: Final = {
     "train": gettext_lazy("Train"),
     "infer": gettext_lazy("Run over a dataset"),
     "evaluate": gettext_lazy("Evaluate"),
+    "profile": gettext_lazy("Profile"),
 }
 QUOTAS: Final = {
     "bytes": gettext_lazy("Stored bytes"),
@@ -119,6 +120,8 @@ STEPS: Final = {
     "quantize_dynamic": pgettext_lazy("job step", "Quantize"),
     "evaluate": pgettext_lazy("job step", "Evaluate"),
     "predict": pgettext_lazy("job step", "Predict"),
+    "profile": pgettext_lazy("job step", "Measure layers"),
+    "sensitivity": pgettext_lazy("job step", "Try layers smaller"),
     "done": pgettext_lazy("job step", "Register"),
 }
 METRICS: Final = {
@@ -160,6 +163,7 @@ WORDS: Final = {
         "train": pgettext_lazy("in a sentence", "train"),
         "infer": pgettext_lazy("in a sentence", "infer"),
         "evaluate": pgettext_lazy("in a sentence", "evaluate"),
+        "profile": pgettext_lazy("in a sentence", "profile"),
     },
     "state": {
         "pending": pgettext_lazy("in a sentence", "pending"),
@@ -237,9 +241,12 @@ def percent_text(share: float, digits: int = 1) -> str:
 
 def points_text(change: float) -> str:
     """Write a difference of shares in points, with its sign: +0.5 pt."""
-    points = f"{change * 100:+.2f}"
-    signed = "0" if not points.strip("+-0.") else points.replace("-", "\N{MINUS SIGN}")
-    return _("%(points)s pt") % {"points": signed}
+    return _("%(points)s pt") % {"points": signed(f"{change * 100:+.2f}")}
+
+
+def signed(text: str) -> str:
+    """Write a number with its sign as people do; nought has none."""
+    return "0" if not text.strip("+-0.") else text.replace("-", "\N{MINUS SIGN}")
 
 
 def value_text(value: float, unit: str, metric: str = "") -> str:

@@ -48,7 +48,13 @@ EVALUATE: dict[str, Any] = {
     "dataset": "samples/mnist-digits",
     "steps": [{"method": "evaluate"}],
 }
-ALL = [COMPRESS, TRAIN, INFER, EVALUATE]
+PROFILE: dict[str, Any] = {
+    "kind": "profile",
+    "schema": 1,
+    "model": "samples/digits-cnn",
+    "steps": [{"method": "profile"}],
+}
+ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE]
 
 
 def with_step(recipe: dict[str, Any], **changes: object) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def test_a_recipe_survives_a_round_trip_and_is_hashable(data):
 
 @pytest.mark.parametrize(
     ("data", "produces"),
-    zip(ALL, ["new_variant", "model", "dataset", "evaluations"], strict=True),
+    zip(ALL, ["new_variant", "model", "dataset", "evaluations", "evaluations"], strict=True),
 )
 def test_a_recipe_tells_what_it_produces(data, produces):
     assert parse_recipe(data).produces == produces

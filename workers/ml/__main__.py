@@ -56,7 +56,7 @@ def main(path: Path) -> int:
 
 def _run(job: Job) -> None:
     """Choose by kind; what loads torch is imported here, after the job has been read."""
-    from workers.ml import assess  # noqa: PLC0415 - takes seconds
+    from workers.ml import assess, profile  # noqa: PLC0415 - takes seconds
     from workers.ml.compress import run as compression  # noqa: PLC0415
     from workers.ml.device import prepare  # noqa: PLC0415
     from workers.ml.infer import batch  # noqa: PLC0415
@@ -73,6 +73,8 @@ def _run(job: Job) -> None:
             report = batch.run(job, recipe)
         case recipes.EvaluateRecipe():
             report = assess.run(job, recipe)
+        case recipes.ProfileRecipe():
+            report = profile.run(job, recipe)
     report.write(job.out)
 
 

@@ -17,6 +17,7 @@ from registry.models import (
     Blob,
     Evaluation,
     Job,
+    Kind,
     Screening,
     Signature,
     Upload,
@@ -45,6 +46,7 @@ from registry.web.forms import (
     show_refusal,
 )
 from registry.web.markdown import render_markdown
+from registry.web.profiles import profile_of_version
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets, verification
 from registry.web.transfers import REFUSAL
@@ -101,6 +103,7 @@ def show_version(
         "aliases": aliases,
         "tags": list(version.tags.order_by("key")),
         "evaluations": _evaluations(actor, version),
+        "profile": profile_of_version(actor, version) if kind == Kind.MODEL else None,
         "parents": parents,
         "children": children,
         "card_html": render_markdown(card.body) if card else "",

@@ -176,7 +176,7 @@ def test_a_job_that_succeeded_names_its_result(api, alice, version):
 
 def test_recipes_say_what_they_take(anonymous):
     kinds = [one["kind"] for one in anonymous.get("recipes").json()["items"]]
-    assert kinds == ["compress", "train", "infer", "evaluate"]
+    assert kinds == ["compress", "train", "infer", "evaluate", "profile"]
     for kind in kinds:
         assert "steps" in anonymous.get(f"recipes/{kind}").json()["properties"]
     problem_of(anonymous.get("recipes/explode"), 404, "recipe_not_found")

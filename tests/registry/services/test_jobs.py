@@ -590,6 +590,15 @@ def test_evaluation_keeps_numbers_beside_the_version(alice, model, data):
     assert Version.objects.filter(job=job).count() == 0
 
 
+def test_a_profile_keeps_numbers_and_its_report(alice, model):
+    asked = {"kind": "profile", "schema": 1, "model": "alice/classifier", "steps": [{}]}
+    job = submit(alice, asked)
+    numbers = [EvaluationSpec(metric="macs_per_row", value=58280, unit="count")]
+    assert jobs.finish_job(claim(), Outcome(evaluations=numbers)) == model
+    assert Evaluation.objects.get(version=model, job=job, measured=True).value == 58280
+    assert Version.objects.filter(job=job).count() == 0
+
+
 @pytest.mark.parametrize(
     ("of_model", "of_data", "expected"),
     [
