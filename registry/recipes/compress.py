@@ -84,6 +84,21 @@ CompressStep = Annotated[
 ]
 
 
+# Steps that need a torch module, and steps that leave an ONNX file.
+_OF_A_MODULE = frozenset(
+    {
+        "prune_magnitude",
+        "prune_structured",
+        "prune_movement",
+        "fine_tune",
+        "cluster",
+        "svd",
+        "distill",
+    }
+)
+_OF_A_FILE = frozenset({"export_onnx", "quantize_dynamic", "quantize_static"})
+
+
 class CompressRecipe(BaseRecipe):
     """Make a smaller variant of a version and measure what it costs."""
 
@@ -134,6 +149,28 @@ class CompressRecipe(BaseRecipe):
     def _has_rows_to_learn_from(self) -> Self:
         if self.dataset is None and self._learns():
             raise Unfit("A step of this recipe learns from rows: name a dataset.")
+        return self
+
+    @model_validator(mode="after")
+    def _measured_on_other_rows(self) -> Self:
+        if self.train_split == self.test_split and self._learns():
+            raise Unfit("A step learns from the split that is measured on: name two splits.")
+        return self
+
+    @model_validator(mode="after")
+    def _modules_before_files(self) -> Self:
+        """Refuse now what would be refused once the steps before it have worked."""
+        exported = ""
+        for step in self.steps:
+            if exported and step.method in _OF_A_MODULE:
+                raise Unfit(
+                    "{later} changes the weights of a torch model: put it before {earlier}, which "
+                    "makes an ONNX file of it.",
+                    later=step.method,
+                    earlier=exported,
+                )
+            if step.method in _OF_A_FILE:
+                exported = step.method
         return self
 
     @model_validator(mode="after")

@@ -220,7 +220,9 @@ def test_a_pruned_model_learns_from_its_parent_and_keeps_its_zeros(tmp_path, cnn
     assert result.metric("accuracy_of_labels_control")["n"] == 40
 
 
-@pytest.mark.parametrize("stop", [40, 60, 90])
+@pytest.mark.parametrize(
+    "stop", [60, pytest.param(40, marks=pytest.mark.slow), pytest.param(90, marks=pytest.mark.slow)]
+)
 def test_a_stopped_distillation_ends_like_an_unbroken_one(tmp_path, cnn, digits, stop):
     sweep = {"temperatures": [1.0, 3.0], "mixes": [0.7]}
     recipe = steps(

@@ -167,7 +167,7 @@ def test_channels_and_units_go_and_products_fall():
     module = build(recipes.DigitsCnn(**{**CNN, "channels": 4, "hidden_size": 16}), classes=4)
     image = [torch.zeros(2, 28, 28, dtype=torch.uint8)]
     before = slim.count_products(module, image)
-    assert before == 2 * (26 * 26 * 4 * 9 + 24 * 24 * 8 * 4 * 9 + 8 * 144 * 16 + 16 * 4)
+    assert before == (26 * 26 * 4 * 9 + 24 * 24 * 8 * 4 * 9 + 8 * 144 * 16 + 16 * 4)
     done = slim.slim(module, image, 0.5)
     assert done.units == {"first": [4, 2], "second": [8, 4], "hidden": [16, 8]}
     assert done.left == {"classes": "gives the answer"}
@@ -175,7 +175,7 @@ def test_channels_and_units_go_and_products_fall():
     assert shapes["second.weight"] == [4, 2, 3, 3]
     assert shapes["hidden.weight"] == [8, 4 * 144]
     assert shapes["classes.weight"] == [4, 8]
-    assert slim.count_products(module, image) == 2 * (
+    assert slim.count_products(module, image) == (
         26 * 26 * 2 * 9 + 24 * 24 * 4 * 2 * 9 + 4 * 144 * 8 + 8 * 4
     )
 
@@ -230,7 +230,7 @@ def test_heads_and_intermediate_units_of_a_transformer_go(encoder):
     state = module.state_dict()
     assert list(state[f"{layer}.attention.self.value.weight"].shape) == [16, 32]
     assert list(state[f"{layer}.attention.output.dense.weight"].shape) == [32, 16]
-    pooler = 2 * 32 * 32
+    pooler = 32 * 32
     assert slim.count_products(module, tokens) - pooler == (before - pooler) // 2
 
 
@@ -330,16 +330,21 @@ def test_steps_follow_one_another_and_keep_what_was_done(tmp_path, cnn, digits):
     assert sum(int((array == 0).sum()) for array in matrices) == done[1]["zeros"]
 
 
+GRADUAL = {"method": "prune_magnitude", "sparsity": 0.6, "schedule": "gradual"}
+MOVEMENT = {"method": "prune_movement", "sparsity": 0.6}
+STRUCTURED = {"method": "prune_structured", "share": 0.5}
+
+
 @pytest.mark.parametrize(
-    "first",
+    ("first", "stop"),
     [
-        {"method": "prune_magnitude", "sparsity": 0.6, "schedule": "gradual"},
-        {"method": "prune_movement", "sparsity": 0.6},
-        {"method": "prune_structured", "share": 0.5},
+        pytest.param(GRADUAL, 17, id="tuning"),
+        pytest.param(MOVEMENT, 17, id="movement"),
+        pytest.param(STRUCTURED, 40, id="control"),
+        pytest.param(GRADUAL, 70, id="second step"),
+        pytest.param(STRUCTURED, 70, id="second step, slim", marks=pytest.mark.slow),
     ],
-    ids=["gradual", "movement", "structured"],
 )
-@pytest.mark.parametrize("stop", [17, 40, 70], ids=["tuning", "control", "second step"])
 def test_a_stopped_job_ends_like_an_unbroken_one(tmp_path, cnn, digits, first, stop):
     recipe = steps({**first, **BUDGET}, {"method": "fine_tune", **BUDGET})
     whole = run_job(tmp_path / "whole", recipe, model=cnn, dataset=digits)
@@ -441,6 +446,25 @@ def test_a_slim_encoder_is_exported(tmp_path, encoder, texts):
 def test_what_makes_no_sense_is_refused_before_it_is_queued(step, words):
     with pytest.raises(RegistryError, match=words):
         recipes.parse_recipe(steps({"method": "prune_magnitude", **step}))
+
+
+def test_what_needs_a_module_comes_before_what_exports_it():
+    late = steps({"method": "export_onnx"}, {"method": "prune_magnitude"})
+    with pytest.raises(RegistryError, match="put it before export_onnx"):
+        recipes.parse_recipe(late)
+    with pytest.raises(RegistryError, match="name two splits"):
+        recipes.parse_recipe(steps({"method": "fine_tune"}, test_split="train"))
+
+
+def test_rows_that_were_learned_from_are_not_measured_on(tmp_path, cnn, digits):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("train.safetensors", "dataset.json"):
+        (alone / name).write_bytes((digits / name).read_bytes())
+    recipe = steps({"method": "fine_tune", **BUDGET})
+    refused = refusal(tmp_path / "job", recipe, model=cnn, dataset=alone)
+    assert refused.reason == "missing_split"
+    assert "to measure on" in refused.detail
 
 
 def test_learning_needs_a_dataset_named():

@@ -61,6 +61,13 @@ def check_rows(bench: Bench) -> None:
 
     """
     split = bench.training_split()
+    if bench.held_out is not None and bench.held_out.split_name == bench.recipe.train_split:
+        raise Invalid(
+            "The dataset has no split {test} to measure on, and its rows to learn from would not "
+            "do: add one.",
+            code="missing_split",
+            test=bench.recipe.test_split,
+        )
     columns = list(bench.parent.feeder.columns)
     if bench.parent.answers == "classes":
         columns.append(_label_column(bench))
@@ -277,6 +284,11 @@ def measure_controls(bench: Bench, contest: Contest, held_out: HeldOut) -> list[
         metrics.append(replace(measured, metric=f"accuracy_of_{name}", details={}))
         gaps = right.astype(float) - (predictions.predicted[name] == predictions.actual)
         low, high = bootstrap_mean(gaps) if len(gaps) else (0.0, 0.0)
+        verdict = "a difference" if low > 0 or high < 0 else "no difference that so few rows show"
+        bench.job.events.log(
+            f"{gaps.mean():+.4f} to the {name.replace('_', ' ')} on {len(gaps)} rows "
+            f"({low:+.4f} to {high:+.4f}): {verdict}."
+        )
         metrics.append(
             Metric(
                 f"gap_to_{name}",

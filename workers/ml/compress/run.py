@@ -81,11 +81,19 @@ _HANDLERS: dict[str, Handler] = {
     "distill": distill_step,
 }
 # What the card of a result calls it.
-_QUANTIZING = {
+_QUANTIZING: dict[str, tuple[str, ...]] = {
     "quantize_dynamic": ("int8", "quantized"),
     "quantize_static": ("int8", "quantized"),
     "quantize_weights": ("quantized",),
     "fixed_point": ("quantized",),
+}
+_TAGS = {
+    **_QUANTIZING,
+    "prune_magnitude": ("pruned",),
+    "prune_structured": ("pruned",),
+    "prune_movement": ("pruned",),
+    "svd": ("low-rank",),
+    "distill": ("distilled",),
 }
 _NEED_A_MODULE = {
     "merge": "Merging",
@@ -116,7 +124,7 @@ def run(job: Job, recipe: recipes.CompressRecipe) -> Report:
         done[-1].update(asdict(myz.pack_folder(job.files)))
     job.events.progress(done=stages - 1, total=stages, unit="stages", step="evaluate")
     report = _measure(bench, done)
-    _write_card(job, recipe, report)
+    _write_card(bench, report)
     shutil.rmtree(bench.folder)
     job.events.progress(done=stages, total=stages, unit="stages", step="done")
     return report
@@ -249,7 +257,8 @@ def _message(metrics: list[Metric]) -> str:
     return ", ".join(parts)
 
 
-def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> None:
+def _write_card(bench: Bench, report: Report) -> None:
+    job, recipe = bench.job, bench.recipe
     parent = job.input("model")
     card = read_card(parent.path)
     methods = [step.method for step in recipe.steps]
@@ -261,10 +270,10 @@ def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> Non
         "license": card.license,
         "pipeline_tag": card.task,
         "language": list(card.language),
-        "library_name": "onnx" if is_onnx else None,
+        "library_name": _library(bench),
         "tags": [
             *(["onnx"] if is_onnx else []),
-            *sorted({tag for method in methods for tag in _QUANTIZING.get(method, ())}),
+            *sorted({tag for method in methods for tag in _TAGS.get(method, ())}),
         ],
     }
     title = f"{recipes.parse_reference(parent.ref).name} ({recipe.variant_name})"
@@ -275,3 +284,9 @@ def _write_card(job: Job, recipe: recipes.CompressRecipe, report: Report) -> Non
     if merged := _merged(job):
         paragraphs.insert(1, f"Merged into it: {', '.join(merged)}.")
     write_card(job.files, head=head, title=title, paragraphs=paragraphs, report=report)
+
+
+def _library(bench: Bench) -> str:
+    if bench.module is None:
+        return "onnx"
+    return "transformers" if bench.given.is_transformer else "pytorch"

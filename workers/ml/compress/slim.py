@@ -280,7 +280,7 @@ def _fewer_inputs(layer: nn.Module, stay: Tensor) -> nn.Module:
 
 @torch.no_grad()
 def count_products(module: nn.Module, example: Sequence[Tensor]) -> int:
-    """Count the multiplications of linear layers, convolutions and LSTMs over an example."""
+    """Count the multiplications of linear layers, convolutions and LSTMs for one of its rows."""
     total = 0
 
     def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
@@ -300,7 +300,7 @@ def count_products(module: nn.Module, example: Sequence[Tensor]) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return total // len(example[0])
 
 
 # --- a step of a recipe -------------------------------------------------------------------------
