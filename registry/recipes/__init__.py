@@ -28,7 +28,12 @@ from registry.recipes.pruning import (
     PruneMovement,
     PruneStructured,
 )
-from registry.recipes.quantization import FixedPoint, QuantizeStatic, QuantizeWeights
+from registry.recipes.quantization import (
+    FixedPoint,
+    QuantizeStatic,
+    QuantizeWeights,
+    TrainQuantized,
+)
 from registry.recipes.train import (
     MAX_SAMPLES_SEEN,
     Architecture,
@@ -76,6 +81,7 @@ __all__ = [
     "Reference",
     "TextClassifier",
     "Train",
+    "TrainQuantized",
     "TrainRecipe",
     "kind_of",
     "parse_recipe",

@@ -5,7 +5,17 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from registry.recipes.fields import ADVANCED, Frozen
-from registry.recipes.pruning import Exclude
+from registry.recipes.pruning import (
+    BatchSize,
+    Control,
+    Exclude,
+    Interval,
+    LearningRate,
+    MaxRows,
+    SomeEpochs,
+    Validation,
+    WeightDecay,
+)
 
 
 def _calibration_rows() -> Any:
@@ -64,8 +74,8 @@ class QuantizeStatic(Frozen):
     )
     embeddings: bool = Field(
         default=True,
-        title="Quantize embedding tables too",
-        description="An embedding table can be half of a language model.",
+        title="Tables and recurrent weights too",
+        description="Embedding tables and LSTMs are stored in 8 bits; they compute as before.",
         json_schema_extra=ADVANCED,
     )
     exclude: Exclude = ()
@@ -169,4 +179,29 @@ class FixedPoint(Frozen):
     exclude: Exclude = ()
 
 
-QuantizationStep = QuantizeStatic | QuantizeWeights | FixedPoint
+class TrainQuantized(Frozen):
+    """Train some more with the rounding that the model will run with, then store it in 8 bits."""
+
+    model_config = ConfigDict(title="Train for int8")
+    default_variant: ClassVar[str] = "int8-trained"
+    needs_rows: ClassVar[bool] = True
+
+    method: Literal["train_quantized"] = Field(title="Method")
+    epochs: SomeEpochs = 3
+    learning_rate: LearningRate = 0.0005
+    reduce_range: bool = Field(
+        default=True,
+        title="Use 7 bits of the range",
+        description="Avoids saturation on CPUs without VNNI instructions; safe everywhere.",
+        json_schema_extra=ADVANCED,
+    )
+    exclude: Exclude = ()
+    control: Control = True
+    batch_size: BatchSize = 64
+    weight_decay: WeightDecay = 0.01
+    validation_fraction: Validation = 0.1
+    max_rows: MaxRows = None
+    checkpoint_interval: Interval = 100
+
+
+QuantizationStep = QuantizeStatic | QuantizeWeights | FixedPoint | TrainQuantized

@@ -402,6 +402,21 @@ def test_excluded_layers_stay_in_float32(tmp_path, trained, digits):
     assert notes["left_in_float32"]["Conv"] >= 1
 
 
+@pytest.mark.slow
+def test_what_integer_products_leave_of_a_text_classifier_is_stored_in_8_bits(tmp_path):
+    texts = write_texts(tmp_path / "texts")
+    lstm = {"name": "text_classifier", "embedding_size": 8, "hidden_size": 8, "max_length": 12}
+    asked = train_recipe(lstm, epochs=20)
+    model = run_job(tmp_path / "train", asked, dataset=texts).files
+    result = run_job(tmp_path / "job", recipe(STATIC), model=model, dataset=texts)
+    assert result.metric("agreement_with_parent")["value"] > 0.9
+    (notes,) = result.report["summary"]["steps"]
+    assert notes["left_in_float32"] == {}
+    operators = result.report["summary"]["operators"]
+    assert operators["GatherBlockQuantized"] == 3
+    assert operators["QuantizeLinear"] == 1
+
+
 def test_calibration_without_a_dataset_is_refused(tmp_path, trained):
     said = refusal(tmp_path / "job", recipe(STATIC, dataset=False), model=trained)
     assert said.errors[0].code == "inconsistent"

@@ -53,7 +53,7 @@ class Layer:
     position: int
     """Which input of the node the weight is."""
     input: str
-    """What it is multiplied with; empty where that is not one tensor."""
+    """What it is multiplied with; empty where that is no one tensor."""
 
 
 class Graph:
@@ -124,6 +124,10 @@ class Graph:
     def import_domain(self, domain: str, version: int = 1) -> None:
         if all(found.domain != domain for found in self.model.opset_import):
             self.model.opset_import.append(onnx.helper.make_opsetid(domain, version))
+
+    def layers_of(self, node: onnx.NodeProto) -> Iterator[Layer]:
+        """Yield the weights that a node's operator takes, whatever they are."""
+        return _layers_of(node)
 
     def layers(self) -> Iterator[Layer]:
         """Yield the layers with a constant float32 weight that is worth rounding."""
@@ -205,7 +209,8 @@ def _layers_of(node: onnx.NodeProto) -> Iterator[Layer]:
         yield Layer(node.name, "table", node.op_type, node.input[0], 0, "")
     else:
         for position in _OTHERS.get(node.op_type, ()):
-            yield Layer(node.name, "other", node.op_type, node.input[position], position, "")
+            given = "" if position == 2 else node.input[0]
+            yield Layer(node.name, "other", node.op_type, node.input[position], position, given)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
     QuantFormat,
     QuantType,
+    TensorData,
     create_calibrator,
     quantize_dynamic,
     quantize_static,
@@ -29,7 +31,7 @@ from registry.errors import Invalid
 from workers.ml.compress.activations import Rows, calibration_rows
 from workers.ml.compress.bench import Bench
 from workers.ml.compress.layers import Graph, excluded, refuse_quantized
-from workers.ml.compress.weight_only import round_tables
+from workers.ml.compress.weight_only import round_rest
 from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.feeders import Feeds
 
@@ -136,15 +138,31 @@ def quantize_static_step(step: recipes.QuantizeStatic, bench: Bench) -> Mapping[
     rows = calibration_rows(bench, step.calibration_rows, source)
     quantize_with_ranges(source, target, options, rows)
     if step.embeddings:
-        round_tables(target)
+        round_rest(target)
     bench.file = target
     return {"left_in_float32": _left(Graph(target))}
 
 
-def quantize_with_ranges(source: Path, target: Path, options: Static, rows: Rows) -> None:
+class Range(NamedTuple):
+    """The smallest and the largest number that a tensor is taken to hold."""
+
+    low: float
+    high: float
+
+
+def quantize_with_ranges(
+    source: Path,
+    target: Path,
+    options: Static,
+    rows: Rows,
+    *,
+    known: Mapping[str, Range] | None = None,
+    only: Sequence[str] = (),
+) -> None:
     """Write a copy of an ONNX file that computes in 8 bits.
 
-    `rows` yields feeds of the model.
+    `rows` yields feeds of the model. `known` gives ranges of tensors by name, which then count for
+    more than what the rows show; `only` names the nodes to quantize, all where it is empty.
 
     Raises:
         Invalid: it is quantized already, has nothing that can be, or ONNX Runtime fails at it.
@@ -167,7 +185,7 @@ def quantize_with_ranges(source: Path, target: Path, options: Static, rows: Rows
     graph.save(flat)
     ranges = target.with_name("ranges.json")
     with _quietly():
-        _calibrate(flat, ranges, options, wanted, rows)
+        _calibrate(flat, ranges, options, wanted, rows, known or {})
         quantize_static(
             flat,
             target,
@@ -177,6 +195,7 @@ def quantize_with_ranges(source: Path, target: Path, options: Static, rows: Rows
             reduce_range=options.reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            nodes_to_quantize=list(only) or None,
             nodes_to_exclude=sorted(left_out),
             calibrate_method=_METHODS[options.calibration],
             calibration_cache_path=ranges,
@@ -224,7 +243,12 @@ class _OneBatch(CalibrationDataReader):  # type: ignore[misc]  # untyped there
 
 
 def _calibrate(
-    model: Path, ranges: Path, options: Static, operators: list[str], rows: Rows
+    model: Path,
+    ranges: Path,
+    options: Static,
+    operators: list[str],
+    rows: Rows,
+    known: Mapping[str, Range],
 ) -> None:
     """Write the ranges of all activations, a batch at a time: all at once would fill the memory."""
     extra: dict[str, Any] = {}
@@ -241,5 +265,8 @@ def _calibrate(
     for feeds in rows():
         calibrator.collect_data(_OneBatch(feeds))
     found = calibrator.compute_data()
+    for name, (low, high) in known.items():
+        if name in found:
+            found[name] = TensorData(lowest=np.float32(low), highest=np.float32(high))
     save_tensors_data(found, ranges)
     model.with_name("augmented.onnx").unlink()

@@ -12,6 +12,7 @@ from registry.errors import Invalid
 from workers.ml import environment, myz, structure
 from workers.ml.cards import read_card, write_card
 from workers.ml.compress.activations import check_calibration
+from workers.ml.compress.aware import train_quantized_step
 from workers.ml.compress.bench import Bench, open_bench
 from workers.ml.compress.distill import check_student, distill_step
 from workers.ml.compress.fixed_point import fixed_point_step
@@ -71,6 +72,7 @@ _HANDLERS: dict[str, Handler] = {
     "quantize_static": quantize_static_step,
     "quantize_weights": quantize_weights_step,
     "fixed_point": fixed_point_step,
+    "train_quantized": train_quantized_step,
     "fuse": fuse_step,
     "merge": merge_step,
     "prune_magnitude": prune_magnitude_step,
@@ -85,6 +87,7 @@ _QUANTIZING: dict[str, tuple[str, ...]] = {
     "quantize_dynamic": ("int8", "quantized"),
     "quantize_static": ("int8", "quantized"),
     "quantize_weights": ("quantized",),
+    "train_quantized": ("int8", "quantized"),
     "fixed_point": ("quantized",),
 }
 _TAGS = {
@@ -97,6 +100,7 @@ _TAGS = {
 }
 _NEED_A_MODULE = {
     "merge": "Merging",
+    "train_quantized": "Training with rounding",
     "prune_magnitude": "Pruning",
     "prune_structured": "Structured pruning",
     "prune_movement": "Movement pruning",

@@ -32,6 +32,7 @@ from workers.ml.compress.layers import (
 )
 from workers.ml.graphs import inspect_onnx
 
+_RECURRENT = {"LSTM", "GRU", "RNN"}
 MAX_WIDTH = 16_384
 """GPTQ holds a curvature of width by width; wider layers are rounded to the nearest."""
 
@@ -145,14 +146,16 @@ def quantize_weights(
     return [done[layer.name, layer.position] for layer in layers]
 
 
-def round_tables(file: Path, *, bits: int = 8, block: int = 64) -> None:
-    """Round the embedding tables of a file in place, whatever else it holds."""
+def round_rest(file: Path, *, bits: int = 8, block: int = 64) -> None:
+    """Round in place what integer products leave: embedding tables and recurrent weights."""
     graph = Graph(file)
-    tables = [layer for layer in graph.layers() if layer.role == "table"]
-    writer = _Writer(graph, Options(table_bits=bits, block=block))
-    for layer in tables:
+    rest = [
+        layer for layer in graph.layers() if layer.role == "table" or layer.operator in _RECURRENT
+    ]
+    writer = _Writer(graph, Options(bits=bits, table_bits=bits, block=block))
+    for layer in rest:
         writer.write(layer, None)
-    if tables:
+    if rest:
         graph.import_domain(MICROSOFT)
         graph.save(file)
 
@@ -311,9 +314,7 @@ class _Writer:
         bits = self.options.bits
         # Of an LSTM the gates are rows; of a convolution its outputs.
         rows = (
-            values.shape[0] * values.shape[1]
-            if layer.operator in {"LSTM", "GRU", "RNN"}
-            else values.shape[0]
+            values.shape[0] * values.shape[1] if layer.operator in _RECURRENT else values.shape[0]
         )
         weight_RC = torch.from_numpy(np.array(values)).reshape(rows, -1)
         codes, grid, told = self._round(weight_RC, bits, None, layer)
