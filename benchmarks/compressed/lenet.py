@@ -19,7 +19,7 @@ from torch.nn import functional
 from benchmarks.compressed.digits import Digits, Images, Labels
 from registry import recipes
 from workers.ml import myz
-from workers.ml.compress.prune import MagnitudePruning, layers_of, weights_of
+from workers.ml.compress.prune import KeepZeros, MagnitudePruning, layers_of, weights_of
 from workers.ml.compress.share import Sharing, share_tensor
 from workers.ml.events import Events
 from workers.ml.interrupt import Interrupt
@@ -73,14 +73,15 @@ class Plan:
     aim: int
     epochs: int
     prune_epochs: int
+    tune_epochs: int
     share_epochs: int
     sparsity: float
     bits: int
 
 
 PLANS = (
-    Plan("LeNet-300-100", LeNet300, 40, 8, 12, 4, 0.935, 5),
-    Plan("LeNet-5", LeNet5, 39, 4, 5, 1, 0.94, 5),
+    Plan("LeNet-300-100", LeNet300, 40, 8, 8, 8, 4, 0.92, 5),
+    Plan("LeNet-5", LeNet5, 39, 3, 3, 3, 1, 0.94, 5),
 )
 
 
@@ -117,14 +118,16 @@ def measure(plan: Plan, digits: Digits, seed: int, *, rows: str = "test") -> Out
     _train(dense, digits, plan.epochs, seed, rate=0.0015)
     small, control = copy.deepcopy(dense), copy.deepcopy(dense)
     _train(control, digits, plan.prune_epochs, seed + 1000, rate=0.0015)
-    _train(control, digits, plan.share_epochs, seed + 2000, rate=0.0005)
+    _train(control, digits, plan.tune_epochs, seed + 2000, rate=0.001)
+    _train(control, digits, plan.share_epochs, seed + 3000, rate=0.0005)
     weights = weights_of(layers_of(small))
     pruning = MagnitudePruning(weights, plan.sparsity, "global", gradual=True)
     _train(small, digits, plan.prune_epochs, seed + 1000, rate=0.0015, hooks=pruning)
+    _train(small, digits, plan.tune_epochs, seed + 2000, rate=0.001, hooks=KeepZeros(small))
     for weight in weights.values():
         share_tensor(weight.data, bits=plan.bits)
     sharing = Sharing(small, smallest=1)
-    _train(small, digits, plan.share_epochs, seed + 2000, rate=0.0005, hooks=sharing)
+    _train(small, digits, plan.share_epochs, seed + 3000, rate=0.0005, hooks=sharing)
     measured: tuple[Images, Labels] = getattr(digits, rows)
     with tempfile.TemporaryDirectory(prefix="modelyard-bench-") as name:
         folder = Path(name)

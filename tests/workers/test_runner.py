@@ -70,17 +70,23 @@ def test_the_four_kinds_of_job(owner, digits_dataset):
         assert (job.state, job.error_detail) == (JobState.SUCCEEDED, "")
         return job
 
-    trained = run(training(epochs=2)).result
+    # Long enough to beat guessing, which a result has to.
+    trained = run(training(epochs=10, learning_rate=0.01)).result
     small = run(
         {
             "kind": "compress",
             "schema": 1,
             "model": "alice/tiny",
             "dataset": "alice/digits",
-            "steps": [{"method": "quantize_dynamic"}],
+            "variant": "int8",
+            "steps": [{"method": "quantize_dynamic"}, {"method": "code"}],
         }
     ).result
     assert (small.ref, small.variant) == ("alice/tiny@2", "int8")
+    # A coded version counts as any other, and the jobs after this one run it.
+    assert "myz" in small.formats
+    assert "onnx" not in small.formats
+    assert small.parameters_count >= trained.parameters_count
     assert Repository.objects.get(name="tiny").latest_number == 1
     assert [edge.parent for edge in small.parent_edges.all()] == [trained]
     metrics = {row.metric: row for row in Evaluation.objects.filter(version=small)}
