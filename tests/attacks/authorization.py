@@ -432,6 +432,7 @@ PAGES: Mapping[str, Line] = {
     "/jobs": {"get": ("page: signed in", 200)},
     "/jobs/new": {"get": ("page: signed in", 200), "post": ("page: signed in", 200)},
     "/jobs/{job}": {"get": ("page: job", 200)},
+    "/jobs/{job}/compare": {"get": ("page: job", 200)},
     "/jobs/{job}/cancel": {"post": ("page: move the job", 302)},
     "/namespaces/{namespace}/deleted": {"get": ("page: in namespace: maintain", 200)},
     "/namespaces/{namespace}/deleted/restore": {

@@ -21,6 +21,7 @@ from registry.services.catalog import namespaces_writable_by
 from registry.services.jobs import cancel_job, find_job, submit_job
 from registry.services.quotas import why_waiting
 from registry.web import charts, recipe_forms, reports, wording
+from registry.web.comparisons import MAKERS
 from registry.web.profiles import profile_of
 from registry.web.recipe_forms import Draft, RecipeForm
 from registry.web.refusals import words_of
@@ -186,6 +187,7 @@ def _progress(job: Job) -> dict[str, Any]:
             job.inputs.select_related("repository__namespace").order_by("repository__kind", "pk")
         ),
         "percent": percent_of(job),
+        "compared_kinds": MAKERS,
         "profile": profile_of(job),
         "warnings": reports.warnings_of(job),
         "waits": words_of(waits) if (waits := why_waiting([job]).get(job.pk)) else "",

@@ -37,6 +37,7 @@ from registry.services.versions import (
 )
 from registry.signing import installation_key
 from registry.web import history
+from registry.web.comparisons import MAKERS
 from registry.web.forms import (
     AliasForm,
     EditVersionForm,
@@ -103,6 +104,7 @@ def show_version(
         "aliases": aliases,
         "tags": list(version.tags.order_by("key")),
         "evaluations": _evaluations(actor, version),
+        "compared_kinds": MAKERS,
         "profile": profile_of_version(actor, version) if kind == Kind.MODEL else None,
         "parents": parents,
         "children": children,
