@@ -16,6 +16,7 @@ from typing import Any
 
 from registry.errors import Invalid
 from registry.models import Version
+from registry.recipes import MAX_VARIANTS, VARIANT_PATTERN
 from registry.services.jobs import Message
 from registry.services.versions import MAX_FILES, EvaluationSpec
 from workers.ml.report import FILE_NAME as REPORT_NAME
@@ -91,9 +92,23 @@ def _metric(said: Mapping[str, Any]) -> Message | None:
     return Message("metric", {"name": name, "value": value, "step": _whole(said.get("step"))})
 
 
+def _candidate(said: Mapping[str, Any]) -> Message | None:
+    """Read what became of one candidate of a search; the page draws the front from these."""
+    name = clean_text(said.get("name", ""), longest=80)
+    verdict = str(said.get("verdict"))
+    if not name or verdict not in _VERDICTS:
+        return None
+    numbers = {key: finite(said.get(key)) for key in _CANDIDATE_NUMBERS}
+    words = {key: clean_text(said.get(key, ""), longest=300) for key in ("measure", "reason")}
+    return Message("candidate", {"name": name, "verdict": verdict, **numbers, **words})
+
+
+_VERDICTS = frozenset({"met", "failed", "undecided", "error"})
+_CANDIDATE_NUMBERS = ("bytes", "latency_ms", "loss", "low", "high", "limit", "n")
 _READERS: dict[str, Callable[[Mapping[str, Any]], Message | Complaint | None]] = {
     "progress": _progress,
     "metric": _metric,
+    "candidate": _candidate,
     "checkpoint": _checkpoint,
     "log": _log,
     "error": _error,
@@ -163,6 +178,35 @@ def evaluations_of(
     return found
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What a report says of one of several versions."""
+
+    name: str
+    message: str
+    evaluations: list[EvaluationSpec]
+
+
+def variants_of(report: Mapping[str, Any], inputs: Mapping[str, Version]) -> list[Variant]:
+    """Give the versions that a report lists.
+
+    Raises:
+        Invalid: it lists none, too many, or two of one name; or a name that no version can have.
+
+    """
+    listed = report.get("variants")
+    if not isinstance(listed, list) or not listed:
+        raise Invalid("The job made no versions.", code="no_result")
+    names = [str(one.get("name")) if isinstance(one, dict) else "" for one in listed]
+    good = all(re.fullmatch(VARIANT_PATTERN.strip("^$"), name) for name in names)
+    if not good or len(set(names)) < len(names) or len(names) > MAX_VARIANTS:
+        raise Invalid("The versions in the job's report are not named well.", code="bad_report")
+    return [
+        Variant(name, clean_text(one.get("message") or ""), evaluations_of(one, inputs))
+        for name, one in zip(names, listed, strict=True)
+    ]
+
+
 def _fits(number: float) -> bool:
     return math.isfinite(number) if isinstance(number, float) else abs(number) < 1 << 63
 
@@ -189,7 +233,7 @@ def find_files(folder: Path) -> dict[str, Path]:
         Invalid: something there is no ordinary file, or there are too many.
 
     """
-    if folder.is_symlink() or folder.parent.is_symlink():
+    if any(place.is_symlink() for place in (folder, *folder.parents[:2])):
         raise Invalid("The job left a link in place of its folder.", code="odd_file")
     found: dict[str, Path] = {}
     for parent, folders, names in os.walk(folder):

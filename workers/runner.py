@@ -10,21 +10,22 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from registry.errors import Invalid, RegistryError, Text, Unavailable, pack
-from registry.models import Version
+from registry.models import Blob, Version
 from registry.services import jobs
 from registry.services.blobs import inspect_blob, record_blob
 from registry.services.jobs import Claim, LeaseLost, Message
-from registry.services.results import Outcome
+from registry.services.results import Made, Outcome
 from registry.storage import default_storage
 from workers import memory, report, sandbox
 from workers.folder import JobFolder
@@ -245,20 +246,43 @@ class _Attempt:
     def _gather(self, inputs: dict[str, Version]) -> Outcome:
         """Store the files that the process left, and read its report."""
         said = report.read_report(self.folder.out)
+        message = clean_text(said.get("message") or f"Made by {self.claim.kind}.")
+        if self.claim.recipe.produces == "new_variants":
+            variants = [
+                Made(
+                    variant=listed.name,
+                    files=self._store(self.folder.out / "files" / listed.name),
+                    evaluations=listed.evaluations,
+                    message=listed.message or message,
+                )
+                for listed in report.variants_of(said, inputs)
+            ]
+            return Outcome(variants=variants, report=said, message=message)
+        files = self._store(self.folder.out / "files")
+        return Outcome(
+            files=files,
+            evaluations=report.evaluations_of(said, inputs),
+            report=said,
+            message=message,
+        )
+
+    def _store(self, folder: Path) -> dict[str, Blob]:
         storage = default_storage()
         files = {}
-        for name, path in report.find_files(self.folder.out / "files").items():
+        for name, path in report.find_files(folder).items():
             blob = record_blob(storage.put(report.blocks_of(path)))
             inspect_blob(name, blob)
             files[name] = blob
         if not files and self.claim.recipe.produces != "evaluations":
             raise Invalid("The job left no files.", code="no_result")
-        return Outcome(
-            files=files,
-            evaluations=report.evaluations_of(said, inputs),
-            report=said,
-            message=clean_text(said.get("message") or f"Made by {self.claim.kind}."),
-        )
+        return files
+
+    def _read_findings(self) -> Mapping[str, Any] | None:
+        """Give the report of a job that found something out and failed all the same."""
+        try:
+            return report.read_report(self.folder.out)
+        except Invalid:
+            return None  # most failures leave none
 
     def _explain(self, watch: "_Watch", ending: Ending) -> None:
         """Fail the job with the reason that it gave, or with the one that its end tells."""
@@ -284,7 +308,7 @@ class _Attempt:
                 ),
             )
         elif watch.complaint is not None:
-            self._fail(watch.complaint.code, watch.complaint)
+            self._fail(watch.complaint.code, watch.complaint, found=self._read_findings())
         elif watch.code < 0 or watch.code == _INTERRUPTED:
             number = -watch.code if watch.code < 0 else signal.SIGTERM
             name = signal.Signals(number).name
@@ -307,7 +331,12 @@ class _Attempt:
             )
 
     def _fail(
-        self, code: str, why: Text | RegistryError | report.Complaint, *, retryable: bool = False
+        self,
+        code: str,
+        why: Text | RegistryError | report.Complaint,
+        *,
+        retryable: bool = False,
+        found: Mapping[str, Any] | None = None,
     ) -> bool:
         said = why.said if isinstance(why, report.Complaint) else clean_said(pack(why))
         if retryable:
@@ -319,6 +348,7 @@ class _Attempt:
                 detail=clean_text(why.detail),
                 said=said,
                 retryable=retryable,
+                report=found,
             )
         )
         self.folder.clean(keep_checkpoints=True)

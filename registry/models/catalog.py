@@ -397,11 +397,11 @@ class Version(models.Model):
             models.UniqueConstraint(
                 fields=["repository", "number"], name="version_number_unique_per_repository"
             ),
-            # Running a job twice yields one version.
+            # Running a job twice yields the same versions: one, or one for each variant.
             models.UniqueConstraint(
-                fields=["repository", "job"],
+                fields=["repository", "job", "variant"],
                 condition=~Q(job=None),
-                name="version_once_per_job",
+                name="version_variant_once_per_job",
             ),
             models.CheckConstraint(condition=Q(number__gte=1), name="version_number_from_one"),
             models.CheckConstraint(

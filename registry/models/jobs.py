@@ -48,7 +48,8 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Read what a job is shown with; of its result, what `actor` may see of it now."""
         results = Version.objects.visible_to(actor).select_related("repository__namespace")
         return self.select_related("namespace", "created_by").prefetch_related(
-            Prefetch("result", queryset=results)
+            Prefetch("result", queryset=results),
+            Prefetch("versions", queryset=results.order_by("number")),
         )
 
 
@@ -121,6 +122,12 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id}"
+
+    @property
+    def results(self) -> list[Version]:
+        """Give what the job was about: the recommended version, then the others that it made."""
+        first = [self.result] if self.result else []
+        return [*first, *(made for made in self.versions.all() if made.pk != self.result_id)]
 
     @property
     def is_finished(self) -> bool:

@@ -11,6 +11,7 @@ from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
     OTHER,
     REFERENCE_PATTERN,
+    VARIANT_PATTERN,
     Produces,
     Queue,
     Reference,
@@ -34,6 +35,7 @@ from registry.recipes.quantization import (
     QuantizeWeights,
     TrainQuantized,
 )
+from registry.recipes.searching import MAX_VARIANTS, Search, SearchRecipe
 from registry.recipes.train import (
     MAX_SAMPLES_SEEN,
     Architecture,
@@ -46,9 +48,11 @@ from registry.recipes.use import Evaluate, EvaluateRecipe, InferRecipe, Predict
 
 __all__ = [
     "MAX_SAMPLES_SEEN",
+    "MAX_VARIANTS",
     "OTHER",
     "RECIPES",
     "REFERENCE_PATTERN",
+    "VARIANT_PATTERN",
     "Architecture",
     "Budget",
     "Cluster",
@@ -79,6 +83,8 @@ __all__ = [
     "Queue",
     "Recipe",
     "Reference",
+    "Search",
+    "SearchRecipe",
     "TextClassifier",
     "Train",
     "TrainQuantized",

@@ -19,7 +19,7 @@ COLUMN_PATTERN = r"^[^\x00-\x1f\x7f]{1,100}$"
 OTHER = "other_"
 """What the roles of versions begin with that are merged into the model: other_1, other_2, ..."""
 
-Produces = Literal["new_variant", "model", "dataset", "evaluations"]
+Produces = Literal["new_variant", "new_variants", "model", "dataset", "evaluations"]
 Queue = Literal["cpu", "gpu"]
 
 

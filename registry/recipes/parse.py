@@ -10,14 +10,16 @@ from registry.errors import FieldError, Invalid, Text, Unfit, Wording
 from registry.recipes.compress import CompressRecipe
 from registry.recipes.fields import REFERENCE_PATTERN, REPOSITORY_PATTERN
 from registry.recipes.profiling import ProfileRecipe
+from registry.recipes.searching import SearchRecipe
 from registry.recipes.train import TrainRecipe
 from registry.recipes.use import EvaluateRecipe, InferRecipe
 
 _MAX_ERRORS = 50
 
-Recipe = CompressRecipe | TrainRecipe | InferRecipe | EvaluateRecipe | ProfileRecipe
+Recipe = CompressRecipe | SearchRecipe | TrainRecipe | InferRecipe | EvaluateRecipe | ProfileRecipe
 RECIPES: dict[str, type[Recipe]] = {
     "compress": CompressRecipe,
+    "search": SearchRecipe,
     "train": TrainRecipe,
     "infer": InferRecipe,
     "evaluate": EvaluateRecipe,

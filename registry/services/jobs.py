@@ -67,7 +67,7 @@ class LeaseLost(Conflict):
 
 
 class Message(NamedTuple):
-    """Something a running job says: `progress`, `metric` or `log`, and its fields."""
+    """Something a running job says: `progress`, `metric`, `candidate` or `log`, and its fields."""
 
     type: str
     data: Mapping[str, Any]
@@ -312,6 +312,7 @@ def resume_job(*, actor: Actor, job: Job) -> Job:
         row.cancel_requested_at = row.finished_at = None
         row.error_code = row.error_detail = ""
         row.error_said = None
+        row.report = {}
         row.save()
         record_event(actor, AuditAction.JOB_RESUME, namespace=row.namespace, target=str(row.pk))
         _tell_state(row)
@@ -542,10 +543,12 @@ def fail_job(
     detail: str,
     said: Mapping[str, Any] | None = None,
     retryable: bool = False,
+    report: Mapping[str, Any] | None = None,
 ) -> JobState:
     """End an attempt that went wrong; a retryable one goes back to the queue a few times.
 
-    `said` is the template of `detail` and its values, for pages in other languages. Give the state
+    `report` is what the job found before it failed, where that is worth reading. `said` is the
+    template of `detail` and its values, for pages in other languages. Give the state
     that the job has now: a job that somebody cancelled ends as cancelled.
     """
     with transaction.atomic():
@@ -557,6 +560,8 @@ def fail_job(
             _tell(job, "log", {"message": f"{detail} Trying again.", "level": "error"})
             _put_back(job)
         else:
+            if report is not None:
+                job.report = dict(report)
             _fail(job, code, detail, said)
         return JobState(job.state)
 

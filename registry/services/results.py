@@ -36,13 +36,28 @@ _SECRECY = (Visibility.PUBLIC, Visibility.INTERNAL, Visibility.PRIVATE)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Made:
+    """One of several versions that a job made: a variant of the version that it read."""
+
+    variant: str
+    files: Mapping[str, Blob]
+    evaluations: Sequence[EvaluationSpec] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a job leaves behind: files that are stored already, numbers, and its whole report."""
+    """What a job leaves behind: files that are stored already, numbers, and its whole report.
+
+    A job that makes several versions has them in `variants`, the recommended one first, and
+    nothing in `files`.
+    """
 
     files: Mapping[str, Blob] = field(default_factory=dict)
     evaluations: Sequence[EvaluationSpec] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
+    variants: Sequence[Made] = ()
 
 
 def keep_outcome(
@@ -53,23 +68,26 @@ def keep_outcome(
     inputs: Mapping[str, Version],
     outcome: Outcome,
 ) -> Version:
-    """Write the rows that a recipe's result calls for; give the version that it is about."""
+    """Write the rows that a recipe's result calls for; give the version that it is about.
+
+    The caller's transaction holds them together: of several versions, all are there or none.
+    """
     if isinstance(recipe, EvaluateRecipe | ProfileRecipe):
         add_evaluations(
             actor=actor, version=inputs["model"], evaluations=outcome.evaluations, job=job
         )
         return inputs["model"]
+    if recipe.kind == "search":
+        versions = [_keep_variant(actor, job, inputs, made) for made in outcome.variants]
+        return versions[0]
     if recipe.kind == "compress":
-        return create_version(
-            actor=actor,
-            repository=inputs["model"].repository,
-            files=outcome.files,
-            message=outcome.message,
+        made = Made(
             variant=recipe.variant_name,
-            parents=_parents_of_variant(inputs),
-            job=job,
+            files=outcome.files,
             evaluations=outcome.evaluations,
+            message=outcome.message,
         )
+        return _keep_variant(actor, job, inputs, made)
     return create_version(
         actor=actor,
         repository=_find_output(actor, recipe, inputs),
@@ -91,6 +109,19 @@ def _parents_of_variant(inputs: Mapping[str, Version]) -> list[ParentSpec]:
         ParentSpec(version=inputs["model"], role=LineageRole.WEIGHTS),
         *(ParentSpec(version=version, role=LineageRole.MERGED) for version in merged),
     ]
+
+
+def _keep_variant(actor: Actor, job: Job, inputs: Mapping[str, Version], made: Made) -> Version:
+    return create_version(
+        actor=actor,
+        repository=inputs["model"].repository,
+        files=made.files,
+        message=made.message,
+        variant=made.variant,
+        parents=_parents_of_variant(inputs),
+        job=job,
+        evaluations=made.evaluations,
+    )
 
 
 _ROLES = {"model": LineageRole.WEIGHTS, "dataset": LineageRole.DATA}

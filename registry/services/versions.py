@@ -132,7 +132,8 @@ def create_version(  # noqa: PLR0913 - a version is this wide
 
     `files` maps paths to blobs that the caller has shown to be theirs to use. A version without
     files registers metadata alone. With a `variant` it stands beside the main line: it never
-    becomes the latest. The same job yields the same version, however often it asks.
+    becomes the latest. The same job yields the same version of a variant, however
+    often it asks.
 
     Raises:
         Invalid: a path, a file's header or a field is wrong; nothing was written.
@@ -158,7 +159,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     with transaction.atomic():
         row = lock_repository(repository)
         if job is not None:
-            done = Version.objects.filter(repository=row, job=job).first()
+            done = Version.objects.filter(repository=row, job=job, variant=beside).first()
             if done is not None:
                 return done
         hold_blobs(files.values())

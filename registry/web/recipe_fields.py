@@ -14,6 +14,9 @@ _LONGEST_LIST: Final = 20_000
 # Words of the recipes' choices, for the catalogue.
 _WORDS: Final = {
     "auto": gettext_noop("Automatic"),
+    "smallest": gettext_noop("As small as possible"),
+    "fastest": gettext_noop("As fast as possible"),
+    "fits": gettext_noop("As good as possible in so many bytes"),
     "cpu": gettext_noop("CPU"),
     "gpu": gettext_noop("GPU"),
     "constant": gettext_noop("Constant"),

@@ -93,6 +93,7 @@ ROLES: Final = {
 }
 JOB_KINDS: Final = {
     "compress": gettext_lazy("Compress"),
+    "search": gettext_lazy("Search for smaller versions"),
     "train": gettext_lazy("Train"),
     "infer": gettext_lazy("Run over a dataset"),
     "evaluate": gettext_lazy("Evaluate"),
@@ -122,6 +123,7 @@ STEPS: Final = {
     "predict": pgettext_lazy("job step", "Predict"),
     "profile": pgettext_lazy("job step", "Measure layers"),
     "sensitivity": pgettext_lazy("job step", "Try layers smaller"),
+    "search": pgettext_lazy("job step", "Search"),
     "done": pgettext_lazy("job step", "Register"),
 }
 METRICS: Final = {
@@ -160,6 +162,7 @@ WORDS: Final = {
         "model": pgettext_lazy("in a sentence", "model"),
         "dataset": pgettext_lazy("in a sentence", "dataset"),
         "compress": pgettext_lazy("in a sentence", "compress"),
+        "search": pgettext_lazy("in a sentence", "search for smaller versions"),
         "train": pgettext_lazy("in a sentence", "train"),
         "infer": pgettext_lazy("in a sentence", "infer"),
         "evaluate": pgettext_lazy("in a sentence", "evaluate"),

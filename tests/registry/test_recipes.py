@@ -54,7 +54,14 @@ PROFILE: dict[str, Any] = {
     "model": "samples/digits-cnn",
     "steps": [{"method": "profile"}],
 }
-ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE]
+SEARCH: dict[str, Any] = {
+    "kind": "search",
+    "schema": 1,
+    "model": "samples/digits-cnn",
+    "dataset": "samples/mnist-digits",
+    "steps": [{"method": "search", "goal": "smallest", "max_accuracy_loss": 0.01}],
+}
+ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE, SEARCH]
 
 
 def with_step(recipe: dict[str, Any], **changes: object) -> dict[str, Any]:
@@ -80,7 +87,11 @@ def test_a_recipe_survives_a_round_trip_and_is_hashable(data):
 
 @pytest.mark.parametrize(
     ("data", "produces"),
-    zip(ALL, ["new_variant", "model", "dataset", "evaluations", "evaluations"], strict=True),
+    zip(
+        ALL,
+        ["new_variant", "model", "dataset", "evaluations", "evaluations", "new_variants"],
+        strict=True,
+    ),
 )
 def test_a_recipe_tells_what_it_produces(data, produces):
     assert parse_recipe(data).produces == produces
@@ -213,6 +224,29 @@ def test_detail_names_the_first_field_and_counts_the_rest():
 
 def test_the_number_of_reported_errors_is_bounded():
     assert len(refused({**TRAIN, **{f"x{n}": 1 for n in range(1000)}})) == 50
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"max_accuracy_loss": None}, "Say what may be lost"),
+        ({"goal": "fits"}, "how many bytes"),
+        ({"max_accuracy_loss": None, "min_cosine": 0.9, "probe": True}, "A probe measures"),
+        ({"min_cosine": 0.99}, "switch the probe on"),
+    ],
+)
+def test_a_search_needs_a_goal_that_can_be_judged(step, said):
+    with pytest.raises(Invalid, match=said) as caught:
+        parse_recipe(with_step(SEARCH, **step))
+    assert [(error.field, error.code) for error in caught.value.errors] == [
+        ("steps.0", "inconsistent")
+    ]
+    parse_recipe(with_step(SEARCH, goal="fits", max_bytes=8_000_000, max_accuracy_loss=None))
+    parse_recipe(with_step(SEARCH, min_cosine=0.99, probe=True))
+
+
+def test_a_search_needs_a_dataset():
+    assert refused({**SEARCH, "dataset": None}) == {"dataset": "wrong_type"}
 
 
 def test_a_frozen_recipe_cannot_be_changed():

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from registry.errors import NamespaceFull, Unavailable, unpack
 from registry.models import (
@@ -481,6 +481,170 @@ def test_a_result_without_room_fails_the_job_and_it_can_be_resumed(run_script, o
     space.update(quota_versions=2)
     jobs.resume_job(actor=actor_of(owner), job=failed)
     assert run_script("end()", resume=job).state == JobState.SUCCEEDED
+
+
+@pytest.mark.slow
+def test_a_search_becomes_versions(owner, digits_dataset):
+    jobs.submit_job(actor=actor_of(owner), recipe=training(epochs=20, learning_rate=0.01))
+    run_next()
+    recipe = {
+        "kind": "search",
+        "schema": 1,
+        "model": "alice/tiny",
+        "dataset": "alice/digits",
+        "steps": [
+            {
+                "method": "search",
+                "goal": "fits",
+                "max_bytes": 10**6,
+                "max_accuracy_loss": 0.5,
+                "most_candidates": 3,
+                "most_variants": 2,
+            }
+        ],
+    }
+    job = jobs.submit_job(actor=actor_of(owner), recipe=recipe)
+    run_next()
+    job.refresh_from_db()
+    assert (job.state, job.error_detail) == (JobState.SUCCEEDED, "")
+    summary = job.report["summary"]
+    assert [row["name"] for row in summary["candidates"]] == ["int8", "int8-conv", "onnx"]
+    assert job.result.variant == summary["recommended"]
+    assert [version.variant for version in job.results] == [
+        listed["name"] for listed in job.report["variants"]
+    ]
+    for version in job.results:
+        assert [edge.parent.ref for edge in version.parent_edges.all()] == ["alice/tiny@1"]
+        assert Evaluation.objects.filter(version=version, metric="accuracy", split="test").exists()
+    assert JobEvent.objects.filter(job=job, type="candidate").count() == 3
+
+
+# --- Jobs that make several versions --------------------------------------------------------------
+
+SEVERAL = """
+    def make(*names, message="Smaller."):
+        for name in names:
+            path = pathlib.Path("out/files", name)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "config.json").write_text(json.dumps({"size": name}))
+        number = {"metric": "accuracy", "value": 0.5, "dataset": "alice/digits@1"}
+        listed = [{"name": name, "message": message, "metrics": [number]} for name in names]
+        report = {"schema": 1, "metrics": [], "variants": listed}
+        pathlib.Path("out/report.json").write_text(json.dumps(report))
+"""
+
+
+@pytest.fixture
+def searching(owner, digits_dataset):
+    """Submit a search over a model that is there."""
+
+    def submit(**step):
+        model = Repository.objects.filter(name="tiny", kind="model").first()
+        if model is None:
+            model = factories.make_model(owner, "tiny")
+            factories.make_version(owner, model)
+        recipe = {
+            "kind": "search",
+            "schema": 1,
+            "model": "alice/tiny",
+            "dataset": "alice/digits",
+            "steps": [{"method": "search", "max_accuracy_loss": 0.01, **step}],
+        }
+        return jobs.submit_job(actor=actor_of(owner), recipe=recipe)
+
+    return submit
+
+
+def test_a_job_that_made_several_versions_registers_them_together(
+    run_script, searching, digits_dataset
+):
+    job = run_script(SEVERAL + "    make('int8', 'slim')\n", resume=searching())
+    assert job.state == JobState.SUCCEEDED, job.error_detail
+    made = list(Version.objects.filter(job=job).order_by("number"))
+    assert [(version.number, version.variant) for version in made] == [(2, "int8"), (3, "slim")]
+    assert job.result == made[0]
+    assert job.results == made
+    for version in made:
+        assert [edge.parent.ref for edge in version.parent_edges.all()] == ["alice/tiny@1"]
+        assert version.message == "Smaller."
+        number = Evaluation.objects.get(version=version)
+        assert (number.job, number.dataset_version) == (job, digits_dataset)
+        assert version.files_count == 1
+    assert Repository.objects.get(name="tiny", kind="model").latest_number == 1
+
+
+def test_an_answer_that_was_lost_makes_no_second_set(run_script, searching, monkeypatch):
+    finish, calls = jobs.finish_job, []
+
+    def finish_unheard(claim, outcome):
+        calls.append(finish(claim, outcome))
+        if len(calls) == 1:
+            raise OperationalError("the answer was lost")
+        return calls[-1]
+
+    monkeypatch.setattr(jobs, "finish_job", finish_unheard)
+    job = run_script(SEVERAL + "    make('int8', 'slim')\n", resume=searching())
+    assert (job.state, len(calls)) == (JobState.SUCCEEDED, 2)
+    assert calls[0] == calls[1]
+    assert Version.objects.filter(job=job).count() == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("make()", "no_result"),
+        ("make('int8', 'Int8')", "bad_report"),
+        ("make('int8', '..')", "bad_report"),
+        ("make(*[f'v{number}' for number in range(9)])", "bad_report"),
+        ("make('int8'); os.rename('out/files/int8', 'out/files/other')", "no_result"),
+        ("make('int8'); os.rename('out/files', 'out/f'); os.symlink('f', 'out/files')", "odd_file"),
+        ("make('a', 'b'); open('out/files/b/model.safetensors', 'w').close()", "malformed_file"),
+    ],
+)
+def test_several_versions_are_all_there_or_none(run_script, searching, script, code):
+    job = run_script(SEVERAL + f"    {script}\n", resume=searching())
+    assert (job.state, job.error_code) == (JobState.FAILED, code), job.error_detail
+    assert not Version.objects.filter(job=job).exists()
+
+
+def test_several_versions_without_room_for_all_leave_none(run_script, searching):
+    job = searching()
+    Namespace.objects.filter(slug="alice").update(quota_versions=3)
+    failed = run_script(SEVERAL + "    make('int8', 'slim')\n", resume=job)
+    assert (failed.state, failed.error_code) == (JobState.FAILED, "versions_quota_exceeded")
+    assert not Version.objects.filter(job=job).exists()
+
+
+def test_what_a_failed_job_found_out_stays_in_its_report(run_script, searching, owner):
+    script = """
+    pathlib.Path("out/report.json").write_text(json.dumps({"summary": {"candidates": [1]}}))
+    say(event="error", code="nothing_met_the_goal", detail="Nothing.")
+    sys.exit(2)
+    """
+    job = run_script(script, resume=searching())
+    assert (job.state, job.error_code) == (JobState.FAILED, "nothing_met_the_goal")
+    assert job.report == {"summary": {"candidates": [1]}}
+    jobs.resume_job(actor=actor_of(owner), job=job)
+    job.refresh_from_db()
+    assert job.report == {}
+
+
+def test_candidates_are_told_as_they_come(run_script, searching):
+    script = (
+        SEVERAL
+        + """
+    say(event="candidate", name="int8", bytes=10, latency_ms=0.5, measure="accuracy", loss=0.0,
+        low=-1.0, high="x", limit=0.01, n=40, verdict="met", reason="/var/lib/x " + "y" * 900)
+    say(event="candidate", name="odd", verdict="won")
+    say(event="candidate", verdict="met")
+    make('int8')
+    """
+    )
+    job = run_script(script, resume=searching())
+    (event,) = JobEvent.objects.filter(job=job, type="candidate")
+    assert event.data["name"] == "int8"
+    assert (event.data["bytes"], event.data["high"], event.data["n"]) == (10, None, 40)
+    assert len(event.data["reason"]) == 300
 
 
 def test_numbers_in_a_report_are_checked(run_script, digits_dataset):

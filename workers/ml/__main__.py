@@ -58,6 +58,7 @@ def _run(job: Job) -> None:
     """Choose by kind; what loads torch is imported here, after the job has been read."""
     from workers.ml import assess, profile  # noqa: PLC0415 - takes seconds
     from workers.ml.compress import run as compression  # noqa: PLC0415
+    from workers.ml.compress import search  # noqa: PLC0415
     from workers.ml.device import prepare  # noqa: PLC0415
     from workers.ml.infer import batch  # noqa: PLC0415
     from workers.ml.train import run as training  # noqa: PLC0415
@@ -67,6 +68,8 @@ def _run(job: Job) -> None:
     match recipe:
         case recipes.CompressRecipe():
             report = compression.run(job, recipe)
+        case recipes.SearchRecipe():
+            report = search.run(job, recipe)
         case recipes.TrainRecipe():
             report = training.run(job, recipe)
         case recipes.InferRecipe():

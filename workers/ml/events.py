@@ -36,6 +36,15 @@ class Events:
         if math.isfinite(value):
             self._say(event="metric", name=name, value=value, step=step)
 
+    def candidate(self, **facts: str | float | None) -> None:
+        """Tell what became of one candidate of a search: name, bytes, latency, quality, verdict."""
+        known = {
+            name: value
+            for name, value in facts.items()
+            if not isinstance(value, float) or math.isfinite(value)
+        }
+        self._say(event="candidate", **known)
+
     def checkpoint(self, step: int) -> None:
         self._say(event="checkpoint", step=step)
 

@@ -26,14 +26,28 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One of several versions that a job made: its files lie in files/{name}."""
+
+    name: str
+    message: str
+    metrics: list[Metric]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
-    """What report.json says."""
+    """What report.json says.
+
+    A job that makes several versions lists them in `variants`, the recommended one first.
+    """
 
     kind: str
     metrics: list[Metric]
     environment: dict[str, Any]
     message: str
     summary: dict[str, Any] = field(default_factory=dict)
+    variants: list[Variant] = field(default_factory=list)
 
     def find(self, metric: str) -> Metric | None:
         return next((found for found in self.metrics if found.metric == metric), None)

@@ -618,7 +618,8 @@ class Job(Answer):
     queue: str
     recipe: dict[str, Any]
     progress: Progress
-    result: Result | None
+    result: Result | None = Field(description="Of several, the recommended one.")
+    results: list[VersionName] = Field(description="All that it made, the recommended one first.")
     error: JobError | None
     report: dict[str, Any]
     attempts: int
@@ -646,7 +647,7 @@ class RecipeKind(Answer):
     kind: str
     title: str
     description: str
-    produces: Literal["new_variant", "model", "dataset", "evaluations"]
+    produces: Literal["new_variant", "new_variants", "model", "dataset", "evaluations"]
 
 
 class RecipeKinds(Answer):

@@ -174,7 +174,8 @@ def _paths() -> Iterator[tuple[str, dict[str, Any]]]:
                 [_parameter("job", "path"), _parameter("Last-Event-ID", "header")],
                 {
                     "200": {
-                        "description": "Server-sent events: state, progress, metric, log.",
+                        "description": "Server-sent events: state, progress, metric, candidate, "
+                        "log.",
                         "content": {"text/event-stream": {"schema": _TEXT}},
                     }
                 },

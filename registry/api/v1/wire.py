@@ -381,6 +381,7 @@ def _job_body(job: Job, waits: Text | None) -> Row:
             "step": job.progress.get("step", ""),
         },
         "result": _result_body(job.result) if job.result else None,
+        "results": [version_name(version) for version in job.results],
         "error": error,
         "report": job.report,
         "attempts": job.attempts_count,

@@ -228,7 +228,7 @@ def _steps(job: Job) -> list[dict[str, str]]:
 def _stages_of(job: Job) -> list[str]:
     """List what a job of this kind goes through, in the words of its progress."""
     methods = [str(step.get("method", "")) for step in job.recipe.get("steps", [])]
-    return [*methods, "evaluate"] if job.kind in {"compress", "train"} else methods
+    return [*methods, "evaluate"] if job.kind in {"compress", "train", "search"} else methods
 
 
 def _time_left(job: Job, since: datetime | None) -> float | None:

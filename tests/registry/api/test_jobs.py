@@ -40,6 +40,7 @@ def test_a_job_is_queued_with_exact_references(api, version):
     assert body["recipe"]["model"] == "alice/classifier@1"
     assert body["progress"] == {"done": 0, "total": None, "unit": "", "step": ""}
     assert body["result"] is None
+    assert body["results"] == []
     assert body["error"] is None
 
 
@@ -174,9 +175,24 @@ def test_a_job_that_succeeded_names_its_result(api, alice, version):
     problem_of(api.post(f"jobs/{job.pk}/cancel"), 409, "job_finished")
 
 
+def test_a_job_that_made_several_versions_names_them_all(api, alice, version):
+    job = Job.objects.get(pk=submit(api).json()["id"])
+    made = [
+        make_version(alice, version.repository, variant=name, job=job) for name in ("int8", "slim")
+    ]
+    job.state, job.result, job.finished_at = JobState.SUCCEEDED, made[1], timezone.now()
+    job.save()
+    body = api.get(f"jobs/{job.pk}").json()
+    assert body["result"]["number"] == 3
+    assert [(one["number"], one["variant"]) for one in body["results"]] == [
+        (3, "slim"),
+        (2, "int8"),
+    ]
+
+
 def test_recipes_say_what_they_take(anonymous):
     kinds = [one["kind"] for one in anonymous.get("recipes").json()["items"]]
-    assert kinds == ["compress", "train", "infer", "evaluate", "profile"]
+    assert kinds == ["compress", "search", "train", "infer", "evaluate", "profile"]
     for kind in kinds:
         assert "steps" in anonymous.get(f"recipes/{kind}").json()["properties"]
     problem_of(anonymous.get("recipes/explode"), 404, "recipe_not_found")

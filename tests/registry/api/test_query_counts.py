@@ -37,12 +37,23 @@ READS = {
 WITH_A_TOKEN = {"jobs", "tokens", "namespaces", "events", "whoami"}
 
 
+def _submit_compression(api):
+    recipe = {
+        "kind": "compress",
+        "schema": 1,
+        "model": "alice/classifier@1",
+        "steps": [{"method": "quantize_dynamic"}],
+    }
+    assert api.post("jobs", {"recipe": recipe}).status_code == 202
+
+
 @pytest.fixture
 def few(alice, api):
     model = make_model(alice, tags={"stage": "lab"})
     make_version(alice, model, tags={"seed": "1"})
     api.put(f"{THING}/aliases/champion", {"version": 1})
     api.post(f"{THING}/versions/1/evaluations", {"metric": "accuracy", "value": 0.9})
+    _submit_compression(api)
     Token.objects.update(last_used_at="2100-01-01T00:00:00Z")
     return model
 
@@ -56,13 +67,7 @@ def many(alice, api, few):
         api.put(f"{THING}/aliases/alias-{number}", {"version": 1})
         api.put(f"{THING}/versions/1/tags/key-{number}", {"value": "x"})
         api.post(f"{THING}/versions/1/evaluations", {"metric": "f1", "value": 0.9})
-        recipe = {
-            "kind": "compress",
-            "schema": 1,
-            "model": "alice/classifier@1",
-            "steps": [{"method": "quantize_dynamic"}],
-        }
-        assert api.post("jobs", {"recipe": recipe}).status_code == 202
+        _submit_compression(api)
         api.post("tokens", {"name": "x"})
         api.post("namespaces", {"slug": f"team-{number}"})
     return few

@@ -115,26 +115,40 @@ def run(job: Job, recipe: recipes.CompressRecipe) -> Report:
     """Apply the steps in order, write the new version, measure it beside its parent."""
     bench = open_bench(job, recipe)
     stages = len(recipe.steps) + 1
-    _check(bench)
+    check(bench)
     done = take_up(bench)
     for number, step in enumerate(recipe.steps[len(done) :], len(done)):
         job.events.progress(done=number, total=stages, unit="stages", step=step.method)
-        bench.number, bench.has_trained = number, False
-        done.append({"method": step.method, **_HANDLERS[step.method](step, bench)})
+        done.append(apply_step(step, bench, number))
         if bench.has_trained and bench.module is not None:
-            keep_state(bench, done, _write_files)
-    _write_files(bench, job.files)
-    if bench.coded:
-        done[-1].update(asdict(myz.pack_folder(job.files)))
+            keep_state(bench, done, write_files)
+    write_result(bench, done)
     job.events.progress(done=stages - 1, total=stages, unit="stages", step="evaluate")
-    report = _measure(bench, done)
-    _write_card(bench, report)
+    report = finish(bench, done)
     shutil.rmtree(bench.folder)
     job.events.progress(done=stages, total=stages, unit="stages", step="done")
     return report
 
 
-def _check(bench: Bench) -> None:
+def methods() -> frozenset[str]:
+    """Give the methods that there is a handler for."""
+    return frozenset(_HANDLERS)
+
+
+def apply_step(step: recipes.CompressStep, bench: Bench, number: int) -> dict[str, Any]:
+    """Do one step to what is on the bench; give what is worth keeping of it in the report."""
+    bench.number, bench.has_trained = number, False
+    return {"method": step.method, **_HANDLERS[step.method](step, bench)}
+
+
+def finish(bench: Bench, done: list[dict[str, Any]]) -> Report:
+    """Measure the files that were written beside the parent, and write their card."""
+    report = _measure(bench, done)
+    _write_card(bench, report)
+    return report
+
+
+def check(bench: Bench) -> None:
     """Refuse what can be known to fail before any step has worked."""
     for step in bench.recipe.steps:
         if step.method in _NEED_A_MODULE:
@@ -147,7 +161,15 @@ def _check(bench: Bench) -> None:
             check_student(step, bench)
 
 
-def _write_files(bench: Bench, target: Path) -> None:
+def write_result(bench: Bench, done: list[dict[str, Any]]) -> None:
+    """Write the files of the new version, coded where a step asked for it; the notes tell of it."""
+    write_files(bench, bench.job.files)
+    if bench.coded:
+        done[-1] = {**done[-1], **asdict(myz.pack_folder(bench.job.files))}
+
+
+def write_files(bench: Bench, target: Path) -> None:
+    """Write the new version's files, without its card, as what is on the bench stands."""
     given = bench.given
     for name in SIDE_FILES:
         if (given.path / name).is_file():

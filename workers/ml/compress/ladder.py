@@ -1,0 +1,127 @@
+"""What a search may try: lists of steps in the order of their cost, and families with a dial.
+
+A method joins the search by a line here. Lines whose methods this installation lacks, or that do
+not fit the model, drop out by themselves.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Steps = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One candidate: a name that a version can have, and the steps that make it."""
+
+    name: str
+    steps: Steps
+
+
+@dataclass(frozen=True)
+class Family:
+    """Candidates that differ in numbers, which an optimiser turns.
+
+    `dials` maps the place of a number, such as `0.sparsity`, to the least and the most that is
+    worth trying; whole numbers stay whole.
+    """
+
+    name: str
+    steps: Steps
+    dials: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    needs_module: bool = True
+
+    def at(self, numbers: Mapping[str, float]) -> Rung:
+        """Give the candidate at a setting of the dials."""
+        steps: list[dict[str, Any]] = [dict(step) for step in self.steps]
+        for place, number in numbers.items():
+            step, _, name = place.partition(".")
+            steps[int(step)][name] = number
+        shown = "-".join(
+            str(number) if isinstance(number, int) else f"{round(number * 100)}"
+            for number in numbers.values()
+        )
+        return Rung(f"{self.name}-{shown}", tuple(steps))
+
+
+# What works on a graph says so as its first step, which is then done once for all of them.
+_GRAPH = {"method": "export_onnx"}
+_INT8 = {"method": "quantize_dynamic"}
+_INT8_CONV = {**_INT8, "convolutions": True}
+_STATIC = {"method": "quantize_static"}
+_WEIGHTS = {"method": "quantize_weights"}
+_CODE = {"method": "code"}
+# The same extra training of the parent would double the time of every candidate.
+_TRAINED = {"control": False, "epochs": 3}
+
+# The cheapest first: no data, then calibration, then training.
+RUNGS: tuple[Rung, ...] = (
+    Rung("int8", (_GRAPH, _INT8)),
+    Rung("int8-conv", (_GRAPH, _INT8_CONV)),
+    Rung("onnx", (_GRAPH,)),
+    Rung("int8-products", (_GRAPH, {**_INT8, "embeddings": False})),
+    Rung("weights8", (_GRAPH, {**_WEIGHTS, "bits": 8})),
+    Rung("int4", (_GRAPH, {**_WEIGHTS, "bits": 4})),
+    Rung("int4-embeddings8", (_GRAPH, {**_WEIGHTS, "bits": 4, "embeddings": "8"})),
+    Rung(
+        "weights8-embeddings4",
+        (_GRAPH, {**_WEIGHTS, "bits": 8, "block_size": 128, "embeddings": "4"}),
+    ),
+    Rung("int8-coded", (_GRAPH, _INT8, _CODE)),
+    Rung("shared-coded", ({"method": "cluster", "bits": 5}, _CODE)),
+    Rung("int8-static", (_GRAPH, _STATIC)),
+    Rung("int8-static-percentile", (_GRAPH, {**_STATIC, "calibration": "percentile"})),
+    Rung("int4-gptq", (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"})),
+    Rung("int4-gptq-coded", (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}, _CODE)),
+    Rung(
+        "int4-gptq-embeddings8",
+        (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq", "embeddings": "8"}),
+    ),
+)
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "slim-int8",
+        ({"method": "prune_structured", **_TRAINED}, _INT8_CONV),
+        {"0.share": (0.1, 0.8)},
+    ),
+    Family(
+        "low-rank-int8",
+        ({"method": "svd", "by": "ratio"}, _INT8),
+        {"0.ratio": (0.3, 0.9)},
+    ),
+    Family(
+        "sparse-coded",
+        (
+            {"method": "prune_magnitude", "schedule": "gradual", **_TRAINED},
+            {"method": "cluster", "bits": 5},
+            _CODE,
+        ),
+        {"0.sparsity": (0.5, 0.97)},
+    ),
+)
+
+
+def methods_of(steps: Steps) -> set[str]:
+    return {str(step["method"]) for step in steps}
+
+
+def rungs(methods: Collection[str], *, is_graph: bool) -> Iterator[Rung]:
+    """Give the fixed candidates that these methods can make, the cheapest first.
+
+    A parent that is a graph already is not exported to one.
+    """
+    for rung in RUNGS:
+        steps = rung.steps[1:] if is_graph and rung.steps[0] == _GRAPH else rung.steps
+        if steps and methods_of(steps) <= set(methods):
+            yield Rung(rung.name, steps)
+
+
+def families(methods: Collection[str], *, is_graph: bool) -> list[Family]:
+    """Give the families that these methods can make; those that train need a module."""
+    return [
+        family
+        for family in FAMILIES
+        if methods_of(family.steps) <= set(methods) and not (is_graph and family.needs_module)
+    ]
