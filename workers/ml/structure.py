@@ -36,6 +36,16 @@ class LowRank(nn.Module):
         found: Tensor = self.up(self.down(x))
         return found
 
+    @property
+    def weight(self) -> Tensor:
+        """The product, for code that looks at a linear layer's weight: out x in."""
+        product: Tensor = self.up.weight @ self.down.weight
+        return product
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.up.bias
+
 
 def resized(layers: Sequence[str]) -> dict[str, Any]:
     """Record that layers have another size than their architecture gives them."""

@@ -22,11 +22,13 @@ from tests.workers.ml.little import (
 )
 from tests.workers.ml.test_training import StopAfter
 from workers.ml.architectures import build
-from workers.ml.compress import prune, slim
-from workers.ml.formats import load_module, open_model
+from workers.ml.architectures.sentence_encoder import load_sentence_encoder
+from workers.ml.compress import low_rank, prune, slim
+from workers.ml.formats import load_module, open_model, read_config, save_module
 from workers.ml.infer.runtime import load_runtime
 from workers.ml.interrupt import Interrupted
 from workers.ml.probes import NOWHERE
+from workers.ml.structure import factored, resized, stored_names, with_change
 
 BUDGET = {"batch_size": 16, "learning_rate": 0.01, "checkpoint_interval": 5, "epochs": 2}
 WEIGHTS = "model.safetensors"
@@ -232,6 +234,70 @@ def test_heads_and_intermediate_units_of_a_transformer_go(encoder):
     assert list(state[f"{layer}.attention.output.dense.weight"].shape) == [32, 16]
     pooler = 32 * 32
     assert slim.count_products(module, tokens) - pooler == (before - pooler) // 2
+
+
+KINDS = {
+    "bert": ("BertConfig", {}),
+    "distilbert": (
+        "DistilBertConfig",
+        {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64},
+    ),
+    "roberta": ("RobertaConfig", {}),
+    "mpnet": ("MPNetConfig", {}),
+    "electra": ("ElectraConfig", {"embedding_size": 16}),
+    "deberta": ("DebertaV2Config", {}),
+    "albert": ("AlbertConfig", {"embedding_size": 16}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoders_of_many_kinds_are_slimmed_factored_and_loaded_again(tmp_path, kind):
+    import transformers  # noqa: PLC0415 - takes seconds
+
+    name, changes = KINDS[kind]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    given = changes if "dim" in changes else {**sizes, "intermediate_size": 64, **changes}
+    config = getattr(transformers, name)(vocab_size=128, max_position_embeddings=40, **given)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    module = load_sentence_encoder(tmp_path / "model")
+    tokens = [torch.randint(3, 100, (2, 6)) for _ in module.input_names]
+    for at, name in enumerate(module.input_names):
+        if name != "input_ids":
+            tokens[at] = (
+                (tokens[at] < 50).long() if name == "token_type_ids" else tokens[at] * 0 + 1
+            )
+    before = slim.count_products(module, tokens)
+    slimmed = slim.slim(module, tokens, 0.5)
+    changes = with_change([], resized(stored_names(module, slimmed.resized)))
+    thin = low_rank.factor_layers(module, lambda weight: low_rank.rank_for_ratio(weight, 0.5))
+    changes = with_change(changes, factored(stored_names(module, list(thin.ranks))))
+    assert slim.count_products(module, tokens) < before / 2
+    (tmp_path / "small").mkdir()
+    save_module(
+        module, {**read_config(tmp_path / "model"), "structure": changes}, tmp_path / "small"
+    )
+    again = load_sentence_encoder(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(again(*tokens), module.eval()(*tokens))
+
+
+def test_parts_of_one_output_are_not_torn_apart():
+    class Gated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both = torch.nn.Linear(8, 12)
+            self.out = torch.nn.Linear(6, 5)
+            self.last = torch.nn.Linear(5, 2)
+
+        def forward(self, x):
+            gate, value = self.both(x).chunk(2, dim=-1)
+            return self.last(torch.relu(self.out(torch.sigmoid(gate) * value)))
+
+    done = slim.slim(Gated(), [torch.randn(3, 8)], 0.5)
+    assert done.units == {"out": [5, 3]}
+    assert "must stay alike" in done.left["both"]
 
 
 # --- jobs ---------------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def fewer_layers(encoder: SentenceEncoder, layers: int) -> tuple[SentenceEncoder
     chosen = nn.ModuleList(student.get_submodule(name)[at] for at in kept)  # type: ignore[index]  # a ModuleList
     setattr(student.get_submodule(above), own, chosen)
     config: Any = student.encoder.config
-    setattr(config, _depth_key(config.to_dict()), layers)
+    for key, value in _depth_config(config.to_dict(), kept).items():
+        setattr(config, key, value)
     return student, kept
 
 
@@ -153,6 +154,15 @@ def _depth_key(config: Mapping[str, Any]) -> str:
         if key in config:
             return key
     raise Invalid("The layers of this encoder cannot be told apart.", code="cannot_distill")
+
+
+def _depth_config(config: Mapping[str, Any], kept: list[int]) -> dict[str, Any]:
+    """Say in config.json's words which layers are left: how many, and of which type each is."""
+    changed: dict[str, Any] = {_depth_key(config): len(kept)}
+    types = config.get("layer_types")
+    if isinstance(types, list) and len(types) > max(kept):
+        changed["layer_types"] = [types[at] for at in kept]
+    return changed
 
 
 def _sizes(step: recipes.Distill) -> dict[str, int]:
@@ -234,8 +244,7 @@ def _student(step: recipes.Distill, bench: Bench) -> nn.Module:
         student, kept = fewer_layers(module, sizes["layers"])
         stack = _layers_of(module)[0].removeprefix("encoder.")
         bench.structure = _renumbered(bench.structure, stack, kept)
-        key = _depth_key(bench.given.config)
-        bench.config = {**bench.config, key: sizes["layers"]}
+        bench.config = {**bench.config, **_depth_config(bench.given.config, kept)}
         return student
     parameters = _parameters(sizes, bench)
     bench.structure = []

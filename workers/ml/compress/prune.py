@@ -67,7 +67,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 def _is_unused(module: nn.Module, name: str) -> bool:
     """Tell whether a layer computes nothing that leaves the module."""
-    return isinstance(module, SentenceEncoder) and name.startswith("encoder.pooler.")
+    return isinstance(module, SentenceEncoder) and f"{name}.".startswith("encoder.pooler.")
 
 
 def weights_of(layers: Mapping[str, nn.Module]) -> dict[str, Parameter]:

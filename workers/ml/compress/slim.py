@@ -12,6 +12,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch_pruning.ops import OPTYPE
 
 from registry import recipes
 from registry.errors import Invalid
@@ -24,6 +25,9 @@ from workers.ml.infer.engines import TorchEngine
 from workers.ml.probes import NOWHERE, probe_rows
 from workers.ml.structure import LowRank, check_runs, replace, resized, stored_names, with_change
 
+# Parts of one output that belong together, as in gated units, must lose the same places; which
+# those are, the graph does not tell.
+_CUTS = {OPTYPE.SPLIT, OPTYPE.UNBIND, OPTYPE.SLICE}
 _HEAD_SIZES = ("attention_head_size", "head_dim")
 
 
@@ -112,10 +116,17 @@ def _slim_graph(
 ) -> None:
     names = {layer: name for name, layer in module.named_modules()}
     graph = torch_pruning.DependencyGraph()
-    with torch.enable_grad():
-        graph.build_dependency(
-            module, example_inputs=list(example), forward_fn=lambda m, inputs: m(*inputs)
-        )
+    try:
+        with torch.enable_grad():
+            graph.build_dependency(
+                module, example_inputs=list(example), forward_fn=lambda m, inputs: m(*inputs)
+            )
+    except Exception as error:  # it follows autograd's graph and raises whatever it meets there
+        raise Invalid(
+            "How the layers of this model hang together cannot be followed: {problem}",
+            code="cannot_prune",
+            problem=(str(error).splitlines() or [repr(error)])[0][:300],
+        ) from error
     rank = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     seen: set[str] = set()
     for root, name in names.items():
@@ -130,9 +141,12 @@ def _slim_graph(
         if why := _tied(group, names, outs, chosen, heads=heads or head_size == 1):
             done.left |= {out: why for out in outs if _is_choice(names, out)}
             continue
-        scores: Tensor = rank(group)
-        stay = _keep(scores.view(-1, head_size).sum(1), share, round_to if head_size == 1 else 1)
-        units = len(scores) // head_size
+        scores = _scores(rank, group, head_size)
+        if scores is None:
+            done.left |= {out: "cannot be followed" for out in outs if _is_choice(names, out)}
+            continue
+        units = len(scores)
+        stay = _keep(scores, share, round_to if head_size == 1 else 1)
         if len(stay) == units:
             done.left[name] = "too small"
             continue
@@ -140,6 +154,18 @@ def _slim_graph(
         channels = [unit * head_size + at for unit in gone for at in range(head_size)]
         graph.get_pruning_group(root, _by_output(root), idxs=channels).prune()
         done.units[name] = [units, len(stay)]
+
+
+def _scores(rank: Any, group: Any, head_size: int) -> Tensor | None:
+    """Rank the units of a group; nothing where its tensors do not go together one by one.
+
+    Queries, keys and values in one fused matrix are such a case.
+    """
+    try:
+        scores: Tensor = rank(group)
+        return scores.view(-1, head_size).sum(1)
+    except (IndexError, RuntimeError, ValueError):
+        return None
 
 
 def _by_output(layer: nn.Module) -> Any:
@@ -186,6 +212,8 @@ def _tied(
         return "tied to a residual stream"
     if all(out for _, out in members):
         return "gives the answer"
+    if any(dependency.target.type in _CUTS for dependency, _ in group):
+        return "its outputs are cut in parts, which must stay alike"
     # Norms between two layers go with them; they are nobody's choice.
     if any(name not in chosen for name in outs if _is_choice(names, name)):
         return "left out by name"
