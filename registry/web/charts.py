@@ -33,6 +33,8 @@ class Measured:
     low: float | None = None
     high: float | None = None
     href: str = ""
+    counts: bool = True
+    """Whether it may stand on the front: what fails a limit beats nothing."""
     facts: Sequence[tuple[str, str]] = ()
 
 
@@ -241,7 +243,7 @@ def scatter(
     reach = [value for p in kept for value in (p.low, p.y, p.high) if value is not None]
     y = _Scale(*_padded(reach, 0.12), HEIGHT - BOTTOM, TOP)
     front = _front(kept)
-    corners = [(x(p.x), y(p.y)) for p in front]
+    corners = [(x(p.x), y(p.y)) for p in front] or [(float(width - RIGHT), float(HEIGHT - BOTTOM))]
     path = f"M{corners[0][0]:.1f} {corners[0][1]:.1f}" + "".join(
         f"H{at_x:.1f}V{at_y:.1f}" for at_x, at_y in corners[1:]
     )
@@ -263,7 +265,7 @@ def _front(points: Sequence[Measured]) -> list[Measured]:
     """Keep what nothing cheaper equals; `points` run from cheap to dear."""
     front: list[Measured] = []
     for point in points:
-        if not front or point.y > front[-1].y:
+        if point.counts and (not front or point.y > front[-1].y):
             front.append(point)
     return front
 

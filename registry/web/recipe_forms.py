@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 
 from registry.errors import Invalid, RegistryError
 from registry.recipes import RECIPES, recipe_schema
+from registry.web import searches
 from registry.web.recipe_fields import Schema, make_field
 from registry.web.refusals import words_of
 
@@ -35,6 +36,8 @@ def kinds() -> list[Way]:
 
 def ways(kind: str) -> list[Way]:
     """List what a kind of job can do; empty where there is nothing to choose."""
+    if kind == searches.KIND:
+        return [Way(key=key, title=title, about=about) for key, title, about in searches.goals()]
     schema = recipe_schema(kind)
     found = [_way(key, part) for key, part in _tagged(schema).items()]
     if "architecture" in schema["properties"]:

@@ -13,15 +13,15 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from registry.errors import Invalid, RegistryError
-from registry.models import Actor, Job, JobEvent, JobState, Repository
+from registry.errors import Invalid, NotFound, RegistryError
+from registry.models import Actor, Job, JobEvent, JobState, Kind, Repository
 from registry.pages import decode_cursor, decode_moment, encode_cursor
-from registry.recipes import RECIPES
-from registry.services.catalog import namespaces_writable_by
+from registry.recipes import RECIPES, parse_reference
+from registry.services.catalog import find_repository, namespaces_writable_by
 from registry.services.jobs import cancel_job, find_job, submit_job
 from registry.services.quotas import why_waiting
-from registry.web import charts, recipe_forms, reports, wording
-from registry.web.comparisons import MAKERS
+from registry.web import charts, recipe_forms, reports, searches, wording
+from registry.web.comparisons import MAKERS, results_of
 from registry.web.profiles import profile_of
 from registry.web.recipe_forms import Draft, RecipeForm
 from registry.web.refusals import words_of
@@ -77,12 +77,14 @@ def new_job(request: HttpRequest) -> HttpResponse:
             request, "job/choose.html", {"kinds": recipe_forms.kinds(), "given": request.GET}
         )
     ways = recipe_forms.ways(kind)
-    default = recipe_forms.CONTINUE if kind == "train" and "model" in request.GET else ""
-    way = request.GET.get("way") or default
+    model = _named_model(actor, request.GET.get("model", ""))
+    way = request.GET.get("way") or _usual_way(kind, model, continues="model" in request.GET)
     if ways and way not in {option.key for option in ways}:
         way = ways[0].key
     spaces = namespaces_writable_by(actor)
     initial = {name: request.GET[name] for name in ("model", "dataset") if name in request.GET}
+    if kind == searches.KIND:
+        initial |= searches.fields_of(way)
     initial["output"] = request.GET.get("output") or (f"{spaces[0].slug}/" if spaces else "")
     draft = Draft.of(kind, way, request.POST)
     if action := request.POST.get("do", ""):
@@ -113,8 +115,37 @@ def new_job(request: HttpRequest) -> HttpResponse:
         "kinds": recipe_forms.kinds(),
         "given": request.GET,
         "names": _names(actor),
+        "took_before": _took_before(actor, kind, model) if model else None,
     }
     return render(request, "job/new.html", context, status=422 if form.errors else 200)
+
+
+def _named_model(actor: Actor, text: str) -> Repository | None:
+    """Find the model that the address names, if there is one that the actor may see."""
+    try:
+        reference = parse_reference(text)
+        return find_repository(actor, Kind.MODEL, reference.namespace, reference.name)
+    except (Invalid, NotFound):
+        return None
+
+
+def _usual_way(kind: str, model: Repository | None, *, continues: bool) -> str:
+    if kind == searches.KIND:
+        return searches.usual_goal(model.task if model else "")
+    return recipe_forms.CONTINUE if kind == "train" and continues else ""
+
+
+def _took_before(actor: Actor, kind: str, model: Repository) -> float | None:
+    """Estimate a job by the last one of its kind with the same model."""
+    last = (
+        Job.objects.visible_to(actor)
+        .filter(kind=kind, state=JobState.SUCCEEDED, inputs__repository=model)
+        .exclude(started_at=None)
+        .order_by("-finished_at")
+        .values_list("started_at", "finished_at")
+        .first()
+    )
+    return (last[1] - last[0]).total_seconds() if last and last[0] and last[1] else None
 
 
 def _names(actor: Actor) -> dict[str, list[str]]:
@@ -135,11 +166,16 @@ def _names(actor: Actor) -> dict[str, list[str]]:
 @require_safe
 @signed_in
 def job_page(request: HttpRequest, job_id: UUID) -> HttpResponse:
-    job = find_job(actor_of(request), job_id)
+    actor = actor_of(request)
+    job = find_job(actor, job_id)
     live = request.GET.get("part") == "live"
-    response = render(
-        request, "job/live.html" if live else "job/job.html", {"job": job, **_progress(job)}
-    )
+    made = results_of(actor, job)
+    shown = {
+        "job": job,
+        "search": searches.search_of(job, request.GET.get("x", ""), made),
+        **_progress(job),
+    }
+    response = render(request, "job/live.html" if live else "job/job.html", shown)
     if live and job.is_finished:
         # The page is loaded again, without what kept it live.
         response["HX-Refresh"] = "true"

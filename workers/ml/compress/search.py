@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from registry import recipes
-from registry.errors import Invalid, Text
+from registry.errors import Invalid, Text, pack
 from workers.ml.compress import ladder
 from workers.ml.compress.child import Child, NotDone, Workshop
 from workers.ml.compress.ladder import Rung, Steps
@@ -70,6 +70,7 @@ class Candidate:
             "verdict": self.verdict,
             "code": self.code,
             "reason": self.why.detail,
+            "said": pack(self.why),
             "seconds": round(self.seconds, 2),
         }
 
