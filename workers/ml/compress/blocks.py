@@ -15,6 +15,7 @@ from torch import Tensor
 # What a block's range is shrunk to, in the search for the one with the least squared error.
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 _COLUMNS_AT_ONCE = 128
+_WIDEST, _PART = 4096, 2048
 _SMALLEST_HALF, _LARGEST_HALF = 2.0**-14, 65504.0
 # A matrix whose largest scale is smaller keeps its scales in float32.
 _WIDE_ENOUGH = 2.0**-11
@@ -95,8 +96,9 @@ def gptq(
 
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022). `curvature_KK` is X^T X over calibration rows. The grid is fitted to the
-    untouched weights, as the order of inputs would otherwise tear blocks apart. Gives the codes
-    (int32 [N, K]) and the grid.
+    untouched weights, as the order of inputs would otherwise tear blocks apart. Of more than 4,096
+    inputs, runs of 2,048 are rounded by themselves: the work grows with the cube of their number.
+    Gives the codes (int32 [N, K]) and the grid.
 
     Raises:
         ValueError: the curvature is not finite, or not K by K.
@@ -107,13 +109,41 @@ def gptq(
         raise ValueError(f"The curvature must be finite and {inputs} by {inputs}.")
     grid = fit(weight_NK, bits=bits, block=block, symmetric=symmetric, half=half)
     scale_NK, zero_NK = _spread(grid, inputs)
+    width = inputs if inputs <= _WIDEST else _PART
+    codes = [
+        _compensate(
+            weight_NK[:, part],
+            curvature_KK[part, part],
+            scale_NK[:, part],
+            zero_NK[:, part],
+            bits=bits,
+            damping=damping,
+            activation_order=activation_order,
+        )
+        for part in (slice(low, low + width) for low in range(0, inputs, width))
+    ]
+    return torch.cat(codes, dim=1), grid
+
+
+def _compensate(
+    weight_NK: Tensor,
+    curvature_KK: Tensor,
+    scale_NK: Tensor,
+    zero_NK: Tensor,
+    *,
+    bits: int,
+    damping: float,
+    activation_order: bool,
+) -> Tensor:
+    inputs = weight_NK.shape[1]
+    curvature_KK = curvature_KK.double()
     strength_K = curvature_KK.diagonal().clone()
     order_K = torch.arange(inputs, device=weight_NK.device)
     if activation_order:
         order_K = torch.argsort(strength_K, descending=True, stable=True)
     factor_KK = _inverse_factor(curvature_KK[order_K][:, order_K].clone(), damping)
-    left_NK = weight_NK.to(factor_KK.dtype)[:, order_K].clone()
-    scale_NK, zero_NK = (part.to(factor_KK.dtype)[:, order_K] for part in (scale_NK, zero_NK))
+    left_NK = weight_NK.double()[:, order_K].clone()
+    scale_NK, zero_NK = (part.double()[:, order_K] for part in (scale_NK, zero_NK))
     codes_NK = torch.empty_like(left_NK)
     for low in range(0, inputs, _COLUMNS_AT_ONCE):
         high = min(low + _COLUMNS_AT_ONCE, inputs)
@@ -128,7 +158,7 @@ def gptq(
         left_NK[:, high:] -= errors @ factor_KK[low:high, high:]
     restored = torch.empty_like(codes_NK)
     restored[:, order_K] = codes_NK
-    return restored.to(torch.int32), grid
+    return restored.to(torch.int32)
 
 
 def output_error(weight_NK: Tensor, rounded_NK: Tensor, curvature_KK: Tensor) -> float:

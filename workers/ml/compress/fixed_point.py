@@ -97,7 +97,7 @@ def snap(
         for name, parameter in module.named_parameters()
         if parameter.dim() >= 2 and parameter.numel() >= SMALLEST
     }
-    left_out = excluded(list(named), exclude)
+    left_out = excluded({name: [name] for name in named}, exclude)
     done = []
     for name, parameter in named.items():
         if name not in left_out and parameter.is_floating_point():
@@ -132,7 +132,7 @@ def to_fixed_point(
     refuse_quantized(source)
     graph = Graph(source)
     layers = list(graph.layers())
-    left_out = excluded([layer.name for layer in layers], exclude)
+    left_out = excluded(graph.names(), exclude)
     done: dict[str, Fixed] = {}
     made: list[onnx.NodeProto] = []
     for layer in layers:

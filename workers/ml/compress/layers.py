@@ -4,7 +4,7 @@ Every name made here comes from a name that was there, so the same graph gives t
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +145,13 @@ class Graph:
             return False
         return len(dims) >= 2 and int(np.prod(dims)) >= SMALLEST
 
+    def names(self) -> dict[str, list[str]]:
+        """Give for each node that has weights what people may call it."""
+        found: dict[str, list[str]] = {}
+        for layer in self.layers():
+            found.setdefault(layer.name, [layer.name]).append(layer.weight)
+        return found
+
     def node(self, name: str) -> onnx.NodeProto:
         """Find a node; adding or replacing nodes makes all that were found before stale."""
         return next(node for node in self.nodes if node.name == name)
@@ -232,8 +239,10 @@ def _used(graph: onnx.GraphProto) -> set[str]:
     return names
 
 
-def excluded(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
-    """Tell which nodes the patterns name.
+def excluded(names: Mapping[str, Sequence[str]], patterns: Sequence[str]) -> set[str]:
+    """Tell which layers the patterns name, each by any of its names or by what they begin with.
+
+    `names` has for each layer all that it is called: its node, its weight, such as classes.weight.
 
     Raises:
         Invalid: a pattern names none, which is a misspelling more often than a wish.
@@ -241,16 +250,23 @@ def excluded(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     """
     found: set[str] = set()
     for pattern in patterns:
-        matching = fnmatch.filter(names, pattern)
+        matching = {
+            layer for layer, called in names.items() if any(_fits(name, pattern) for name in called)
+        }
         if not matching:
+            known = [", ".join(dict.fromkeys(called)) for called in names.values()]
             raise Invalid(
-                "No layer is named {pattern!r}; the layers are {names}.",
+                "No layer is called {pattern}; this model has {layers}.",
                 code="no_such_layer",
                 pattern=pattern,
-                names=", ".join([*names[:20], *(["..."] if len(names) > 20 else [])]),
+                layers="; ".join([*known[:20], *(["..."] if len(known) > 20 else [])]),
             )
-        found.update(matching)
+        found |= matching
     return found
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
 
 
 def refuse_quantized(source: Path) -> None:

@@ -180,7 +180,8 @@ def quantize_with_ranges(
             wanted=", ".join(_PRODUCTS),
             operators=", ".join(sorted(set(names.values()))),
         )
-    left_out = excluded(list(names), options.exclude)
+    called = {name: [name] for name in names} | graph.names()
+    left_out = excluded(called, options.exclude)
     flat = target.with_name("flat.onnx")
     graph.save(flat)
     ranges = target.with_name("ranges.json")

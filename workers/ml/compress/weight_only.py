@@ -52,6 +52,8 @@ class Options:
     others: bool = True
     integer_compute: bool = False
     exclude: Sequence[str] = ()
+    device: str = "cpu"
+    """Where the rounding itself is computed."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def quantize_weights_step(step: recipes.QuantizeWeights, bench: Bench) -> Mappin
         others=step.others,
         integer_compute=step.integer_compute,
         exclude=step.exclude,
+        device=bench.job.device,
     )
     target = bench.new_file("model.onnx")
     rows = calibration_rows(bench, step.calibration_rows, source) if gptq else None
@@ -162,7 +165,7 @@ def round_rest(file: Path, *, bits: int = 8, block: int = 64) -> None:
 
 def _chosen(graph: Graph, options: Options) -> Iterator[Layer]:
     layers = list(graph.layers())
-    left_out = excluded([layer.name for layer in layers], options.exclude)
+    left_out = excluded(graph.names(), options.exclude)
     for layer in layers:
         wanted = {"product": True, "table": options.table_bits > 0, "other": options.others}
         if wanted[layer.role] and layer.name not in left_out:
@@ -180,7 +183,7 @@ class _Writer:
     def __init__(self, graph: Graph, options: Options) -> None:
         self.graph = graph
         self.options = options
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = options.device
         self._unpacked: dict[str, str] = {}
 
     def write(self, layer: Layer, curvature_KK: Tensor | None) -> Rounded:
