@@ -426,6 +426,20 @@ def test_a_stopped_job_ends_like_an_unbroken_one(tmp_path, cnn, digits, first, s
         assert whole.metric(name)["value"] == resumed.metric(name)["value"]
 
 
+def test_a_damaged_state_of_finished_steps_is_made_again(tmp_path, cnn, digits):
+    budget = {**BUDGET, "epochs": 1, "control": False}
+    recipe = steps({**GRADUAL, **budget}, {"method": "fine_tune", **budget})
+    whole = run_job(tmp_path / "job", recipe, model=cnn, dataset=digits)
+    kept = tmp_path / "job" / "checkpoints" / "done-2" / WEIGHTS
+    kept.write_bytes(kept.read_bytes()[:99])
+    again = run_job(tmp_path / "job", recipe, model=cnn, dataset=digits)
+    assert any("is of no use" in event.get("message", "") for event in again.events)
+    assert equal(read_state(whole.files / WEIGHTS), read_state(again.files / WEIGHTS))
+    other = steps({**GRADUAL, **budget, "sparsity": 0.5}, {"method": "fine_tune", **budget})
+    refused = refusal(tmp_path / "job", other, model=cnn, dataset=digits)
+    assert refused.reason == "bad_checkpoint"
+
+
 def test_a_pruned_text_classifier_loses_rare_words_and_learns(tmp_path, texts):
     model = run_job(tmp_path / "train", train_recipe(LSTM, epochs=8), dataset=texts).files
     step = {

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from registry.errors import Invalid
 from workers.ml.architectures.sentence_encoder import load_sentence_encoder
 from workers.ml.compress.bench import Bench, Control
@@ -72,17 +74,26 @@ def take_up(bench: Bench) -> list[dict[str, Any]]:
             raise Invalid(
                 "The checkpoint belongs to another recipe or dataset.", code="bad_checkpoint"
             )
-        kept = open_model(folder)
-        if kept.is_transformer:
-            bench.module = load_sentence_encoder(folder)
-        else:
-            bench.module = load_module(kept)[0]
-        bench.structure = state["structure"]
-        bench.config = state["config"]
-        for name in state["controls"]:
-            control = open_model(folder / name)
-            bench.controls[name] = Control(load_module(control)[0], control.config)
+        try:
+            module = _load(folder)
+            controls = {name: _control(folder / name) for name in state["controls"]}
+        except Invalid as damaged:
+            # A disk that lost power can keep a name and lose the bytes: those steps are done again.
+            bench.job.events.log(f"What was kept of finished steps is of no use: {damaged.detail}")
+            continue
+        bench.module, bench.controls = module, controls
+        bench.structure, bench.config = state["structure"], state["config"]
         notes: list[dict[str, Any]] = state["notes"]
         bench.job.events.log(f"Resumed after {len(notes)} finished step(s).")
         return notes
     return []
+
+
+def _load(folder: Path) -> nn.Module:
+    kept = open_model(folder)
+    return load_sentence_encoder(folder) if kept.is_transformer else load_module(kept)[0]
+
+
+def _control(folder: Path) -> Control:
+    kept = open_model(folder)
+    return Control(load_module(kept)[0], kept.config)
