@@ -143,6 +143,12 @@ METRICS: Final = {
     "job_seconds": gettext_lazy("Time the job took"),
     "accuracy_change": gettext_lazy("Accuracy against the parent"),
     "worst_class_recall_change": gettext_lazy("Recall of the class that lost most"),
+    "accuracy_of_dense_control": gettext_lazy("Accuracy of the dense control"),
+    "gap_to_dense_control": gettext_lazy("Accuracy against the dense control"),
+    "accuracy_of_scratch_control": gettext_lazy("Accuracy of the student trained from scratch"),
+    "gap_to_scratch_control": gettext_lazy("Accuracy against the student trained from scratch"),
+    "accuracy_of_labels_control": gettext_lazy("Accuracy of the student trained on labels alone"),
+    "gap_to_labels_control": gettext_lazy("Accuracy against the student trained on labels alone"),
     "kl_to_parent": gettext_lazy("Divergence from the parent (KL)"),
     "peak_memory": gettext_lazy("Peak memory"),
     "validation_accuracy": gettext_lazy("Validation accuracy"),
@@ -205,6 +211,7 @@ FACTS: Final = {
 SHARES: Final = frozenset({"accuracy", "f1_macro", "agreement_with_parent"})
 # Differences of such shares: points that were won or lost.
 CHANGES: Final = frozenset({"accuracy_change", "worst_class_recall_change"})
+_GAP: Final = "gap_to_"
 # What says how good a model is, the first that a version has counts.
 QUALITY_METRICS: Final = ("accuracy", "f1_macro", "cosine_to_parent", "spearman")
 LATENCY_METRIC: Final = "latency_p50_batch1"
@@ -258,7 +265,7 @@ def value_text(value: float, unit: str, metric: str = "") -> str:
         return size_text(value)
     if metric.startswith("parameters") or unit == "count":
         return count_text(value)
-    if metric in CHANGES:
+    if metric in CHANGES or metric.startswith(_GAP):
         return points_text(value)
     if unit == "share" or (not unit and metric in SHARES):
         return percent_text(value)
@@ -295,8 +302,20 @@ def family_of(variant: str) -> int:
     """Sort a variant into the five families of the charts: float, quantized, pruned and so on."""
     name = variant.lower()
     marks = [
-        ("int8", "int4", "uint8", "fp16", "bf16", "quant", "q8", "q4"),
-        ("prun", "sparse"),
+        (
+            "int8",
+            "int4",
+            "uint8",
+            "fp16",
+            "bf16",
+            "quant",
+            "q8",
+            "q4",
+            "fixed",
+            "weights",
+            "shared",
+        ),
+        ("prun", "sparse", "slim"),
         ("distil", "student"),
     ]
     hits = [at for at, words in enumerate(marks, 2) if any(word in name for word in words)]

@@ -63,3 +63,10 @@ def test_differences_of_shares_read_as_points(as_owner, finished):
     assert f"{MINUS}0.49 pt" in page.content.decode()
     assert f"{MINUS}1.10 pt" in page.content.decode()
     assert "Accuracy against the parent" in page.content.decode()
+
+
+def test_the_gap_to_a_control_reads_as_points(as_owner, finished):
+    gap = {"metric": "gap_to_dense_control", "value": 0.004, "unit": "share", "n": 900}
+    page = as_owner.get(finished({"metrics": [gap]})).content.decode()
+    assert "+0.40 pt" in page
+    assert "Accuracy against the dense control" in page
