@@ -311,6 +311,21 @@ def test_no_more_candidates_are_tried_than_asked_for(begin, half_dead, digits):
     assert len(found.run().summary["candidates"]) == 2
 
 
+def test_what_has_no_more_to_give_is_not_tried(begin, half_dead, digits):
+    half, quarter, most = ({**SLIM, "share": share} for share in (0.5, 0.25, 0.9))
+    found = begin(
+        {"max_accuracy_loss": 0.01},
+        rungs=[
+            Rung("most", (most,)),
+            Rung("half", (half,), unless="most"),
+            Rung("quarter", (quarter,), unless="half"),
+        ],
+        model=half_dead,
+        dataset=digits,
+    )
+    assert [row["name"] for row in found.run().summary["candidates"]] == ["most", "half"]
+
+
 @pytest.mark.parametrize(
     ("write", "step", "code"),
     [
@@ -387,9 +402,11 @@ def test_a_child_is_ended_at_its_limit_and_started_again(child):
     with pytest.raises(NotDone) as late:
         child.ask("build", limit=0.0, name="a", steps=[GRAPH, INT8])
     assert late.value.code == "time_limit"
+    # From now on nothing that was built before is there, whoever asks first.
+    assert child.generation == 1
     built = child.ask("build", limit=120, name="a", steps=[GRAPH, INT8])
     assert built["bytes"] > 0
-    assert child.generation == 2
+    assert child.generation == 1
     with pytest.raises(NotDone) as refused:
         child.ask("build", limit=120, name="b", steps=[GRAPH, GRAPH])
     assert refused.value.code == "already_onnx"

@@ -43,7 +43,7 @@ class Workshop(Protocol):
 
     @property
     def generation(self) -> int:
-        """How often it was started; what an earlier one had built is gone."""
+        """How often it was lost; what was built before is gone."""
         ...
 
     def stop(self) -> None: ...
@@ -60,7 +60,6 @@ class Child:
 
     def start(self, *, limit: float) -> dict[str, Any]:
         self.stop()
-        self.generation += 1
         command = [
             sys.executable,
             *("-P", "-s", "-m", "workers.ml.compress.trials"),
@@ -97,6 +96,7 @@ class Child:
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            self.generation += 1
             process.kill()
             process.wait()
             assert process.stdin is not None

@@ -17,6 +17,8 @@ class Rung:
 
     name: str
     steps: Steps
+    unless: str = ""
+    """Another candidate, which this one has no more to give than once it is good enough."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,33 @@ RUNGS: tuple[Rung, ...] = (
     Rung("int8", (_GRAPH, _INT8)),
     Rung("int8-conv", (_GRAPH, _INT8_CONV)),
     Rung("onnx", (_GRAPH,)),
-    Rung("int8-products", (_GRAPH, {**_INT8, "embeddings": False})),
+    Rung("int8-products", (_GRAPH, {**_INT8, "embeddings": False}), unless="int8"),
     Rung("weights8", (_GRAPH, {**_WEIGHTS, "bits": 8})),
     Rung("int4", (_GRAPH, {**_WEIGHTS, "bits": 4})),
-    Rung("int4-embeddings8", (_GRAPH, {**_WEIGHTS, "bits": 4, "embeddings": "8"})),
+    Rung("int4-embeddings8", (_GRAPH, {**_WEIGHTS, "bits": 4, "embeddings": "8"}), unless="int4"),
     Rung(
         "weights8-embeddings4",
         (_GRAPH, {**_WEIGHTS, "bits": 8, "block_size": 128, "embeddings": "4"}),
     ),
     Rung("int8-coded", (_GRAPH, _INT8, _CODE)),
+    Rung("int4-coded", (_GRAPH, {**_WEIGHTS, "bits": 4}, _CODE)),
     Rung("shared-coded", ({"method": "cluster", "bits": 5}, _CODE)),
     Rung("int8-static", (_GRAPH, _STATIC)),
-    Rung("int8-static-percentile", (_GRAPH, {**_STATIC, "calibration": "percentile"})),
-    Rung("int4-gptq", (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"})),
-    Rung("int4-gptq-coded", (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}, _CODE)),
+    Rung(
+        "int8-static-percentile",
+        (_GRAPH, {**_STATIC, "calibration": "percentile"}),
+        unless="int8-static",
+    ),
+    Rung("int4-gptq", (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}), unless="int4"),
+    Rung(
+        "int4-gptq-coded",
+        (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}, _CODE),
+        unless="int4-coded",
+    ),
     Rung(
         "int4-gptq-embeddings8",
         (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq", "embeddings": "8"}),
+        unless="int4",
     ),
 )
 
@@ -115,7 +127,7 @@ def rungs(methods: Collection[str], *, is_graph: bool) -> Iterator[Rung]:
     for rung in RUNGS:
         steps = rung.steps[1:] if is_graph and rung.steps[0] == _GRAPH else rung.steps
         if steps and methods_of(steps) <= set(methods):
-            yield Rung(rung.name, steps)
+            yield Rung(rung.name, steps, rung.unless)
 
 
 def families(methods: Collection[str], *, is_graph: bool) -> list[Family]:

@@ -48,7 +48,8 @@ class Candidate:
     code: str = ""
     why: Text = field(default_factory=lambda: Text(""))
     seconds: float = 0.0
-    built_in: int = 0
+    built_in: int | None = None
+    """The generation of the workshop that has its files."""
 
     @property
     def loss(self) -> float:
@@ -145,8 +146,8 @@ class Search:
         total = min(self.goal.most_candidates, planned)
         for candidate in self._in_order(rungs, families, planned):
             done = len(self.tried)
-            if done >= self.goal.most_candidates or self._left() <= 0:
-                self._out_of_time = self._left() <= 0
+            self._out_of_time = self._left() < min(5.0, 3.0 * self.goal.budget_minutes)
+            if done >= self.goal.most_candidates or self._out_of_time:
                 return
             self.job.events.progress(
                 done=min(done, total - 1), total=total, unit="candidates", step="search"
@@ -158,7 +159,9 @@ class Search:
         self, rungs: list[Rung], families: list[ladder.Family], planned: int
     ) -> Iterator[Candidate]:
         for rung in rungs:
-            yield Candidate(rung.name, rung.steps)
+            met = {tried.name for tried in self.tried if tried.verdict == "met"}
+            if rung.unless not in met:
+                yield Candidate(rung.name, rung.steps)
         if families:
             yield from self._turn_dials(families, planned - len(rungs))
 
@@ -167,9 +170,17 @@ class Search:
         import optuna  # noqa: PLC0415 - takes a second, and only families need it
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=self.goal.seed, n_startup_trials=2)
+        sampler = optuna.samplers.TPESampler(
+            seed=self.goal.seed, n_startup_trials=2 * len(families)
+        )
         study = optuna.create_study(sampler=sampler)
         by_name = {family.name: family for family in families}
+        for family in families:
+            middle = {
+                f"{family.name}/{place}": type(low)((low + high) / 2)
+                for place, (low, high) in family.dials.items()
+            }
+            study.enqueue_trial({"family": family.name, **middle})
         known: dict[str, float] = {}
         repeats = 0
         while len(known) < most and repeats < _REPEATS:
@@ -225,9 +236,12 @@ class Search:
         try:
             self._measure(candidate, ask)
         except NotDone as refused:
+            if refused.code == "time_limit" and self._left() <= 1.0:
+                why = Text("The time of the search was over before it was done.")
+                refused = NotDone("out_of_time", why)
             candidate.end("error", refused.code, refused.why)
         candidate.seconds = time.monotonic() - started
-        if candidate.verdict in {"failed", "error"} and candidate.built_in:
+        if candidate.verdict in {"failed", "error"}:
             self._drop(candidate)
 
     def _drop(self, candidate: Candidate) -> None:
