@@ -20,6 +20,7 @@ from torch import nn
 from registry import recipes
 from registry.errors import Invalid
 from workers.ml.compress.bench import Bench
+from workers.ml.compress.blocks import pack, pad_last
 from workers.ml.compress.layers import MICROSOFT, SMALLEST, Graph, excluded, refuse_quantized
 
 # How much finer than the largest weight allows the search may go.
@@ -158,9 +159,11 @@ def _restore(
 ) -> onnx.NodeProto:
     stored = f"{name}_fixed"
     if bits <= 4:
-        graph.add_tensor(
-            helper.make_tensor(stored, onnx.TensorProto.INT4, integers.shape, integers)
-        )
+        # Raw bytes: as a list of numbers, the file would take one or two bytes for a pair.
+        nibbles = pad_last((integers & 15).reshape(-1), 2)
+        packed = pack(nibbles, 4).tobytes()
+        kind = onnx.TensorProto.INT4
+        graph.add_tensor(helper.make_tensor(stored, kind, integers.shape, packed, raw=True))
     else:
         graph.add(stored, integers.astype(np.int8 if bits <= 8 else np.int16))
     scale = graph.add(f"{name}_scale", np.array(np.ldexp(1.0, -p), np.float32))
