@@ -531,8 +531,9 @@ def test_what_was_unpacked_goes_with_the_model(tmp_path, trained, digits):
 
 
 def test_sharing_a_graph_is_refused(tmp_path, trained, digits):
+    exported = run_job(tmp_path / "onnx", recipe("export_onnx"), model=trained, dataset=digits)
     with pytest.raises(Invalid) as refused:
-        run_job(tmp_path / "job", recipe("export_onnx", "cluster"), model=trained, dataset=digits)
+        run_job(tmp_path / "job", recipe("cluster"), model=exported.files, dataset=digits)
     assert refused.value.reason == "needs_module"
 
 
