@@ -1,7 +1,7 @@
 """Background jobs: the row is the truth, the broker's message only wakes a worker."""
 
 import uuid
-from typing import Self
+from typing import Any, Self
 
 from django.db import models
 from django.db.models import Prefetch, Q
@@ -70,6 +70,10 @@ class Job(models.Model):
     parent = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.CASCADE, related_name="children"
     )
+    # The job that this one runs again, to compare what both made; it keeps nothing of its own.
+    reproduces = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="reproductions"
+    )
     state = models.CharField(max_length=16, choices=JobState, default=JobState.QUEUED)
     queue = models.CharField(max_length=16)
     priority = models.SmallIntegerField(default=0)
@@ -128,6 +132,19 @@ class Job(models.Model):
         """Give what the job was about: the recommended version, then the others that it made."""
         first = [self.result] if self.result else []
         return [*first, *(made for made in self.versions.all() if made.pk != self.result_id)]
+
+    @property
+    def reproduction(self) -> dict[str, Any] | None:
+        """Say what running another job again gave, to those who see what that job made."""
+        found = self.report.get("reproduction") if self.result else None
+        return found if isinstance(found, dict) else None
+
+    @property
+    def shown_report(self) -> dict[str, Any]:
+        """Give the report without what only those may read who see the result."""
+        if self.result:
+            return dict(self.report)
+        return {name: value for name, value in self.report.items() if name != "reproduction"}
 
     @property
     def is_finished(self) -> bool:

@@ -51,6 +51,7 @@ from registry.services.announcements import announce_job
 from registry.services.audit import record_event
 from registry.services.catalog import check_name, find_repository, find_version
 from registry.services.namespaces import find_namespace, hold_namespaces
+from registry.services.reproduction import compare_outcome, require_reproducible
 from registry.services.results import Outcome, keep_outcome
 from registry.services.versions import require_runnable
 from registry.services.workers import gpu_offered
@@ -110,8 +111,10 @@ def find_job(actor: Actor, job_id: str | uuid.UUID) -> Job:
     return found
 
 
-def submit_job(*, actor: Actor, recipe: object) -> Job:
+def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -> Job:
     """Queue a recipe; references to versions are made exact, so the job reads what is there now.
+
+    With `reproduces`, what the job makes is compared with what that job made, and not kept.
 
     Raises:
         Invalid: the recipe has unknown, missing or wrong fields, or an input that cannot be run.
@@ -140,6 +143,7 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
             namespace=namespace,
             queue=_choose_queue(exact),
             max_attempts=settings.JOB_MAX_ATTEMPTS,
+            reproduces=reproduces,
             created_by_id=actor.user_id,
         )
         job.inputs.set(inputs.values())
@@ -150,6 +154,7 @@ def submit_job(*, actor: Actor, recipe: object) -> Job:
             target=str(job.pk),
             kind=job.kind,
             output=getattr(exact, "output", None),
+            reproduces=str(reproduces.pk) if reproduces else None,
             # Whoever reads the log may not see the others, nor then the job and its recipe.
             inputs=[
                 version.ref
@@ -318,6 +323,20 @@ def resume_job(*, actor: Actor, job: Job) -> Job:
         _tell_state(row)
         _wake_later(row)
     return row
+
+
+def reproduce_job(*, actor: Actor, job: Job) -> Job:
+    """Queue a job's recipe once more, to see whether it gives the same bytes.
+
+    Raises:
+        Invalid, Conflict: it has made nothing that could be compared.
+        RegistryError: as `submit_job`; the actor needs the same rights.
+
+    """
+    require_scope(actor, "jobs")
+    require(actor, "write", job.namespace)
+    require_reproducible(job)
+    return submit_job(actor=actor, recipe=job.recipe, reproduces=job)
 
 
 def _require_hold(actor: Actor, job: Job) -> None:
@@ -515,15 +534,21 @@ def finish_job(claim: Claim, outcome: Outcome) -> Version:
             return job.result  # the answer to the first try was lost on its way
         job = _held(claim)
         creator = _creator(job)
-        version = keep_outcome(
-            actor=creator,
-            job=job,
-            recipe=claim.recipe,
-            inputs=inputs_of(job, claim.recipe, creator),
-            outcome=outcome,
-        )
-        job.result = version
         job.report = dict(outcome.report)
+        if job.reproduces_id is not None:
+            job.report["reproduction"] = compare_outcome(job, outcome)
+            assert job.reproduces is not None
+            assert job.reproduces.result is not None  # or there was nothing to compare with
+            version = job.reproduces.result
+        else:
+            version = keep_outcome(
+                actor=creator,
+                job=job,
+                recipe=claim.recipe,
+                inputs=inputs_of(job, claim.recipe, creator),
+                outcome=outcome,
+            )
+        job.result = version
         _end_attempt(job, "succeeded")
         _end(job, JobState.SUCCEEDED)
         record_event(

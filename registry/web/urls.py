@@ -72,6 +72,7 @@ urlpatterns = [
     path("jobs/<uuid:job_id>", jobs.job_page, name="job"),
     path("jobs/<uuid:job_id>/compare", comparisons.compare, name="compare-job"),
     path("jobs/<uuid:job_id>/cancel", jobs.cancel, name="cancel-job"),
+    path("jobs/<uuid:job_id>/reproduce", jobs.reproduce, name="reproduce-job"),
     path("namespaces/<str:namespace>/deleted", deletion.deleted, name="deleted"),
     path("namespaces/<str:namespace>/deleted/restore", deletion.restore, name="restore"),
     path("namespaces/new", sharing.new_namespace, name="new-namespace"),

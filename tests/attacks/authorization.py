@@ -261,6 +261,7 @@ API: Mapping[str, Line] = {
     "/api/v1/jobs/{job}/log": {"get": ("see the job", 200)},
     "/api/v1/jobs/{job}/cancel": {"post": ("move the job", 202)},
     "/api/v1/jobs/{job}/resume": {"post": ("move the job", 202)},
+    "/api/v1/jobs/{job}/reproduce": {"post": ("move the job", 202)},
     "/api/v1/recipes": {"get": ("everybody", 200)},
     "/api/v1/recipes/{kind}": {"get": ("everybody", 200)},
     "/api/v1/workers": {"get": ("signed in", 200)},
@@ -434,6 +435,7 @@ PAGES: Mapping[str, Line] = {
     "/jobs/{job}": {"get": ("page: job", 200)},
     "/jobs/{job}/compare": {"get": ("page: job", 200)},
     "/jobs/{job}/cancel": {"post": ("page: move the job", 302)},
+    "/jobs/{job}/reproduce": {"post": ("page: move the job", 302)},
     "/namespaces/{namespace}/deleted": {"get": ("page: in namespace: maintain", 200)},
     "/namespaces/{namespace}/deleted/restore": {
         "post": ("page: in namespace: maintain", 302, {"what": "repository:0"})
@@ -565,6 +567,8 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     f"{_ONE}/restore": {"name": "deleted thing"},
     f"{_VERSION}/restore": {"version": "deleted version"},
     "/api/v1/jobs/{job}/resume": {"job": "ended job"},
+    "/api/v1/jobs/{job}/reproduce": {"job": "done job"},
+    "/jobs/{job}/reproduce": {"job": "done job"},
     "/api/v1/jobs/{job}/events": {"job": "ended job"},
     "/jobs/{job}/events": {"job": "ended job"},
     "/requests/{number}/decide": {"number": "request"},

@@ -24,7 +24,16 @@ from django.urls.resolvers import LocalePrefixPattern
 from config.asgi import application
 from registry.api.v1.authentication import TokenAuthentication
 from registry.api.v1.resource import Resource
-from registry.models import DirectUpload, Kind, LineageRole, Role, Signature, User, Version
+from registry.models import (
+    DirectUpload,
+    JobState,
+    Kind,
+    LineageRole,
+    Role,
+    Signature,
+    User,
+    Version,
+)
 from registry.services import (
     catalog,
     jobs,
@@ -275,7 +284,11 @@ class World:
         """Make what is known by an id: jobs that wait and that ended, a token of somebody."""
         recipe = {"kind": "compress", "model": "team/source@1", "schema": 1}
         recipe["steps"] = [{"method": "quantize_dynamic"}]
-        waiting, ended = (jobs.submit_job(actor=self.contributor, recipe=recipe) for _ in range(2))
+        waiting, ended, done = (
+            jobs.submit_job(actor=self.contributor, recipe=recipe) for _ in range(3)
+        )
+        done.state, done.result = JobState.SUCCEEDED, done.inputs.get()
+        done.save()
         jobs.cancel_job(actor=self.contributor, job=ended)
         token = self.people["contributor"].tokens.create(
             name="another", prefix="my_", digest="x", scopes=["read"]
@@ -292,6 +305,7 @@ class World:
         return {
             "job": str(waiting.pk),
             "ended job": str(ended.pk),
+            "done job": str(done.pk),
             "token": str(token.pk),
             "proposal": "1",
             "webhook": str(webhook.pk),

@@ -617,6 +617,9 @@ class Job(Answer):
     waits: str | None = Field(description="Why it does not start, while others must end first.")
     queue: str
     recipe: dict[str, Any]
+    reproduces: UUID | None = Field(
+        description="The job that this one runs again; report.reproduction compares both."
+    )
     progress: Progress
     result: Result | None = Field(description="Of several, the recommended one.")
     results: list[VersionName] = Field(description="All that it made, the recommended one first.")

@@ -73,6 +73,7 @@ urlpatterns = [
     path("jobs/<str:job>/log", jobs.JobLog.as_view(), name="job-log"),
     path("jobs/<str:job>/cancel", jobs.JobCancel.as_view(), name="job-cancel"),
     path("jobs/<str:job>/resume", jobs.JobResume.as_view(), name="job-resume"),
+    path("jobs/<str:job>/reproduce", jobs.JobReproduce.as_view(), name="job-reproduce"),
     path("recipes", jobs.RecipeList.as_view(), name="recipes"),
     path("recipes/<str:kind>", jobs.RecipeOne.as_view(), name="recipe"),
     path("workers", jobs.WorkerList.as_view(), name="workers"),

@@ -374,6 +374,7 @@ def _job_body(job: Job, waits: Text | None) -> Row:
         "waits": waits.detail if waits else None,
         "queue": job.queue,
         "recipe": job.recipe,
+        "reproduces": job.reproduces_id,
         "progress": {
             "done": job.progress.get("done", 0),
             "total": job.progress.get("total"),
@@ -383,7 +384,7 @@ def _job_body(job: Job, waits: Text | None) -> Row:
         "result": _result_body(job.result) if job.result else None,
         "results": [version_name(version) for version in job.results],
         "error": error,
-        "report": job.report,
+        "report": job.shown_report,
         "attempts": job.attempts_count,
         "max_attempts": job.max_attempts,
         "worker": job.worker,

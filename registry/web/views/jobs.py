@@ -18,8 +18,9 @@ from registry.models import Actor, Job, JobEvent, JobState, Kind, Repository
 from registry.pages import decode_cursor, decode_moment, encode_cursor
 from registry.recipes import RECIPES, parse_reference
 from registry.services.catalog import find_repository, namespaces_writable_by
-from registry.services.jobs import cancel_job, find_job, submit_job
+from registry.services.jobs import cancel_job, find_job, reproduce_job, submit_job
 from registry.services.quotas import why_waiting
+from registry.services.reproduction import KINDS
 from registry.web import charts, recipe_forms, reports, searches, wording
 from registry.web.comparisons import MAKERS, results_of
 from registry.web.profiles import profile_of
@@ -30,6 +31,7 @@ from registry.web.visitor import actor_of, signed_in
 PAGE: Final = 20
 _LOG_LINES: Final = 300
 _METRIC_POINTS: Final = 20_000
+_REPRODUCTIONS: Final = 10
 _SUGGESTED: Final = 60
 
 
@@ -196,6 +198,20 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
     return redirect("web:job", job_id=job_id)
 
 
+@require_POST
+@signed_in
+def reproduce(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    actor = actor_of(request)
+    job = find_job(actor, job_id)
+    try:
+        again = reproduce_job(actor=actor, job=job)
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+        return redirect("web:job", job_id=job_id)
+    messages.success(request, _("The recipe runs once more; the bytes are compared at its end."))
+    return redirect("web:job", job_id=again.pk)
+
+
 def _progress(job: Job) -> dict[str, Any]:
     events = JobEvent.objects.filter(job=job)
     metrics: dict[str, list[tuple[float, float]]] = {}
@@ -225,6 +241,10 @@ def _progress(job: Job) -> dict[str, Any]:
         "percent": percent_of(job),
         "compared_kinds": MAKERS,
         "profile": profile_of(job),
+        "can_reproduce": job.kind in KINDS and job.state == JobState.SUCCEEDED and job.result,
+        "reproductions": job.reproductions.select_related("result").order_by("-created_at")[
+            :_REPRODUCTIONS
+        ],
         "warnings": reports.warnings_of(job),
         "waits": words_of(waits) if (waits := why_waiting([job]).get(job.pk)) else "",
     }

@@ -128,6 +128,20 @@ class JobResume(Resource):
         return _accepted(self, job)
 
 
+class JobReproduce(Resource):
+    @operation(
+        "reproduce_job",
+        "Run a job that succeeded once more and compare the bytes; the new job keeps no version.",
+        {202: schemas.Job},
+        headers=("Idempotency-Key",),
+    )
+    @idempotent
+    def post(self, request: Request, job: str) -> Response:
+        require_scope(self.actor, "jobs")
+        again = jobs.reproduce_job(actor=self.actor, job=jobs.find_job(self.actor, job))
+        return _accepted(self, str(again.pk))
+
+
 def _accepted(view: Resource, job: str) -> Response:
     found = jobs.find_job(view.actor, job)
     return created(wire.job_body(found), reverse("api:job", args=[found.pk]), status=202)
