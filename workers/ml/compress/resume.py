@@ -1,7 +1,6 @@
 """What steps have done, kept beside the checkpoints: a job that goes on redoes no finished step."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from registry.errors import Invalid
 from workers.ml.architectures.sentence_encoder import load_sentence_encoder
 from workers.ml.compress.bench import Bench, Control
 from workers.ml.formats import load_module, open_model, save_module
+from workers.ml.train.checkpoint import sync_folder, sync_tree
 
 _DONE = "done"
 _STATE = "bench.json"
@@ -38,9 +38,10 @@ def keep_state(bench: Bench, notes: list[dict[str, Any]], write_files: WriteFile
         "controls": sorted(bench.controls),
     }
     (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
-    os.sync()
+    sync_tree(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+    sync_folder(folder.parent)
     for old in bench.job.checkpoints.iterdir():
         if old != folder and old.is_dir() and _is_older(old.name, len(notes)):
             shutil.rmtree(old)

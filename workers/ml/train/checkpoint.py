@@ -33,7 +33,7 @@ def save_checkpoint(
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     partial.replace(target)
-    _sync_folder(folder)
+    sync_folder(folder)
     for _, old in _checkpoints(folder)[:-KEPT]:
         old.unlink()
     return target
@@ -97,7 +97,17 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), file) for match, file in matches if match)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Bring every file below a folder to the disk, and their names."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+
+
+def sync_folder(folder: Path) -> None:
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
