@@ -282,6 +282,17 @@ def test_a_goal_that_nothing_meets_names_what_came_nearest(begin, half_dead, dig
     assert "None of the 2 candidates met the goal. The nearest is slim-" in error.detail
 
 
+def test_what_computes_the_same_as_a_lost_candidate_is_not_tried(begin, half_dead, digits):
+    slim = {name: {**SLIM, "share": share} for name, share in (("half", 0.5), ("most", 0.9))}
+    rungs = [
+        *(Rung(name, (step,)) for name, step in slim.items()),
+        *(Rung(f"{n}-coded", (step, {"method": "code"}), like=n) for n, step in slim.items()),
+    ]
+    report = begin({"max_accuracy_loss": 0.01}, rungs=rungs, model=half_dead, dataset=digits).run()
+    tried = {row["name"] for row in report.summary["candidates"]}
+    assert tried == {"half", "most", "half-coded"}
+
+
 def test_the_budget_ends_it(begin, half_dead, digits, monkeypatch):
     rungs = [Rung(f"slim-{share}", ({**SLIM, "share": share / 100},)) for share in range(10, 60)]
     found = begin(

@@ -5,7 +5,7 @@ not fit the model, drop out by themselves.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Steps = tuple[Mapping[str, Any], ...]
@@ -19,6 +19,8 @@ class Rung:
     steps: Steps
     unless: str = ""
     """Another candidate, which this one has no more to give than once it is good enough."""
+    like: str = ""
+    """Another candidate that computes the same: where that one loses too much, so does this."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ _INT8 = {"method": "quantize_dynamic"}
 _INT8_CONV = {**_INT8, "convolutions": True}
 _STATIC = {"method": "quantize_static"}
 _WEIGHTS = {"method": "quantize_weights"}
+_MIXED = {**_WEIGHTS, "bits": 8, "block_size": 128, "embeddings": "4"}
+_GPTQ = {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}
 _CODE = {"method": "code"}
 # The same extra training of the parent would double the time of every candidate.
 _TRAINED = {"control": False, "epochs": 3}
@@ -66,30 +70,22 @@ RUNGS: tuple[Rung, ...] = (
     Rung("weights8", (_GRAPH, {**_WEIGHTS, "bits": 8})),
     Rung("int4", (_GRAPH, {**_WEIGHTS, "bits": 4})),
     Rung("int4-embeddings8", (_GRAPH, {**_WEIGHTS, "bits": 4, "embeddings": "8"}), unless="int4"),
-    Rung(
-        "weights8-embeddings4",
-        (_GRAPH, {**_WEIGHTS, "bits": 8, "block_size": 128, "embeddings": "4"}),
-    ),
-    Rung("int8-coded", (_GRAPH, _INT8, _CODE)),
-    Rung("int4-coded", (_GRAPH, {**_WEIGHTS, "bits": 4}, _CODE)),
+    Rung("weights8-embeddings4", (_GRAPH, _MIXED)),
+    Rung("int8-coded", (_GRAPH, _INT8, _CODE), like="int8"),
+    Rung("weights8-embeddings4-coded", (_GRAPH, _MIXED, _CODE), like="weights8-embeddings4"),
+    Rung("int4-coded", (_GRAPH, {**_WEIGHTS, "bits": 4}, _CODE), like="int4"),
     Rung("shared-coded", ({"method": "cluster", "bits": 5}, _CODE)),
+    Rung("shared6-coded", ({"method": "cluster", "bits": 6}, _CODE), unless="shared-coded"),
+    Rung("shared7-coded", ({"method": "cluster", "bits": 7}, _CODE), unless="shared6-coded"),
     Rung("int8-static", (_GRAPH, _STATIC)),
     Rung(
         "int8-static-percentile",
         (_GRAPH, {**_STATIC, "calibration": "percentile"}),
         unless="int8-static",
     ),
-    Rung("int4-gptq", (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}), unless="int4"),
-    Rung(
-        "int4-gptq-coded",
-        (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}, _CODE),
-        unless="int4-coded",
-    ),
-    Rung(
-        "int4-gptq-embeddings8",
-        (_GRAPH, {**_WEIGHTS, "bits": 4, "algorithm": "gptq", "embeddings": "8"}),
-        unless="int4",
-    ),
+    Rung("int4-gptq", (_GRAPH, _GPTQ), unless="int4"),
+    Rung("int4-gptq-coded", (_GRAPH, _GPTQ, _CODE), unless="int4-coded", like="int4-gptq"),
+    Rung("int4-gptq-embeddings8", (_GRAPH, {**_GPTQ, "embeddings": "8"}), unless="int4-gptq"),
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -127,7 +123,7 @@ def rungs(methods: Collection[str], *, is_graph: bool) -> Iterator[Rung]:
     for rung in RUNGS:
         steps = rung.steps[1:] if is_graph and rung.steps[0] == _GRAPH else rung.steps
         if steps and methods_of(steps) <= set(methods):
-            yield Rung(rung.name, steps, rung.unless)
+            yield replace(rung, steps=steps)
 
 
 def families(methods: Collection[str], *, is_graph: bool) -> list[Family]:

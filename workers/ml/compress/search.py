@@ -160,7 +160,8 @@ class Search:
     ) -> Iterator[Candidate]:
         for rung in rungs:
             met = {tried.name for tried in self.tried if tried.verdict == "met"}
-            if rung.unless not in met:
+            lost = {tried.name for tried in self.tried if tried.code == "lost_too_much"}
+            if rung.unless not in met and rung.like not in lost:
                 yield Candidate(rung.name, rung.steps)
         if families:
             yield from self._turn_dials(families, planned - len(rungs))
