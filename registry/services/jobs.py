@@ -147,6 +147,7 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
             created_by_id=actor.user_id,
         )
         job.inputs.set(inputs.values())
+        again: dict[str, Any] = {"reproduces": str(reproduces.pk)} if reproduces else {}
         record_event(
             actor,
             AuditAction.JOB_SUBMIT,
@@ -154,7 +155,7 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
             target=str(job.pk),
             kind=job.kind,
             output=getattr(exact, "output", None),
-            reproduces=str(reproduces.pk) if reproduces else None,
+            **again,
             # Whoever reads the log may not see the others, nor then the job and its recipe.
             inputs=[
                 version.ref
