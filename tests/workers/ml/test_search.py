@@ -330,6 +330,7 @@ def test_what_has_no_more_to_give_is_not_tried(begin, half_dead, digits):
             Rung("most", (most,)),
             Rung("half", (half,), unless="most"),
             Rung("quarter", (quarter,), unless="half"),
+            Rung("eighth", ({**SLIM, "share": 0.125},), unless="quarter"),
         ],
         model=half_dead,
         dataset=digits,

@@ -158,10 +158,13 @@ class Search:
     def _in_order(
         self, rungs: list[Rung], families: list[ladder.Family], planned: int
     ) -> Iterator[Candidate]:
+        spared: set[str] = set()
         for rung in rungs:
             met = {tried.name for tried in self.tried if tried.verdict == "met"}
             lost = {tried.name for tried in self.tried if tried.code == "lost_too_much"}
-            if rung.unless not in met and rung.like not in lost:
+            if rung.unless in met | spared:
+                spared.add(rung.name)
+            elif rung.like not in lost:
                 yield Candidate(rung.name, rung.steps)
         if families:
             yield from self._turn_dials(families, planned - len(rungs))
