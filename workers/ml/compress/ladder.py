@@ -77,6 +77,7 @@ RUNGS: tuple[Rung, ...] = (
     Rung("shared-coded", ({"method": "cluster", "bits": 5}, _CODE)),
     Rung("shared6-coded", ({"method": "cluster", "bits": 6}, _CODE), unless="shared-coded"),
     Rung("shared7-coded", ({"method": "cluster", "bits": 7}, _CODE), unless="shared6-coded"),
+    Rung("shared8-coded", ({"method": "cluster", "bits": 8}, _CODE), unless="shared7-coded"),
     Rung("int8-static", (_GRAPH, _STATIC)),
     Rung(
         "int8-static-percentile",
