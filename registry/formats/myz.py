@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from registry.errors import Text
+from registry.formats import safetensors
 from registry.formats.bounded_json import parse_json
 from registry.formats.facts import (
     Facts,
@@ -27,39 +28,21 @@ PREFIX_BYTES: Final = len(MAGIC) + 12
 MAX_CODED_HEADER_BYTES: Final = 8 * 1024 * 1024
 MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
 MAX_TENSORS: Final = 100_000
-MAX_RANK: Final = 64
-MAX_DIMENSION: Final = 2**63 - 1
+MAX_RANK: Final = safetensors.MAX_RANK
+MAX_DIMENSION: Final = safetensors.MAX_DIMENSION
 MAX_PORTS: Final = 1000
 MAX_NAME: Final = 4096
 # How much longer than its code anything may be when it is decoded: no file is a bomb.
 FREE_BYTES: Final = 64 * 1024
 FACTOR: Final = 1024
 
+# Those of safetensors but for the six-bit ones, and those that only ONNX has.
 DTYPE_BITS: Final = {
-    "BOOL": 8,
+    **{name: bits for name, bits in safetensors.DTYPE_BITS.items() if bits != 6},
     "U2": 2,
     "I2": 2,
     "U4": 4,
     "I4": 4,
-    "F4": 4,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
     "C128": 128,
 }
 CODERS: Final = frozenset({"raw", "huffman", "zstd", "planes"})

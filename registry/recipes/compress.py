@@ -16,7 +16,9 @@ from registry.recipes.fields import (
     DatasetReference,
     Frozen,
     ModelReference,
+    PerChannel,
     Produces,
+    ReduceRange,
     Split,
 )
 from registry.recipes.fusing import Fuse
@@ -41,17 +43,8 @@ class QuantizeDynamic(Frozen):
     default_variant: ClassVar[str] = "int8"
 
     method: Literal["quantize_dynamic"] = Field(title="Method")
-    per_channel: bool = Field(
-        default=True,
-        title="One scale per channel",
-        description="Keeps more accuracy than one scale for a whole weight matrix.",
-    )
-    reduce_range: bool = Field(
-        default=True,
-        title="Use 7 bits of the range",
-        description="Avoids saturation on CPUs without VNNI instructions; safe everywhere.",
-        json_schema_extra=ADVANCED,
-    )
+    per_channel: PerChannel = True
+    reduce_range: ReduceRange = True
     embeddings: bool = Field(
         default=True,
         title="Quantize embedding tables too",

@@ -113,6 +113,24 @@ DatasetReference = Annotated[
     ),
 ]
 Column = Annotated[str, Field(min_length=1, max_length=100, pattern=COLUMN_PATTERN)]
+TextColumn = Annotated[Column, Field(title="Text column", json_schema_extra=ADVANCED)]
+ImageColumn = Annotated[Column, Field(title="Image column", json_schema_extra=ADVANCED)]
+LabelColumn = Annotated[Column, Field(title="Label column", json_schema_extra=ADVANCED)]
+PerChannel = Annotated[
+    bool,
+    Field(
+        title="One scale per channel",
+        description="Keeps more accuracy than one scale for a whole weight matrix.",
+    ),
+]
+ReduceRange = Annotated[
+    bool,
+    Field(
+        title="Use 7 bits of the range",
+        description="Avoids saturation on CPUs without VNNI instructions; safe everywhere.",
+        json_schema_extra=ADVANCED,
+    ),
+]
 Split = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$", max_length=40)]
 
 

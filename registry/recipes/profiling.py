@@ -7,12 +7,14 @@ from pydantic import ConfigDict, Field
 from registry.recipes.fields import (
     ADVANCED,
     BaseRecipe,
-    Column,
     DatasetReference,
     Frozen,
+    ImageColumn,
+    LabelColumn,
     ModelReference,
     Produces,
     Split,
+    TextColumn,
 )
 
 
@@ -63,9 +65,9 @@ class Profile(Frozen):
         description="Not the test split: what is learned here leads to choices.",
         json_schema_extra=ADVANCED,
     )
-    text_column: Column = Field(default="text", title="Text column", json_schema_extra=ADVANCED)
-    image_column: Column = Field(default="image", title="Image column", json_schema_extra=ADVANCED)
-    label_column: Column = Field(default="label", title="Label column", json_schema_extra=ADVANCED)
+    text_column: TextColumn = "text"
+    image_column: ImageColumn = "image"
+    label_column: LabelColumn = "label"
 
 
 class ProfileRecipe(BaseRecipe):

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from registry.recipes.fields import ADVANCED, Frozen
+from registry.recipes.fields import ADVANCED, Frozen, PerChannel, ReduceRange
 from registry.recipes.pruning import (
     BatchSize,
     Control,
@@ -49,17 +49,8 @@ class QuantizeStatic(Frozen):
         json_schema_extra=ADVANCED,
     )
     calibration_rows: int = _calibration_rows()
-    per_channel: bool = Field(
-        default=True,
-        title="One scale per channel",
-        description="Keeps more accuracy than one scale for a whole weight matrix.",
-    )
-    reduce_range: bool = Field(
-        default=True,
-        title="Use 7 bits of the range",
-        description="Avoids saturation on CPUs without VNNI instructions; safe everywhere.",
-        json_schema_extra=ADVANCED,
-    )
+    per_channel: PerChannel = True
+    reduce_range: ReduceRange = True
     operators: Literal["products", "all"] = Field(
         default="products",
         title="Operators to quantize",
@@ -189,12 +180,7 @@ class TrainQuantized(Frozen):
     method: Literal["train_quantized"] = Field(title="Method")
     epochs: SomeEpochs = 3
     learning_rate: LearningRate = 0.0005
-    reduce_range: bool = Field(
-        default=True,
-        title="Use 7 bits of the range",
-        description="Avoids saturation on CPUs without VNNI instructions; safe everywhere.",
-        json_schema_extra=ADVANCED,
-    )
+    reduce_range: ReduceRange = True
     exclude: Exclude = ()
     control: Control = True
     batch_size: BatchSize = 64

@@ -8,9 +8,9 @@ from registry.errors import Unfit
 from registry.recipes.fields import (
     ADVANCED,
     BaseRecipe,
-    Column,
     DatasetReference,
     Frozen,
+    LabelColumn,
     ModelReference,
     Produces,
     Split,
@@ -109,7 +109,7 @@ class Search(Frozen):
         description="Looked at once, for what is kept.",
         json_schema_extra=ADVANCED,
     )
-    label_column: Column = Field(default="label", title="Label column", json_schema_extra=ADVANCED)
+    label_column: LabelColumn = "label"
     seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra=ADVANCED)
 
     @model_validator(mode="after")

@@ -8,12 +8,14 @@ from registry.errors import Unfit
 from registry.recipes.fields import (
     ADVANCED,
     BaseRecipe,
-    Column,
     DatasetReference,
     Frozen,
+    ImageColumn,
+    LabelColumn,
     ModelReference,
     Produces,
     Split,
+    TextColumn,
     output_field,
 )
 
@@ -160,9 +162,9 @@ class Train(Frozen):
         description="Measured once, after training. Empty: none.",
         json_schema_extra=ADVANCED,
     )
-    text_column: Column = Field(default="text", title="Text column", json_schema_extra=ADVANCED)
-    image_column: Column = Field(default="image", title="Image column", json_schema_extra=ADVANCED)
-    label_column: Column = Field(default="label", title="Label column", json_schema_extra=ADVANCED)
+    text_column: TextColumn = "text"
+    image_column: ImageColumn = "image"
+    label_column: LabelColumn = "label"
 
 
 class TrainRecipe(BaseRecipe):

@@ -10,9 +10,12 @@ from registry.recipes.fields import (
     Column,
     DatasetReference,
     Frozen,
+    ImageColumn,
+    LabelColumn,
     ModelReference,
     Produces,
     Split,
+    TextColumn,
     output_field,
 )
 
@@ -35,8 +38,8 @@ class Predict(Frozen):
         description="Empty: all rows.",
         json_schema_extra=ADVANCED,
     )
-    text_column: Column = Field(default="text", title="Text column", json_schema_extra=ADVANCED)
-    image_column: Column = Field(default="image", title="Image column", json_schema_extra=ADVANCED)
+    text_column: TextColumn = "text"
+    image_column: ImageColumn = "image"
     label_column: Column = Field(
         default="label",
         title="Label column",
@@ -54,9 +57,9 @@ class Evaluate(Frozen):
     batch_size: int = Field(default=64, ge=1, le=4096, title="Batch size")
     split: Split = Field(default="test", title="Split")
     latency: bool = Field(default=True, title="Measure latency")
-    text_column: Column = Field(default="text", title="Text column", json_schema_extra=ADVANCED)
-    image_column: Column = Field(default="image", title="Image column", json_schema_extra=ADVANCED)
-    label_column: Column = Field(default="label", title="Label column", json_schema_extra=ADVANCED)
+    text_column: TextColumn = "text"
+    image_column: ImageColumn = "image"
+    label_column: LabelColumn = "label"
 
 
 class InferRecipe(BaseRecipe):
