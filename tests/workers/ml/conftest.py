@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.workers.ml.little import write_digits, write_texts
 from workers.ml import evaluate
 
 
@@ -18,3 +19,13 @@ def hasty_measurements(monkeypatch, request):
 def real_footprint(monkeypatch):
     """Let a test start the process that measures memory, with the environment of a job."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("texts"))

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from registry.errors import Invalid, RegistryError
-from tests.workers.ml.little import run_job, train_recipe, write_digits
+from tests.workers.ml.little import run_job, train_recipe
 from workers.ml.compress.aware import Aware, finish, prepare
 from workers.ml.graphs import inspect_onnx
 
@@ -29,11 +29,6 @@ def recipe(*steps, **more):
         "steps": list(steps),
         **more,
     }
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from tests.workers.ml.little import (
     run_job,
     train_recipe,
     write_cnn,
-    write_digits,
     write_encoder,
 )
 from workers.ml import myz
@@ -58,11 +57,6 @@ def taken(call, *args):
         reason = error.reason
     assert reason == "malformed_file"
     return None
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from tests.workers.ml.little import (
     run_job,
     train_recipe,
     write_cnn,
-    write_digits,
     write_lstm,
     write_texts,
 )
@@ -28,11 +27,6 @@ from workers.ml.infer.engines import OnnxEngine
 from workers.ml.infer.runtime import load_runtime
 
 EXPORT = {"kind": "compress", "model": "alice/tiny@1", "steps": [{"method": "export_onnx"}]}
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from tests.workers.ml.little import (
     run_job,
     train_recipe,
     write_cnn,
-    write_digits,
     write_encoder,
     write_texts,
 )
@@ -32,16 +31,6 @@ from workers.ml.probes import NOWHERE
 
 BUDGET = {"batch_size": 16, "learning_rate": 0.01, "checkpoint_interval": 5, "epochs": 2}
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from tests.workers.ml.little import (
     read_events,
     run_job,
     write_encoder,
-    write_texts,
 )
 from tests.workers.ml.test_formats import Trap
 from workers.ml.architectures.sentence_encoder import Pooling, longest_text, read_pooling
@@ -26,11 +25,6 @@ from workers.ml.probes import NOWHERE
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     return write_encoder(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 def embed(path, texts):

@@ -18,7 +18,6 @@ from tests.workers.ml.little import (
     start_process,
     train_recipe,
     write_cnn,
-    write_digits,
     write_job,
     write_texts,
 )
@@ -26,11 +25,6 @@ from tests.workers.ml.test_formats import Trap
 
 pytestmark = pytest.mark.slow
 LONG = {"epochs": 60, "checkpoint_interval": 3, "validation_fraction": 0.0, "test_split": None}
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 def said(events, kind):

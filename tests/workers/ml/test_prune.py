@@ -16,9 +16,7 @@ from tests.workers.ml.little import (
     read_state,
     run_job,
     train_recipe,
-    write_digits,
     write_encoder,
-    write_texts,
 )
 from tests.workers.ml.test_training import StopAfter
 from workers.ml.architectures import build
@@ -32,16 +30,6 @@ from workers.ml.structure import factored, resized, stored_names, with_change
 
 BUDGET = {"batch_size": 16, "learning_rate": 0.01, "checkpoint_interval": 5, "epochs": 2}
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from tests.workers.ml.little import (
     run_job,
     train_recipe,
     write_cnn,
-    write_digits,
     write_encoder,
     write_lstm,
     write_texts,
@@ -26,11 +25,6 @@ from workers.ml.compress.quantize import Static, quantize_with_ranges
 from workers.ml.compress.weight_only import Options, quantize_weights
 from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.engines import OnnxEngine
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
