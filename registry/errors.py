@@ -233,6 +233,25 @@ class Unavailable(RegistryError):
     title = "Not available right now"
 
 
+class NotLoaded(Unavailable):
+    """A model that sleeps or is being loaded; `retry_after` is how many seconds that may take."""
+
+    code = "not_loaded"
+    title = "The model is not loaded yet"
+
+    def __init__(
+        self, template: str, /, *, retry_after: int, code: str | None = None, **values: object
+    ) -> None:
+        super().__init__(template, code=code, errors=(), retry_after=retry_after, **values)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(RegistryError):
+    code = "deadline_exceeded"
+    status = 504
+    title = "Out of time"
+
+
 class StorageFull(RegistryError):
     code = "storage_full"
     status = 507
