@@ -4,7 +4,7 @@ import base64
 import hashlib
 import secrets
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -15,13 +15,14 @@ from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.sessions.backends.db import SessionStore
-from django.db.models import OuterRef
+from django.db.models import OuterRef, QuerySet
 from django.db.models.functions import JSONObject
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
 from registry.errors import Denied, Unauthenticated
 from registry.models import ANONYMOUS, Actor, Grant, Membership, Token, User
+from registry.models.access import TokenQuerySet
 from registry.prepared import Parameter, Question
 
 TOKEN_PREFIX = "my_"  # noqa: S105 - the public beginning of every token
@@ -86,24 +87,25 @@ def actor_for_user(user: User, visit: Visit) -> Actor:
 @cache
 def _token_question() -> Question:
     """Ask for a live token, its person, roles and grants: every program's request begins so."""
+    tokens = Token.objects.live().filter(digest=Parameter("digest"))
+    return Question(_with_rights(tokens))
+
+
+def _with_rights(tokens: TokenQuerySet) -> QuerySet[Any, Any]:
     roles = Membership.objects.filter(user_id=OuterRef("user_id"))
     grants = Grant.objects.filter(user_id=OuterRef("user_id"))
-    tokens = Token.objects.live().filter(digest=Parameter("digest"))
-    return Question(
-        tokens.values(
-            "id",
-            "scopes",
-            "namespace_id",
-            "repository_id",
-            "last_used_at",
-            "user_id",
-            "user__username",
-            "user__is_superuser",
-            roles=ArraySubquery(roles.values(pair=JSONObject(place="namespace_id", role="role"))),
-            grants=ArraySubquery(
-                grants.values(pair=JSONObject(place="repository_id", role="role"))
-            ),
-        )
+    return tokens.values(
+        "id",
+        "digest",
+        "scopes",
+        "namespace_id",
+        "repository_id",
+        "last_used_at",
+        "user_id",
+        "user__username",
+        "user__is_superuser",
+        roles=ArraySubquery(roles.values(pair=JSONObject(place="namespace_id", role="role"))),
+        grants=ArraySubquery(grants.values(pair=JSONObject(place="repository_id", role="role"))),
     )
 
 
@@ -131,6 +133,10 @@ def actor_from_token(secret: str, visit: Visit) -> Actor:
     last_used_at = found["last_used_at"]
     if last_used_at is None or now - last_used_at > timedelta(minutes=5):
         Token.objects.filter(pk=found["id"]).update(last_used_at=now)
+    return _actor_of(found, visit)
+
+
+def _actor_of(found: Mapping[str, Any], visit: Visit) -> Actor:
     scopes = frozenset(found["scopes"])
     return Actor(
         user_id=found["user_id"],
@@ -146,6 +152,12 @@ def actor_from_token(secret: str, visit: Visit) -> Actor:
         request_id=visit.request_id,
         ip=visit.ip,
     )
+
+
+def actors_of(digests: Collection[str], visit: Visit) -> dict[str, Actor]:
+    """Make the actors of those tokens that are live, by digest, in one query."""
+    tokens = Token.objects.live().filter(digest__in=digests)
+    return {row["digest"]: _actor_of(row, visit) for row in _with_rights(tokens)}
 
 
 def actor_from_authorization(header: str | None, visit: Visit) -> Actor:

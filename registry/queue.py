@@ -116,6 +116,85 @@ def publish(job_id: object, events: Sequence[Mapping[str, Any]]) -> None:
         _patience.failed(f"events of job {job_id}", error)
 
 
+# --- Serving -------------------------------------------------------------------------------------
+
+ROUTES_CHANNEL = "modelyard:routes"
+_REPLICAS = "modelyard:replicas"
+
+
+def announce_routes() -> None:
+    """Tell serving processes to read their routes now; they do now and then by themselves."""
+    if _patience.resting:
+        return
+    try:
+        _client(settings.REDIS_URL).publish(ROUTES_CHANNEL, "")
+    except (redis.RedisError, OSError) as error:
+        _patience.failed("a change of routes", error)
+
+
+class RouteListener:
+    """Hears `announce_routes`, for one thread of a serving process."""
+
+    def __init__(self) -> None:
+        self._channel: redis.client.PubSub | None = None
+
+    def wait(self, seconds: float) -> bool:
+        """Give whether routes were announced within `seconds`; without a broker, wait so long."""
+        ends = time.monotonic() + seconds
+        try:
+            if self._channel is None:
+                channel = _client(settings.REDIS_URL).pubsub()  # type: ignore[no-untyped-call]
+                channel.subscribe(ROUTES_CHANNEL)
+                self._channel = channel
+            while (left := ends - time.monotonic()) > 0:
+                message = self._channel.get_message(timeout=left)
+                if message is not None and message["type"] == "message":
+                    return True
+        except (redis.RedisError, OSError) as error:
+            logger.warning("The broker announces no routes: %s", error)
+            self.close()
+            time.sleep(max(0.0, ends - time.monotonic()))
+        return False
+
+    def close(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+
+def report_replica(replica_id: str, status: Mapping[str, Any], seconds: float) -> None:
+    """Keep what a serving process says of itself, for so long."""
+    if _patience.resting:
+        return
+    now = time.time()
+    try:
+        with _client(settings.REDIS_URL).pipeline(transaction=False) as pipeline:
+            pipeline.set(_replica_key(replica_id), json.dumps(status), px=int(seconds * 1000))
+            pipeline.zadd(_REPLICAS, {replica_id: now + seconds})
+            pipeline.zremrangebyscore(_REPLICAS, "-inf", now)
+            pipeline.execute()
+    except (redis.RedisError, OSError) as error:
+        _patience.failed(f"what replica {replica_id} says", error)
+
+
+def read_replicas() -> list[dict[str, Any]]:
+    """Read what serving processes last said of themselves; none while the broker is away."""
+    if _patience.resting:
+        return []
+    try:
+        client = _client(settings.REDIS_URL)
+        names: Any = client.zrange(_REPLICAS, 0, -1)
+        said: Any = client.mget([_replica_key(name.decode()) for name in names]) if names else []
+    except (redis.RedisError, OSError) as error:
+        _patience.failed("a question for replicas", error)
+        return []
+    return [json.loads(one) for one in said if one is not None]
+
+
+def _replica_key(replica_id: str) -> str:
+    return f"modelyard:replica:{replica_id}"
+
+
 @functools.cache
 def _sender(redis_url: str) -> Celery:
     """Make a sender of its own: the web process never loads the workers' tasks."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from django.conf import settings
 
-from registry.models import Artifact, Job, Verdict, Version
+from registry.models import Artifact, Job, Version, openable_files
 from registry.services.blobs import inspect_kept
 from registry.storage import Storage
 from workers import sandbox
@@ -82,22 +82,11 @@ class JobFolder:
 
 
 def _files_of(version: Version) -> dict[str, str]:
-    """Map the paths of what a job may open to digests: what was converted instead of what can run.
-
-    A file that can run code never reaches a job.
-    """
+    """Map the paths of what a job may open to digests, once the present readers have looked."""
     artifacts = Artifact.objects.filter(revision=version.revision_id).select_related("blob")
-    files = {
-        artifact.path: artifact.blob.sha256
-        for artifact in artifacts
-        if inspect_kept(artifact.path, artifact.blob).verdict != Verdict.QUARANTINED
-    }
-    converted = {
-        made.path: made.blob.sha256
-        for made in version.derivatives.converted().select_related("blob").order_by("pk")
-        if inspect_kept(made.path, made.blob).verdict != Verdict.QUARANTINED
-    }
-    return {**converted, **files}
+    for one in (*artifacts, *version.derivatives.converted().select_related("blob")):
+        inspect_kept(one.path, one.blob)
+    return {path: blob.sha256 for path, blob in openable_files([version])[version.pk].items()}
 
 
 def _place(storage: Storage, sha256: str, target: Path) -> None:

@@ -41,6 +41,8 @@ from registry.models.catalog import (
 )
 from registry.models.evidence import Evaluation, LineageEdge, LineageRole, Signature, is_better
 from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
+from registry.models.openable import openable_files
+from registry.models.serving import Deployment, DeploymentRole, Endpoint
 from registry.models.webhooks import Delivery, DeliveryState, Webhook
 
 __all__ = [
@@ -57,9 +59,12 @@ __all__ = [
     "Decision",
     "Delivery",
     "DeliveryState",
+    "Deployment",
+    "DeploymentRole",
     "Derivative",
     "DirectUpload",
     "DownloadCount",
+    "Endpoint",
     "Evaluation",
     "Event",
     "Grant",
@@ -93,4 +98,5 @@ __all__ = [
     "Worker",
     "ending_of",
     "is_better",
+    "openable_files",
 ]

@@ -329,13 +329,14 @@ class VersionQuerySet(models.QuerySet["Version"]):
         )
 
     def held(self) -> Self:
-        """Keep those that must not vanish: an alias names them, or an unfinished job reads them.
+        """Keep those that must not vanish: an alias names them, they serve, a job reads them.
 
         Whatever else comes to use versions while they are there belongs in this condition.
         """
         named = Alias.objects.filter(version=OuterRef("pk"))
         reading = Q(read_by_jobs__state__in=("queued", "running"))
-        return self.filter(Exists(named) | reading).distinct()
+        serving = Q(deployments__isnull=False)
+        return self.filter(Exists(named) | reading | serving).distinct()
 
     def main_line(self) -> Self:
         return self.filter(variant="")

@@ -374,7 +374,7 @@ def require_unheld(versions: VersionQuerySet) -> None:
     """Pass when all these versions may vanish.
 
     Raises:
-        Conflict: an alias names one of them, or a job that is not finished reads one.
+        Conflict: an alias names one of them, it is deployed, or an unfinished job reads one.
 
     """
     held = versions.held().select_related("repository__namespace").order_by("number").first()
@@ -387,6 +387,14 @@ def require_unheld(versions: VersionQuerySet) -> None:
             code="version_aliased",
             version=held.ref,
             alias=alias.name,
+        )
+    deployment = held.deployments.select_related("endpoint__namespace").order_by("pk").first()
+    if deployment is not None:
+        raise Conflict(
+            "{version} is deployed at {endpoint}; undeploy it first.",
+            code="version_deployed",
+            version=held.ref,
+            endpoint=deployment.endpoint,
         )
     raise Conflict(
         "A job is reading {version}; cancel it or wait for it to end.",

@@ -1,0 +1,221 @@
+"""Where requests for models go: what serving processes read now and then, and route by."""
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from threading import Lock
+
+from pydantic import ValidationError
+
+from registry.models import (
+    Actor,
+    Alias,
+    Deployment,
+    DeploymentRole,
+    Repository,
+    Version,
+    Visibility,
+    openable_files,
+)
+from registry.serving_options import ServingOptions
+
+# What a model computes with; the rest of a version (cards, tokenizers, labels) goes with it.
+_WEIGHTS = frozenset(
+    {".onnx", ".safetensors", ".pt2", ".gguf", ".myz", ".npz", ".npy", ".h5", ".keras", ".data"}
+)
+_REMEMBERED_VERSIONS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedFile:
+    """A file that a serving process may open."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """A version as it is served; one that is called without being deployed has the id 0."""
+
+    id: int
+    version_id: int
+    repository: str
+    number: int
+    variant: str
+    weights_sha256: str
+    role: str
+    weight: int
+    options: ServingOptions
+    files: tuple[ServedFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """An endpoint with what answers there."""
+
+    name: str
+    endpoint_id: int
+    namespace_id: int
+    repository_id: int
+    visibility: str
+    sticky: bool
+    deployments: tuple[Deployed, ...]
+
+    def may_be_called_by(self, actor: Actor) -> bool:
+        """Say whether the model exists for `actor`: as `Repository.objects.visible_to` has it."""
+        if "read" not in actor.scopes:
+            return False
+        if actor.limited_namespace_id not in {None, self.namespace_id}:
+            return False
+        if actor.limited_repository_id not in {None, self.repository_id}:
+            return False
+        return (
+            actor.is_admin
+            or self.visibility == Visibility.PUBLIC
+            or (self.visibility == Visibility.INTERNAL and not actor.is_anonymous)
+            or self.namespace_id in actor.roles
+            or self.repository_id in actor.grants
+        )
+
+
+class _FilesOfVersions:
+    """The files of versions that were asked for lately; those of a version that is ready stay."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._known: OrderedDict[int, tuple[ServedFile, ...]] = OrderedDict()
+
+    def of(self, versions: Iterable[Version]) -> Mapping[int, tuple[ServedFile, ...]]:
+        asked = {version.pk: version for version in versions}
+        with self._lock:
+            found = {key: self._known[key] for key in asked if key in self._known}
+        missing = [version for key, version in asked.items() if key not in found]
+        if not missing:
+            return found
+        read = {
+            key: tuple(
+                ServedFile(path=path, sha256=blob.sha256, size_bytes=blob.size_bytes)
+                for path, blob in sorted(files.items())
+            )
+            for key, files in openable_files(missing).items()
+        }
+        with self._lock:
+            self._known.update(read)
+            while len(self._known) > _REMEMBERED_VERSIONS:
+                self._known.popitem(last=False)
+        return {**found, **read}
+
+
+_files = _FilesOfVersions()
+
+
+def read_routes() -> tuple[Route, ...]:
+    """Read every endpoint that something answers at, in a constant number of queries."""
+    rows = list(
+        Deployment.objects.filter(endpoint__repository__deleted_at=None)
+        .select_related("endpoint__namespace", "endpoint__repository__namespace")
+        .order_by("endpoint_id", "pk")
+    )
+    versions = _versions_of(rows)
+    files = _files.of(versions.values())
+    deployments: dict[int, list[Deployed]] = {}
+    for row in rows:
+        version = versions.get(row.pk)
+        deployments.setdefault(row.endpoint_id, [])
+        if version is not None:
+            deployments[row.endpoint_id].append(_deployed(version, files[version.pk], row))
+    endpoints = {row.endpoint_id: row.endpoint for row in rows}
+    return tuple(
+        Route(
+            name=endpoint.full_name,
+            endpoint_id=endpoint.pk,
+            namespace_id=endpoint.repository.namespace_id,
+            repository_id=endpoint.repository_id,
+            visibility=endpoint.repository.visibility,
+            sticky=endpoint.sticky,
+            deployments=tuple(deployments[endpoint.pk]),
+        )
+        for endpoint in endpoints.values()
+    )
+
+
+def _versions_of(rows: Iterable[Deployment]) -> Mapping[int, Version]:
+    """Map deployments to the versions that they serve now; not to those that must not run."""
+    rows = list(rows)
+    following = {row.endpoint.repository_id for row in rows if row.alias}
+    aliases = {
+        (repository_id, name): version_id
+        for repository_id, name, version_id in Alias.objects.filter(
+            repository__in=following
+        ).values_list("repository_id", "name", "version_id")
+    }
+    wanted = {
+        row.pk: row.version_id or aliases.get((row.endpoint.repository_id, row.alias))
+        for row in rows
+    }
+    usable = Version.objects.usable().filter(pk__in={key for key in wanted.values() if key})
+    found = {version.pk: version for version in usable}
+    versions = {}
+    for row in rows:
+        version = found.get(wanted[row.pk] or 0)
+        if version is not None:
+            version.repository = row.endpoint.repository
+            versions[row.pk] = version
+    return versions
+
+
+def find_deployed(route: Route, number_or_alias: str) -> Deployed | None:
+    """Find a version of an endpoint's model that is not deployed there: `3`, `@alias`, `latest`."""
+    repository = Repository.objects.filter(pk=route.repository_id, deleted_at=None)
+    versions = Version.objects.usable().filter(repository__in=repository)
+    versions = versions.select_related("repository__namespace")
+    version = None
+    if re.fullmatch(r"[0-9]{1,9}", number_or_alias):
+        version = versions.filter(number=int(number_or_alias)).first()
+    elif number_or_alias.startswith("@") and "\0" not in number_or_alias:
+        version = versions.filter(
+            aliases__name=number_or_alias[1:], aliases__repository=route.repository_id
+        ).first()
+    elif number_or_alias == "latest":
+        version = versions.main_line().order_by("-number").first()
+    return _deployed(version, _files.of([version])[version.pk], None) if version else None
+
+
+def _deployed(version: Version, files: tuple[ServedFile, ...], row: Deployment | None) -> Deployed:
+    return Deployed(
+        id=row.pk if row else 0,
+        version_id=version.pk,
+        repository=version.repository.full_name,
+        number=version.number,
+        variant=version.variant,
+        weights_sha256=weights_digest(files),
+        role=row.role if row else DeploymentRole.LIVE.value,
+        weight=row.weight if row else 0,
+        options=read_options(row.options) if row else ServingOptions(),
+        files=files,
+    )
+
+
+def read_options(stored: Mapping[str, object]) -> ServingOptions:
+    """Read what a deployment is to be served with; what another release wrote may not hold here."""
+    try:
+        return ServingOptions.model_validate(dict(stored))
+    except ValidationError as error:
+        wrong = {str(one["loc"][0]) for one in error.errors() if one["loc"]}
+        kept = {name: value for name, value in stored.items() if name not in wrong}
+        return ServingOptions.model_validate(kept)
+
+
+def weights_digest(files: Iterable[ServedFile]) -> str:
+    """Give one digest for the weights of a version: of the one file, or of the list of several."""
+    served = sorted(files, key=lambda file: file.path)
+    weights = [one for one in served if PurePosixPath(one.path).suffix.lower() in _WEIGHTS]
+    if len(weights) == 1:
+        return weights[0].sha256
+    listed = "".join(f"{one.sha256}  {one.path}\n" for one in weights or served)
+    return hashlib.sha256(listed.encode()).hexdigest()

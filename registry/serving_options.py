@@ -1,0 +1,76 @@
+"""How a deployment is served: plain numbers that the web process stores and serving obeys."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from registry.recipes.fields import ADVANCED, Frozen
+
+# What can compute a deployment; auto takes what the files allow, the fastest first.
+Runtime = Literal["auto", "onnxruntime", "torch"]
+
+
+def _whole(title: str, description: str, least: int, most: int, *, advanced: bool = True) -> Any:
+    extra = ADVANCED if advanced else None
+    return Field(title=title, description=description, ge=least, le=most, json_schema_extra=extra)
+
+
+class ServingOptions(Frozen):
+    """What may be set for a deployment; every field has a bound, for it is set by strangers."""
+
+    threads: Annotated[
+        int,
+        _whole(
+            "Threads",
+            "How many threads compute one batch. One is best unless the model is large.",
+            1,
+            64,
+        ),
+    ] = 1
+    max_batch_size: Annotated[
+        int,
+        _whole(
+            "Rows in a batch",
+            "Requests that wait are computed together, up to so many rows.",
+            1,
+            1024,
+            advanced=False,
+        ),
+    ] = 32
+    queue_size: Annotated[
+        int,
+        _whole(
+            "Places in the queue",
+            "Beyond so many waiting requests a caller is told to come again.",
+            1,
+            65_536,
+        ),
+    ] = 256
+    deadline_ms: Annotated[
+        int,
+        _whole(
+            "Deadline in milliseconds",
+            "A request that takes longer is refused, and a model that hangs is started again.",
+            10,
+            600_000,
+            advanced=False,
+        ),
+    ] = 30_000
+    idle_seconds: Annotated[
+        int,
+        _whole(
+            "Asleep after seconds",
+            "Without requests for so long the model leaves memory; 0 keeps it there.",
+            0,
+            604_800,
+            advanced=False,
+        ),
+    ] = 0
+    runtime: Annotated[
+        Runtime,
+        Field(
+            title="Runtime",
+            description="What computes the model; auto takes what its files allow.",
+            json_schema_extra=ADVANCED,
+        ),
+    ] = "auto"

@@ -1,0 +1,199 @@
+"""Routes: who may call what, what is served, in how many queries; tokens in one query."""
+
+import pickle
+import threading
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from registry import queue
+from registry.authenticate import Visit, actor_from_token, actors_of, digest_of
+from registry.models import (
+    ANONYMOUS,
+    Alias,
+    Deployment,
+    Endpoint,
+    Repository,
+    Token,
+    VersionState,
+)
+from registry.routes import find_deployed, read_options, read_routes
+from registry.serving_options import ServingOptions
+from tests.factories import UserFactory, make_model, make_token, make_version
+
+pytestmark = pytest.mark.django_db
+
+
+def endpoint_of(repository, **facts):
+    return Endpoint.objects.create(
+        namespace=repository.namespace, name=repository.name, repository=repository, **facts
+    )
+
+
+def deployed(owner, name="classifier", **facts):
+    repository = make_model(owner, name, **facts)
+    version = make_version(owner, repository)
+    endpoint = endpoint_of(repository)
+    Deployment.objects.create(endpoint=endpoint, version=version, weight=100)
+    return repository, version
+
+
+PLACES = st.sampled_from(["here", "other"])
+ROLES = st.sampled_from(["reader", "contributor", "maintainer", "owner"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    visibility=st.sampled_from(["public", "internal", "private"]),
+    signed_in=st.booleans(),
+    is_admin=st.booleans(),
+    roles=st.dictionaries(PLACES, ROLES),
+    grants=st.dictionaries(PLACES, ROLES),
+    scopes=st.frozensets(st.sampled_from(["read", "write", "jobs", "admin"])),
+    limited=st.tuples(st.none() | PLACES, st.none() | PLACES),
+)
+def test_who_may_call_is_who_sees_the_model(
+    world, *, visibility, signed_in, is_admin, roles, grants, scopes, limited
+):
+    repository, other = world
+    Repository.objects.filter(pk=repository.pk).update(visibility=visibility)
+    spaces = {"here": repository.namespace_id, "other": other.namespace_id, None: None}
+    models = {"here": repository.pk, "other": other.pk, None: None}
+    actor = replace(
+        ANONYMOUS,
+        scopes=scopes,
+        limited_namespace_id=spaces[limited[0]],
+        limited_repository_id=models[limited[1]],
+    )
+    if signed_in:
+        actor = replace(
+            actor,
+            user_id=1,
+            is_admin=is_admin,
+            roles={spaces[place]: role for place, role in roles.items()},
+            grants={models[place]: role for place, role in grants.items()},
+        )
+    route = next(one for one in read_routes() if one.repository_id == repository.pk)
+    seen = Repository.objects.visible_to(actor).filter(pk=repository.pk).exists()
+    assert route.may_be_called_by(actor) == seen
+
+
+@pytest.fixture
+def world():
+    here, _ = deployed(UserFactory())
+    other, _ = deployed(UserFactory())
+    return here, other
+
+
+def test_a_route_names_what_is_served(db):
+    owner = UserFactory()
+    repository, version = deployed(owner)
+    (route,) = read_routes()
+    assert (route.name, route.sticky) == (repository.full_name, False)
+    (one,) = route.deployments
+    assert (one.number, one.weight, one.role) == (version.number, 100, "live")
+    assert [file.path for file in one.files] == ["README.md", "config.json", "model.safetensors"]
+    weights = next(file for file in one.files if file.path == "model.safetensors")
+    assert one.weights_sha256 == weights.sha256
+    assert one.options == ServingOptions()
+
+
+def test_many_routes_cost_as_many_queries_as_one(django_assert_num_queries):
+    owner = UserFactory()
+    for name in ("a", "b", "c"):
+        deployed(owner, name)
+    read_routes()
+    with django_assert_num_queries(2):
+        assert len(read_routes()) == 3
+
+
+def test_a_deployment_follows_its_alias():
+    owner = UserFactory()
+    repository = make_model(owner)
+    first, second = make_version(owner, repository), make_version(owner, repository, message="2")
+    Alias.objects.create(repository=repository, name="champion", version=first)
+    Deployment.objects.create(endpoint=endpoint_of(repository), alias="champion", weight=100)
+    assert read_routes()[0].deployments[0].number == first.number
+    Alias.objects.filter(repository=repository).update(version=second)
+    assert read_routes()[0].deployments[0].number == second.number
+    Alias.objects.all().delete()
+    assert read_routes()[0].deployments == ()
+
+
+@pytest.mark.parametrize("state", ["pending", "quarantined", "failed", "archived"])
+def test_what_must_not_run_is_not_routed(state):
+    _, version = deployed(UserFactory())
+    version.state = state
+    version.save()
+    assert read_routes()[0].deployments == ()
+    assert find_deployed(read_routes()[0], str(version.number)) is None
+
+
+def test_a_file_that_can_run_code_is_not_served():
+    owner = UserFactory()
+    repository = make_model(owner)
+    version = make_version(
+        owner, repository, {"weights.pt": pickle.dumps({"weight": [1.0]}), "notes.txt": b"hello"}
+    )
+    version.state = VersionState.READY
+    version.save()
+    Deployment.objects.create(endpoint=endpoint_of(repository), version=version, weight=100)
+    (one,) = read_routes()[0].deployments
+    assert [file.path for file in one.files] == ["notes.txt"]
+
+
+def test_other_versions_are_found_on_demand():
+    owner = UserFactory()
+    repository, first = deployed(owner)
+    second = make_version(owner, repository, message="another")
+    Alias.objects.create(repository=repository, name="next", version=second)
+    (route,) = read_routes()
+    for asked in (str(second.number), "@next", "latest"):
+        found = find_deployed(route, asked)
+        assert (found.id, found.number) == (0, second.number)
+    assert find_deployed(route, str(first.number)).number == first.number
+    for unknown in ("99", "@nobody", "nonsense", "@\0", "0"):
+        assert find_deployed(route, unknown) is None
+
+
+def test_options_of_another_release_are_read_as_far_as_they_hold():
+    stored = {"threads": 2, "max_batch_size": -1, "of_tomorrow": True}
+    assert read_options(stored) == ServingOptions(threads=2)
+
+
+def test_live_tokens_become_actors_in_one_query(django_assert_num_queries):
+    people = [UserFactory(), UserFactory(), UserFactory()]
+    secrets = [make_token(person) for person in people]
+    Token.objects.filter(user=people[0]).delete()
+    people[1].is_active = False
+    people[1].save()
+    visit = Visit(door="serving")
+    with django_assert_num_queries(1):
+        found = actors_of([digest_of(secret) for secret in secrets], visit)
+    assert found == {digest_of(secrets[2]): actor_from_token(secrets[2], visit)}
+
+
+def test_announced_routes_are_heard():
+    listener = queue.RouteListener()
+    assert not listener.wait(0.01)
+    heard = []
+    waiting = threading.Thread(target=lambda: heard.append(listener.wait(10)))
+    waiting.start()
+    queue.announce_routes()
+    waiting.join()
+    listener.close()
+    assert heard == [True]
+
+
+def test_replicas_say_how_they_are_until_they_fall_silent():
+    queue.report_replica("one", {"id": "one", "models": 2}, 30)
+    queue.report_replica("two", {"id": "two"}, 30)
+    said = {replica["id"]: replica for replica in queue.read_replicas()}
+    assert said["one"]["models"] == 2
+    queue.report_replica("two", {"id": "two"}, 0.001)
+    queue.report_replica("one", {"id": "one", "models": 3}, 30)
+    while "two" in (said := {replica["id"]: replica for replica in queue.read_replicas()}):
+        pass
+    assert said["one"]["models"] == 3
