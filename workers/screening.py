@@ -13,13 +13,23 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
-from registry.errors import SILENCE, Invalid, Saying, StorageFull, Text, TooLarge, Unavailable
+from registry.errors import (
+    SILENCE,
+    Invalid,
+    RegistryError,
+    Saying,
+    StorageFull,
+    Text,
+    TooLarge,
+    Unavailable,
+)
 from registry.formats import inspect
 from registry.models import Screening, Version
 from registry.services import screening
@@ -48,6 +58,9 @@ _PASSING = frozenset(
 )
 
 
+# The format of an exported program, and what the inspector is asked to make of one besides ONNX.
+PROGRAMS = "pt2"
+PROGRAM = "program"
 _NO_TIME = Text("The files before it took all the time that the sandbox has for one version.")
 
 
@@ -178,7 +191,11 @@ def screen(row: Screening, inspector: Inspector) -> Version:
             )
             try:
                 conversions.append(_accept(file, said, target, path))
-                _keep(file, said)
+                notes = []
+                if file.format == PROGRAMS:
+                    left = until - time.monotonic()
+                    notes = list(_have_described(file, inspector, folder, left, conversions, taken))
+                _keep(file, replace(said, notes=[*said.notes, *notes]))
             except _NotConverted as refusal:
                 reasons[file.path] = refusal.why
                 _keep(file, said, refusal.why)
@@ -186,6 +203,38 @@ def screen(row: Screening, inspector: Inspector) -> Version:
                 reasons[file.path] = Saying.of(refusal)
                 _keep(file, said, reasons[file.path])
     return screening.finish_screening(row, conversions, reasons)
+
+
+def _have_described(
+    file: Held,
+    inspector: Inspector,
+    folder: Path,
+    seconds: float,
+    conversions: list[Conversion],
+    taken: frozenset[str],
+) -> Iterator[Saying]:
+    """Have an exported program written as what a job can train, too; say why where that fails.
+
+    The version runs without it: nothing that goes wrong here takes the ONNX file away.
+    """
+    path = screening.name_program(file.path)
+    if path in taken | {made.path for made in conversions}:
+        yield Saying.of(_not_trained(Text("{path} is there already.", path=path)))
+        return
+    target = folder / "described"
+    said = inspector.convert(
+        folder / "source", target, kind=PROGRAM, hints={}, seconds=max(1.0, seconds)
+    )
+    try:
+        conversions.append(_accept(file, said, target, path))
+    except _NotConverted as refusal:
+        yield Saying.of(_not_trained(refusal.why.text))
+    except (Invalid, TooLarge) as refusal:
+        yield Saying.of(_not_trained(refusal))
+
+
+def _not_trained(why: str | Text | RegistryError) -> Text:
+    return Text("Jobs can run it, but not train or prune it: {reason}", reason=why)
 
 
 def _seconds_for(files: Sequence[Held], least: int) -> float:

@@ -158,6 +158,11 @@ def name_conversion(path: str, format_name: str, *, alone: bool, taken: frozense
     return named if named not in taken else f"{path}.{ending}"
 
 
+def name_program(path: str) -> str:
+    """Name what jobs train of an exported program, beside its ONNX, as they look for it."""
+    return str(PurePosixPath(path).with_name("program.safetensors"))
+
+
 def refuse_screenings(lacks: str) -> int:
     """Quarantine what waits where no worker can contain it; give how many versions that were."""
     if sandbox_offered():

@@ -19,6 +19,9 @@ import torch
 from registry.errors import RegistryError, Saying, Text
 from registry.formats.facts import ReadRange
 from registry.formats.opcodes import walk_pickle
+from registry.formats.safetensors import MAX_HEADER_BYTES
+from workers.ml.export.program import NotDescribed, describe
+from workers.ml.program import METADATA, Program
 
 CONVERTIBLE = frozenset({"torch-zip", "torch-legacy", "torchscript", "pt2", "npz"})
 MAX_TENSORS = 100_000
@@ -28,6 +31,9 @@ MAX_PICKLE_BYTES = 16 * 1024 * 1024
 # Beyond this a protobuf message cannot go; larger models keep their weights as safetensors.
 MAX_ONNX_BYTES = 1900 * 1024 * 1024
 OPSET = 18
+# The kind to ask for when an exported program is wanted as what a job can train.
+PROGRAM = "program"
+_SAME = 1e-4
 
 _DTYPES = {
     torch.float64: "F64",
@@ -125,7 +131,7 @@ def convert(
     source.seek(0)
     try:
         report.format = _CONVERTERS[kind](_Task(source, size, sink, hints, report.notes))
-    except Refused as error:
+    except (Refused, NotDescribed) as error:
         report.reason = error
     except pickle.UnpicklingError:
         strange = [name for name in report.imports if not _is_harmless(name)]
@@ -244,12 +250,17 @@ def _flatten(
         left_out.append(prefix[:80])
 
 
-def _write_tensors(tensors: Mapping[str, torch.Tensor], size: int, sink: BinaryIO) -> None:
+def _write_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    size: int,
+    sink: BinaryIO,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a safetensors file; tensors that share their bytes each get their own.
 
     Two names for the same weights are usual, and both are asked for when they are loaded.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     limit = 2 * size + (1 << 20)
     for name, tensor in tensors.items():
@@ -267,6 +278,8 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], size: int, sink: BinaryI
         }
         offset += length
     text = json.dumps(header).encode()
+    if len(text) > MAX_HEADER_BYTES:
+        raise Refused("Its header would take {size} bytes.", size=len(text))
     text += b" " * (-len(text) % 8)
     sink.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
@@ -369,6 +382,24 @@ def _convert_program(task: _Task) -> str:
     return "onnx"
 
 
+def _describe_program(task: _Task) -> str:
+    """Write an exported program as plain data, once it is known to compute the same."""
+    opened = torch.export.load(task.source)
+    said, tensors = describe(opened)
+    module = Program(said, {name: list(found.shape) for name, found in tensors.items()})
+    module.load_state_dict(tensors, strict=True)
+    example = module.eval().example()
+    with torch.no_grad():
+        expected, found = opened.module()(*example), module(*example)
+    expected = expected[0] if isinstance(expected, tuple | list) else expected
+    largest = float(expected.double().abs().max()) if expected.numel() else 0.0
+    if not torch.allclose(expected.double(), found.double(), atol=_SAME * max(1.0, largest)):
+        raise Refused("Step by step it computes something else.")
+    metadata = {"format": "pt", METADATA: module.to_json()}
+    _write_tensors(tensors, task.size, task.sink, metadata)
+    return "safetensors"
+
+
 def _no_onnx(error: Exception) -> Text:
     return Text("No ONNX could be made of it ({error}).", error=_first_line(error))
 
@@ -409,4 +440,5 @@ _CONVERTERS: Mapping[str, Callable[[_Task], str]] = {
     "npz": _convert_arrays,
     "torchscript": _convert_script,
     "pt2": _convert_program,
+    PROGRAM: _describe_program,
 }

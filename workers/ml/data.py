@@ -456,6 +456,57 @@ def load_split(
     return Loaded(np.concatenate(inputs) if images else inputs, targets, dropped)
 
 
+def load_tensors(
+    split: Split,
+    labels: Labels,
+    *,
+    dtypes: Mapping[str, np.dtype[Any]],
+    label_column: str,
+    most: int | None,
+) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
+    """Read columns of numbers and their classes, within the memory limit.
+
+    Rows without a class are left out. The columns come in the order of `dtypes`, in these types.
+    """
+    blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in dtypes}
+    numbers: list[NDArray[np.int64]] = []
+    size = row = kept = 0
+    for rows in split.batches([*dtypes, label_column], _BLOCK):
+        found = number_labels(rows[label_column], labels, split, label_column, first_row=row)
+        row += len(found)
+        good = found >= 0
+        for name, dtype in dtypes.items():
+            values = rows[name]
+            if not isinstance(values, np.ndarray):
+                raise Invalid(
+                    "Column {name!r} of {file} is text; the model takes {dtype}.",
+                    code="bad_column",
+                    name=name,
+                    file=split.file.name,
+                    dtype=dtype,
+                )
+            blocks[name].append(values[good].astype(dtype, copy=False))
+            size += blocks[name][-1].nbytes
+        numbers.append(found[good])
+        kept += int(good.sum())
+        if size > MAX_LOADED_BYTES:
+            raise Invalid(
+                "{file} does not fit in {limit} GiB of memory.",
+                code="too_large",
+                file=split.file.name,
+                limit=MAX_LOADED_BYTES // 1024**3,
+            )
+        if most is not None and kept >= most:
+            break
+    if not kept:
+        raise Invalid(
+            "{file} has no row that can be used.", code="empty_split", file=split.file.name
+        )
+    return [np.concatenate(found)[:most] for found in blocks.values()], np.concatenate(numbers)[
+        :most
+    ]
+
+
 def load_texts(split: Split, column: str, most: int | None) -> list[str]:
     """Read and clean the texts of a split, within the memory limit; empty ones are left out."""
     texts: list[str] = []

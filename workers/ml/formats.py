@@ -21,6 +21,8 @@ from registry.errors import Invalid, Text
 from workers.ml import myz
 from workers.ml.architectures import KINDS, Kind, build, read_parameters
 from workers.ml.architectures.sentence_encoder import SentenceEncoder
+from workers.ml.program import FILE as PROGRAM
+from workers.ml.program import METADATA, NAME, Program, read_description
 from workers.ml.structure import check_runs, read_structure, replay
 
 CONFIG = "config.json"
@@ -73,9 +75,18 @@ class ModelFolder:
         return self.weights.suffix == ".onnx"
 
     @property
+    def is_program(self) -> bool:
+        """Whether the weights' own header says what is computed with them."""
+        said = self.config.get("architecture")
+        named = isinstance(said, dict) and said.get("name") == NAME
+        return not self.is_onnx and (named or self.weights.name == PROGRAM)
+
+    @property
     def is_transformer(self) -> bool:
         """Whether the files are laid out as Transformers writes them."""
-        return not self.is_onnx and isinstance(self.config.get("model_type"), str)
+        if self.is_onnx or self.is_program:
+            return False
+        return isinstance(self.config.get("model_type"), str)
 
     @property
     def labels(self) -> list[str]:
@@ -103,13 +114,17 @@ class ModelFolder:
         return self.stored.stat().st_size
 
 
-def open_model(path: Path) -> ModelFolder:
+def open_model(path: Path, *, trainable: bool = False) -> ModelFolder:
     """Find the weights of a version; say plainly what is there where they cannot be run.
 
     A version whose weights are coded is unpacked into a folder of its own, which goes with what is
-    returned.
+    returned. Of an exported program there is an ONNX file, which runs faster, and what can be
+    trained: `trainable` prefers that.
     """
-    if (path / WEIGHTS).is_file():
+    has_program = _has_program(path)
+    if has_program and (trainable or not (path / ONNX).is_file()):
+        weights = path / PROGRAM
+    elif (path / WEIGHTS).is_file():
         weights = path / WEIGHTS
     elif (path / MYZ).is_file():
         return _open_coded(path)
@@ -125,6 +140,17 @@ def open_model(path: Path) -> ModelFolder:
             "{weights} leads out of the version.", code="unsupported_format", weights=weights.name
         )
     return ModelFolder(path, weights, _read_config(path, weights))
+
+
+def _has_program(path: Path) -> bool:
+    """Tell whether there is an exported program, and not just a file of that name."""
+    if not (path / PROGRAM).is_file():
+        return False
+    try:
+        with safe_open(path / PROGRAM, framework="pt") as tensors:
+            return METADATA in (tensors.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _open_coded(path: Path) -> ModelFolder:
@@ -151,7 +177,7 @@ def _read_config(path: Path, weights: Path) -> dict[str, Any]:
     """Read the config.json that a state needs, and a graph may have."""
     if (path / CONFIG).is_file():
         return read_config(path)
-    if weights.suffix == ".onnx":
+    if weights.suffix == ".onnx" or weights.name == PROGRAM:
         return {}
     raise Invalid(
         "{weights} needs a {config} beside it that names the architecture.",
@@ -205,6 +231,23 @@ def _check_runs(module: nn.Module, kind: Kind) -> None:
     """Refuse layers that each fit the file, and not each other."""
     shape = [1, *(3 if size < 0 else size for size in kind.input_shape[1:])]
     check_runs(module, torch.ones(shape, dtype=getattr(torch, kind.input_dtype)))
+
+
+def load_program(folder: ModelFolder) -> Program:
+    """Build an exported program from the header of its weights, and fill it."""
+    shapes = read_shapes(folder.weights)
+    try:
+        with safe_open(folder.weights, framework="pt") as tensors:
+            said = read_description(tensors.metadata())
+    except (SafetensorError, OSError) as error:
+        raise damaged(folder.weights, error) from error
+    with torch.device("meta"):
+        module = Program(said, shapes)
+    replay(module, read_structure(folder.config), shapes)
+    check_shapes(folder.weights, module)
+    assign(module, read_tensors(folder.weights))
+    check_runs(module.eval(), *module.example())
+    return module
 
 
 def check_shapes(weights: Path, module: nn.Module) -> None:
@@ -272,7 +315,11 @@ def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None
     stored = module.stored() if isinstance(module, SentenceEncoder) else module.state_dict()
     state = {name: tensor.detach().cpu() for name, tensor in stored.items()}
     state = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    metadata = {"format": "pt"}
+    if isinstance(module, Program):
+        metadata[METADATA] = module.to_json()
+        config = {**config, "architecture": {"name": NAME}}
+    save_file(state, folder / WEIGHTS, metadata=metadata)
     save_config(config, folder)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from registry.errors import Invalid
 from workers.ml.data import Rows, TextSplit
-from workers.ml.infer.engines import OnnxEngine
+from workers.ml.infer.engines import OnnxEngine, ProgramEngine
 from workers.ml.infer.feeders import ImageFeeder, TensorFeeder
 from workers.ml.infer.runtime import Runtime
 
@@ -98,7 +98,7 @@ def probe_rows(runtime: Runtime, count: int) -> Rows:
     if isinstance(feeder, ImageFeeder):
         return {feeder.column: _noise(count)}
     if isinstance(feeder, TensorFeeder):
-        assert isinstance(runtime.engine, OnnxEngine)
+        assert isinstance(runtime.engine, OnnxEngine | ProgramEngine)
         return _tensors(runtime.engine.inputs(), count)
     texts: list[str | None] = [SENTENCES[at % len(SENTENCES)] for at in range(count)]
     return dict.fromkeys(feeder.columns, texts)

@@ -60,6 +60,10 @@ def _samples(module: nn.Module, image: torch.Tensor) -> dict[str, bytes]:
     made["torchscript"] = script.getvalue()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.pt2"
-        torch.export.save(torch.export.export(module, (image,)), path)
-        made["pt2"] = path.read_bytes()
+        rows = torch.export.Dim("rows", min=1, max=8)
+        program = torch.export.export(
+            module, (image.repeat(2, 1, 1, 1),), dynamic_shapes=({0: rows},)
+        )
+        torch.export.save(program, path)
+        made["pt2"] = made[convert.PROGRAM] = path.read_bytes()
     return made

@@ -27,9 +27,11 @@ from registry.storage import default_storage
 from tests.factories import UserFactory, make_model, make_token, make_version, safetensors_bytes
 from tests.registry.formats.samples import safetensors
 from tests.workers import hostile
+from tests.workers.ml.little import export_program
 from workers import sandbox, screening
 from workers.folder import JobFolder
 from workers.inspector import Findings, Inspector
+from workers.ml.formats import load_program, open_model
 from workers.screening import Screener, prune_workshops
 
 pytestmark = pytest.mark.slow
@@ -213,6 +215,34 @@ def test_several_files_and_arrays_are_converted_each(post, screen, client, tmp_p
         "encoder/weights.safetensors",
     ]
     assert "__builtin__.print" in said["reasons"]["encoder/bad.pt"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_can_be_run_and_trained(post, screen, client):
+    net = hostile.Net().eval()
+    post(**{"program.pt2": export_program(net, torch.zeros(2, 3))})
+    version = screen()
+    made = client.get(f"{URL}/1/derivatives").json()["items"]
+    assert {one["path"] for one in made} == {"model.onnx", "program.safetensors"}
+    folder = JobFolder(uuid.uuid4(), 1)
+    folder.make()
+    folder.lay_out({"model": version}, default_storage(), lambda: None)
+    laid = folder.path / "inputs" / "model"
+    # The original stays away from jobs, contained or not.
+    assert {file.name for file in laid.iterdir()} == {"model.onnx", "program.safetensors"}
+    module = load_program(open_model(laid, trainable=True))
+    x = torch.rand(5, 3)
+    assert torch.allclose(module(x), net(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_of_one_fixed_size_says_how_to_export_it(post, screen, client):
+    post(**{"program.pt2": hostile.exported(hostile.Net(), torch.zeros(1, 3))})
+    screen()
+    (made,) = client.get(f"{URL}/1/derivatives").json()["items"]
+    assert made["path"] == "model.onnx"
+    (file,) = client.get(f"{URL}/1/files").json()["items"]
+    assert any("dynamic_shapes" in one for one in file["findings"])
 
 
 def test_where_files_cannot_be_contained_they_are_refused_and_never_opened(

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from registry import recipes
 from workers.ml.__main__ import _run
 from workers.ml.architectures import build
+from workers.ml.convert import PROGRAM, convert
 from workers.ml.events import Events
 from workers.ml.formats import describe_module, save_module
 from workers.ml.interrupt import Interrupt
@@ -248,3 +249,56 @@ def equal(first, second):
     return first.keys() == second.keys() and all(
         torch.equal(first[name], second[name]) for name in first
     )
+
+
+class Banded(torch.nn.Module):
+    """Somebody's own model over images of bytes: layers by torch's names, and a bare matrix."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+        )
+        self.pool = torch.nn.AdaptiveAvgPool2d((14, 2))
+        self.drop = torch.nn.Dropout(0.1)
+        self.hidden = torch.nn.Linear(112, 24)
+        self.turn = torch.nn.Parameter(torch.eye(24))
+        self.classes = torch.nn.Linear(24, classes)
+
+    def forward(self, image):
+        x = self.pool(self.features(image.unsqueeze(1).float() / 255)).flatten(1)
+        return self.classes(self.drop(self.hidden(x).relu()) @ self.turn)
+
+
+def export_program(module, *example, free=None):
+    """Save a module as torch.export does; `free` are the axes of any length, of each input."""
+    out = io.BytesIO()
+    rows = torch.export.Dim("rows", min=1, max=4096)
+    axes = free or tuple({0: rows} for _ in example)
+    torch.export.save(torch.export.export(module, example, dynamic_shapes=axes), out)
+    return out.getvalue()
+
+
+def write_program(folder, digits, *, seed=0, classes=4):
+    """Write what the sandbox makes of an exported program: its ONNX, and what can be trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    module = Banded(classes)
+    rows = read_state(digits / "train.safetensors")
+    steps = torch.optim.Adam(module.parameters(), 0.01)
+    for _ in range(25):
+        steps.zero_grad()
+        torch.nn.functional.cross_entropy(module(rows["image"]), rows["label"]).backward()
+        steps.step()
+    module.eval()
+    data = export_program(module, torch.zeros(2, 28, 28, dtype=torch.uint8))
+    for kind, name in (("pt2", "model.onnx"), (PROGRAM, "program.safetensors")):
+        with (folder / name).open("wb") as sink:
+            said = convert(kind, io.BytesIO(data), len(data), sink, hints={})
+        assert said.format, said
+    config = {
+        "labels": [str(number) for number in range(classes)],
+        "preprocessing": {"kind": "image", "columns": {"image": "image"}},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return module

@@ -159,7 +159,7 @@ class Bench:
 
 def open_bench(job: Job, recipe: recipes.CompressRecipe) -> Bench:
     """Load the parent and the dataset; refuse before the work what would fail after it."""
-    given = open_model(job.input("model").path)
+    given = open_model(job.input("model").path, trainable=True)
     columns = given.columns
     parent = load_runtime(given, device=job.device, threads=job.threads, columns=columns)
     dataset = None

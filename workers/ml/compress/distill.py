@@ -26,6 +26,7 @@ from workers.ml.compress.learn import (
     train_module,
 )
 from workers.ml.compress.prune import KeepZeros
+from workers.ml.program import Program
 from workers.ml.structure import KEY
 from workers.ml.train.examples import TaughtExamples
 from workers.ml.train.goals import Classify, MatchVectors, Tensors
@@ -202,6 +203,13 @@ def check_student(step: recipes.Distill, bench: Bench) -> None:
         if "layers" in sizes:
             _check_depth(sizes["layers"], len(_layers_of(teacher)[1]))
         return
+    if isinstance(teacher, Program) and sizes:
+        raise Invalid(
+            "The shapes of an exported program are written into its graph, so no student of "
+            "another size can be built: leave the sizes empty, and what earlier steps left is the "
+            "student.",
+            code="fixed_shapes",
+        )
     if step.hidden_weight or step.attention_weight:
         raise Invalid(
             "Only encoders have hidden states and attention to learn from: set both weights to 0.",

@@ -18,17 +18,33 @@ from registry import recipes
 from registry.errors import Invalid
 from workers.ml import evaluate
 from workers.ml.compress.bench import Bench, Control
-from workers.ml.data import Labels, Loaded, check_columns, divide, load_split, load_texts
+from workers.ml.data import (
+    Labels,
+    Loaded,
+    check_columns,
+    divide,
+    load_split,
+    load_tensors,
+    load_texts,
+)
 from workers.ml.infer.engines import TorchEngine
-from workers.ml.infer.feeders import Feeder, ImageFeeder, WordPieceFeeder, WordsFeeder
+from workers.ml.infer.feeders import (
+    Feeder,
+    ImageFeeder,
+    TensorFeeder,
+    WordPieceFeeder,
+    WordsFeeder,
+)
 from workers.ml.infer.runtime import Runtime
 from workers.ml.measure import CHILD, Contest, HeldOut
+from workers.ml.program import Program
 from workers.ml.report import Metric
 from workers.ml.statistics import bootstrap_mean
 from workers.ml.train.examples import (
     Examples,
     ImageExamples,
     TaughtExamples,
+    TensorExamples,
     TextExamples,
     WordPieceExamples,
 )
@@ -88,6 +104,15 @@ def open_lessons(bench: Bench, budget: recipes.Budget) -> Lessons:
 
 def _read(bench: Bench, budget: recipes.Budget) -> tuple[Examples, Goal]:
     split, feeder = bench.training_split(), bench.parent.feeder
+    if bench.parent.answers == "classes" and isinstance(feeder, TensorFeeder):
+        tensors, labels = load_tensors(
+            split,
+            Labels(bench.parent.labels),
+            dtypes=feeder.dtypes,
+            label_column=_label_column(bench),
+            most=budget.max_rows,
+        )
+        return TensorExamples(tensors, labels), Classify()
     if bench.parent.answers == "classes":
         loaded = load_split(
             split,
@@ -97,7 +122,7 @@ def _read(bench: Bench, budget: recipes.Budget) -> tuple[Examples, Goal]:
             images=isinstance(feeder, ImageFeeder),
         )
         return _labelled(loaded, feeder, budget.max_rows), Classify()
-    if not isinstance(feeder, WordPieceFeeder):
+    if not isinstance(feeder, WordPieceFeeder) or isinstance(parent_module(bench), Program):
         raise Invalid(
             "This model has neither classes nor word pieces, so nothing here can train it.",
             code="cannot_train",

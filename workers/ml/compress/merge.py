@@ -197,7 +197,7 @@ def _load(bench: Bench, own: State, number: int) -> _Other:
             code="cannot_merge",
             other=named.title,
         )
-    folder = open_model(named.path)
+    folder = open_model(named.path, trainable=True)
     _check_words(bench.given, folder, named.title)
     runtime: Runtime = load_runtime(folder, device="cpu", threads=bench.job.threads)
     if not isinstance(runtime.engine, TorchEngine):

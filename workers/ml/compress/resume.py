@@ -11,7 +11,7 @@ from torch import nn
 from registry.errors import Invalid
 from workers.ml.architectures.sentence_encoder import load_sentence_encoder
 from workers.ml.compress.bench import Bench, Control
-from workers.ml.formats import load_module, open_model, save_module
+from workers.ml.formats import load_module, load_program, open_model, save_module
 from workers.ml.train.checkpoint import sync_folder, sync_tree
 
 _DONE = "done"
@@ -92,9 +92,11 @@ def take_up(bench: Bench) -> list[dict[str, Any]]:
 
 def _load(folder: Path) -> nn.Module:
     kept = open_model(folder)
+    if kept.is_program:
+        return load_program(kept)
     return load_sentence_encoder(folder) if kept.is_transformer else load_module(kept)[0]
 
 
 def _control(folder: Path) -> Control:
     kept = open_model(folder)
-    return Control(load_module(kept)[0], kept.config)
+    return Control(_load(folder), kept.config)

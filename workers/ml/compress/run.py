@@ -33,7 +33,7 @@ from workers.ml.compress.weight_only import quantize_weights_step
 from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
 from workers.ml.graphs import inspect_onnx
 from workers.ml.guards import refuse_guessing, warnings_of
-from workers.ml.infer.engines import OnnxEngine, TorchEngine
+from workers.ml.infer.engines import OnnxEngine, ProgramEngine, TorchEngine
 from workers.ml.infer.runtime import EMBEDDING, Runtime, load_runtime
 from workers.ml.job import Job
 from workers.ml.measure import (
@@ -190,6 +190,8 @@ def _config(bench: Bench) -> dict[str, Any]:
     config.pop(structure.KEY, None)
     if bench.structure and bench.module is not None:
         config[structure.KEY] = bench.structure
+    if isinstance(parent.engine, ProgramEngine) and parent.answers == "classes":
+        config.setdefault("signature", _signature(parent.engine, len(parent.labels)))
     config["compression"] = [_describe(step, bench.job) for step in bench.recipe.steps]
     if parent.answers == "embedding":
         config.setdefault("task", "feature-extraction")
@@ -209,6 +211,21 @@ def _config(bench: Bench) -> dict[str, Any]:
                 ],
             }
     return config
+
+
+def _signature(engine: ProgramEngine, classes: int) -> dict[str, Any]:
+    inputs = [
+        {
+            "name": name,
+            "dtype": str(dtype),
+            "shape": [-1 if axis is None else axis for axis in axes],
+        }
+        for name, (dtype, axes) in engine.inputs().items()
+    ]
+    return {
+        "inputs": inputs,
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, classes]}],
+    }
 
 
 def _describe(step: Any, job: Job) -> dict[str, Any]:

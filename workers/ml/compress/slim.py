@@ -23,6 +23,7 @@ from workers.ml.compress.prune import KeepZeros, layers_of, tune
 from workers.ml.evaluate import latency_feeds
 from workers.ml.infer.engines import TorchEngine
 from workers.ml.probes import NOWHERE, probe_rows
+from workers.ml.program import Program
 from workers.ml.structure import LowRank, check_runs, replace, resized, stored_names, with_change
 
 # Parts of one output that belong together, as in gated units, must lose the same places; which
@@ -337,6 +338,12 @@ def count_products(module: nn.Module, example: Sequence[Tensor]) -> int:
 def prune_structured_step(step: recipes.PruneStructured, bench: Bench) -> Mapping[str, Any]:
     """Slim what is on the bench, and let it learn to do without."""
     module = bench.need_module("Structured pruning").cpu()
+    if isinstance(module, Program):
+        raise Invalid(
+            "The shapes of an exported program are written into its graph, so no channel or unit "
+            "can be taken out of it: use prune_magnitude or svd, or export a smaller model.",
+            code="fixed_shapes",
+        )
     lessons = open_lessons(bench, step) if step.needs_rows else None
     example = example_of(bench)
     before = {"products": count_products(module, example), "parameters": _count(module)}

@@ -14,6 +14,7 @@ from registry.errors import Invalid
 from workers.ml.export.lstm import TRANSLATIONS, with_onnx_lstm
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
+from workers.ml.program import Program
 
 MAX_BATCH = 4096
 TOLERANCE = 1e-3
@@ -32,13 +33,7 @@ class Agreement:
 def export_onnx(engine: TorchEngine, example: Feeds, output_name: str, target: Path) -> None:
     """Write the module as one ONNX file without external data."""
     tensors = tuple(torch.from_numpy(_at_least_two(example[name])) for name in engine.input_names)
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    axes: list[dict[int, Any]] = [{0: batch} for _ in tensors]
-    if "image" not in engine.input_names:
-        sequence = torch.export.Dim("sequence", min=1, max=4096)
-        if "input_ids" in engine.input_names:
-            sequence = torch.export.Dim("sequence", min=1, max=512)
-        axes = [{0: batch, 1: sequence} for _ in tensors]
+    axes = _free_axes(engine)
     module = with_onnx_lstm(engine.module.to("cpu")).eval()
     several = hasattr(module, "input_names")  # a module that takes *tensors takes axes in a tuple
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -59,6 +54,21 @@ def export_onnx(engine: TorchEngine, example: Feeds, output_name: str, target: P
     program.save(target, external_data=False)
     strip_notes(target)
     check_axes(target, axes)
+
+
+def _free_axes(engine: TorchEngine) -> list[dict[int, Any]]:
+    """Name for each input the axes that may have any length."""
+    if isinstance(engine.module, Program):
+        return [
+            {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(port.shape) if size < 0}
+            for port in engine.module.ports
+        ]
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    if "image" in engine.input_names:
+        return [{0: batch} for _ in engine.input_names]
+    longest = 512 if "input_ids" in engine.input_names else 4096
+    sequence = torch.export.Dim("sequence", min=1, max=longest)
+    return [{0: batch, 1: sequence} for _ in engine.input_names]
 
 
 def check_axes(file: Path, axes: list[dict[int, Any]]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from registry.errors import Invalid
 from workers.ml.infer.feeders import Feeds
+from workers.ml.program import Program
 
 _DTYPES = {
     "tensor(bool)": np.dtype(np.bool_),
@@ -63,6 +64,24 @@ class TorchEngine:
             for name in self._inputs
         ]
         return {self._output: self.module(*tensors).float().cpu().numpy()}
+
+
+class ProgramEngine(TorchEngine):
+    """Runs an exported program, which knows the shapes of its inputs."""
+
+    def __init__(self, module: Program, output_name: str, device: str) -> None:
+        super().__init__(module, module.input_names, output_name, device)
+        self._ports = module.ports
+
+    def inputs(self) -> dict[str, tuple[np.dtype[Any], list[int | str | None]]]:
+        """Tell each input's type and shape; a free axis is nothing."""
+        return {
+            port.name: (
+                np.dtype(port.dtype),
+                [None if size < 0 else size for size in port.shape],
+            )
+            for port in self._ports
+        }
 
 
 class OnnxEngine:

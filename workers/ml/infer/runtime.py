@@ -11,8 +11,8 @@ from registry.errors import Invalid
 from workers.ml.architectures import KINDS
 from workers.ml.architectures.sentence_encoder import load_sentence_encoder, longest_text
 from workers.ml.data import Rows, Split
-from workers.ml.formats import ModelFolder, load_module
-from workers.ml.infer.engines import Engine, OnnxEngine, TorchEngine
+from workers.ml.formats import ModelFolder, load_module, load_program
+from workers.ml.infer.engines import Engine, OnnxEngine, ProgramEngine, TorchEngine
 from workers.ml.infer.feeders import (
     Feeder,
     Feeds,
@@ -84,7 +84,9 @@ def load_runtime(
     """Load a version; `columns` says which columns of the dataset to read."""
     named = {**DEFAULT_COLUMNS, **(columns or {})}
     if folder.is_onnx:
-        return _load_onnx(folder, named, device=device, threads=threads)
+        return _fed(folder, named, OnnxEngine(folder.weights, device=device, threads=threads))
+    if folder.is_program:
+        return _fed(folder, named, ProgramEngine(load_program(folder), "logits", device))
     if folder.is_transformer:
         encoder = load_sentence_encoder(folder.path)
         engine: Engine = TorchEngine(encoder, encoder.input_names, EMBEDDING, device)
@@ -96,8 +98,8 @@ def load_runtime(
     return Runtime(folder, engine, _feeder(folder, kind.preprocessing, named), "classes")
 
 
-def _load_onnx(folder: ModelFolder, named: dict[str, str], *, device: str, threads: int) -> Runtime:
-    engine = OnnxEngine(folder.weights, device=device, threads=threads)
+def _fed(folder: ModelFolder, named: dict[str, str], engine: OnnxEngine | ProgramEngine) -> Runtime:
+    """Feed what says itself what it takes, as config.json asks, or else column by column."""
     kind = folder.preprocessing.get("kind")
     if kind in {"image", "words"}:
         return Runtime(folder, engine, _feeder(folder, kind, named), "classes")

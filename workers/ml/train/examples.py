@@ -1,7 +1,7 @@
 """A split in memory, as the training loop takes it: any rows, by number, as a batch."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,22 @@ class ImageExamples:
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
         return (self._images[torch.from_numpy(rows)],)
+
+    def targets(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(self.labels[rows]),)
+
+
+class TensorExamples:
+    """Rows of plain tensors, one for each input of a module."""
+
+    def __init__(self, tensors: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> None:
+        self.lengths: NDArray[np.int64] | None = None
+        self._tensors = [torch.from_numpy(np.ascontiguousarray(tensor)) for tensor in tensors]
+        self.labels = labels
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        places = torch.from_numpy(rows)
+        return tuple(tensor[places] for tensor in self._tensors)
 
     def targets(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
         return (torch.from_numpy(self.labels[rows]),)

@@ -98,7 +98,7 @@ def _plan(job: Job, recipe: recipes.TrainRecipe, step: recipes.Train, dataset: D
     structure: list[dict[str, Any]] = []
     if recipe.model is not None:
         folder = open_model(job.input("model").path)
-        if folder.is_onnx or folder.is_transformer:
+        if folder.is_onnx or folder.is_transformer or folder.is_program:
             raise Invalid(
                 "Only models of this registry's architectures ({kinds}) can be trained further.",
                 code="unknown_architecture",
