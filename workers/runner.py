@@ -193,7 +193,7 @@ class _Attempt:
             _insist(lambda: jobs.confirm_cancel(self.claim))
             return False
         if watch.code == 0:
-            outcome = self._gather(inputs)
+            outcome = self._gather(inputs, watch.peak_bytes)
             _insist(lambda: jobs.finish_job(self.claim, outcome))
             return True
         if ending is Ending.STOPPED:
@@ -243,9 +243,12 @@ class _Attempt:
             ),
         )
 
-    def _gather(self, inputs: dict[str, Version]) -> Outcome:
-        """Store the files that the process left, and read its report."""
-        said = report.read_report(self.folder.out)
+    def _gather(self, inputs: dict[str, Version], peak_bytes: int) -> Outcome:
+        """Store the files that the process left, and read its report.
+
+        What the job was seen to hold is kept with it: the next one is estimated by that.
+        """
+        said = {**report.read_report(self.folder.out), "job_memory_bytes": peak_bytes}
         message = clean_text(said.get("message") or f"Made by {self.claim.kind}.")
         if self.claim.recipe.produces == "new_variants":
             variants = [
@@ -385,7 +388,7 @@ class _Watch:
         self._lines = _Lines()
         self._errors = bytearray()
         self.memory_limit = memory.job_limit(settings.JOB_MAX_MEMORY_BYTES)
-        self.held_bytes = 0
+        self.held_bytes = self.peak_bytes = 0
         self._weigh_at = 0.0
         self._deadline = time.monotonic() + settings.JOB_MAX_SECONDS
         self._ending: Ending | None = None
@@ -460,6 +463,7 @@ class _Watch:
         """See once a second how much memory the job holds."""
         self._weigh_at = time.monotonic() + _WEIGH_SECONDS
         self.held_bytes = memory.session_bytes(self.process.pid)
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         return self.held_bytes
 
     def _hear(self, block: bytes) -> None:

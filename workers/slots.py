@@ -18,7 +18,7 @@ from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
 from registry.services import jobs, workers
-from workers import sandbox
+from workers import memory, sandbox
 from workers.devices import probe_devices, usable_cores
 from workers.runner import Place, run_claimed
 
@@ -64,7 +64,8 @@ class Slots:
     # --- One thread that keeps house ----------------------------------------------------------
 
     def _keep_house(self) -> None:
-        devices = probe_devices()
+        limit = memory.job_limit(settings.JOB_MAX_MEMORY_BYTES)
+        devices = [{**device, "job_memory_bytes": limit} for device in probe_devices()]
         self._gpus = [device["index"] for device in devices if device["kind"] == "gpu"]
         if not self._gpus and "gpu" in self._served:
             self._served.remove("gpu")

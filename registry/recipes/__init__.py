@@ -43,6 +43,7 @@ from registry.recipes.train import (
     TextClassifier,
     Train,
     TrainRecipe,
+    count_parameters,
 )
 from registry.recipes.use import Evaluate, EvaluateRecipe, InferRecipe, Predict
 
@@ -89,6 +90,7 @@ __all__ = [
     "Train",
     "TrainQuantized",
     "TrainRecipe",
+    "count_parameters",
     "kind_of",
     "parse_recipe",
     "parse_reference",

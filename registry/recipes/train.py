@@ -64,6 +64,23 @@ class TextClassifier(Frozen):
 
 
 Architecture = Annotated[DigitsCnn | TextClassifier, Field(discriminator="name")]
+_POOLED_SIDE = 12
+
+
+def count_parameters(architecture: Architecture, *, classes: int) -> int:
+    """Count the parameters of an architecture without building it."""
+    if isinstance(architecture, DigitsCnn):
+        channels, hidden = architecture.channels, architecture.hidden_size
+        convolutions = 10 * channels + 2 * channels * (9 * channels + 1)
+        linear = (2 * channels * _POOLED_SIDE**2 + 1) * hidden
+        return convolutions + linear + (hidden + 1) * classes
+    ways = 2 if architecture.bidirectional else 1
+    hidden, width = architecture.hidden_size, architecture.embedding_size
+    count = architecture.vocabulary_size * width
+    for _layer in range(architecture.layers):
+        count += ways * 4 * hidden * (width + hidden + 2)
+        width = ways * hidden
+    return count + (width + 1) * classes
 
 
 class Train(Frozen):

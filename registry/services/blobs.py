@@ -12,6 +12,7 @@ from registry.models import (
     Actor,
     Artifact,
     Blob,
+    Derivative,
     DirectUpload,
     Inspection,
     Repository,
@@ -177,7 +178,7 @@ def _inspector_of(path: str) -> str:
     return f"{INSPECTOR}{ending_of(path)}"
 
 
-def inspection_of(artifact: Artifact) -> Inspection | None:
+def inspection_of(artifact: Artifact | Derivative) -> Inspection | None:
     """Give what readers found in a file, of the inspections its blob came with.
 
     Until the present readers have looked, what older ones found stands; what any of them holds back

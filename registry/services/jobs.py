@@ -111,6 +111,28 @@ def find_job(actor: Actor, job_id: str | uuid.UUID) -> Job:
     return found
 
 
+class Prepared(NamedTuple):
+    """A recipe that may be queued: its exact inputs, where its result goes, who may run it."""
+
+    recipe: Recipe
+    inputs: Mapping[str, Version]
+    namespace: Namespace
+    queue: str
+
+
+def prepare_job(*, actor: Actor, recipe: object) -> Prepared:
+    """Read a recipe as submitting does, with the same refusals, and write nothing."""
+    require_scope(actor, "jobs")
+    asked = parse_recipe(recipe)
+    inputs = {
+        role: _find_input(actor, role, reference, asked.field_of(role))
+        for role, reference in asked.references().items()
+    }
+    namespace = _require_place(actor, asked, inputs)
+    exact = asked.resolved({role: version.ref for role, version in inputs.items()})
+    return Prepared(exact, inputs, namespace, _choose_queue(exact))
+
+
 def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -> Job:
     """Queue a recipe; references to versions are made exact, so the job reads what is there now.
 
@@ -125,14 +147,7 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
             room for the result.
 
     """
-    require_scope(actor, "jobs")
-    asked = parse_recipe(recipe)
-    inputs = {
-        role: _find_input(actor, role, reference, asked.field_of(role))
-        for role, reference in asked.references().items()
-    }
-    namespace = _require_place(actor, asked, inputs)
-    exact = asked.resolved({role: version.ref for role, version in inputs.items()})
+    exact, inputs, namespace, lane = prepare_job(actor=actor, recipe=recipe)
     with transaction.atomic():
         _require_room(actor)
         _keep_inputs(inputs)
@@ -141,7 +156,7 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
             kind=exact.kind,
             recipe=exact.to_json(),
             namespace=namespace,
-            queue=_choose_queue(exact),
+            queue=lane,
             max_attempts=settings.JOB_MAX_ATTEMPTS,
             reproduces=reproduces,
             created_by_id=actor.user_id,
@@ -246,6 +261,11 @@ def _require_room(actor: Actor) -> None:
     """Hold the actor's row, so that two submissions at once cannot both take the last place."""
     assert actor.user_id is not None  # `require_scope` refuses the anonymous
     User.objects.select_for_update(no_key=True).get(pk=actor.user_id)
+    require_few_waiting(actor)
+
+
+def require_few_waiting(actor: Actor) -> None:
+    """Refuse one more job to whoever has as many waiting as one may have."""
     waiting = Job.objects.filter(created_by_id=actor.user_id, state=JobState.QUEUED).count()
     if waiting >= settings.JOB_MAX_QUEUED:
         raise QuotaExceeded(

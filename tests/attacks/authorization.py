@@ -257,6 +257,7 @@ API: Mapping[str, Line] = {
     "/api/v1/signing-key": {"get": ("everybody", 200)},
     # --- jobs; submitting is a write in the model's repository, whose visibility therefore matters
     "/api/v1/jobs": {"get": ("signed in", 200), "post": ("submit", 202, {"recipe": COMPRESS})},
+    "/api/v1/jobs/estimate": {"post": ("submit", 200, {"recipe": COMPRESS})},
     "/api/v1/jobs/{job}": {"get": ("see the job", 200)},
     "/api/v1/jobs/{job}/log": {"get": ("see the job", 200)},
     "/api/v1/jobs/{job}/cancel": {"post": ("move the job", 202)},

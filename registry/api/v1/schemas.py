@@ -635,6 +635,42 @@ class Job(Answer):
     finished_at: datetime | None
 
 
+class Figure(Answer):
+    """A number that probably lies between two; null where nobody knows."""
+
+    low: float | None
+    high: float | None
+    grounds: str = Field(description="What it rests on.")
+
+
+class MemoryFigure(Figure):
+    limit: int | None = Field(description="What one job may hold here; null where nobody said.")
+    fits: bool | None = Field(description="Whether it stays below the limit.")
+
+
+class Waiting(Answer):
+    before: int = Field(description="Jobs that wait in the same queue.")
+    running: int
+    workers: int = Field(description="Workers that serve the queue right now.")
+    grounds: str
+
+
+class QuotaAnswer(Answer):
+    fits: bool | None = Field(description="Whether the namespace has room for the result.")
+    grounds: str
+
+
+class Estimate(Answer):
+    recipe: dict[str, Any] = Field(description="As it would be queued, with exact versions.")
+    queue: str
+    seconds: Figure
+    read_bytes: Figure
+    result_bytes: Figure
+    memory_bytes: MemoryFigure
+    waiting: Waiting
+    quota: QuotaAnswer
+
+
 class JobPage(Answer):
     items: list[Job]
     next_cursor: str | None

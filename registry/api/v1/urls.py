@@ -69,6 +69,7 @@ urlpatterns = [
     *_repository_paths("model"),
     *_repository_paths("dataset"),
     path("jobs", jobs.JobList.as_view(), name="jobs"),
+    path("jobs/estimate", jobs.JobEstimate.as_view(), name="job-estimate"),
     path("jobs/<str:job>", jobs.JobOne.as_view(), name="job"),
     path("jobs/<str:job>/log", jobs.JobLog.as_view(), name="job-log"),
     path("jobs/<str:job>/cancel", jobs.JobCancel.as_view(), name="job-cancel"),

@@ -34,6 +34,7 @@ from registry.prepared import Parameter, Question
 from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.deletion import Deleted
 from registry.services.direct import parts_count
+from registry.services.estimates import Estimate, Figure
 from registry.services.quotas import QUOTAS, Quota, why_waiting
 
 Row = dict[str, Any]
@@ -394,6 +395,32 @@ def _job_body(job: Job, waits: Text | None) -> Row:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
     }
+
+
+def estimate_body(estimate: Estimate) -> Row:
+    return {
+        "recipe": estimate.recipe.to_json(),
+        "queue": estimate.queue,
+        "seconds": _figure_body(estimate.seconds),
+        "read_bytes": _figure_body(estimate.read_bytes),
+        "result_bytes": _figure_body(estimate.result_bytes),
+        "memory_bytes": {
+            **_figure_body(estimate.memory_bytes),
+            "limit": estimate.memory_limit_bytes,
+            "fits": estimate.fits_memory,
+        },
+        "waiting": {
+            "before": estimate.waiting.before,
+            "running": estimate.waiting.running,
+            "workers": estimate.waiting.workers,
+            "grounds": estimate.waiting.grounds.detail,
+        },
+        "quota": {"fits": estimate.fits_quota, "grounds": estimate.quota_grounds.detail},
+    }
+
+
+def _figure_body(figure: Figure) -> Row:
+    return {"low": figure.low, "high": figure.high, "grounds": figure.grounds.detail}
 
 
 def quota_body(quotas: Mapping[str, Quota]) -> Row:

@@ -18,10 +18,11 @@ from registry.models import Actor, Job, JobEvent, JobState, Kind, Repository
 from registry.pages import decode_cursor, decode_moment, encode_cursor
 from registry.recipes import RECIPES, parse_reference
 from registry.services.catalog import find_repository, namespaces_writable_by
+from registry.services.estimates import estimate_job
 from registry.services.jobs import cancel_job, find_job, reproduce_job, submit_job
 from registry.services.quotas import why_waiting
 from registry.services.reproduction import KINDS
-from registry.web import charts, recipe_forms, reports, searches, wording
+from registry.web import charts, estimates, recipe_forms, reports, searches, wording
 from registry.web.comparisons import MAKERS, results_of
 from registry.web.profiles import profile_of
 from registry.web.recipe_forms import Draft, RecipeForm
@@ -29,6 +30,7 @@ from registry.web.refusals import words_of
 from registry.web.visitor import actor_of, signed_in
 
 PAGE: Final = 20
+ESTIMATE: Final = "estimate"
 _LOG_LINES: Final = 300
 _METRIC_POINTS: Final = 20_000
 _REPRODUCTIONS: Final = 10
@@ -89,7 +91,8 @@ def new_job(request: HttpRequest) -> HttpResponse:
         initial |= searches.fields_of(way)
     initial["output"] = request.GET.get("output") or (f"{spaces[0].slug}/" if spaces else "")
     draft = Draft.of(kind, way, request.POST)
-    if action := request.POST.get("do", ""):
+    action, estimate = request.POST.get("do", ""), None
+    if action and action != ESTIMATE:
         draft = draft.changed(action)
         form = RecipeForm.drafted(kind, way, draft, auto_id="f-%s")
     else:
@@ -103,11 +106,12 @@ def new_job(request: HttpRequest) -> HttpResponse:
         )
         if request.method == "POST" and form.is_valid():
             try:
-                job = submit_job(actor=actor, recipe=form.recipe())
+                if action != ESTIMATE:
+                    job = submit_job(actor=actor, recipe=form.recipe())
+                    return redirect("web:job", job_id=job.pk)
+                estimate = estimate_job(actor=actor, recipe=form.recipe())
             except RegistryError as error:
                 form.show_refusal(error)
-            else:
-                return redirect("web:job", job_id=job.pk)
     context = {
         "form": form,
         "kind": kind,
@@ -117,7 +121,7 @@ def new_job(request: HttpRequest) -> HttpResponse:
         "kinds": recipe_forms.kinds(),
         "given": request.GET,
         "names": _names(actor),
-        "took_before": _took_before(actor, kind, model) if model else None,
+        "estimate": estimates.lines_of(estimate) if estimate else None,
     }
     return render(request, "job/new.html", context, status=422 if form.errors else 200)
 
@@ -135,19 +139,6 @@ def _usual_way(kind: str, model: Repository | None, *, continues: bool) -> str:
     if kind == searches.KIND:
         return searches.usual_goal(model.task if model else "")
     return recipe_forms.CONTINUE if kind == "train" and continues else ""
-
-
-def _took_before(actor: Actor, kind: str, model: Repository) -> float | None:
-    """Estimate a job by the last one of its kind with the same model."""
-    last = (
-        Job.objects.visible_to(actor)
-        .filter(kind=kind, state=JobState.SUCCEEDED, inputs__repository=model)
-        .exclude(started_at=None)
-        .order_by("-finished_at")
-        .values_list("started_at", "finished_at")
-        .first()
-    )
-    return (last[1] - last[0]).total_seconds() if last and last[0] and last[1] else None
 
 
 def _names(actor: Actor) -> dict[str, list[str]]:

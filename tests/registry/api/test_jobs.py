@@ -79,6 +79,28 @@ def test_numbers_out_of_bounds_are_refused(api, version):
     problem_of(api.post("jobs", raw=raw), 400, "not_finite")
 
 
+def test_an_estimate_queues_nothing(api, version):
+    recipe = {"kind": "compress", "model": "alice/classifier", "steps": [{"method": "export_onnx"}]}
+    answer = api.post("jobs/estimate", {"recipe": recipe})
+    body = answer.json()
+    assert (answer.status_code, body["queue"]) == (200, "cpu")
+    assert body["recipe"]["model"] == "alice/classifier@1"
+    assert body["seconds"]["low"] is None
+    assert body["read_bytes"]["low"] == body["read_bytes"]["high"] > 0
+    assert body["result_bytes"]["low"] < body["result_bytes"]["high"]
+    assert all(body[part]["grounds"] for part in ("seconds", "memory_bytes", "waiting", "quota"))
+    assert not Job.objects.exists()
+
+
+def test_an_estimate_refuses_as_submitting_does(api, alice, version):
+    bad = {"kind": "compress", "model": "alice/absent", "steps": [{"method": "export_onnx"}]}
+    body = problem_of(api.post("jobs/estimate", {"recipe": bad}), 404, "model_not_found")
+    assert body["errors"][0]["field"] == "model"
+    problem_of(api.post("jobs/estimate", {"recipe": {**bad, "steps": []}}), 400, "invalid")
+    read_only = api_of(alice, ("read", "write"))
+    problem_of(read_only.post("jobs/estimate", {"recipe": bad}), 403, "missing_scope")
+
+
 def test_an_input_that_is_not_there(api, version):
     body = problem_of(submit(api, model="alice/absent"), 404, "model_not_found")
     assert body["errors"][0]["field"] == "model"

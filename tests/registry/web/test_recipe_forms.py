@@ -174,3 +174,28 @@ def test_wrong_values_are_refused_at_the_field(name, sent):
 def test_defaults_of_lists_are_shown_as_they_are_typed():
     assert field_of("ratios").prepare_value((0.5, 0.9)) == "0.5, 0.9"
     assert field_of("layers").prepare_value(["a", "b"]) == "a\nb"
+
+
+def test_an_estimate_is_shown_beside_what_was_typed(as_owner, model):
+    response = as_owner.post(NEW, {**TWO, "do": "estimate"})
+    page = response.content.decode()
+    assert response.status_code == 200
+    assert not Job.objects.exists()
+    assert "Nothing was queued" in page
+    assert "parameters of olga/digits-cnn@2" in page
+    assert "not known" in page
+    assert methods_on(response) == ["export_onnx", "quantize_dynamic"]
+    assert 'value="small"' in page
+
+
+def test_an_estimate_reads_in_chinese(as_owner, model):
+    page = as_owner.post(f"/zh-hans{NEW}", {**TWO, "do": "estimate"}).content.decode()
+    assert "估算" in page
+    assert "Nothing was queued" not in page
+    assert "serves the queue" not in page
+
+
+def test_an_estimate_names_wrong_fields(as_owner, model):
+    response = as_owner.post(NEW, {**TWO, "model": "olga/absent", "do": "estimate"})
+    assert response.status_code == 422
+    assert "Nothing was queued" not in response.content.decode()

@@ -109,3 +109,17 @@ def test_classes_are_bounded(classes):
     with pytest.raises(Invalid) as caught:
         build(read_parameters({"name": "digits_cnn"}), classes=classes)
     assert caught.value.reason == "bad_labels"
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"name": "digits_cnn", "channels": 3, "hidden_size": 7},
+        TEXT,
+        {**TEXT, "layers": 2, "bidirectional": True},
+    ],
+)
+def test_parameters_are_counted_without_building(sizes):
+    parameters = read_parameters(sizes)
+    built = sum(weight.numel() for weight in build(parameters, classes=4).parameters())
+    assert recipes.count_parameters(parameters, classes=4) == built

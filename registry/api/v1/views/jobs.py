@@ -20,6 +20,7 @@ from registry.pages import Page, check_limit, decode_cursor, decode_moment, enco
 from registry.permissions import require_scope
 from registry.recipes import RECIPES, recipe_schema
 from registry.services import jobs
+from registry.services.estimates import estimate_job
 from registry.services.workers import LIVE_SECONDS
 
 _LOG_LINES = 10_000
@@ -59,6 +60,18 @@ class JobList(Resource):
     def post(self, request: Request) -> Response:
         job = jobs.submit_job(actor=self.actor, recipe=self.body(schemas.NewJob).recipe)
         return created(wire.job_body(job), reverse("api:job", args=[job.pk]), status=202)
+
+
+class JobEstimate(Resource):
+    @operation(
+        "estimate_job",
+        "Say what a recipe would take as a job, and on what grounds; nothing is queued.",
+        {200: schemas.Estimate},
+        body=schemas.NewJob,
+    )
+    def post(self, request: Request) -> Response:
+        recipe = self.body(schemas.NewJob).recipe
+        return Response(wire.estimate_body(estimate_job(actor=self.actor, recipe=recipe)))
 
 
 def _job_page(rows: QuerySet[Job], limit: int | None, cursor: str) -> Page:
