@@ -2,139 +2,103 @@
 
 Two networks of the Deep Compression paper, three seeds each, beside dense ones that trained for
 just as long; and whole versions, made smaller by our jobs and by other packages' one-line defaults.
-`COMPRESSION_ROWS=LeNet-5` (or `versions`) measures a part anew and keeps the rest; with
-`COMPRESSION_SEEDS=1` nothing is kept.
+`COMPRESSION_ROWS=LeNet-5` (a network, a model, or `versions`) measures a part anew and keeps the
+rest; `COMPRESSION_SEEDS=1` that seed alone (0,1,2: these), and a network is then only tried.
 """
 
+import itertools
 import json
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compressed import front
 from benchmarks.compressed.digits import open_digits
 from benchmarks.compressed.lenet import PLANS, Outcome, Plan, measure
-from benchmarks.compressed.rows import Measured, measure_all
-from benchmarks.report import RESULTS, Figure, keep
+from benchmarks.compressed.rows import SEEDS as MODELS
+from benchmarks.compressed.rows import Absent, Measured, measure_model
+from benchmarks.report import RESULTS, Figure, keep, write_page, write_part
 
 SEEDS = (0, 1, 2)
 VERSIONS = "versions"
-_LEAST_COSINE = 0.99
-_AS_GOOD = {"MiniLM": 0.0005}
 _HEAD = (
     "| network | dense, bytes | coded, bytes | times | not zero | accuracy | control | gap |",
     "|---|---:|---:|---:|---:|---:|---:|---:|",
-)
-_VERSIONS_HEAD = (
-    "| model | way | bytes | times | accuracy or cosine | lost | p | ms, batch 1 | of the parent |",
-    "|---|---|---:|---:|---:|---:|---:|---:|---:|",
 )
 
 
 def main() -> None:
     wanted = os.environ.get("COMPRESSION_ROWS")
-    seeds = SEEDS[: int(os.environ.get("COMPRESSION_SEEDS", len(SEEDS)))]
+    named = os.environ.get("COMPRESSION_SEEDS")
+    seeds = SEEDS if named is None else tuple(int(seed) for seed in named.split(","))
+    plans = [plan for plan in PLANS if wanted in {None, plan.name}]
+    models = [model for model in MODELS if wanted in {None, VERSIONS, model}]
+    outcomes, versions, absent = _kept()
     digits = open_digits()
-    measured = {
-        plan.name: [measure(plan, digits, seed) for seed in seeds]
-        for plan in PLANS
-        if wanted in {None, plan.name}
-    }
-    versions: list[Measured] = []
-    if wanted in {None, VERSIONS}:
+    for plan in plans:
+        outcomes[plan.name] = [measure(plan, digits, seed) for seed in seeds]
+        if seeds == SEEDS:
+            _keep(digits.source, outcomes, versions, absent)
+    for model, seed in itertools.product(models, seeds):
+        if seed >= MODELS[model]:
+            continue
         with tempfile.TemporaryDirectory(prefix="modelyard-bench-") as folder:
-            versions = measure_all(Path(folder))
-    if seeds == SEEDS:
-        kept_outcomes, kept_versions = _kept()
-        measured, versions = {**kept_outcomes, **measured}, versions or kept_versions
-    rows = [(plan, measured[plan.name]) for plan in PLANS if plan.name in measured]
-    print("\n".join([*_HEAD, *(_row(plan, found) for plan, found in rows)]))
-    print("\n".join([*_VERSIONS_HEAD, *map(_version_row, versions)]))
-    if seeds == SEEDS:
-        figures = [figure for plan, found in rows for figure in _figures(plan, found)]
-        details = {plan.name: [asdict(one) for one in found] for plan, found in rows}
-        keep(
-            "compression",
-            [*figures, *_version_figures(versions)],
-            data=digits.source,
-            outcomes=details,
-            versions=[asdict(one) for one in versions],
-        )
+            found = list(measure_model(model, seed, Path(folder)))
+        versions = [one for one in versions if (one.model, one.seed) != (model, seed)]
+        versions += [one for one in found if isinstance(one, Measured)]
+        absent = [one for one in absent if (one.model, one.seed) != (model, seed)]
+        absent += [one for one in found if isinstance(one, Absent)]
+        _keep(digits.source, outcomes, versions, absent)
+    print("\n".join(_tables(outcomes, versions, absent)))
 
 
-def _kept() -> tuple[dict[str, list[Outcome]], list[Measured]]:
-    """Give what a former run measured."""
+def _kept() -> tuple[dict[str, list[Outcome]], list[Measured], list[Absent]]:
+    """Give what former runs measured."""
     file = RESULTS / "compression.json"
     if not file.is_file():
-        return {}, []
+        return {}, [], []
     details: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["details"]
     outcomes = {
         name: [Outcome(**one) for one in outcomes] for name, outcomes in details["outcomes"].items()
     }
-    return outcomes, [Measured(**one) for one in details["versions"]]
+    versions = [Measured(**one) for one in details["versions"]]
+    return outcomes, versions, [Absent(**one) for one in details.get("absent", [])]
 
 
-def _version_figures(versions: Sequence[Measured]) -> list[Figure]:
-    """Tell what our ways come to, and how many of the others' are ahead of all of ours."""
-    figures = []
-    for model in dict.fromkeys(one.model for one in versions):
-        ways = [one for one in versions if one.model == model]
-        ours = [one for one in ways if one.ours]
-        for one in ours:
-            figures += [
-                Figure(
-                    what=f"{model}, {one.way}: times smaller", value=one.times_smaller, unit="x"
-                ),
-                Figure(
-                    what=f"{model}, {one.way}: {_measure_of(model)}", value=one.quality, unit=""
-                ),
-            ]
-        ahead = [one for one in ways if not one.ours and not any(_beats(own, one) for own in ours)]
-        figures.append(
-            Figure(
-                what=f"{model}: ways of others that none of ours is as small and as good as",
-                value=len(ahead),
-                unit="",
-                aim="< 1",
-            )
-        )
-    faithful = [
-        one.times_smaller
-        for one in versions
-        if one.model == "MiniLM" and one.ours and one.quality >= _LEAST_COSINE
-    ]
-    if faithful:
-        what = f"MiniLM: times smaller at a cosine of {_LEAST_COSINE} or more"
-        figures.append(Figure(what=what, value=max(faithful), unit="x", aim=">= 4"))
-    return figures
-
-
-def _measure_of(model: str) -> str:
-    return "cosine to the parent" if model == "MiniLM" else "accuracy"
-
-
-def _beats(own: Measured, other: Measured) -> bool:
-    """Tell whether ours is as small and as good, but for what cannot be told apart."""
-    good_enough = other.quality - _AS_GOOD.get(own.model, 0.005)
-    return own.stored_bytes <= other.stored_bytes and own.quality >= good_enough
-
-
-def _version_row(one: Measured) -> str:
-    cells = (
-        one.model,
-        one.way if one.ours else f"*{one.way}*",
-        f"{one.stored_bytes:,}",
-        f"{one.times_smaller:.2f}",
-        f"{one.quality:.4f}",
-        f"{one.lost:+.4f}",
-        "" if one.p_value is None else f"{one.p_value:.2g}",
-        f"{one.latency_ms:.2f}",
-        f"{one.latency_ms / one.parent_latency_ms:.2f}",
+def _keep(
+    source: str,
+    outcomes: Mapping[str, Sequence[Outcome]],
+    versions: Sequence[Measured],
+    absent: Sequence[Absent],
+) -> None:
+    """Keep everything that is measured so far, in the file and on the page."""
+    rows = [(plan, outcomes[plan.name]) for plan in PLANS if plan.name in outcomes]
+    keep(
+        "compression",
+        [
+            *(figure for plan, found in rows for figure in _figures(plan, found)),
+            *front.figures(versions),
+        ],
+        data=source,
+        outcomes={plan.name: [asdict(one) for one in found] for plan, found in rows},
+        versions=[asdict(one) for one in versions],
+        absent=[asdict(one) for one in absent],
     )
-    return f"| {' | '.join(cells)} |"
+    write_part("compression", "\n".join([*_tables(outcomes, versions, absent), ""]))
+    write_page()
+
+
+def _tables(
+    outcomes: Mapping[str, Sequence[Outcome]],
+    versions: Sequence[Measured],
+    absent: Sequence[Absent],
+) -> list[str]:
+    networks = [_row(plan, outcomes[plan.name]) for plan in PLANS if plan.name in outcomes]
+    return [*_HEAD, *networks, "", *front.table(versions, absent)]
 
 
 def _figures(plan: Plan, outcomes: Sequence[Outcome]) -> list[Figure]:

@@ -59,7 +59,7 @@ def run(folder: Path, recipe: dict[str, Any], **inputs: Path) -> Report:
         "out": "out",
         "checkpoints": "checkpoints",
         "device": "cpu",
-        "threads": os.cpu_count(),
+        "threads": len(os.sched_getaffinity(0)),
     }
     (folder / "job.json").write_text(json.dumps(job))
     print(f"  {folder.name}", file=sys.stderr, flush=True)

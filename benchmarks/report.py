@@ -13,7 +13,6 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
 _LOAD_BEFORE = round(os.getloadavg()[0], 1)
-_BEGIN, _END = "<!-- figures -->\n", "<!-- end of figures -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +89,13 @@ def table(names: Sequence[str] = ()) -> str:
 
 def write_page() -> None:
     """Put the table of all kept figures into the page of the benchmarks."""
+    write_part("figures", table())
+
+
+def write_part(name: str, content: str) -> None:
+    """Put what was measured between the marks of that name on the page of the benchmarks."""
     page = FOLDER / "README.md"
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    page.write_text(before + _BEGIN + table() + _END + after, encoding="utf-8")
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(before + begin + content + end + after, encoding="utf-8")

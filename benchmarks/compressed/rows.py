@@ -1,17 +1,18 @@
 """Whole versions made smaller by jobs of ours, and by what others give in one line.
 
-`python -m benchmarks.compressed.rows METHOD MODEL DATASET` makes and measures one of those others
-in an environment that has it, and prints what came of it.
+`python -m benchmarks.compressed.rows WAY MODEL DATASET GRAPH` makes and measures one of those
+others in an environment that has it, and prints what came of it.
 """
 
 import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.compressed.environments import ROOT, make_environment
-from benchmarks.models import TRAIN_TOPICS, compress, lay_out, run
+from benchmarks.compressed.texts import news_files, reviews_files
+from benchmarks.models import compress, lay_out, run
 from config.local import sample_data as samples
 from registry import recipes
 from workers.ml import evaluate
@@ -38,12 +40,14 @@ from workers.ml.measure import (
     measure_classes,
     measure_fidelity,
 )
+from workers.ml.report import Metric
 
 CODE = {"method": "code"}
 INT8 = {"method": "quantize_dynamic"}
-_THREADS = os.cpu_count() or 1
+_THREADS = len(os.sched_getaffinity(0))
 _CALIBRATION_BATCHES = 10
 _BATCH = 32
+_PATIENCE_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Subject:
     dataset: Path
     model_ref: str
     dataset_ref: str
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,107 +69,207 @@ class Measured:
     model: str
     way: str
     ours: bool
+    seed: int
     stored_bytes: int
     times_smaller: float
     quality: float
     """Accuracy, or the mean cosine to the parent's vectors where there are no classes."""
     parent_quality: float
+    n: int
+    low: float
+    """The 95 % interval of what quality changed by, row by row; of a cosine, its own."""
+    high: float
     p_value: float | None
     latency_ms: float
     parent_latency_ms: float
 
-    @property
-    def lost(self) -> float:
-        """Tell what it costs: points of accuracy, or what is missing of a cosine of 1."""
-        return self.parent_quality - self.quality
+
+@dataclass(frozen=True)
+class Absent:
+    """A way that gave nothing to measure, and why."""
+
+    model: str
+    way: str
+    seed: int
+    reason: str
 
 
-def measure_all(folder: Path) -> list[Measured]:
-    """Train the models, make each smaller in every way there is, and measure that."""
-    found = []
-    for subject in _subjects(folder):
-        parent = _open(subject.folder)
-        for way, steps in _ours(subject).items():
-            recipe = compress(subject.model_ref, subject.dataset_ref)
-            recipe["steps"] = steps
-            name = f"{subject.name}-{way}".replace(" ", "-").replace(",", "")
-            made = run(folder / name, recipe, model=subject.folder, dataset=subject.dataset).files
-            child = _open(made)
-            bytes_stored = child.folder.weights_bytes
-            found.append(_measure(subject, way, child, parent, bytes_stored, ours=True))
-        found += _others(subject, folder)
+# --- what is made smaller ------------------------------------------------------------------------
+
+SEEDS: Mapping[str, int] = {"digits-cnn": 3, "MiniLM": 1, "R8": 3, "IMDb": 3}
+"""The models, and how many times each is trained; MiniLM comes trained."""
+
+
+def measure_model(name: str, seed: int, folder: Path) -> Iterator[Measured | Absent]:
+    """Train a model, make it smaller in every way there is, and measure that."""
+    subject = _subject(name, folder, seed)
+    if subject is None:
+        yield Absent(name, "all", seed, "its texts are not to be had")
+        return
+    for way, steps in _ours(subject).items():
+        yield _told(_of_job(subject, way, steps, folder))
+    for way in _PEERS:
+        yield _told(_of_peer(subject, way, folder))
+
+
+def _told(found: Measured | Absent) -> Measured | Absent:
+    said = (
+        f"no: {found.reason}"
+        if isinstance(found, Absent)
+        else f"{found.times_smaller:.2f}x, {found.quality:.4f} of {found.parent_quality:.4f}"
+    )
+    print(f"  {found.model}, {found.way}: {said}", file=sys.stderr, flush=True)
     return found
 
 
-def _subjects(folder: Path) -> list[Subject]:
-    digits = lay_out(folder / "digits", samples.digits_files())
-    docs = lay_out(folder / "docs", samples.docs_files())
-    cnn = run(folder / "cnn", samples.TRAIN_DIGITS, dataset=digits).files
-    topics = run(folder / "topics", TRAIN_TOPICS, dataset=docs).files
-    minilm = samples.encoder_files()["model.safetensors"].parent
-    return [
-        Subject("digits-cnn", cnn, digits, samples.DIGITS_MODEL, samples.DIGITS),
-        Subject("topics", topics, docs, "samples/topics", samples.DOCS),
-        Subject("MiniLM", minilm, docs, samples.ENCODER, samples.DOCS),
-    ]
+def _subject(name: str, place: Path, seed: int) -> Subject | None:
+    if name == "MiniLM":
+        docs = lay_out(place / "docs", samples.docs_files())
+        minilm = samples.encoder_files()["model.safetensors"].parent
+        return Subject(name, minilm, docs, samples.ENCODER, samples.DOCS)
+    if name == "digits-cnn":
+        files, recipe = samples.digits_files(), samples.TRAIN_DIGITS
+    else:
+        found = news_files() if name == "R8" else reviews_files()
+        if found is None:
+            return None
+        files, recipe = found, _read_texts(epochs=8 if name == "R8" else 4)
+    dataset = lay_out(place / "data", files)
+    steps = [{**recipe["steps"][0], "seed": seed}]
+    trained = run(place / "train", {**recipe, "steps": steps}, dataset=dataset)
+    return Subject(name, trained.files, dataset, recipe["output"], recipe["dataset"], seed)
+
+
+def _read_texts(epochs: int) -> dict[str, Any]:
+    """Train a text classifier of the usual size, with more dropout."""
+    step = {"method": "train", "epochs": epochs, "batch_size": 32, "learning_rate": 0.003}
+    return {
+        "kind": "train",
+        "schema": 1,
+        "dataset": "samples/texts",
+        "output": "samples/classifier",
+        "architecture": {"name": "text_classifier", "dropout": 0.4},
+        "steps": [step],
+    }
 
 
 def _ours(subject: Subject) -> Mapping[str, list[dict[str, Any]]]:
     """List the recipes to try on a model."""
-    tuned = {"epochs": 4, "control": False}
     if subject.name == "MiniLM":
+        exact = {
+            "method": "quantize_weights",
+            "bits": 4,
+            "algorithm": "gptq",
+            "calibration_rows": 384,
+        }
         return {
             "int8": [INT8],
             "int8, coded": [INT8, CODE],
-            "shared in 7 bits, coded": [{"method": "cluster", "bits": 7}, CODE],
+            "weights in 8 bits, coded": [{"method": "quantize_weights", "bits": 8}, CODE],
             "shared in 6 bits, coded": [{"method": "cluster", "bits": 6}, CODE],
-            "int4, embeddings int8, coded": [
-                {"method": "quantize_weights", "bits": 4, "embeddings": "8"},
-                CODE,
-            ],
+            "int4 by GPTQ, coded": [exact, CODE],
         }
-    sparse = {"method": "prune_magnitude", "sparsity": 0.9, "schedule": "gradual", **tuned}
+    budget = {"epochs": 4, "control": False, "batch_size": 32}
+    sparse = {"method": "prune_magnitude", "sparsity": 0.9, "schedule": "gradual", **budget}
+    shared = {"method": "cluster", "bits": 4, **budget, "epochs": 2}
+    if subject.name == "digits-cnn":
+        static = {"method": "quantize_static"}
+        return {
+            "int8": [INT8],
+            "int8, convolutions too, coded": [{**INT8, "convolutions": True}, CODE],
+            "int8, calibrated": [static],
+            "int8, calibrated, coded": [static, CODE],
+            "90 % pruned, shared in 4 bits, coded": [{**sparse, "epochs": 8}, shared, CODE],
+        }
     return {
         "int8": [INT8],
         "int8, coded": [INT8, CODE],
-        "90 % pruned, shared in 4 bits, coded": [
-            sparse,
-            {"method": "cluster", "bits": 4, "epochs": 2, "control": False},
+        "int4": [{"method": "quantize_weights", "bits": 4}],
+        "90 % pruned, and of the words, shared in 4 bits, coded": [
+            {**sparse, "embeddings": "frequency"},
+            shared,
             CODE,
         ],
     }
 
 
-def _others(subject: Subject, folder: Path) -> list[Measured]:
-    found = []
-    for way, (environment, requirements) in _PEERS.items():
-        python = Path(sys.executable)
-        if environment is not None:
-            made = make_environment(environment, *requirements, alone=environment == "torchao")
-            if made is None:
-                continue
-            python = made
-        print(f"  {subject.name}, {way}", file=sys.stderr, flush=True)
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def _of_job(
+    subject: Subject, way: str, steps: list[dict[str, Any]], place: Path
+) -> Measured | Absent:
+    """Run a job of ours, and take what its report says: it is measured as the others are here."""
+    recipe = {**compress(subject.model_ref, subject.dataset_ref), "seed": subject.seed}
+    recipe["steps"] = steps
+    folder = place / re.sub(r"\W+", "-", way)
+    try:
+        report = run(folder, recipe, model=subject.folder, dataset=subject.dataset)
+    except subprocess.CalledProcessError as error:
+        return Absent(subject.name, way, subject.seed, f"the job failed: {error}"[:200])
+    metrics = {metric["metric"]: metric for metric in report["metrics"]}
+    child, parent = open_model(report.files), open_model(subject.folder)
+    time = metrics["latency_p50_batch1"]
+    quality = _quality(metrics)
+    return Measured(
+        model=subject.name,
+        way=way,
+        ours=True,
+        seed=subject.seed,
+        stored_bytes=child.weights_bytes,
+        times_smaller=parent.weights_bytes / child.weights_bytes,
+        latency_ms=time["value"],
+        parent_latency_ms=time["details"][PARENT]["value"],
+        **quality,
+    )
+
+
+def _quality(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what became of quality: by accuracy where there are classes, else by the cosine."""
+    if "accuracy" not in metrics:
+        cosine = metrics["cosine_to_parent"]
+        return {
+            "quality": cosine["value"],
+            "parent_quality": 1.0,
+            "p_value": None,
+            **{name: cosine[name] for name in ("n", "low", "high")},
+        }
+    accuracy, change = metrics["accuracy"], metrics["accuracy_change"]
+    return {
+        "quality": accuracy["value"],
+        "parent_quality": accuracy["details"][PARENT]["value"],
+        "p_value": metrics["agreement_with_parent"]["details"]["mcnemar_p"],
+        **{name: change[name] for name in ("n", "low", "high")},
+    }
+
+
+def _of_peer(subject: Subject, way: str, place: Path) -> Measured | Absent:
+    environment, requirements = _PEERS[way]
+    python = Path(sys.executable)
+    if environment is not None:
+        made = make_environment(environment, *requirements, alone=environment == "torchao")
+        if made is None:
+            return Absent(subject.name, way, subject.seed, f"{requirements[0]} cannot be installed")
+        python = made
+    try:
         done = subprocess.run(
             [
                 *(python, "-m", "benchmarks.compressed.rows", way),
-                *(subject.folder, subject.dataset, folder / f"{subject.name}.onnx"),
+                *(subject.folder, subject.dataset, place / "model.onnx"),
             ],
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
+            timeout=_PATIENCE_SECONDS,
         )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            print(f"    it failed: {reason[:200]}", file=sys.stderr, flush=True)
-            continue
-        said = json.loads(done.stdout.strip().splitlines()[-1])
-        found.append(Measured(**{**said, "model": subject.name}))
-    return found
-
-
-# --- measuring -----------------------------------------------------------------------------------
+    except subprocess.TimeoutExpired:
+        return Absent(subject.name, way, subject.seed, f"not done after {_PATIENCE_SECONDS} s")
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return Absent(subject.name, way, subject.seed, reason[:200])
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    return Measured(**{**said, "model": subject.name, "seed": subject.seed})
 
 
 def _open(path: Path) -> Runtime:
@@ -172,36 +277,26 @@ def _open(path: Path) -> Runtime:
     return load_runtime(folder, device="cpu", threads=_THREADS, columns=folder.columns)
 
 
-def _measure(
-    subject: Subject, way: str, child: Runtime, parent: Runtime, stored: int, *, ours: bool
-) -> Measured:
+def _measure(subject: Subject, way: str, child: Runtime, parent: Runtime, stored: int) -> Measured:
     """Measure quality on the test rows, and the time of one row; parent and child take turns."""
     dataset = open_dataset(subject.dataset, subject.dataset_ref)
     held_out = HeldOut(dataset, "test", child.folder.columns.get("label", "label"))
     contest = Contest({CHILD: child, PARENT: parent}, _job(subject))
-    p_value = None
-    if child.answers == "classes":
-        found = {metric.metric: metric for metric in measure_classes(contest, held_out)}
-        accuracy = found["accuracy"]
-        quality, before = accuracy.value, accuracy.details["parent"]["value"]
-        p_value = found["agreement_with_parent"].details["mcnemar_p"]
-    else:
-        found = {metric.metric: metric for metric in measure_fidelity(contest, held_out)}
-        quality, before = found["cosine_to_parent"].value, 1.0
+    measure = measure_classes if child.answers == "classes" else measure_fidelity
+    metrics: list[Metric] = measure(contest, held_out)
     (rows,) = _some_rows(child, dataset, 1, batch=1)
     feeds = {1: child.feeder.feeds(rows, held_out.split)}
-    times = evaluate.latency(contest.runtimes, feeds, device="cpu", threads=_THREADS)[0]
+    time = evaluate.latency(contest.runtimes, feeds, device="cpu", threads=_THREADS)[0]
     return Measured(
         model=subject.name,
         way=way,
-        ours=ours,
+        ours=False,
+        seed=subject.seed,
         stored_bytes=stored,
         times_smaller=parent.folder.weights_bytes / stored,
-        quality=quality,
-        parent_quality=before,
-        p_value=p_value,
-        latency_ms=times.value,
-        parent_latency_ms=times.details[PARENT]["value"],
+        latency_ms=time.value,
+        parent_latency_ms=time.details[PARENT]["value"],
+        **_quality({metric.metric: asdict(metric) for metric in metrics}),
     )
 
 
@@ -235,6 +330,19 @@ def _onnxruntime(_subject: Subject, _parent: Runtime, graph: Path) -> Path:
     return target
 
 
+def _nbits(_subject: Subject, _parent: Runtime, graph: Path) -> Path:
+    import onnx  # noqa: PLC0415 - of some ways alone
+    from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415
+        MatMulNBitsQuantizer,
+    )
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(graph))
+    quantizer.process()
+    target = graph.with_suffix(".nbits.onnx")
+    onnx.save(quantizer.model.model, target)
+    return target
+
+
 def _nncf(subject: Subject, parent: Runtime, graph: Path) -> Path:
     import nncf  # noqa: PLC0415 - of one environment alone
     import onnx  # noqa: PLC0415
@@ -248,10 +356,29 @@ def _nncf(subject: Subject, parent: Runtime, graph: Path) -> Path:
     return target
 
 
+def _nncf_weights(_subject: Subject, _parent: Runtime, graph: Path) -> Path:
+    import nncf  # noqa: PLC0415 - of one environment alone
+    import onnx  # noqa: PLC0415
+
+    target = graph.with_suffix(".weights.onnx")
+    onnx.save(nncf.compress_weights(onnx.load(graph)), target)
+    return target
+
+
 def _torchao(module: torch.nn.Module) -> torch.nn.Module:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_  # noqa: PLC0415
 
     quantize_(module, Int8WeightOnlyConfig())
+    return module
+
+
+def _torchao_dynamic(module: torch.nn.Module) -> torch.nn.Module:
+    from torchao.quantization import (  # noqa: PLC0415
+        Int8DynamicActivationInt8WeightConfig,
+        quantize_,
+    )
+
+    quantize_(module, Int8DynamicActivationInt8WeightConfig())
     return module
 
 
@@ -265,10 +392,15 @@ def _neural_compressor(module: torch.nn.Module) -> Any:
     return convert(prepare(module, RTNConfig()))
 
 
+_TORCHAO = ("torchao", ("torchao==0.18.0",))
+_NNCF = ("nncf", ("nncf==3.4.0",))
 _PEERS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "ONNX Runtime, quantize_dynamic": (None, ()),
-    "NNCF, quantize": ("nncf", ("nncf==3.4.0",)),
-    "torchao, int8 weight-only": ("torchao", ("torchao==0.18.0",)),
+    "ONNX Runtime, MatMulNBits int4": (None, ()),
+    "NNCF, quantize": _NNCF,
+    "NNCF, compress_weights": _NNCF,
+    "torchao, int8 weight-only": _TORCHAO,
+    "torchao, int8 dynamic": _TORCHAO,
     "Neural Compressor, RTN int4": (
         "neural-compressor",
         ("neural-compressor-pt==3.10", "accelerate"),
@@ -276,10 +408,13 @@ _PEERS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
 }
 _OF_GRAPHS: Mapping[str, Callable[[Subject, Runtime, Path], Path]] = {
     "ONNX Runtime, quantize_dynamic": _onnxruntime,
+    "ONNX Runtime, MatMulNBits int4": _nbits,
     "NNCF, quantize": _nncf,
+    "NNCF, compress_weights": _nncf_weights,
 }
 _OF_MODULES: Mapping[str, Callable[[torch.nn.Module], Any]] = {
     "torchao, int8 weight-only": _torchao,
+    "torchao, int8 dynamic": _torchao_dynamic,
     "Neural Compressor, RTN int4": _neural_compressor,
 }
 
@@ -305,7 +440,7 @@ def main(way: str, folder: Path, dataset: Path, graph: Path) -> None:
         stored = buffer.tell()
         own = TorchEngine(module, engine.input_names, next(iter(_outputs(parent))), "cpu")
         child = dataclasses.replace(parent, engine=own)
-    print(json.dumps(asdict(_measure(subject, way, child, parent, stored, ours=False))))
+    print(json.dumps(asdict(_measure(subject, way, child, parent, stored))))
 
 
 def _export(parent: Runtime, graph: Path) -> None:
