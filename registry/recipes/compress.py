@@ -92,6 +92,12 @@ _OF_A_MODULE = frozenset(
 _OF_A_FILE = frozenset({"export_onnx", "quantize_dynamic", "quantize_static"})
 
 
+def _works_on(exported: str, step: CompressStep) -> bool:
+    """Tell whether a step changes the weights of a float32 graph as well, without training."""
+    untrained = isinstance(step, PruneMagnitude | Cluster) and not step.needs_rows
+    return untrained and exported == "export_onnx"
+
+
 class CompressRecipe(BaseRecipe):
     """Make a smaller variant of a version and measure what it costs."""
 
@@ -155,7 +161,7 @@ class CompressRecipe(BaseRecipe):
         """Refuse now what would be refused once the steps before it have worked."""
         exported = ""
         for step in self.steps:
-            if exported and step.method in _OF_A_MODULE:
+            if exported and step.method in _OF_A_MODULE and not _works_on(exported, step):
                 raise Unfit(
                     "{later} changes the weights of a torch model: put it before {earlier}, which "
                     "makes an ONNX file of it.",

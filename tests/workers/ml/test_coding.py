@@ -524,10 +524,11 @@ def test_what_was_unpacked_goes_with_the_model(tmp_path, trained, digits):
     assert not path.exists()
 
 
-def test_sharing_a_graph_is_refused(tmp_path, trained, digits):
+def test_training_what_a_graph_shares_is_refused(tmp_path, trained, digits):
     exported = run_job(tmp_path / "onnx", recipe("export_onnx"), model=trained, dataset=digits)
+    plan = recipe("cluster", cluster={"epochs": 2})
     with pytest.raises(Invalid) as refused:
-        run_job(tmp_path / "job", recipe("cluster"), model=exported.files, dataset=digits)
+        run_job(tmp_path / "job", plan, model=exported.files, dataset=digits)
     assert refused.value.reason == "needs_module"
 
 

@@ -35,6 +35,7 @@ class Family:
     steps: Steps
     dials: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     needs_module: bool = True
+    """Whether it changes a module; the others are for graphs, which nothing trains."""
 
     def at(self, numbers: Mapping[str, float]) -> Rung:
         """Give the candidate at a setting of the dials."""
@@ -109,6 +110,16 @@ FAMILIES: tuple[Family, ...] = (
         ),
         {"0.sparsity": (0.5, 0.97)},
     ),
+    Family(
+        "pruned-coded",
+        (
+            {"method": "prune_magnitude", "scope": "layer", "epochs": 0},
+            {"method": "cluster", "bits": 6},
+            _CODE,
+        ),
+        {"0.sparsity": (0.1, 0.8)},
+        needs_module=False,
+    ),
 )
 
 
@@ -128,9 +139,9 @@ def rungs(methods: Collection[str], *, is_graph: bool) -> Iterator[Rung]:
 
 
 def families(methods: Collection[str], *, is_graph: bool) -> list[Family]:
-    """Give the families that these methods can make; those that train need a module."""
+    """Give the families that these methods can make: those that train, of a module alone."""
     return [
         family
         for family in FAMILIES
-        if methods_of(family.steps) <= set(methods) and not (is_graph and family.needs_module)
+        if methods_of(family.steps) <= set(methods) and is_graph != family.needs_module
     ]

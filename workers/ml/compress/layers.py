@@ -108,6 +108,11 @@ class Graph:
     def read(self, name: str) -> NDArray[Any]:
         return numpy_helper.to_array(self._constants[name])
 
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Give a constant other numbers, for all that use it."""
+        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self._constants[name].CopyFrom(tensor)
+
     def add(self, name: str, values: NDArray[Any]) -> str:
         """Add a constant, once for a name."""
         if name not in self._constants:

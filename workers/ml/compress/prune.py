@@ -126,12 +126,12 @@ def _keep_largest(scores: Tensor, sparsity: float) -> Tensor:
     return kept.view(scores.shape)
 
 
-def magnitude_masks(weights: Weights, sparsity: float, scope: str) -> Masks:
+def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) -> Masks:
     """Keep the weights of the largest magnitude (Han et al. 2015)."""
     return keep_largest({n: w.detach().abs() for n, w in weights.items()}, sparsity, scope)
 
 
-def pattern_masks(weights: Weights, kept: int, of: int) -> Masks:
+def pattern_masks(weights: Mapping[str, Tensor], kept: int, of: int) -> Masks:
     """Keep the `kept` largest of each `of` neighbours along the input axis (N:M sparsity).
 
     Raises:
@@ -369,7 +369,7 @@ def prune_magnitude_step(step: recipes.PruneMagnitude, bench: Bench) -> Mapping[
     """Prune what is on the bench, at once or while it trains."""
     module = bench.need_module("Pruning").cpu()
     weights = _weights(module, step.exclude)
-    pattern = _read_pattern(step.pattern)
+    pattern = read_pattern(step.pattern)
     if pattern:
         pattern_masks(weights, *pattern)  # refuses before the rows are read
     lessons = open_lessons(bench, step) if step.needs_rows else None
@@ -419,7 +419,7 @@ def tune(
     return notes
 
 
-def sparsity_notes(weights: Weights) -> dict[str, Any]:
+def sparsity_notes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Count zeros, in all and by layer."""
     zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
     total = sum(weight.numel() for weight in weights.values())
@@ -439,7 +439,8 @@ def _weights(module: nn.Module, exclude: Sequence[str]) -> dict[str, Parameter]:
     return weights
 
 
-def _read_pattern(pattern: str | None) -> tuple[int, int] | None:
+def read_pattern(pattern: str | None) -> tuple[int, int] | None:
+    """Read `2:4` as the two numbers it has."""
     if pattern is None:
         return None
     kept, of = map(int, pattern.split(":"))

@@ -20,15 +20,11 @@ from workers.ml.compress.fuse import fuse_step
 from workers.ml.compress.learn import check_rows, measure_controls
 from workers.ml.compress.low_rank import svd_step
 from workers.ml.compress.merge import merge_step
-from workers.ml.compress.prune import (
-    fine_tune_step,
-    prune_magnitude_step,
-    prune_movement_step,
-)
+from workers.ml.compress.prune import fine_tune_step, prune_movement_step
 from workers.ml.compress.quantize import quantize_dynamic_step, quantize_static_step
 from workers.ml.compress.resume import keep_state, take_up
-from workers.ml.compress.share import cluster_step
 from workers.ml.compress.slim import prune_structured_step
+from workers.ml.compress.sparse_graph import check_untrained, cluster_step, prune_step
 from workers.ml.compress.weight_only import quantize_weights_step
 from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
 from workers.ml.graphs import inspect_onnx
@@ -75,7 +71,7 @@ _HANDLERS: dict[str, Handler] = {
     "train_quantized": train_quantized_step,
     "fuse": fuse_step,
     "merge": merge_step,
-    "prune_magnitude": prune_magnitude_step,
+    "prune_magnitude": prune_step,
     "prune_structured": prune_structured_step,
     "prune_movement": prune_movement_step,
     "fine_tune": fine_tune_step,
@@ -101,11 +97,9 @@ _TAGS = {
 _NEED_A_MODULE = {
     "merge": "Merging",
     "train_quantized": "Training with rounding",
-    "prune_magnitude": "Pruning",
     "prune_structured": "Structured pruning",
     "prune_movement": "Movement pruning",
     "fine_tune": "Fine-tuning",
-    "cluster": "Sharing weights",
     "svd": "A low rank",
     "distill": "Distillation",
 }
@@ -153,6 +147,8 @@ def check(bench: Bench) -> None:
     for step in bench.recipe.steps:
         if step.method in _NEED_A_MODULE:
             bench.need_module(_NEED_A_MODULE[step.method])
+        if isinstance(step, recipes.PruneMagnitude | recipes.Cluster) and bench.module is None:
+            check_untrained(step)
         if getattr(step, "needs_rows", False):
             check_rows(bench)
         if instead := getattr(step, "works_uncalibrated", ""):

@@ -39,20 +39,30 @@ def cluster_step(step: recipes.Cluster, bench: Bench) -> Mapping[str, Any]:
     module = bench.need_module("Sharing weights").cpu()
     lessons = open_lessons(bench, step) if step.needs_rows else None
     done = share_module(module, bits=step.bits, rounds=step.rounds, smallest=step.smallest)
+    notes = notes_of(done, step.smallest)
+    if lessons is not None:
+        notes |= tune(bench, module, lessons, step, Sharing(module, smallest=step.smallest))
+    return notes
+
+
+def notes_of(done: Mapping[str, Shared], smallest: int) -> dict[str, Any]:
+    """Sum up what became of the tensors.
+
+    Raises:
+        Invalid: nothing was shared.
+
+    """
     if not done:
         raise Invalid(
             "No layer of this model has {smallest} weights or more to share.",
             code="nothing_to_share",
-            smallest=step.smallest,
+            smallest=smallest,
         )
-    notes: dict[str, Any] = {
+    return {
         "layers": len(done),
         "values": sum(shared.values for shared in done.values()),
         "worst_mean_squared_error": max(shared.mean_squared_error for shared in done.values()),
     }
-    if lessons is not None:
-        notes |= tune(bench, module, lessons, step, Sharing(module, smallest=step.smallest))
-    return notes
 
 
 def share_module(
