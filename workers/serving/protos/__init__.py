@@ -1,0 +1,1 @@
+"""Messages of the protocol, generated from the .proto files beside them; see __main__."""
