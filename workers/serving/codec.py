@@ -376,6 +376,11 @@ def pack_numbers(name: str, datatype: str, values: Sequence[Any]) -> bytes:
     return found.tobytes()
 
 
+def unpack_numbers(datatype: str, data: Data) -> NDArray[Any]:
+    """Look at the bytes of a datatype as numbers."""
+    return np.frombuffer(data, NUMPY[datatype])
+
+
 def _numpy(name: str, datatype: str) -> np.dtype[Any]:
     if datatype == "BF16":
         raise Invalid("Tensor {name!r}: BF16 has no written form; send it as raw bytes.", name=name)
@@ -435,7 +440,7 @@ def _json_values(tensor: Tensor) -> NDArray[Any] | list[str]:
     if tensor.datatype not in NUMPY:
         raise _without_json(tensor)
     # What is not finite is written as null, which clients read as NaN.
-    return np.frombuffer(tensor.data, NUMPY[tensor.datatype])
+    return unpack_numbers(tensor.datatype, tensor.data)
 
 
 def _without_json(tensor: Tensor) -> Invalid:

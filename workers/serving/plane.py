@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from registry.models import Actor
 from workers.serving.messages import (
+    Counters,
     Embedded,
     InferRequest,
     InferResponse,
@@ -53,6 +54,8 @@ class Plane(Protocol):
     async def statistics(
         self, actor: Actor, model: str | None, version: str
     ) -> list[dict[str, Any]]: ...
+
+    def counters(self, actor: Actor) -> list[Counters]: ...
 
     async def index(self, actor: Actor, *, ready_only: bool) -> list[dict[str, Any]]: ...
 

@@ -1,0 +1,216 @@
+"""A data plane that doubles numbers, for tests of the protocols alone, and its servers."""
+
+import asyncio
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+from granian.constants import Interfaces
+from granian.server.embed import Server
+
+from registry.errors import Denied, NotFound, RateLimited, Unauthenticated
+from registry.models import ANONYMOUS, Actor
+from workers.serving.codec import NUMPY
+from workers.serving.messages import (
+    Counters,
+    Embedded,
+    InferResponse,
+    ModelMetadata,
+    Predicted,
+    Tensor,
+    TensorSpec,
+)
+from workers.serving.rest import Rest
+from workers.serving.rpc import serve_grpc
+
+MODEL = "lab/double"
+TOKEN = "my_token"
+BODY_BYTES = 4 * 1024 * 1024
+
+
+class Doubling:
+    """Knows one model for everybody, and one for who has the token."""
+
+    def __init__(self) -> None:
+        self.started = threading.Event()
+        self.cancelled = threading.Event()
+        self.last = None
+        self.loaded = True
+
+    def live(self):
+        return True
+
+    def ready(self):
+        return True
+
+    def server_metadata(self):
+        return {"name": "modelyard", "version": "1", "extensions": ["binary_tensor_data"]}
+
+    async def identify(self, authorization):
+        if authorization is None:
+            return ANONYMOUS
+        if authorization != f"Bearer {TOKEN}":
+            raise Unauthenticated("The token is not known.")
+        return Actor(user_id=1, username="ann")
+
+    def _find(self, actor, model, version):
+        if model == "lab/busy":
+            raise RateLimited("Wait {retry_after} s.", retry_after=7)
+        if model == "lab/refused":
+            raise Denied("Not with this token.")
+        if model == "lab/broken":
+            raise ZeroDivisionError
+        known = {MODEL, "lab/slow"} | (set() if actor.is_anonymous else {"lab/secret"})
+        if model not in known or version not in {"", "3", "@production"}:
+            raise NotFound("There is no model {name} that you may call.", name=model)
+
+    async def infer(self, request):
+        self.last = request
+        self._find(request.actor, request.model, request.version)
+        if request.model == "lab/slow":
+            self.started.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        outputs = [self._double(one) for one in request.inputs]
+        if request.outputs:
+            outputs = [one for one in outputs if one.name in request.outputs]
+        said = {"modelyard_version": "3", "modelyard_batch_size": 1, "modelyard_queue_us": 2}
+        return InferResponse(request.model, "3", request.id, outputs, said)
+
+    def _double(self, tensor):
+        name = tensor.name.replace("x", "y")
+        if tensor.datatype not in NUMPY:
+            return replace(tensor, name=name)
+        values = np.frombuffer(tensor.data, NUMPY[tensor.datatype])
+        return Tensor(name, tensor.datatype, tensor.shape, (values + values).tobytes())
+
+    async def predict(self, actor, model, version, rows, deadline):
+        self._find(actor, model, version)
+        return Predicted(model, "3", [{"label": str(one)} for one in rows], {})
+
+    async def embed(self, actor, model, version, inputs, dimensions, deadline):
+        self._find(actor, model, version)
+        vectors = np.array([[len(one), 0.5, 0.25] for one in inputs], "f4")
+        tokens = sum(map(len, inputs))
+        return Embedded(model, "3", vectors[:, :dimensions], tokens, {})
+
+    async def model_ready(self, actor, model, version):
+        self._find(actor, model, version)
+        return self.loaded
+
+    async def model_metadata(self, actor, model, version):
+        self._find(actor, model, version)
+        return ModelMetadata(
+            model,
+            ["3"],
+            "onnxruntime_onnx",
+            [TensorSpec("x", "FP32", (-1, 2))],
+            [TensorSpec("y", "FP32", (-1, 2))],
+        )
+
+    async def model_config(self, actor, model, version):
+        self._find(actor, model, version)
+        tensor = {"data_type": "TYPE_FP32", "dims": [2]}
+        return {
+            "name": model,
+            "platform": "onnxruntime_onnx",
+            "max_batch_size": 32,
+            "input": [{"name": "x", **tensor}],
+            "output": [{"name": "y", **tensor}],
+        }
+
+    async def statistics(self, actor, model, version):
+        if model is not None:
+            self._find(actor, model, version)
+        timed = {"count": 5, "ns": 5_000_000}
+        return [
+            {
+                "name": MODEL,
+                "version": "3",
+                "last_inference": 1,
+                "inference_count": 6,
+                "execution_count": 4,
+                "inference_stats": {"success": timed, "queue": timed, "compute_infer": timed},
+                "batch_stats": [{"batch_size": 1, "compute_infer": timed}],
+                "memory_usage": [{"type": "CPU", "id": 0, "byte_size": 100}],
+            }
+        ]
+
+    def counters(self, actor):
+        said = Counters(MODEL, "3", pending=2, inferences=6, executions=4)
+        said.success.add(5_000_000, 5)
+        return [said]
+
+    async def index(self, actor, *, ready_only):
+        return [{"name": MODEL, "version": "3", "state": "READY", "reason": ""}]
+
+    async def load(self, actor, model):
+        self._find(actor, model, "")
+        self.loaded = True
+
+    async def unload(self, actor, model):
+        self._find(actor, model, "")
+        self.loaded = False
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Served:
+    """Both servers in a thread, as the process of the data plane has them in one loop."""
+
+    def __init__(self) -> None:
+        self.plane = Doubling()
+        self.rest = Rest(self.plane, body_bytes=BODY_BYTES, held_bytes=4 * BODY_BYTES)
+        self.port, self.grpc_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def serving():
+    served = Served()
+    up = threading.Event()
+    stop: list = []
+
+    async def run():
+        rpc = serve_grpc(served.plane, max_message_bytes=BODY_BYTES, max_calls=64)
+        rpc.add_insecure_port(f"127.0.0.1:{served.grpc_port}")
+        await rpc.start()
+        http = Server(
+            served.rest,
+            address="127.0.0.1",
+            port=served.port,
+            interface=Interfaces.ASGINL,
+            log_enabled=False,
+        )
+        ended = asyncio.Event()
+        stop.extend([asyncio.get_running_loop(), ended])
+        task = asyncio.create_task(http.serve())
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", served.port), 1).close()
+                break
+            except OSError:
+                await asyncio.sleep(0.01)
+        up.set()
+        await ended.wait()
+        http.stop()
+        await task
+        await rpc.stop(0)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    assert up.wait(30)
+    try:
+        yield served
+    finally:
+        stop[0].call_soon_threadsafe(stop[1].set)
+        thread.join(30)

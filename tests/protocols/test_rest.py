@@ -1,0 +1,419 @@
+"""The REST door by hand: shapes that no stock client of ours sends, and callers that lie."""
+
+import base64
+import gzip
+import json
+import socket
+import struct
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.protocols.doubling import BODY_BYTES, MODEL, TOKEN
+
+INFER = f"/v2/models/{MODEL}/infer"
+GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1, 2.5]]}]}
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def http(served):
+    with httpx.Client(base_url=served.url, timeout=30) as client:
+        yield client
+
+
+def raw(served, head, *bodies, wait=True):
+    """Send bytes as they are, and give the status line and the body of the answer."""
+    with socket.create_connection(("127.0.0.1", served.port), 30) as one:
+        one.sendall(head.replace("\n", "\r\n").encode())
+        for body in bodies:
+            try:
+                one.sendall(body)
+            except OSError:
+                break
+        if not wait:
+            return None
+        found = b""
+        while b"\r\n\r\n" not in found:
+            found += one.recv(65536)
+        top, _, rest = found.partition(b"\r\n\r\n")
+        return int(top.split()[1]), rest
+
+
+def test_numbers_in_and_out(http):
+    answer = http.post(INFER, json={**GOOD, "id": "a"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {
+        "model_name": MODEL,
+        "model_version": "3",
+        "id": "a",
+        "parameters": {
+            "modelyard_version": "3",
+            "modelyard_batch_size": 1,
+            "modelyard_queue_us": 2,
+        },
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [2.0, 5.0]}],
+    }
+
+
+@pytest.mark.parametrize("version", ["3", "production", "@production"])
+def test_versions_and_aliases_in_the_path(http, version):
+    assert http.post(f"/v2/models/{MODEL}/versions/{version}/infer", json=GOOD).is_success
+
+
+def test_the_slash_of_a_name_may_be_escaped(http):
+    assert http.post("/v2/models/lab%2Fdouble/infer", json=GOOD).is_success
+
+
+def test_a_timeout_becomes_a_deadline(http, served):
+    before = time.monotonic()
+    http.post(INFER, json={**GOOD, "parameters": {"timeout": 2_000_000}})
+    assert before < served.plane.last.deadline - 2 < time.monotonic()
+
+
+def test_a_raw_body_is_the_one_input(http):
+    values = np.array([1.5, -2], "<f4").tobytes()
+    answer = http.post(INFER, content=values, headers={"inference-header-content-length": "0"})
+    length = int(answer.headers["inference-header-content-length"])
+    assert json.loads(answer.content[:length])["outputs"][0]["shape"] == [1, 2]
+    assert np.frombuffer(answer.content[length:], "<f4").tolist() == [3, -4]
+    for wrong in (b"", values[:-1], values * 2):
+        refused = http.post(INFER, content=wrong, headers={"inference-header-content-length": "0"})
+        assert refused.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}/ready"]
+)
+def test_health_is_a_status_without_a_body(http, path):
+    answer = http.get(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert http.head(path).status_code == 200
+
+
+def test_what_there_is(http):
+    assert http.get("/v2").json()["name"] == "modelyard"
+    assert http.get("/v2/models").json() == {"models": [MODEL]}
+    assert http.get(f"/v2/models/{MODEL}").json()["outputs"][0]["name"] == "y"
+    assert http.get(f"/v2/models/{MODEL}/versions/3/config").json()["max_batch_size"] == 32
+    assert http.post("/v2/repository/index").json()[0]["state"] == "READY"
+    assert http.post("/v2/repository/index", json={"ready": True}).json()[0]["name"] == MODEL
+    assert http.get("/healthz").json() == {"live": True, "ready": True}
+
+
+def test_metrics_have_the_names_of_triton(http):
+    answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.splitlines()
+    labels = f'{{model="{MODEL}",version="3"}}'
+    assert f"nv_inference_request_success{labels} 5" in lines
+    assert f"nv_inference_request_duration_us{labels} 5000" in lines
+    assert f"nv_inference_pending_request_count{labels} 2" in lines
+
+
+@pytest.mark.parametrize("prefix", ["", "/openai"])
+def test_embeddings_in_the_shape_of_openai(http, prefix):
+    ask = {"model": MODEL, "input": ["ab", "abc"]}
+    answer = http.post(f"{prefix}/v1/embeddings", json=ask).json()
+    assert [one["embedding"] for one in answer["data"]] == [[2, 0.5, 0.25], [3, 0.5, 0.25]]
+    assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
+    assert (answer["object"], answer["model"]) == ("list", MODEL)
+    packed = {**ask, "encoding_format": "base64", "dimensions": 2, "model": f"{MODEL}@3"}
+    answer = http.post(f"{prefix}/v1/embeddings", json=packed).json()
+    numbers = base64.b64decode(answer["data"][1]["embedding"])
+    assert np.frombuffer(numbers, "<f4").tolist() == [3, 0.5]
+    listed = http.get(f"{prefix}/v1/models").json()["data"]
+    assert listed == [{"id": MODEL, "object": "model", "created": 0, "owned_by": "lab"}]
+    assert http.get(f"{prefix}/v1/models/{MODEL}").json()["id"] == MODEL
+
+
+@pytest.mark.parametrize("given", ["a", ["a", "b"], [1, 2], [[1], [2, 3]]])
+def test_inputs_that_openai_allows(http, given):
+    assert http.post("/v1/embeddings", json={"model": MODEL, "input": given}).is_success
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": None},
+        {"input": []},
+        {"input": 3},
+        {"input": ["a", 1]},
+        {"input": [1, "a"]},
+        {"input": [[]]},
+        {"input": [[1], ["a"]]},
+        {"input": [True]},
+        {"input": [-1]},
+        {"input": [2**40]},
+        {"input": ["a"] * 2049},
+        {"model": None},
+        {"model": ""},
+        {"model": 3},
+        {"encoding_format": "hex"},
+        {"dimensions": 0},
+        {"dimensions": True},
+        {"dimensions": 10**9},
+    ],
+)
+def test_bad_embeddings_are_refused_in_openai_s_shape(http, change):
+    answer = http.post("/v1/embeddings", json={"model": MODEL, "input": "a", **change})
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_predictions_of_named_fields(http):
+    one = http.post(f"/predict/{MODEL}", json={"text": "a"}).json()
+    assert one["prediction"] == {"label": "{'text': 'a'}"}
+    assert (one["model"], one["version"]) == (MODEL, "3")
+    several = http.post(f"/predict/{MODEL}/versions/3", json=[{"text": "a"}, {"text": "b"}]).json()
+    assert len(several["predictions"]) == 2
+    image = http.post(f"/predict/{MODEL}", content=b"abc", headers={"content-type": "image/png"})
+    assert image.json()["prediction"] == {"label": "{'image': 'YWJj'}"}
+    for bad in ([], [1], 3, "a", [{}] * 10_001):
+        assert http.post(f"/predict/{MODEL}", json=bad).status_code == 400
+
+
+def test_who_calls(http):
+    path = "/v2/models/lab/secret/infer"
+    assert http.post(path, json=GOOD).status_code == 404
+    assert http.post(path, json=GOOD, headers=BEARER).is_success
+    answer = http.post(path, json=GOOD, headers={"authorization": "Bearer other"})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_refusals_have_the_protocol_s_shape(http):
+    unknown = http.post("/v2/models/nothing/infer", json=GOOD)
+    assert unknown.status_code == 404
+    assert "nothing" in unknown.json()["error"]
+    busy = http.post("/v2/models/lab/busy/infer", json=GOOD)
+    assert (busy.status_code, busy.headers["retry-after"]) == (429, "7")
+    assert http.post("/v2/models/lab/refused/infer", json=GOOD).status_code == 403
+    for path in ("/", "/v2/nothing", "/v3", f"/v2/models/{MODEL}/generate", "/v2/models/a/b/c"):
+        assert http.get(path).status_code == 404, path
+        assert http.get(path).json()["error"]
+    assert http.get(INFER).status_code == 405
+    assert http.post("/v2").status_code == 405
+    assert http.put(INFER, json=GOOD).status_code == 405
+
+
+def test_our_own_mistakes_say_nothing_of_us(http):
+    answer = http.post("/v2/models/lab/broken/infer", json=GOOD)
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "Something went wrong; it was logged.", "code": "error"}
+
+
+def test_pages_of_other_sites_may_call(http):
+    origin = {"origin": "https://app.example"}
+    asked = {**origin, "access-control-request-method": "POST"}
+    before = http.options(INFER, headers=asked)
+    assert before.status_code == 204
+    assert "authorization" in before.headers["access-control-allow-headers"]
+    assert "POST" in before.headers["access-control-allow-methods"]
+    for path in (INFER, "/v2/models/nothing/infer"):
+        answer = http.post(path, json=GOOD, headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "grpc-status" in answer.headers["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_answers_are_packed_where_that_is_asked_for(http):
+    values = list(range(1000))
+    ask = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1000], "data": values}]}
+    for coding in ("gzip", "deflate"):
+        answer = http.post(INFER, json=ask, headers={"accept-encoding": coding})
+        assert answer.headers["content-encoding"] == coding
+        assert answer.json()["outputs"][0]["data"][:3] == [0, 2, 4]
+    plain = http.post(INFER, json=ask, headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    small = http.post(INFER, json=GOOD, headers={"accept-encoding": "gzip"})
+    assert "content-encoding" not in small.headers
+
+
+def post(length, *more):
+    lines = [f"POST {INFER} HTTP/1.1", "Host: a", f"Content-Length: {length}", *more, "", ""]
+    return "\n".join(lines)
+
+
+def quickly(answer):
+    started = time.monotonic()
+    status, body = answer()
+    assert time.monotonic() - started < 2
+    return status, body
+
+
+def test_a_body_announced_as_a_terabyte_is_refused_unread(served):
+    assert quickly(lambda: raw(served, post(10**12)))[0] == 413
+
+
+def test_a_length_that_is_no_number_is_refused(served):
+    for length in ("-1", "x"):
+        assert raw(served, post(length))[0] == 400
+
+
+def test_a_body_without_a_length_has_the_same_limit(served):
+    head = f"POST {INFER} HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\n"
+    chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
+    status, _ = quickly(lambda: raw(served, head, *[chunk] * 40))
+    assert status == 413
+
+
+@pytest.mark.parametrize("length", ["1000", "-5", "abc", "99999999999999999999", "1.5", "0x10"])
+def test_a_length_of_the_json_that_lies_is_refused(http, length):
+    answer = http.post(INFER, json=GOOD, headers={"inference-header-content-length": length})
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
+def test_a_bomb_is_refused(http):
+    for size in (BODY_BYTES + 1, 500_000_000):
+        body = gzip.compress(bytes(size))
+        answer = http.post(INFER, content=body, headers={"content-encoding": "gzip"})
+        assert answer.status_code == 413
+    odd = http.post(INFER, content=b"abc", headers={"content-encoding": "br"})
+    assert odd.status_code == 400
+    torn = http.post(INFER, content=b"abc", headers={"content-encoding": "gzip"})
+    assert torn.status_code == 400
+
+
+def test_bodies_that_never_come_cannot_hold_the_memory_of_others(served, http):
+    waiting = []
+    try:
+        for _ in range(4):
+            one = socket.create_connection(("127.0.0.1", served.port), 30)
+            one.sendall(post(BODY_BYTES).replace("\n", "\r\n").encode())
+            waiting.append(one)
+        refused = _until(lambda: http.post(INFER, json=GOOD), 503)
+        assert refused.json()["code"] == "busy"
+    finally:
+        for one in waiting:
+            one.close()
+    assert _until(lambda: http.post(INFER, json=GOOD), 200).is_success
+
+
+def _until(ask, status):
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        answer = ask()
+        if answer.status_code == status:
+            return answer
+    raise AssertionError(f"never {status}")
+
+
+def test_who_hangs_up_is_no_longer_computed_for(served):
+    served.plane.started.clear()
+    served.plane.cancelled.clear()
+    body = json.dumps(GOOD).encode()
+    head = post(len(body)).replace(MODEL, "lab/slow").replace("\n", "\r\n").encode()
+    one = socket.create_connection(("127.0.0.1", served.port), 30)
+    one.sendall(head + body)
+    assert served.plane.started.wait(10)
+    one.close()
+    assert served.plane.cancelled.wait(10)
+    assert served.rest.bounds.held == 0
+
+
+def test_half_a_request_leaves_nothing_behind(served, http):
+    raw(served, post(1000), b"{", wait=False)
+    assert http.post(INFER, json=GOOD).is_success
+    assert _until(lambda: http.get("/healthz"), 200)
+    end = time.monotonic() + 10
+    while served.rest.bounds.held and time.monotonic() < end:
+        pass
+    assert served.rest.bounds.held == 0
+
+
+def test_deep_paths_are_looked_at_quickly(http):
+    started = time.monotonic()
+    for path in ("/v2/models/" + "a/" * 3000, "/v2/models/" + "versions/" * 900 + "infer"):
+        assert http.post(path, json=GOOD).status_code == 404
+    assert time.monotonic() - started < 2
+
+
+def web(http, method, *frames, text=False, **headers):
+    body = b"".join(frames)
+    kind = "application/grpc-web-text" if text else "application/grpc-web+proto"
+    answer = http.post(
+        f"/inference.GRPCInferenceService/{method}",
+        content=base64.b64encode(body) if text else body,
+        headers={"content-type": kind, **headers},
+    )
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == kind
+    found = base64.b64decode(answer.content) if text else answer.content
+    messages = []
+    while found:
+        flag, size = struct.unpack_from(">BI", found)
+        messages.append((flag, found[5 : 5 + size]))
+        found = found[5 + size :]
+    trailers = dict(line.split(": ", 1) for line in messages[-1][1].decode().split("\r\n") if line)
+    assert messages[-1][0] == 0x80
+    return [body for flag, body in messages if flag == 0], trailers
+
+
+def framed(body=b"", flag=0, size=None):
+    return struct.pack(">BI", flag, len(body) if size is None else size) + body
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_grpc_web_in_both_of_its_forms(http, text):
+    messages, trailers = web(http, "ServerLive", framed(), text=text)
+    assert (messages, trailers) == ([b"\x08\x01"], {"grpc-status": "0"})
+
+
+def test_grpc_web_text_may_come_in_pieces_each_with_its_padding(http):
+    frame = framed(b"\x0a\x0alab/double")
+    pieces = base64.b64encode(frame[:4]) + base64.b64encode(frame[4:])
+    answer = http.post(
+        "/inference.GRPCInferenceService/ModelReady",
+        content=pieces,
+        headers={"content-type": "application/grpc-web-text"},
+    )
+    assert base64.b64decode(answer.content).endswith(b"grpc-status: 0\r\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "frames", "code"),
+    [
+        ("ServerLive", [], "3"),
+        ("ServerLive", [b"\0\0"], "3"),
+        ("ServerLive", [framed(size=10)], "3"),
+        ("ServerLive", [framed(size=2**32 - 1)], "3"),
+        ("ServerLive", [framed(), framed()], "3"),
+        ("ServerLive", [framed(flag=0x80)], "3"),
+        ("ServerLive", [framed(b"abc", flag=1)], "3"),
+        ("ModelInfer", [framed(b"\xff" * 20)], "3"),
+        ("ModelStreamInfer", [framed(b"\xff" * 20)], "3"),
+        ("ModelStreamInfer", [framed()] * 1001, "8"),
+        ("Nothing", [framed()], "12"),
+        ("TraceSetting", [framed()], "12"),
+        ("ModelMetadata", [framed()], "5"),
+    ],
+)
+def test_bad_calls_end_with_their_status(http, method, frames, code):
+    messages, trailers = web(http, method, *frames)
+    assert (messages, trailers["grpc-status"]) == ([], code)
+    assert trailers["grpc-message"]
+
+
+def test_a_bomb_in_a_frame_is_refused(http):
+    bomb = framed(gzip.compress(bytes(BODY_BYTES + 1)), flag=1)
+    _, trailers = web(http, "ServerLive", bomb, **{"grpc-encoding": "gzip"})
+    assert trailers["grpc-status"] == "8"
+
+
+def test_a_timeout_of_grpc_web_is_read(http):
+    for bad in ("", "5", "1x", "123456789S"):
+        _, trailers = web(http, "ServerLive", framed(), **{"grpc-timeout": bad})
+        assert trailers["grpc-status"] == "3"
+    _, trailers = web(http, "ServerLive", framed(), **{"grpc-timeout": "5S"})
+    assert trailers["grpc-status"] == "0"
+
+
+def test_other_content_types_are_no_grpc_web(http):
+    answer = http.post("/inference.GRPCInferenceService/ServerLive", json={})
+    assert answer.status_code == 400
+    assert http.get("/inference.GRPCInferenceService/ServerLive").status_code == 400

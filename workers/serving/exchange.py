@@ -1,0 +1,259 @@
+"""One HTTP request to the data plane and its answer, within bounds of bytes and time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from registry.errors import Invalid, TooLarge, Unavailable
+from workers.serving.codec import deflate, inflate
+from workers.serving.messages import Data
+
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header: TypeAlias = tuple[bytes, bytes]
+T = TypeVar("T")
+
+JSON: Header = (b"content-type", b"application/json")
+# How long a client may pause while it sends.
+IDLE_SECONDS = 30.0
+# Most calls are answered sooner, and then nobody has to watch their connection.
+WATCH_AFTER_SECONDS = 0.02
+# Below this, packing an answer costs more than it saves; above the other, it goes to a thread.
+PACK_FROM_BYTES = 1024
+THREAD_FROM_BYTES = 64 * 1024
+
+_CODINGS = ("gzip", "deflate")
+_EXPOSED = b"inference-header-content-length, grpc-status, grpc-message, retry-after"
+_ALLOWED = (
+    b"authorization, content-type, content-encoding, inference-header-content-length, "
+    b"grpc-timeout, x-grpc-web, x-user-agent"
+)
+
+
+class ClientGone(Exception):  # noqa: N818 - it is no error that a caller hangs up
+    """The client closed its connection, or stopped in the middle of what it sent."""
+
+
+@dataclass(slots=True)
+class Bounds:
+    """How large a body may be, and how many bytes of bodies a process holds at once."""
+
+    body_bytes: int
+    held_bytes: int
+    held: int = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that are about to be held.
+
+        Raises:
+            Unavailable: there are too many already.
+
+        """
+        if self.held + size > self.held_bytes:
+            raise Unavailable("Too much is being sent at once; try again soon.", code="busy")
+        self.held += size
+
+
+class Exchange:
+    """A request to read and an answer to write."""
+
+    def __init__(
+        self, scope: Mapping[str, Any], receive: Receive, send: Send, bounds: Bounds
+    ) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.started = False
+        self._receive = receive
+        self._send = send
+        self._bounds = bounds
+        self._held = 0
+        self._gone = False
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def body_bytes(self) -> int:
+        return self._bounds.body_bytes
+
+    def header(self, name: bytes) -> str | None:
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def count(self, name: bytes) -> int | None:
+        """Read a header that is a number of bytes.
+
+        Raises:
+            Invalid: it is none.
+
+        """
+        value = self.headers.get(name)
+        if value is None:
+            return None
+        if not value.isdigit() or len(value) > 15:
+            raise Invalid("{header} is no number of bytes.", header=name.decode().title())
+        return int(value)
+
+    def release(self) -> None:
+        """Let go of what was held for the body."""
+        self._bounds.held -= self._held
+        self._held = 0
+
+    async def body(self) -> bytes:
+        """Read the body, unpacked.
+
+        Raises:
+            TooLarge: it is beyond the bounds; Invalid: its encoding is unknown or broken;
+            Unavailable: too much is held already; ClientGone: it never ends.
+
+        """
+        limit = self._bounds.body_bytes
+        announced = self.count(b"content-length") or 0
+        if announced > limit:
+            raise _too_large(limit)
+        self._hold(announced)
+        parts: list[bytes] = []
+        size = 0
+        message = await self._next()
+        while True:
+            if part := message.get("body", b""):
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                self._hold(size - self._held)
+            if not message.get("more_body", False):
+                break
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    message = await self._next()
+            except TimeoutError:
+                raise ClientGone from None
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        coding = (self.header(b"content-encoding") or "identity").strip().lower()
+        return body if coding == "identity" else await self._unpack(body, coding)
+
+    async def _next(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise ClientGone
+        return message
+
+    async def _unpack(self, body: bytes, coding: str) -> bytes:
+        if coding not in _CODINGS:
+            template = "The encoding {coding!r} is unknown; send gzip, deflate or none."
+            raise Invalid(template, code="bad_encoding", coding=coding[:40])
+        limit = self._bounds.body_bytes
+        found = await asyncio.to_thread(inflate, [body], limit)
+        self._hold(len(found))
+        return found
+
+    def _hold(self, more: int) -> None:
+        if more > 0:
+            self._bounds.take(more)
+            self._held += more
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work, and drop it when the client hangs up meanwhile.
+
+        Raises:
+            ClientGone: it did.
+
+        """
+        here = asyncio.current_task()
+        assert here is not None
+        loop = asyncio.get_running_loop()
+        later = loop.call_later(WATCH_AFTER_SECONDS, self._start_watching, here)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
+            here.uncancel()
+            raise ClientGone from None
+        finally:
+            later.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
+
+    def _start_watching(self, worker: "asyncio.Task[Any]") -> None:
+        self._watching = asyncio.create_task(self._watch(worker))
+
+    async def _watch(self, worker: "asyncio.Task[Any]") -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        worker.cancel()
+
+    async def start(self, status: int, headers: Sequence[Header]) -> None:
+        self.started = True
+        shared = _shared_with_pages if b"origin" in self.headers else ()
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, *shared],
+            }
+        )
+
+    async def write(self, body: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def respond(
+        self,
+        status: int,
+        headers: Sequence[Header] = (),
+        parts: Sequence[Data] = (),
+        *,
+        packable: bool = True,
+    ) -> None:
+        """Answer at once, packed where the client asked for that and it is worth it."""
+        size = sum(map(len, parts))
+        packed = self._coding(size, packable=packable)
+        if packed is not None:
+            headers = [*headers, (b"content-encoding", packed.encode()), _VARY]
+            body = (
+                await asyncio.to_thread(deflate, parts, packed)
+                if size >= THREAD_FROM_BYTES
+                else deflate(parts, packed)
+            )
+        else:
+            body = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.write(b"" if self.method == "HEAD" else body, more=False)
+
+    def _coding(self, size: int, *, packable: bool) -> str | None:
+        """Choose an encoding; numbers hardly shrink, so only who insists gets them packed."""
+        accepted = self.headers.get(b"accept-encoding")
+        if accepted is None or size < PACK_FROM_BYTES:
+            return None
+        offers = [one.strip() for one in accepted.decode("latin-1").lower().split(",")]
+        if not packable and len(offers) > 1:
+            return None
+        return next((one for one in _CODINGS if one in offers), None)
+
+    async def allow(self) -> None:
+        """Tell a browser that pages of other sites may call, as they may with any program.
+
+        Nothing here knows cookies: a page has the rights of a token that it was given, or none.
+        """
+        await self.start(
+            204,
+            [
+                (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+                (b"access-control-allow-headers", _ALLOWED),
+                (b"access-control-max-age", b"86400"),
+            ],
+        )
+        await self.write(b"", more=False)
+
+
+_VARY: Header = (b"vary", b"accept-encoding")
+_shared_with_pages: tuple[Header, ...] = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", _EXPOSED),
+)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge("The body has more than {limit} bytes, which is the limit.", limit=limit)

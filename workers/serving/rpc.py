@@ -1,0 +1,450 @@
+"""The gRPC form of the protocol: each call as a function of the data plane, and their server."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+)
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError, Message
+
+from registry.errors import Invalid, NotFound, RegistryError
+from registry.models import Actor
+from workers.serving.codec import (
+    MAX_PARAMETERS,
+    Asked,
+    pack_numbers,
+    read_version,
+    refuse_unknown_output,
+    unpack_numbers,
+)
+from workers.serving.messages import (
+    BYTES,
+    MAX_TENSORS,
+    Data,
+    InferRequest,
+    InferResponse,
+    Tensor,
+    check_tensors,
+    pack_strings,
+    unpack_strings,
+)
+from workers.serving.plane import Plane
+from workers.serving.protos import inference_pb2 as pb
+from workers.serving.protos.model_config_pb2 import ModelConfig
+
+SERVICE = "inference.GRPCInferenceService"
+# How many calls of one stream are under way; their answers come in the order of the calls.
+STREAM_WINDOW = 32
+
+M = TypeVar("M", bound=Message)
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+logger = logging.getLogger(__name__)
+
+# In which field the typed contents of a datatype are; FP16 and BF16 have none.
+_CONTENTS: Mapping[str, str] = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+
+_CODES: Mapping[int, grpc.StatusCode] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    412: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who calls, and until when they wait."""
+
+    plane: Plane
+    actor: Actor
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error as gRPC says it."""
+
+    code: grpc.StatusCode
+    detail: str
+    retry_after: int | None = None
+
+    @classmethod
+    def of(cls, error: Exception) -> "Refusal":
+        if not isinstance(error, RegistryError):
+            logger.error("a call failed", exc_info=error)
+            return cls(grpc.StatusCode.INTERNAL, "Something went wrong; it was logged.")
+        return cls(
+            _CODES.get(error.status, grpc.StatusCode.INTERNAL),
+            error.detail,
+            getattr(error, "retry_after", None),
+        )
+
+
+async def _server_live(call: Call, _: pb.ServerLiveRequest) -> Message:
+    return pb.ServerLiveResponse(live=call.plane.live())
+
+
+async def _server_ready(call: Call, _: pb.ServerReadyRequest) -> Message:
+    return pb.ServerReadyResponse(ready=call.plane.ready())
+
+
+async def _server_metadata(call: Call, _: pb.ServerMetadataRequest) -> Message:
+    return pb.ServerMetadataResponse(**call.plane.server_metadata())
+
+
+async def _model_ready(call: Call, asked: pb.ModelReadyRequest) -> Message:
+    try:
+        version = read_version(asked.version)
+        ready = await call.plane.model_ready(call.actor, asked.name, version)
+    except NotFound:
+        # As elsewhere: what does not exist is not ready, and that is no error.
+        ready = False
+    return pb.ModelReadyResponse(ready=ready)
+
+
+async def _model_metadata(call: Call, asked: pb.ModelMetadataRequest) -> Message:
+    version = read_version(asked.version)
+    found = await call.plane.model_metadata(call.actor, asked.name, version)
+    specs = pb.ModelMetadataResponse.TensorMetadata
+    return pb.ModelMetadataResponse(
+        name=found.name,
+        versions=found.versions,
+        platform=found.platform,
+        inputs=[specs(name=o.name, datatype=o.datatype, shape=o.shape) for o in found.inputs],
+        outputs=[specs(name=o.name, datatype=o.datatype, shape=o.shape) for o in found.outputs],
+    )
+
+
+async def _model_config(call: Call, asked: pb.ModelConfigRequest) -> Message:
+    version = read_version(asked.version)
+    config = await call.plane.model_config(call.actor, asked.name, version)
+    return pb.ModelConfigResponse(config=ParseDict(config, ModelConfig()))
+
+
+async def _model_statistics(call: Call, asked: pb.ModelStatisticsRequest) -> Message:
+    version = read_version(asked.version)
+    found = await call.plane.statistics(call.actor, asked.name or None, version)
+    return ParseDict({"model_stats": found}, pb.ModelStatisticsResponse())
+
+
+async def _repository_index(call: Call, asked: pb.RepositoryIndexRequest) -> Message:
+    found = await call.plane.index(call.actor, ready_only=asked.ready)
+    return ParseDict({"models": found}, pb.RepositoryIndexResponse())
+
+
+async def _load(call: Call, asked: pb.RepositoryModelLoadRequest) -> Message:
+    if asked.parameters:
+        refuse_load_parameters()
+    await call.plane.load(call.actor, asked.model_name)
+    return pb.RepositoryModelLoadResponse()
+
+
+async def _unload(call: Call, asked: pb.RepositoryModelUnloadRequest) -> Message:
+    await call.plane.unload(call.actor, asked.model_name)
+    return pb.RepositoryModelUnloadResponse()
+
+
+def refuse_load_parameters() -> None:
+    """Refuse files and configurations that come with a call: versions are made in the registry.
+
+    Raises:
+        Invalid: always.
+
+    """
+    raise Invalid(
+        "A model is loaded as its version is; register files as a new version and deploy it.",
+        code="load_parameters",
+    )
+
+
+async def _infer(call: Call, asked: pb.ModelInferRequest) -> Message:
+    body, raw = _read_infer(asked)
+    response = await call.plane.infer(
+        InferRequest(
+            model=asked.model_name,
+            version=read_version(asked.model_version),
+            id=body.id,
+            inputs=body.inputs,
+            outputs=body.outputs,
+            parameters=body.parameters,
+            actor=call.actor,
+            deadline=min(call.deadline, time.monotonic() + body.timeout_seconds),
+        )
+    )
+    return _write_infer(response, raw=raw)
+
+
+def _read_infer(message: pb.ModelInferRequest) -> tuple[Asked, bool]:
+    """Give what a message asks, and whether its tensors are raw; the answer's are the same."""
+    count = max(len(message.inputs), len(message.outputs), len(message.raw_input_contents))
+    if not message.inputs:
+        raise Invalid("The request has no inputs.")
+    if count > MAX_TENSORS:
+        raise Invalid("A request has {limit} tensors at most.", limit=MAX_TENSORS)
+    raw = len(message.raw_input_contents) > 0
+    if raw and len(message.raw_input_contents) != len(message.inputs):
+        raise Invalid(
+            "There are {inputs} inputs and {raw} raw_input_contents.",
+            inputs=len(message.inputs),
+            raw=len(message.raw_input_contents),
+        )
+    inputs = []
+    for at, one in enumerate(message.inputs):
+        refuse_unknown_output(_parameters(one.parameters))
+        if raw and one.HasField("contents"):
+            raise Invalid("Input {name!r} has both contents and raw_input_contents.", name=one.name)
+        data = message.raw_input_contents[at] if raw else _pack_contents(one)
+        inputs.append(Tensor(one.name, one.datatype, tuple(one.shape), data))
+    check_tensors(inputs)
+    names = [one.name for one in message.outputs]
+    if len(set(names)) != len(names):
+        raise Invalid("An output is asked for twice.")
+    for wanted in message.outputs:
+        refuse_unknown_output(_parameters(wanted.parameters))
+    return Asked(inputs, message.id, names, _parameters(message.parameters)), raw
+
+
+def _parameters(found: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    if not found:
+        return {}
+    if len(found) > MAX_PARAMETERS:
+        raise Invalid("There are {limit} parameters at most.", limit=MAX_PARAMETERS)
+    chosen = ((name, one, one.WhichOneof("parameter_choice")) for name, one in found.items())
+    return {name: getattr(one, which) for name, one, which in chosen if which}
+
+
+def _pack_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> Data:
+    field = _CONTENTS.get(tensor.datatype)
+    if field is None:
+        raise Invalid(
+            "Input {name!r} of {datatype!r} has no typed contents; send raw_input_contents.",
+            name=tensor.name,
+            datatype=tensor.datatype[:40],
+        )
+    values = getattr(tensor.contents, field)
+    # Before anything is allocated; that the right field was filled is seen by the same count.
+    if min(tensor.shape, default=0) < 0 or math.prod(tensor.shape) != len(values):
+        raise Invalid(
+            "Input {name!r} has {found} values in {field}; its shape takes another number.",
+            name=tensor.name,
+            found=len(values),
+            field=field,
+        )
+    if tensor.datatype == BYTES:
+        return pack_strings(values)
+    return pack_numbers(tensor.name, tensor.datatype, values)
+
+
+def _write_infer(response: InferResponse, *, raw: bool) -> pb.ModelInferResponse:
+    message = pb.ModelInferResponse(
+        model_name=response.model, model_version=response.version, id=response.id
+    )
+    for name, value in response.parameters.items():
+        _set_parameter(message.parameters[name], value)
+    # A message has all its tensors in one form.
+    raw = raw or any(one.datatype not in _CONTENTS for one in response.outputs)
+    for tensor in response.outputs:
+        said = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        if raw:
+            message.raw_output_contents.append(bytes(tensor.data))
+        elif tensor.datatype == BYTES:
+            strings = unpack_strings(tensor.data, math.prod(tensor.shape))
+            said.contents.bytes_contents.extend(strings)
+        else:
+            values = unpack_numbers(tensor.datatype, tensor.data)
+            getattr(said.contents, _CONTENTS[tensor.datatype]).extend(values)
+    return message
+
+
+def _set_parameter(place: pb.InferParameter, value: Any) -> None:
+    if isinstance(value, bool):
+        place.bool_param = value
+    elif isinstance(value, int):
+        place.int64_param = value
+    elif isinstance(value, float):
+        place.double_param = value
+    else:
+        place.string_param = str(value)
+
+
+async def _stream_one(call: Call, message: pb.ModelInferRequest) -> Message:
+    """Answer one request of a stream; its error is an answer too, and the stream goes on."""
+    try:
+        response = await _infer(call, message)
+    # Of this request alone.
+    except Exception as error:  # noqa: BLE001
+        return pb.ModelStreamInferResponse(
+            error_message=Refusal.of(error).detail,
+            infer_response=pb.ModelInferResponse(id=message.id),
+        )
+    assert isinstance(response, pb.ModelInferResponse)
+    return pb.ModelStreamInferResponse(infer_response=response)
+
+
+async def stream_infer(call: Call, messages: AsyncIterable[bytes]) -> AsyncGenerator[Message, None]:
+    """Answer requests as they come, several at once and in their order."""
+    under_way: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue(STREAM_WINDOW)
+
+    async def take_in() -> None:
+        try:
+            async for one in messages:
+                message = parse(pb.ModelInferRequest, one)
+                await under_way.put(asyncio.create_task(_stream_one(call, message)))
+        finally:
+            await under_way.put(None)
+
+    reading = asyncio.create_task(take_in())
+    try:
+        while (task := await under_way.get()) is not None:
+            yield await task
+        await reading
+    finally:
+        reading.cancel()
+        while not under_way.empty():
+            if waiting := under_way.get_nowait():
+                waiting.cancel()
+
+
+async def _no_regions(_: Call, __: Any) -> Message:
+    return pb.SystemSharedMemoryStatusResponse()
+
+
+async def _no_cuda_regions(_: Call, __: Any) -> Message:
+    return pb.CudaSharedMemoryStatusResponse()
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """A call with one message each way."""
+
+    request: type[Message]
+    answer: Callable[[Call, Any], Awaitable[Message]]
+
+
+UNARY: Mapping[str, Unary] = {
+    "ServerLive": Unary(pb.ServerLiveRequest, _server_live),
+    "ServerReady": Unary(pb.ServerReadyRequest, _server_ready),
+    "ServerMetadata": Unary(pb.ServerMetadataRequest, _server_metadata),
+    "ModelReady": Unary(pb.ModelReadyRequest, _model_ready),
+    "ModelMetadata": Unary(pb.ModelMetadataRequest, _model_metadata),
+    "ModelInfer": Unary(pb.ModelInferRequest, _infer),
+    "ModelConfig": Unary(pb.ModelConfigRequest, _model_config),
+    "ModelStatistics": Unary(pb.ModelStatisticsRequest, _model_statistics),
+    "RepositoryIndex": Unary(pb.RepositoryIndexRequest, _repository_index),
+    "RepositoryModelLoad": Unary(pb.RepositoryModelLoadRequest, _load),
+    "RepositoryModelUnload": Unary(pb.RepositoryModelUnloadRequest, _unload),
+    "SystemSharedMemoryStatus": Unary(pb.SystemSharedMemoryStatusRequest, _no_regions),
+    "CudaSharedMemoryStatus": Unary(pb.CudaSharedMemoryStatusRequest, _no_cuda_regions),
+}
+"""Calls by name; what is not here, as shared memory and tracing, is answered as unimplemented."""
+
+
+def parse(kind: type[M], body: bytes) -> M:
+    """Read a message.
+
+    Raises:
+        Invalid: it is none of that kind.
+
+    """
+    try:
+        return kind.FromString(body)
+    except DecodeError:
+        raise Invalid("The message cannot be read as {kind}.", kind=kind.__name__) from None
+
+
+def serve_grpc(plane: Plane, *, max_message_bytes: int, max_calls: int) -> grpc.aio.Server:
+    """Make the gRPC server of `plane`; the caller gives it a port and starts it."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+            # A client may ping an idle connection; Triton's are told that they may every 20 s.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+        maximum_concurrent_rpcs=max_calls,
+    )
+    # Without (de)serialisers: a message that cannot be read is the caller's error, not ours.
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        name: grpc.unary_unary_rpc_method_handler(_unary(plane, one)) for name, one in UNARY.items()
+    }
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_stream(plane))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    return server
+
+
+def _unary(plane: Plane, method: Unary) -> Any:
+    async def handle(body: bytes, context: Context) -> bytes:
+        try:
+            call = await _call(plane, context)
+            message = await method.answer(call, parse(method.request, body))
+        # Whatever it is, the caller hears it as a status.
+        except Exception as error:  # noqa: BLE001
+            await _abort(context, error)
+        return message.SerializeToString()
+
+    return handle
+
+
+def _stream(plane: Plane) -> Any:
+    async def handle(messages: AsyncIterable[bytes], context: Context) -> AsyncIterator[bytes]:
+        try:
+            call = await _call(plane, context)
+            async with aclosing(stream_infer(call, messages)) as answers:
+                async for answer in answers:
+                    yield answer.SerializeToString()
+        # Of the stream as a whole; those of its requests have been answered.
+        except Exception as error:  # noqa: BLE001
+            await _abort(context, error)
+
+    return handle
+
+
+async def _call(plane: Plane, context: Context) -> Call:
+    metadata = dict(context.invocation_metadata() or ())
+    said = metadata.get("authorization")
+    actor = await plane.identify(said.decode("latin-1") if isinstance(said, bytes) else said)
+    left = context.time_remaining()
+    # Without a deadline, some versions say so by a very distant one.
+    return Call(plane, actor, math.inf if left is None else time.monotonic() + left)
+
+
+async def _abort(context: Context, error: Exception) -> None:
+    refusal = Refusal.of(error)
+    trailing = () if refusal.retry_after is None else (("retry-after", str(refusal.retry_after)),)
+    await context.abort(refusal.code, refusal.detail, trailing)
