@@ -288,6 +288,7 @@ COLLECT_AFTER_SECONDS = env_int("MODELYARD_COLLECT_AFTER", default=86400, low=60
 # What a namespace may hold and run at once, where nothing else is set for it; 0 is no limit.
 QUOTA_BYTES = env_int("MODELYARD_QUOTA_BYTES", default=0, low=0, high=1 << 60)
 QUOTA_VERSIONS = env_int("MODELYARD_QUOTA_VERSIONS", default=0, low=0, high=1 << 40)
+QUOTA_DEPLOYMENTS = env_int("MODELYARD_QUOTA_DEPLOYMENTS", default=0, low=0, high=1 << 20)
 QUOTA_JOBS = env_int("MODELYARD_QUOTA_JOBS", default=0, low=0, high=1 << 20)
 # How often a token, or an address without one, may ask a machine door in a minute; 0 is no limit.
 RATE_REQUESTS = env_int("MODELYARD_RATE_REQUESTS", default=60_000, low=0, high=10_000_000)

@@ -163,7 +163,12 @@ class RouteListener:
 
 
 def report_replica(replica_id: str, status: Mapping[str, Any], seconds: float) -> None:
-    """Keep what a serving process says of itself, for so long."""
+    """Keep what a serving process says of itself, for so long.
+
+    `status` has id, host, device, started_at (seconds of the epoch) and deployments: for each its
+    id, version_id, state (loading, ready, asleep or failed), detail, and what it counted since the
+    process started: requests, failures and total_us, the time that answers took together.
+    """
     if _patience.resting:
         return
     now = time.time()

@@ -23,7 +23,18 @@ from config.local.sample_data import (
 )
 from registry.authenticate import Visit, actor_for_user
 from registry.errors import NotFound, RegistryError
-from registry.models import Actor, Blob, Job, JobState, Kind, Repository, User, Version
+from registry.models import (
+    Actor,
+    AuditAction,
+    Blob,
+    Event,
+    Job,
+    JobState,
+    Kind,
+    Repository,
+    User,
+    Version,
+)
 from registry.recipes import parse_reference
 from registry.services.blobs import record_blob
 from registry.services.catalog import (
@@ -34,6 +45,7 @@ from registry.services.catalog import (
     set_alias,
     set_tag,
 )
+from registry.services.deployments import deploy
 from registry.services.jobs import submit_job
 from registry.services.namespaces import create_namespace, find_namespace
 from registry.services.versions import create_version
@@ -64,11 +76,13 @@ def seed(*, wait_seconds: float = WAIT_SECONDS) -> None:
         actor = actor_for_user(admin, Visit(door="samples"))
     _part(DIGITS, lambda: _seed_dataset(actor, DIGITS, sample_data.digits_files))
     _part(ENCODER, lambda: _seed_encoder(actor))
+    _part(f"the endpoint {ENCODER}", lambda: _deploy(actor, ENCODER, "latest"))
     training = _part(DIGITS_MODEL, lambda: _train_digits(actor))
     _part(DOCS, lambda: _seed_dataset(actor, DOCS, sample_data.docs_files))
     if isinstance(training, Job):
         _wait_for(training, wait_seconds)
     _part(f"{DIGITS_MODEL}@champion", lambda: _crown_digits(actor))
+    _part(f"the endpoint {DIGITS_MODEL}", lambda: _deploy(actor, DIGITS_MODEL, "@champion"))
 
 
 def _part(name: str, make: Callable[[], object]) -> object:
@@ -153,6 +167,20 @@ def _crown_digits(actor: Actor) -> None:
     if not asked.exclude(state__in=[JobState.FAILED, JobState.CANCELLED]).exists():
         job = submit_job(actor=actor, recipe=COMPRESS_DIGITS)
         _say(f"{version.ref} is being compressed by job {job.pk}.")
+
+
+def _deploy(actor: Actor, model: str, version: str) -> None:
+    """Deploy a sample; one whose endpoint somebody deleted stays without."""
+    repository = _find(actor, Kind.MODEL, model)
+    if repository is None or _latest(actor, repository) is None:
+        return
+    made = Event.objects.filter(
+        repository_id=repository.pk, action=AuditAction.ENDPOINT_CREATE.value
+    )
+    if made.exists():
+        return
+    deploy(actor=actor, model=model, version=version)
+    _say(f"{model} is deployed.")
 
 
 def _repository(actor: Actor, kind: Kind, full_name: str) -> Repository | None:

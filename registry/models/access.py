@@ -140,6 +140,7 @@ class Namespace(models.Model):
     quota_bytes = models.BigIntegerField(null=True, blank=True)
     quota_versions = models.BigIntegerField(null=True, blank=True)
     quota_jobs = models.BigIntegerField(null=True, blank=True)
+    quota_deployments = models.BigIntegerField(null=True, blank=True)
     # What is used of it; only `registry.services.quotas` writes these, with the row locked.
     used_bytes = models.BigIntegerField(default=0, db_default=0)
     used_versions = models.BigIntegerField(default=0, db_default=0)
@@ -158,7 +159,7 @@ class Namespace(models.Model):
                     | models.Q(**{f"quota_{what}__gte": 0}),
                     name=f"namespace_quota_{what}_not_negative",
                 )
-                for what in ("bytes", "versions", "jobs")
+                for what in ("bytes", "versions", "jobs", "deployments")
             ),
         ]
 

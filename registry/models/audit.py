@@ -30,6 +30,15 @@ class AuditAction(StrEnum):
     DATASET_RESTORE = "dataset.restore"
     DATASET_PURGE = "dataset.purge"
     DATASET_TRANSFER = "dataset.transfer"
+    DEPLOYMENT_CREATE = "deployment.create"
+    DEPLOYMENT_CHANGE = "deployment.change"
+    DEPLOYMENT_PROMOTE = "deployment.promote"
+    DEPLOYMENT_DELETE = "deployment.delete"
+    ENDPOINT_CREATE = "endpoint.create"
+    ENDPOINT_DESCRIBE = "endpoint.describe"
+    ENDPOINT_SPLIT = "endpoint.split"
+    ENDPOINT_ROLL_BACK = "endpoint.roll_back"
+    ENDPOINT_DELETE = "endpoint.delete"
     FACTOR_ADD = "factor.add"
     FACTOR_REMOVE = "factor.remove"
     FACTOR_CODES = "factor.codes"
@@ -91,6 +100,11 @@ class AuditAction(StrEnum):
     WEBHOOK_SECRET = "webhook.secret"
     WEBHOOK_DELETE = "webhook.delete"
     WEBHOOK_STOP = "webhook.stop"
+
+    @property
+    def family(self) -> str:
+        """What it happened to: the part before the dot."""
+        return self.value.partition(".")[0]
 
     @classmethod
     def of_kind(cls, kind: str, verb: str) -> "AuditAction":

@@ -95,6 +95,9 @@ class Deployment(models.Model):
     )
     created_at = models.DateTimeField(default=timezone.now)
 
+    # The version that answers now, where `deployments_of` has looked.
+    serves: Version | None = None
+
     class Meta:
         constraints = [
             models.CheckConstraint(

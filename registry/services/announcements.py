@@ -23,7 +23,21 @@ OF_ACTION: Mapping[AuditAction, str] = {
     AuditAction.ALIAS_APPROVE: "approval.decided",
     AuditAction.ALIAS_DECLINE: "approval.decided",
     AuditAction.ALIAS_WITHDRAW: "approval.decided",
+    AuditAction.DEPLOYMENT_CREATE: "deployment.changed",
+    AuditAction.DEPLOYMENT_CHANGE: "deployment.changed",
+    AuditAction.DEPLOYMENT_PROMOTE: "deployment.changed",
+    AuditAction.DEPLOYMENT_DELETE: "deployment.changed",
+    AuditAction.ENDPOINT_SPLIT: "deployment.changed",
+    AuditAction.ENDPOINT_ROLL_BACK: "deployment.changed",
+    AuditAction.ENDPOINT_DELETE: "deployment.changed",
 }
+# Families of actions after which requests for models may go elsewhere, or come from others.
+_ROUTING = frozenset(
+    {"access", "alias", "deployment", "endpoint", "grant", "member", "model", "namespace"}
+    | {"token", "user", "version"}
+)
+# A version that is new serves nobody yet, and many are made in a row.
+_NOT_ROUTING = frozenset({AuditAction.VERSION_CREATE, AuditAction.VERSION_EVALUATE})
 PING = "ping"
 JOB_FINISHED = "job.finished"
 EVENTS = (
@@ -34,13 +48,20 @@ EVENTS = (
     "alias.deleted",
     "approval.requested",
     "approval.decided",
+    "deployment.changed",
     JOB_FINISHED,
 )
 
 
 def announce_event(event: Event, repository: Repository | None) -> None:
-    """Write deliveries for a line of the audit log, where it is one that people subscribe to."""
-    name = OF_ACTION.get(AuditAction(event.action))
+    """Write deliveries for a line of the audit log, where it is one that people subscribe to.
+
+    Serving processes hear of what may change where requests go.
+    """
+    action = AuditAction(event.action)
+    if action.family in _ROUTING and action not in _NOT_ROUTING:
+        transaction.on_commit(queue.announce_routes)
+    name = OF_ACTION.get(action)
     if name is None or repository is None:
         return
     listening = Webhook.objects.hearing(name, repository.namespace_id, repository.pk)

@@ -28,6 +28,7 @@ from registry.models.catalog import NAME_PATTERN, VersionQuerySet
 from registry.permissions import allowed, require
 from registry.services.audit import record_event
 from registry.services.namespaces import find_namespace, hold_namespaces
+from registry.services.placement import follow_model, remove_endpoints, require_unfollowed
 from registry.services.quotas import free_room
 from registry.services.texts import check_text, invalid_field
 
@@ -269,6 +270,8 @@ def describe_repository(
                 name=name_before,
                 defaults={"repository": row},
             )
+        if row.name != name_before:
+            follow_model(row, name_before=name_before)
         refresh_search(row)
         record_event(
             actor,
@@ -366,6 +369,7 @@ def delete_repository(
         require_unheld(Version.objects.live().filter(repository=row))
         row.deleted_at = timezone.now()
         row.save(update_fields=["deleted_at"])
+        remove_endpoints(row)
         free_room(row.namespace, Version.objects.live().filter(repository=row))
         record_event(actor, AuditAction.of_kind(row.kind, "delete"), repository=repository)
 
@@ -681,7 +685,13 @@ def delete_alias(*, actor: Actor, repository: Repository, alias: str) -> None:
 
 
 def drop_alias(actor: Actor, repository: Repository, alias: Alias, **facts: Any) -> None:
-    """Delete an alias of a locked repository; who may is the caller's question."""
+    """Delete an alias of a locked repository; who may is the caller's question.
+
+    Raises:
+        Conflict: a deployment follows it.
+
+    """
+    require_unfollowed(repository, alias.name)
     alias.delete()
     _after_alias(repository, {alias.version_id})
     record_event(

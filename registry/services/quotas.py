@@ -31,15 +31,25 @@ from django.db.models import (
 from django.db.models.functions import Coalesce
 
 from registry.errors import Denied, NamespaceFull, Text
-from registry.models import Actor, Artifact, AuditAction, Blob, Job, JobState, Namespace, Version
+from registry.models import (
+    Actor,
+    Artifact,
+    AuditAction,
+    Blob,
+    Deployment,
+    Job,
+    JobState,
+    Namespace,
+    Version,
+)
 from registry.models.artifacts import BlobQuerySet
 from registry.models.catalog import VersionQuerySet
 from registry.permissions import require, require_scope
 from registry.services.audit import record_event
 from registry.services.texts import invalid_field
 
-BYTES, VERSIONS, JOBS = "bytes", "versions", "jobs"
-QUOTAS = (BYTES, VERSIONS, JOBS)
+BYTES, VERSIONS, JOBS, DEPLOYMENTS = "bytes", "versions", "jobs", "deployments"
+QUOTAS = (BYTES, VERSIONS, JOBS, DEPLOYMENTS)
 # More than anybody means, and what the database can hold.
 MAX_LIMIT = 1 << 60
 
@@ -71,6 +81,7 @@ def _quotas(row: Namespace) -> Mapping[str, Quota]:
         BYTES: row.used_bytes,
         VERSIONS: row.used_versions,
         JOBS: running_jobs(row),
+        DEPLOYMENTS: _count_deployments(row),
     }
     return {what: Quota(used[what], limit_of(row, what), _own(row, what)) for what in QUOTAS}
 
@@ -89,6 +100,30 @@ def limit_of(namespace: Namespace, what: str) -> int | None:
 
 def running_jobs(namespace: Namespace) -> int:
     return Job.objects.filter(namespace=namespace, state=JobState.RUNNING).count()
+
+
+def _count_deployments(namespace: Namespace) -> int:
+    return Deployment.objects.filter(endpoint__namespace=namespace).count()
+
+
+def require_deployment_place(namespace: Namespace) -> None:
+    """Pass when one more deployment may be in a namespace; nobody else adds one meanwhile.
+
+    Raises:
+        NamespaceFull: there are as many as may be.
+
+    """
+    row = _lock(namespace)
+    limit, used = limit_of(row, DEPLOYMENTS), _count_deployments(row)
+    if limit is not None and used >= limit:
+        raise NamespaceFull(
+            "{namespace} has {used} of the {limit} deployments that it may have. Undeploy what "
+            "nobody calls, or ask an administrator for a larger quota.",
+            code="deployments_quota_exceeded",
+            namespace=row.slug,
+            used=used,
+            limit=limit,
+        )
 
 
 def full_of_jobs() -> QuerySet[Job, int]:

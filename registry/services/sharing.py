@@ -22,6 +22,7 @@ from registry.permissions import require, require_scope, role_of
 from registry.services.audit import record_event
 from registry.services.catalog import check_etag, lock_repository, refresh_search
 from registry.services.namespaces import find_user, hold_namespaces
+from registry.services.placement import follow_model
 from registry.services.quotas import move_room
 from registry.services.texts import invalid_field
 from registry.services.webhooks import take_along
@@ -137,7 +138,7 @@ def transfer_repository(
     roles are those of the new namespace from then on. Its webhooks come along, switched off.
 
     Raises:
-        AlreadyExists: its name is taken there.
+        AlreadyExists: its name, or that of its endpoint, is taken there.
         NamespaceFull: there is no room for it there.
 
     """
@@ -164,6 +165,7 @@ def transfer_repository(
         Redirect.objects.filter(namespace=source, **names).delete()
         Redirect.objects.create(kind=row.kind, namespace=source, name=row.name, repository=row)
         refresh_search(row)
+        follow_model(row, name_before=row.name)
         move_room(source, namespace, Version.objects.live().filter(repository=row))
         take_along(actor, row)
         for side in (source, namespace):

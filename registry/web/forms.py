@@ -338,6 +338,7 @@ class QuotaForm(forms.Form):
     )
     versions = forms.IntegerField(label=_("Versions"), required=False, min_value=0)
     jobs = forms.IntegerField(label=_("Jobs at once"), required=False, min_value=0)
+    deployments = forms.IntegerField(label=_("Deployments"), required=False, min_value=0)
 
     @classmethod
     def showing(cls, present: Mapping[str, quotas.Quota]) -> "QuotaForm":
@@ -363,4 +364,5 @@ class QuotaForm(forms.Form):
             quotas.BYTES: None if size is None else int(size * _GIGABYTE),
             quotas.VERSIONS: given["versions"],
             quotas.JOBS: given["jobs"],
+            quotas.DEPLOYMENTS: given["deployments"],
         }

@@ -103,6 +103,7 @@ QUOTAS: Final = {
     "bytes": gettext_lazy("Stored bytes"),
     "versions": gettext_lazy("Versions"),
     "jobs": gettext_lazy("Jobs that run"),
+    "deployments": gettext_lazy("Deployments"),
 }
 WEBHOOK_EVENTS: Final = {
     "version.created": gettext_lazy("A version is registered"),
@@ -112,6 +113,7 @@ WEBHOOK_EVENTS: Final = {
     "alias.deleted": gettext_lazy("An alias is deleted"),
     "approval.requested": gettext_lazy("An approval is asked for"),
     "approval.decided": gettext_lazy("An approval is decided"),
+    "deployment.changed": gettext_lazy("What is deployed changes"),
     "job.finished": gettext_lazy("A job ends"),
 }
 STEPS: Final = {

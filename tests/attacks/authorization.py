@@ -193,6 +193,7 @@ def _signature():
 Line = Mapping[str, tuple]
 _ONE = "/api/v1/{kinds}/{namespace}/{name}"
 _VERSION = f"{_ONE}/versions/{{version}}"
+_ENDPOINT = "/api/v1/endpoints/{namespace}/{name}"
 
 API: Mapping[str, Line] = {
     # --- models and datasets
@@ -255,6 +256,28 @@ API: Mapping[str, Line] = {
     # The contributor added the signature.
     f"{_VERSION}/signatures/{{signature}}": {"get": ("see", 200), "delete": ("write", 204)},
     "/api/v1/signing-key": {"get": ("everybody", 200)},
+    # --- serving
+    "/api/v1/endpoints": {
+        "get": ("everybody", 200),
+        "post": ("maintain", 201, {"model": "team/thing"}),
+    },
+    _ENDPOINT: {
+        "get": ("see", 200),
+        "patch": ("maintain", 200, {"sticky": True}),
+        "delete": ("maintain", 204),
+    },
+    f"{_ENDPOINT}/traffic": {"put": ("maintain", 400, {"weights": {}})},
+    f"{_ENDPOINT}/roll-back": {"post": ("maintain", 200)},
+    f"{_ENDPOINT}/standing": {"get": ("see", 200)},
+    f"{_ENDPOINT}/deployments/{{deployment}}": {
+        "get": ("see", 200),
+        "patch": ("maintain", 200, {"options": {"threads": 2}}),
+        "delete": ("maintain", 204),
+    },
+    f"{_ENDPOINT}/deployments/{{deployment}}/promote": {"post": ("maintain", 200)},
+    "/api/v1/deployments": {
+        "post": ("maintain", 201, {"model": "team/thing", "version": "1"}),
+    },
     # --- jobs; submitting is a write in the model's repository, whose visibility therefore matters
     "/api/v1/jobs": {"get": ("signed in", 200), "post": ("submit", 202, {"recipe": COMPRESS})},
     "/api/v1/jobs/estimate": {"post": ("submit", 200, {"recipe": COMPRESS})},
@@ -575,6 +598,7 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     "/requests/{number}/decide": {"number": "request"},
     f"{_PAGE}/proposals/{{number}}": {"number": "proposal"},
     f"{_PAGE}/proposals/{{number}}/decide": {"number": "proposal"},
+    **{address: {"name": "served"} for address in API if address.startswith(_ENDPOINT)},
     **{
         address: {"number": "request"} for address in API if address.startswith("/api/v1/requests/")
     },
@@ -606,6 +630,10 @@ REFERENCES: tuple[tuple[str, str, object], ...] = (
         "/api/v1/webhooks",
         {"model": "{it}", "url": HOOK, "events": ["alias.moved"]},
     ),
+    ("post", "/api/v1/deployments", {"model": "{it}", "version": "1"}),
+    ("post", "/api/v1/endpoints", {"model": "{it}"}),
+    ("get", "/api/v1/endpoints?namespace={space}", None),
+    ("get", "/api/v1/endpoints?model={it}", None),
     ("post", "/api/v1/models", {"namespace": "{space}", "name": "x"}),
     ("post", "/api/v1/tokens", {"name": "x", "namespace": "{space}"}),
     ("post", "/api/v1/models/lab/open/transfer", {"namespace": "{space}"}),

@@ -33,6 +33,7 @@ HOW_TO = (
     "approvals",
     "unsafe-files",
     "webhooks",
+    "serve",
 )
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -12,7 +12,7 @@ import pytest
 
 from config.local import sample_data, samples
 from registry.formats import inspect
-from registry.models import Evaluation, Job, JobState, Kind, Repository
+from registry.models import Deployment, Endpoint, Evaluation, Job, JobState, Kind, Repository
 from registry.recipes import parse_recipe
 from registry.services import catalog
 from tests.factories import actor_of, make_admin
@@ -164,6 +164,17 @@ def test_a_trained_model_becomes_champion_and_is_compressed_once(packages):
     model.refresh_from_db()
     assert model.license == "bsd-3-clause"
     assert not Evaluation.objects.exists()
+    champion = Deployment.objects.get(endpoint__name="digits-cnn")
+    assert (champion.alias, champion.role, champion.weight) == ("champion", "live", 100)
+    assert Deployment.objects.get(endpoint__name="all-minilm-l6-v2").version.number == 1
+
+
+def test_an_endpoint_that_somebody_deleted_stays_deleted(packages):
+    make_admin()
+    samples.seed(wait_seconds=0)
+    Endpoint.objects.all().delete()
+    samples.seed(wait_seconds=0)
+    assert not Endpoint.objects.exists()
 
 
 def test_a_deleted_sample_stays_deleted(packages):

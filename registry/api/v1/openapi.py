@@ -29,6 +29,7 @@ _PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "direct": {"schema": {"type": "string", "format": "uuid"}},
     "signature": {"schema": {"type": "integer", "minimum": 1}},
     "webhook": {"schema": {"type": "integer", "minimum": 1}},
+    "deployment": {"schema": {"type": "integer", "minimum": 1}},
     "delivery": {"schema": {"type": "integer", "minimum": 1}},
     "kind": {"description": "A kind of recipe, such as `compress`."},
 }

@@ -10,6 +10,7 @@ from registry.api.v1.requests import Body, Query
 from registry.errors import Unfit
 from registry.recipes import REFERENCE_PATTERN
 from registry.services.announcements import EVENTS
+from registry.serving_options import ServingOptions
 
 Counted = Annotated[int, Field(ge=0, lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
@@ -835,6 +836,7 @@ class Quotas(Answer):
     bytes: Quota
     versions: Quota
     jobs: Quota
+    deployments: Quota
 
 
 Limit = Annotated[int, Field(ge=0, le=1 << 60)]
@@ -846,6 +848,116 @@ class QuotaChanges(Body):
     bytes: Limit | None = None
     versions: Limit | None = None
     jobs: Limit | None = None
+    deployments: Limit | None = None
+
+
+# --- Serving ---------------------------------------------------------------------------------
+
+DeploymentRole = Literal["live", "canary", "shadow"]
+Percent = Annotated[int, Field(ge=0, le=100)]
+
+
+class NewEndpoint(Body):
+    model: FullName
+    name: str = Field("", description="Unless told, the model's own name.")
+    sticky: bool = Field(
+        default=False, description="Whether a caller keeps to the deployment that answered first."
+    )
+
+
+class EndpointChanges(Body):
+    sticky: bool
+
+
+class EndpointQuery(Paging):
+    namespace: str = ""
+    model: str = Field("", description="Only those of this model, `namespace/name`.")
+
+
+class NewDeployment(Body):
+    model: FullName
+    version: str = Field(
+        max_length=256,
+        description="A number, `latest`, or an `@alias`, which the deployment then follows.",
+    )
+    endpoint: str = Field(
+        "", description="A name in the model's namespace; made where there is none."
+    )
+    role: DeploymentRole = "live"
+    weight: Percent | None = Field(
+        None,
+        description="How many percent of the requests it answers. Unless told: all for the first, "
+        "1 for a canary, 0 for others, which then wait to be promoted.",
+    )
+    options: ServingOptions = ServingOptions()
+    reason: str = Field(
+        "", description="Deploys it although it does not take what callers send, and says why."
+    )
+
+
+class DeploymentChanges(Body):
+    options: ServingOptions
+
+
+class Traffic(Body):
+    """Percent by the number of the deployment; those left out get none."""
+
+    weights: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$")], Percent] = Field(
+        max_length=100
+    )
+
+
+class Deployment(Answer):
+    """`version` is what it serves now, null where its alias points at nothing."""
+
+    id: int
+    version: int | None
+    alias: str | None = Field(description="The alias that it follows.")
+    role: DeploymentRole
+    weight: int
+    options: ServingOptions
+    created_by: str | None
+    created_at: datetime
+
+
+class Endpoint(Answer):
+    namespace: str
+    name: str
+    model: str
+    sticky: bool
+    deployments: list[Deployment]
+    created_by: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class EndpointPage(Answer):
+    items: list[Endpoint]
+    next_cursor: str | None
+
+
+class DeploymentStanding(Answer):
+    """How one deployment is at one replica, and what it counted since that replica started."""
+
+    deployment: int
+    state: Literal["loading", "ready", "asleep", "failed"]
+    detail: str
+    requests: int
+    failures: int
+    mean_ms: float | None
+
+
+class Replica(Answer):
+    id: str
+    device: str
+    started_at: datetime | None
+    deployments: list[DeploymentStanding]
+
+
+class Standing(Answer):
+    """The serving processes that were heard of within the last seconds."""
+
+    replicas: list[Replica]
 
 
 class NewPlace(Body):

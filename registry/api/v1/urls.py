@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from django.urls import URLPattern, path
 
 from registry.api.v1.views import (
+    deployments,
     document,
     evidence,
     jobs,
@@ -117,6 +118,36 @@ urlpatterns = [
         webhooks.DeliveryAgain.as_view(),
         name="webhook-redeliver",
     ),
+    path("endpoints", deployments.EndpointList.as_view(), name="endpoints"),
+    path(
+        "endpoints/<str:namespace>/<str:name>", deployments.EndpointOne.as_view(), name="endpoint"
+    ),
+    path(
+        "endpoints/<str:namespace>/<str:name>/traffic",
+        deployments.EndpointTraffic.as_view(),
+        name="endpoint-traffic",
+    ),
+    path(
+        "endpoints/<str:namespace>/<str:name>/roll-back",
+        deployments.EndpointRollBack.as_view(),
+        name="endpoint-roll-back",
+    ),
+    path(
+        "endpoints/<str:namespace>/<str:name>/standing",
+        deployments.EndpointStanding.as_view(),
+        name="endpoint-standing",
+    ),
+    path(
+        "endpoints/<str:namespace>/<str:name>/deployments/<int:deployment>",
+        deployments.DeploymentOne.as_view(),
+        name="deployment",
+    ),
+    path(
+        "endpoints/<str:namespace>/<str:name>/deployments/<int:deployment>/promote",
+        deployments.DeploymentPromote.as_view(),
+        name="deployment-promote",
+    ),
+    path("deployments", deployments.DeploymentList.as_view(), name="deployments"),
     path("signing-key", evidence.SigningKey.as_view(), name="signing-key"),
     path("users", users.UserList.as_view(), name="users"),
     path("users/<str:username>", users.UserOne.as_view(), name="user"),

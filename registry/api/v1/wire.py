@@ -16,8 +16,10 @@ from registry.models import (
     Artifact,
     Delivery,
     DeliveryState,
+    Deployment,
     Derivative,
     DirectUpload,
+    Endpoint,
     Evaluation,
     Job,
     Repository,
@@ -31,11 +33,13 @@ from registry.models import (
 from registry.models.catalog import LISTED_CHARACTERS
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.prepared import Parameter, Question
+from registry.routes import read_options
 from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.deletion import Deleted
 from registry.services.direct import parts_count
 from registry.services.estimates import Estimate, Figure
 from registry.services.quotas import QUOTAS, Quota, why_waiting
+from registry.services.replicas import Replica
 
 Row = dict[str, Any]
 T = TypeVar("T", bound=Model)
@@ -421,6 +425,54 @@ def estimate_body(estimate: Estimate) -> Row:
 
 def _figure_body(figure: Figure) -> Row:
     return {"low": figure.low, "high": figure.high, "grounds": figure.grounds.detail}
+
+
+# --- Serving ---------------------------------------------------------------------------------
+
+
+def endpoint_body(endpoint: Endpoint, deployments: Iterable[Deployment]) -> Row:
+    return {
+        "namespace": endpoint.namespace.slug,
+        "name": endpoint.name,
+        "model": endpoint.repository.full_name,
+        "sticky": endpoint.sticky,
+        "deployments": [deployment_body(one) for one in deployments],
+        "created_by": endpoint.created_by.username if endpoint.created_by else None,
+        "created_at": endpoint.created_at,
+        "updated_at": endpoint.updated_at,
+    }
+
+
+def deployment_body(row: Deployment) -> Row:
+    return {
+        "id": row.pk,
+        "version": row.serves.number if row.serves else None,
+        "alias": row.alias or None,
+        "role": row.role,
+        "weight": row.weight,
+        "options": read_options(row.options).model_dump(mode="json"),
+        "created_by": row.created_by.username if row.created_by else None,
+        "created_at": row.created_at,
+    }
+
+
+def replica_body(replica: Replica) -> Row:
+    return {
+        "id": replica.id,
+        "device": replica.device,
+        "started_at": replica.started_at,
+        "deployments": [
+            {
+                "deployment": one.deployment_id,
+                "state": one.state,
+                "detail": one.detail,
+                "requests": one.requests,
+                "failures": one.failures,
+                "mean_ms": one.mean_ms,
+            }
+            for one in replica.standings
+        ],
+    }
 
 
 def quota_body(quotas: Mapping[str, Quota]) -> Row:

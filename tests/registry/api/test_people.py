@@ -164,6 +164,7 @@ def test_members_see_the_quotas_and_administrators_set_them(api, alice, admin):
         "bytes": {"used": 10, **nothing},
         "versions": {"used": 1, **nothing},
         "jobs": {"used": 0, **nothing},
+        "deployments": {"used": 0, **nothing},
     }
     problem_of(api.patch("namespaces/alice/quota", {"bytes": 5}), 403, "denied")
     theirs = api_of(admin)

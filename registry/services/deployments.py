@@ -1,0 +1,534 @@
+"""Endpoints and what is deployed at them: made, split, promoted, rolled back, taken down.
+
+The model's row is locked before its endpoints change, so that two people never split the same
+traffic at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from registry.errors import AlreadyExists, Conflict, Invalid, NotFound
+from registry.models import (
+    Actor,
+    Alias,
+    AuditAction,
+    Deployment,
+    DeploymentRole,
+    Endpoint,
+    Kind,
+    Repository,
+    Version,
+)
+from registry.models.serving import FULL_WEIGHT
+from registry.permissions import require
+from registry.services.audit import record_event
+from registry.services.catalog import (
+    check_etag,
+    check_name,
+    find_alias,
+    find_repository,
+    find_version,
+    lock_repository,
+)
+from registry.services.compatibility import why_incompatible
+from registry.services.quotas import require_deployment_place
+from registry.services.texts import check_text, invalid_field
+from registry.services.versions import require_runnable
+from registry.serving_options import ServingOptions
+
+_MAX_REASON = 2000
+_FIRST_CANARY = 1
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+
+def find_endpoint(actor: Actor, namespace: str, name: str) -> Endpoint:
+    """Find an endpoint of a model that the actor may see.
+
+    Raises:
+        NotFound: there is none of that name.
+
+    """
+    visible = Endpoint.objects.visible_to(actor).with_names()
+    found = visible.named(namespace, name).first() if "\0" not in namespace + name else None
+    if found is None:
+        raise NotFound(
+            "There is no endpoint {namespace}/{name} that you may see.",
+            code="endpoint_not_found",
+            namespace=namespace,
+            name=name,
+        )
+    return found
+
+
+def find_deployment(endpoint: Endpoint, number: int) -> Deployment:
+    """Find what is deployed at an endpoint, by the number of the deployment.
+
+    Raises:
+        NotFound: nothing of that number is.
+
+    """
+    for one in deployments_of(endpoint):
+        if one.pk == number:
+            return one
+    raise NotFound(
+        "{endpoint} has no deployment {number}.",
+        code="deployment_not_found",
+        endpoint=endpoint,
+        number=number,
+    )
+
+
+def deployments_of(endpoint: Endpoint) -> list[Deployment]:
+    """List what is deployed at an endpoint with the version that each serves now, oldest first."""
+    rows = list(endpoint.deployments.select_related("version", "created_by").order_by("pk"))
+    following = Alias.objects.filter(
+        repository=endpoint.repository_id, name__in=[row.alias for row in rows if row.alias]
+    )
+    aliases = {alias.name: alias.version for alias in following.select_related("version")}
+    for row in rows:
+        row.endpoint = endpoint
+        row.serves = row.version or aliases.get(row.alias)
+        if row.serves is not None:
+            row.serves.repository = endpoint.repository
+    return rows
+
+
+# --- Endpoints -----------------------------------------------------------------------------------
+
+
+def create_endpoint(
+    *, actor: Actor, repository: Repository, name: object = None, sticky: bool = False
+) -> Endpoint:
+    """Make an address for a model, under the model's own name unless another is given.
+
+    Raises:
+        Denied: the actor does not maintain the model; or, for another name, its namespace.
+        AlreadyExists: the name is taken.
+
+    """
+    require(actor, "maintain", repository)
+    with transaction.atomic():
+        return _make_endpoint(actor, lock_repository(repository), name, sticky=sticky)
+
+
+def _make_endpoint(
+    actor: Actor, repository: Repository, name: object, *, sticky: bool = False
+) -> Endpoint:
+    _require_model(repository)
+    plain = repository.name if name is None or name == "" else check_name(name)
+    if plain.lower() != repository.name.lower():
+        # The name may be that of another model, which a guest of this one may not know.
+        require(actor, "maintain", repository.namespace)
+    try:
+        with transaction.atomic():
+            endpoint = Endpoint.objects.create(
+                namespace=repository.namespace,
+                name=plain,
+                repository=repository,
+                sticky=sticky,
+                created_by_id=actor.user_id,
+            )
+    except IntegrityError as error:
+        raise AlreadyExists(
+            "The endpoint {namespace}/{name} exists already; choose another name.",
+            code="endpoint_already_exists",
+            namespace=repository.namespace,
+            name=plain,
+        ) from error
+    _record(actor, AuditAction.ENDPOINT_CREATE, endpoint, sticky=sticky)
+    return endpoint
+
+
+def _require_model(repository: Repository) -> None:
+    if repository.kind != Kind.MODEL:
+        raise Invalid("{repository} is a dataset; only models are served.", repository=repository)
+
+
+def describe_endpoint(
+    *, actor: Actor, endpoint: Endpoint, sticky: bool, expected_etag: str | None = None
+) -> Endpoint:
+    """Say whether callers keep to the deployment that answered them first."""
+    require(actor, "maintain", endpoint.repository)
+    with transaction.atomic():
+        row = _lock(endpoint, expected_etag)
+        row.sticky = sticky
+        _touch(row, "sticky")
+        _record(actor, AuditAction.ENDPOINT_DESCRIBE, row, sticky=sticky)
+    return row
+
+
+def delete_endpoint(*, actor: Actor, endpoint: Endpoint, expected_etag: str | None = None) -> None:
+    """Take an address away, and what is deployed there."""
+    require(actor, "maintain", endpoint.repository)
+    with transaction.atomic():
+        row = _lock(endpoint, expected_etag)
+        _record(actor, AuditAction.ENDPOINT_DELETE, row, split=_split_of(deployments_of(row)))
+        row.delete()
+
+
+# --- Deployments ---------------------------------------------------------------------------------
+
+
+def deploy(
+    *,
+    actor: Actor,
+    model: str,
+    version: str,
+    endpoint: object = None,
+    role: str = DeploymentRole.LIVE,
+    weight: int | None = None,
+    options: ServingOptions | None = None,
+    reason: object = "",
+) -> Deployment:
+    """Let a version serve at an endpoint of its model, which is made where there is none.
+
+    `version` is a number, `latest`, or an `@alias`, which the deployment then follows. The first
+    one takes all traffic; later ones take what `weight` says, a canary one percent, a live one
+    none: it waits to be promoted. `reason` overrides the check that it takes what callers send.
+
+    Raises:
+        Conflict: the version is not ready, is deployed there already, or does not take what
+            callers of the endpoint send.
+        QuotaExceeded: the namespace has as many deployments as it may.
+
+    """
+    namespace, _, name = model.partition("/")
+    repository = find_repository(actor, Kind.MODEL, namespace, name)
+    require(actor, "maintain", repository)
+    if role not in DeploymentRole.values:
+        raise invalid_field(
+            "role",
+            "bad_choice",
+            "{value!r} is not one of {choices}.",
+            value=role,
+            choices=", ".join(DeploymentRole.values),
+        )
+    share = _check_weight(role, weight)
+    why = check_text("reason", reason, max_length=_MAX_REASON)
+    with transaction.atomic():
+        row = lock_repository(repository)
+        served = find_version(actor, row, version)
+        require_runnable(served)
+        place = _find_or_make(actor, row, endpoint)
+        present = deployments_of(place)
+        overridden = _require_compatible(place, present, served, why)
+        require_deployment_place(place.namespace)
+        deployment = _insert(actor, place, served, version, role, options or ServingOptions())
+        _remember(place, present)
+        if not any(one.weight for one in present) and role != DeploymentRole.SHADOW:
+            share = FULL_WEIGHT if weight is None else share
+        _give(deployment, share, present)
+        _touch(place, "previous")
+        _record_deployment(actor, AuditAction.DEPLOYMENT_CREATE, deployment, served, **overridden)
+    deployment.serves = served
+    return deployment
+
+
+def _check_weight(role: str, weight: int | None) -> int:
+    if role == DeploymentRole.SHADOW:
+        if weight:
+            raise invalid_field(
+                "weight", "not_allowed", "A shadow answers nobody, so it takes no weight."
+            )
+        return 0
+    if weight is None:
+        return _FIRST_CANARY if role == DeploymentRole.CANARY else 0
+    return _in_percent(weight)
+
+
+def _in_percent(weight: int) -> int:
+    if not 0 <= weight <= FULL_WEIGHT:
+        raise invalid_field("weight", "out_of_range", "A weight is between 0 and 100 percent.")
+    return weight
+
+
+def _find_or_make(actor: Actor, repository: Repository, name: object) -> Endpoint:
+    wanted = repository.name if name is None or name == "" else check_name(name)
+    rows = Endpoint.objects.select_related("namespace").filter(repository=repository)
+    found = rows.filter(name__iexact=wanted).first()
+    if found is None:
+        return _make_endpoint(actor, repository, wanted)
+    found.repository = repository
+    return found
+
+
+def _require_compatible(
+    endpoint: Endpoint, present: Sequence[Deployment], candidate: Version, reason: str
+) -> dict[str, Any]:
+    """Pass when a version takes what callers send, or somebody says why it need not."""
+    answering = max(present, key=lambda one: (one.weight, one.role == "live"), default=None)
+    if answering is None or answering.serves is None or not answering.weight:
+        return {}
+    problem = why_incompatible(answering.serves, candidate)
+    if problem is None:
+        return {}
+    if not reason:
+        raise Conflict(
+            "{version} does not fit what callers of {endpoint} send and read: {problem}. Give a "
+            "reason to deploy it nevertheless.",
+            code="incompatible_signature",
+            version=candidate.ref,
+            endpoint=endpoint,
+            problem=problem,
+        )
+    return {"incompatible": problem.detail, "reason": reason}
+
+
+def _insert(
+    actor: Actor,
+    endpoint: Endpoint,
+    version: Version,
+    asked: str,
+    role: str,
+    options: ServingOptions,
+) -> Deployment:
+    follows = asked[1:] if asked.startswith("@") else ""
+    try:
+        with transaction.atomic():
+            return Deployment.objects.create(
+                endpoint=endpoint,
+                version=None if follows else version,
+                alias=follows and find_alias(endpoint.repository, follows).name,
+                role=role,
+                options=options.model_dump(mode="json", exclude_defaults=True),
+                created_by_id=actor.user_id,
+            )
+    except IntegrityError as error:
+        raise AlreadyExists(
+            "{version} is deployed at {endpoint} already; change that deployment.",
+            code="already_deployed",
+            version=f"{endpoint.repository.full_name}@{follows}" if follows else version.ref,
+            endpoint=endpoint,
+        ) from error
+
+
+def change_deployment(
+    *, actor: Actor, deployment: Deployment, options: ServingOptions
+) -> Deployment:
+    """Serve a deployment with other options; replicas load it anew and swap."""
+    require(actor, "maintain", deployment.endpoint.repository)
+    with transaction.atomic():
+        endpoint = _lock(deployment.endpoint)
+        row = find_deployment(endpoint, deployment.pk)
+        row.options = options.model_dump(mode="json", exclude_defaults=True)
+        row.save(update_fields=["options"])
+        _touch(endpoint)
+        _record_deployment(
+            actor, AuditAction.DEPLOYMENT_CHANGE, row, row.serves, options=row.options
+        )
+    return row
+
+
+def split_traffic(
+    *,
+    actor: Actor,
+    endpoint: Endpoint,
+    weights: Mapping[int, int],
+    expected_etag: str | None = None,
+) -> Endpoint:
+    """Say how many percent of the requests each deployment answers; those left out get none.
+
+    Raises:
+        NotFound: one of them is not deployed there.
+        Invalid: it does not come to 100, or a shadow is to answer.
+
+    """
+    require(actor, "maintain", endpoint.repository)
+    with transaction.atomic():
+        row = _lock(endpoint, expected_etag)
+        present = {one.pk: one for one in deployments_of(row)}
+        for number, weight in weights.items():
+            one = present.get(number) or find_deployment(row, number)
+            if _in_percent(weight) and one.role == DeploymentRole.SHADOW:
+                raise invalid_field(
+                    "weights", "not_allowed", "A shadow answers nobody, so it takes no weight."
+                )
+        if sum(weights.values()) != FULL_WEIGHT:
+            raise invalid_field(
+                "weights",
+                "wrong_sum",
+                "The weights come to {total}; they must come to 100.",
+                total=sum(weights.values()),
+            )
+        before = _remember(row, present.values())
+        for one in present.values():
+            _set(one, weight=weights.get(one.pk, 0))
+        _touch(row, "previous")
+        _record(actor, AuditAction.ENDPOINT_SPLIT, row, before=before, after=_split_of_row(row))
+    return row
+
+
+def promote(*, actor: Actor, deployment: Deployment) -> Endpoint:
+    """Let a deployment answer everything; the others stay, for a roll-back, and answer by number.
+
+    Raises:
+        Conflict: what it serves cannot run now.
+
+    """
+    require(actor, "maintain", deployment.endpoint.repository)
+    with transaction.atomic():
+        endpoint = _lock(deployment.endpoint)
+        present = {one.pk: one for one in deployments_of(endpoint)}
+        promoted = find_deployment(endpoint, deployment.pk)
+        if promoted.serves is None:
+            raise Conflict(
+                "The alias {alias!r} points at no version, so nothing would answer.",
+                code="version_not_ready",
+                alias=promoted.alias,
+            )
+        require_runnable(promoted.serves)
+        _remember(endpoint, present.values())
+        for one in present.values():
+            if one.pk != promoted.pk:
+                _set(one, weight=0)
+        _set(promoted, weight=FULL_WEIGHT, role=DeploymentRole.LIVE)
+        _touch(endpoint, "previous")
+        _record_deployment(actor, AuditAction.DEPLOYMENT_PROMOTE, promoted, promoted.serves)
+    return endpoint
+
+
+def roll_back(*, actor: Actor, endpoint: Endpoint) -> Endpoint:
+    """Split the traffic as it was split before it last changed.
+
+    Raises:
+        Conflict: it never changed, or what answered then is gone.
+
+    """
+    require(actor, "maintain", endpoint.repository)
+    with transaction.atomic():
+        row = _lock(endpoint)
+        present = {str(one.pk): one for one in deployments_of(row)}
+        before = row.previous
+        answering = sum(weight for key, (_, weight) in before.items() if key in present)
+        if answering != FULL_WEIGHT:
+            raise Conflict(
+                "{endpoint} has nothing to go back to: what answered before is not deployed any "
+                "more.",
+                code="nothing_to_roll_back",
+                endpoint=row,
+            )
+        left = _remember(row, present.values())
+        for key, one in present.items():
+            role, weight = before.get(key, (one.role, 0))
+            _set(one, weight=weight, role=role)
+        _touch(row, "previous")
+        _record(actor, AuditAction.ENDPOINT_ROLL_BACK, row, before=left, after=_split_of_row(row))
+    return row
+
+
+def undeploy(*, actor: Actor, deployment: Deployment) -> None:
+    """Take a deployment down.
+
+    Raises:
+        Conflict: it answers requests which others there could answer instead.
+
+    """
+    require(actor, "maintain", deployment.endpoint.repository)
+    with transaction.atomic():
+        endpoint = _lock(deployment.endpoint)
+        row = find_deployment(endpoint, deployment.pk)
+        others = endpoint.deployments.exclude(pk=row.pk).exclude(role=DeploymentRole.SHADOW)
+        if row.weight and others.exists():
+            raise Conflict(
+                "It answers {weight} percent of the requests to {endpoint}; give them to another "
+                "deployment first.",
+                code="deployment_answers",
+                weight=row.weight,
+                endpoint=endpoint,
+            )
+        _touch(endpoint)
+        _record_deployment(actor, AuditAction.DEPLOYMENT_DELETE, row, row.serves)
+        row.delete()
+
+
+# --- Under the lock ------------------------------------------------------------------------------
+
+
+def _lock(endpoint: Endpoint, expected_etag: str | None = None) -> Endpoint:
+    """Lock the model of an endpoint, and read what the endpoint is now."""
+    repository = lock_repository(endpoint.repository)
+    row = Endpoint.objects.select_related("namespace").filter(pk=endpoint.pk).first()
+    if row is None:
+        raise NotFound(
+            "The endpoint {endpoint} was deleted.", code="endpoint_not_found", endpoint=endpoint
+        )
+    row.repository = repository
+    check_etag(expected_etag, row.etag, row.full_name)
+    return row
+
+
+def _give(deployment: Deployment, weight: int, others: Sequence[Deployment]) -> None:
+    """Give a new deployment its part; the others share the rest as they shared the whole."""
+    answering = [one for one in others if one.weight]
+    if weight and answering:
+        rest, total = FULL_WEIGHT - weight, sum(one.weight for one in answering)
+        parts = {one.pk: one.weight * rest // total for one in answering}
+        for one in sorted(answering, key=lambda one: -one.weight)[: rest - sum(parts.values())]:
+            parts[one.pk] += 1
+        for one in answering:
+            _set(one, weight=parts[one.pk])
+    elif weight:
+        weight = FULL_WEIGHT
+    _set(deployment, weight=weight)
+
+
+def _set(deployment: Deployment, *, weight: int, role: str | None = None) -> None:
+    deployment.weight = weight
+    deployment.role = role or deployment.role
+    deployment.save(update_fields=["weight", "role"])
+
+
+Split = dict[str, tuple[str, int]]
+
+
+def _split_of(deployments: Sequence[Deployment]) -> Split:
+    return {str(one.pk): (one.role, one.weight) for one in deployments}
+
+
+def _split_of_row(endpoint: Endpoint) -> Split:
+    return _split_of(list(endpoint.deployments.order_by("pk")))
+
+
+def _remember(endpoint: Endpoint, deployments: Any) -> Split:
+    """Keep how the traffic was split, for a roll-back, while something answered."""
+    split = _split_of(list(deployments))
+    if any(weight for _, weight in split.values()):
+        endpoint.previous = split
+    return split
+
+
+def _touch(endpoint: Endpoint, *fields: str) -> None:
+    endpoint.updated_at = timezone.now()
+    endpoint.save(update_fields=["updated_at", *fields])
+
+
+def _record(actor: Actor, action: AuditAction, endpoint: Endpoint, **data: Any) -> None:
+    record_event(
+        actor,
+        action,
+        repository=endpoint.repository,
+        target=endpoint.full_name,
+        endpoint=endpoint.pk,
+        **data,
+    )
+
+
+def _record_deployment(
+    actor: Actor, action: AuditAction, row: Deployment, version: Version | None, **data: Any
+) -> None:
+    _record(
+        actor,
+        action,
+        row.endpoint,
+        deployment=row.pk,
+        version=version.number if version else None,
+        alias=row.alias or None,
+        role=row.role,
+        weight=row.weight,
+        **data,
+    )
