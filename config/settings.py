@@ -310,6 +310,14 @@ JOB_THREADS = env_int("MODELYARD_JOB_THREADS", default=0, low=0, high=1024)
 JOB_MAX_SECONDS = env_int("MODELYARD_JOB_MAX_SECONDS", default=86400, low=1, high=30 * 86400)
 JOB_MAX_MEMORY_BYTES = env_int("MODELYARD_JOB_MAX_MEMORY_BYTES", default=0, low=0, high=1 << 50)
 
+# --- Serving ----------------------------------------------------------------------------------
+# What the models of one server may hold in memory; 0 is half of what the machine has.
+SERVING_MEMORY_BYTES = env_int("MODELYARD_SERVING_MEMORY", default=0, low=0, high=1 << 50)
+# The largest inputs of one call, and the largest answer.
+SERVING_MAX_BYTES = env_int(
+    "MODELYARD_SERVING_MAX_BYTES", default=64 << 20, low=1 << 20, high=1 << 31
+)
+
 # --- The REST API -----------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["registry.api.v1.authentication.TokenAuthentication"],

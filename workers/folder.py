@@ -68,7 +68,7 @@ class JobFolder:
             folder.mkdir(parents=True)
             for path, sha256 in _files_of(version).items():
                 go_on()
-                _place(storage, sha256, folder / path)
+                place(storage, sha256, folder / path)
 
     def write_job(self, described: Mapping[str, Any]) -> Path:
         path = self.path / "job.json"
@@ -89,7 +89,7 @@ def _files_of(version: Version) -> dict[str, str]:
     return {path: blob.sha256 for path, blob in openable_files([version])[version.pk].items()}
 
 
-def _place(storage: Storage, sha256: str, target: Path) -> None:
+def place(storage: Storage, sha256: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     storage.materialise(sha256, target)
     found = target.stat()

@@ -172,11 +172,13 @@ def start(
     limits: Limits,
     writable: Sequence[Path] | None = None,
     gpu: bool = False,
+    channel: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in `folder` as the leader of a session of its own, in the profile *job*.
 
     It reads `folder` and writes below `writable` (`folder`, where that is not given). It dies with
-    the thread that calls this, however that ends.
+    the thread that calls this, however that ends. Where it is to be spoken with, its standard input
+    is `channel`, and what it prints goes nowhere.
     """
     _link_code(folder)
     if writable is None:
@@ -198,8 +200,8 @@ def start(
         [sys.executable, "-I", "-S", __file__, plan, *command],
         cwd=folder,
         env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL if channel is None else channel,
+        stdout=subprocess.PIPE if channel is None else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )

@@ -6,7 +6,6 @@ A split is read in batches and never held whole, unless somebody asks for `Split
 import csv
 import itertools
 import json
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from registry.errors import Invalid, NotFound
 from workers.ml.architectures import MAX_CLASSES
 from workers.ml.formats import damaged
+from workers.ml.texts import MAX_CHARACTERS, clean_text
 
 Column = NDArray[Any] | list[str | None]
 Rows = Mapping[str, Column]
 
 MAX_ROWS = 20_000_000
 MAX_LOADED_BYTES = 8 * 1024**3
-MAX_CELL_CHARACTERS = 1_000_000
 MAX_LINE_CHARACTERS = 16_000_000
 _BLOCK = 1024
 _DTYPES = {
@@ -145,7 +144,7 @@ class TextSplit:
 
 
 def _csv_header(file: Path, lines: Iterator[str]) -> list[str]:
-    csv.field_size_limit(MAX_CELL_CHARACTERS)
+    csv.field_size_limit(MAX_CHARACTERS)
     try:
         header = next(csv.reader(lines), [])
     except csv.Error as error:
@@ -367,14 +366,6 @@ def _check_label_column(values: Column, split: Split, column: str) -> None:
 
 
 # --- cleaning -----------------------------------------------------------------------------------
-
-
-def clean_text(value: object) -> str:
-    """Normalise a text; what is empty afterwards is no row."""
-    if value is None:
-        return ""
-    text = unicodedata.normalize("NFC", str(value)[:MAX_CELL_CHARACTERS])
-    return " ".join(text.replace("\x00", " ").split())
 
 
 def _is_empty(value: object) -> bool:

@@ -11,13 +11,13 @@ from tests.workers.ml.little import write_digits, write_texts
 from workers.ml import data
 from workers.ml.data import (
     Labels,
-    clean_text,
     divide,
     find_labels,
     load_split,
     number_labels,
     open_dataset,
 )
+from workers.ml.texts import clean_text
 
 
 def refusal(call, *args, **kwargs):

@@ -16,10 +16,11 @@ from tests.workers.ml.little import (
     write_encoder,
 )
 from tests.workers.ml.test_formats import Trap
-from workers.ml.architectures.sentence_encoder import Pooling, longest_text, read_pooling
+from workers.ml.architectures.sentence_encoder import Pooling, read_pooling
 from workers.ml.formats import open_model
 from workers.ml.infer.runtime import load_runtime
 from workers.ml.probes import NOWHERE
+from workers.ml.texts import longest_text
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from registry.errors import Invalid
 from workers.ml.structure import KEY, Shapes, check_runs, read_structure, replay
 
-MAX_LENGTH = 512
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -224,15 +223,6 @@ def read_pooling(path: Path) -> Pooling:
         return Pooling(mode)
     types = [str(module.get("type", "")) for module in modules if isinstance(module, dict)]
     return Pooling(mode, normalize=any(name.endswith("Normalize") for name in types))
-
-
-def longest_text(path: Path, config: dict[str, Any]) -> int:
-    """Tell how many word pieces the model was meant for."""
-    shipped = _read(path / "sentence_bert_config.json")
-    given = shipped.get("max_seq_length") if isinstance(shipped, dict) else None
-    if not isinstance(given, int):
-        given = config.get("max_position_embeddings")
-    return min(given, MAX_LENGTH) if isinstance(given, int) and given > 0 else MAX_LENGTH // 2
 
 
 def _read(file: Path) -> Any:

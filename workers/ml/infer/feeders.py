@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +9,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from registry.errors import Invalid
-from workers.ml.data import Rows, Split, check_images, check_texts, clean_text
+from workers.ml.data import Rows, Split, check_images, check_texts
+from workers.ml.texts import clean_text
 from workers.ml.train.examples import pad
 from workers.ml.vocabulary import Vocabulary
 
@@ -106,23 +106,3 @@ class TensorFeeder:
                 )
             fed[name] = values.astype(dtype, copy=False)
         return fed
-
-
-def load_tokenizer(path: Path, *, max_length: int, pad_id: int) -> Tokenizer:
-    """Read tokenizer.json; texts are cut and padded as the model expects."""
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise Invalid(
-            "The version has no tokenizer.json, so texts cannot be turned into word pieces.",
-            code="missing_tokenizer",
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise Invalid(
-            "tokenizer.json cannot be read: {problem}", code="malformed_file", problem=error
-        ) from error
-    pad_token = tokenizer.id_to_token(pad_id)
-    tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token or "[PAD]")
-    return tokenizer

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from registry.errors import Invalid
 from workers.ml.architectures import KINDS
-from workers.ml.architectures.sentence_encoder import load_sentence_encoder, longest_text
+from workers.ml.architectures.sentence_encoder import load_sentence_encoder
 from workers.ml.data import Rows, Split
 from workers.ml.formats import ModelFolder, load_module, load_program
 from workers.ml.infer.engines import Engine, OnnxEngine, ProgramEngine, TorchEngine
@@ -20,8 +20,8 @@ from workers.ml.infer.feeders import (
     TensorFeeder,
     WordPieceFeeder,
     WordsFeeder,
-    load_tokenizer,
 )
+from workers.ml.texts import load_tokenizer, longest_text, pool
 from workers.ml.vocabulary import load_vocabulary
 
 Answer = Literal["classes", "embedding", "tensors"]
@@ -67,7 +67,7 @@ class Runtime:
     def compute(self, feeds: Feeds) -> NDArray[Any]:
         output = next(iter(self.engine.run(feeds).values()))
         if self.answers == "embedding" and output.ndim == 3:
-            return _pool(output, feeds["attention_mask"])
+            return pool(output, feeds["attention_mask"])
         if self.answers == "classes" and output.shape[1:] != (len(self.labels),):
             raise Invalid(
                 "The model answers {shape} numbers a row for {labels} labels.",
@@ -144,11 +144,3 @@ def _take(rows: Rows, places: NDArray[np.int64]) -> Rows:
         name: values[places] if isinstance(values, np.ndarray) else [values[at] for at in places]
         for name, values in rows.items()
     }
-
-
-def _pool(hidden_BLH: NDArray[Any], mask_BL: NDArray[Any]) -> NDArray[Any]:
-    """Average over real tokens and scale to unit length."""
-    mask_BL1 = mask_BL[..., None].astype(hidden_BLH.dtype)
-    vector_BH = (hidden_BLH * mask_BL1).sum(1) / np.maximum(mask_BL1.sum(1), 1e-9)
-    norm_B1 = np.linalg.norm(vector_BH, axis=1, keepdims=True)
-    return np.asarray(vector_BH / np.maximum(norm_B1, 1e-12))

@@ -1,0 +1,481 @@
+"""Calls of real models in their processes: right answers, in bounds, whatever happens beside."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from registry.errors import (
+    DeadlineExceeded,
+    Invalid,
+    NotFound,
+    RateLimited,
+    RegistryError,
+    Unavailable,
+)
+from tests.workers.serving import yard as y
+from workers.serving.fleet import State
+from workers.serving.messages import Tensor, pack_strings, unpack_strings
+
+
+def _served(plane, name):
+    return next(one for one in plane.fleet.all if one.name == name and one.is_ready)
+
+
+def test_a_model_answers_and_says_how(yard):
+    async def go():
+        deployed = yard.version("a/double", 3, y.linear())
+        yard.route("a/double", deployed)
+        async with yard.plane() as plane:
+            response, (answer,) = await y.ask(plane, "a/double", y.floats([[1, 2], [3, 4]]))
+            assert answer.tolist() == [[2, 4], [6, 8]]
+            assert (response.model, response.version) == ("a/double", "3")
+            said = response.parameters
+            assert said["modelyard_version"] == "3"
+            assert said["modelyard_weights_digest"] == deployed.weights_sha256
+            assert said["modelyard_runtime"] == "onnxruntime/cpu"
+            assert said["modelyard_batch_size"] == 2
+            assert said["modelyard_compute_us"] > 0
+            metadata = await plane.model_metadata(y.ALICE, "a/double", "")
+            assert metadata.versions == ["3"]
+            assert [one.shape for one in metadata.inputs] == [(-1, -1)]
+            config = await plane.model_config(y.ALICE, "a/double", "")
+            assert config["max_batch_size"] == 32
+            assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1]}]
+
+    asyncio.run(go())
+
+
+def test_what_a_caller_may_not_see_answers_like_what_does_not_exist(yard):
+    async def go():
+        yard.route("a/double", yard.version("a/double", 1, y.linear()))
+        yard.route("a/open", yard.version("a/open", 1, y.linear()), visibility="public")
+        async with yard.plane() as plane:
+            said = []
+            for name in ("a/double", "a/nothing"):
+                with pytest.raises(NotFound) as refused:
+                    await y.ask(plane, name, y.floats([[1]]), actor=y.BOB)
+                said.append(refused.value.detail.replace(name, "X"))
+            assert said[0] == said[1]
+            assert [one["name"] for one in await plane.index(y.BOB, ready_only=False)] == ["a/open"]
+            _, (answer,) = await y.ask(plane, "a/open", y.floats([[1]]), actor=y.BOB)
+            assert answer.tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ([y.numbers([[1]])], "takes FP32"),
+        ([y.floats([1, 2])], "takes FP32"),
+        ([y.floats([[1]], name="z")], "none of them"),
+        ([y.floats([[1]]), y.floats([[1]], name="z")], "none of them"),
+        ([], "missing"),
+        ([Tensor("x", "FP32", (1, 4), b"\0" * 12)], "takes FP32"),
+    ],
+)
+def test_inputs_that_the_model_does_not_take_are_refused(yard, tensors, said):
+    async def go():
+        yard.route("a/double", yard.version("a/double", 1, y.linear()))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            with pytest.raises(Invalid, match=said):
+                await y.ask(plane, "a/double", *tensors)
+
+    asyncio.run(go())
+
+
+def test_many_callers_at_once_each_get_their_own_answer(yard):
+    """960 requests of mixed sizes over two models: no answer is another one's."""
+
+    async def go():
+        yard.route("a/two", yard.version("a/two", 1, y.linear(2.0)))
+        yard.route("a/three", yard.version("a/three", 1, y.linear(3.0)))
+        async with yard.plane() as plane:
+
+            async def one(at):
+                drawn = np.random.default_rng(at)
+                rows, width = int(drawn.integers(1, 9)), int(drawn.integers(1, 40))
+                x = drawn.standard_normal((rows, width)).astype(np.float32)
+                name, factor = (("a/two", 2), ("a/three", 3))[at % 2]
+                _, (answer,) = await y.ask(plane, name, y.floats(x))
+                assert np.array_equal(answer, x * np.float32(factor)), at
+
+            await asyncio.gather(*map(one, range(320)))
+            sizes = set()
+            for start in range(320, 960, 160):
+                await asyncio.gather(*map(one, range(start, start + 160)))
+            for counted in plane.counters():
+                sizes |= set(counted.batches)
+                assert counted.success.count == 480
+            assert max(sizes) > 8, "requests were never joined"
+
+    asyncio.run(go())
+
+
+def test_requests_that_wait_are_computed_together(yard):
+    async def go():
+        yard.route("a/mlp", yard.version("a/mlp", 1, y.mlp(), max_batch_size=16))
+        async with yard.plane() as plane:
+            x = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
+            await y.ask(plane, "a/mlp", y.floats(x[:1]))
+            answers = await asyncio.gather(
+                *(y.ask(plane, "a/mlp", y.floats(x[at : at + 1])) for at in range(40))
+            )
+            alone = [(await y.ask(plane, "a/mlp", y.floats(x[at : at + 1])))[1] for at in range(40)]
+            sizes = {one.parameters["modelyard_batch_size"] for one, _ in answers}
+            assert sizes <= {16, 8}
+            for (_, (beside,)), (single,) in zip(answers, alone, strict=True):
+                assert np.allclose(beside, single, rtol=1e-4, atol=1e-4)
+
+    asyncio.run(go())
+
+
+def test_rows_that_change_each_other_are_never_joined(yard):
+    async def go():
+        yard.route("a/sum", yard.version("a/sum", 1, y.normalising()))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/sum", y.floats([[1, 1]]))
+            answers = await asyncio.gather(
+                *(y.ask(plane, "a/sum", y.floats([[at, at]])) for at in range(1, 30))
+            )
+            assert all(answer.tolist() == [[0.5, 0.5]] for _, (answer,) in answers)
+
+    asyncio.run(go())
+
+
+def test_texts_go_through_as_they_are(yard):
+    async def go():
+        yard.route("a/echo", yard.version("a/echo", 1, y.shouting()))
+        async with yard.plane() as plane:
+
+            async def one(words):
+                data = pack_strings([word.encode() for word in words])
+                response, _ = await y_ask_strings(plane, data, len(words))
+                (found,) = response.outputs
+                assert [word.decode() for word in unpack_strings(found.data, len(words))] == words
+
+            await asyncio.gather(*(one([f"Grüße {at}", "你好" * at]) for at in range(20)))
+
+    asyncio.run(go())
+
+
+async def y_ask_strings(plane, data, count):
+    request = y.InferRequest(
+        "a/echo", [Tensor("x", "BYTES", (count,), data)], y.ALICE, time.monotonic() + 30
+    )
+    return await plane.infer(request), None
+
+
+def test_one_bad_row_in_a_batch_fails_alone(yard):
+    async def go():
+        yard.route("a/table", yard.version("a/table", 1, y.gather()))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/table", y.numbers([1]))
+            asked = [3, 4, 99, 5, 6]
+            answers = await asyncio.gather(
+                *(y.ask(plane, "a/table", y.numbers([at])) for at in asked),
+                return_exceptions=True,
+            )
+            for at, found in zip(asked, answers, strict=True):
+                if at == 99:
+                    assert isinstance(found, Invalid)
+                    assert found.reason == "run_failed"
+                else:
+                    assert found[1][0].tolist() == [at]
+
+    asyncio.run(go())
+
+
+def test_a_model_that_never_returns_is_killed_and_its_neighbour_goes_on(yard):
+    async def go():
+        yard.route("a/loop", yard.version("a/loop", 1, y.looping(), deadline_ms=400))
+        yard.route("a/double", yard.version("a/double", 1, y.linear()))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/loop", y.floats([[1]]))
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            process = _served(plane, "a/loop").process
+            answered = 0
+
+            async def neighbour():
+                nonlocal answered
+                while not process.ended:
+                    _, (answer,) = await y.ask(plane, "a/double", y.floats([[answered]]))
+                    assert answer.tolist() == [[2 * answered]]
+                    answered += 1
+
+            beside = asyncio.create_task(neighbour())
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                await y.ask(plane, "a/loop", y.floats([[5000]]))
+            took = time.monotonic() - began
+            await y.until(lambda: process.ended)
+            await beside
+            assert 0.39 < took < 0.65, took
+            assert answered > 20
+            _, (again,) = await y.ask(plane, "a/loop", y.floats([[2]]), seconds=20)
+            assert again.tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+def test_an_impatient_caller_does_not_end_a_model_for_the_others(yard):
+    async def go():
+        yard.route("a/double", yard.version("a/double", 1, y.linear()))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            process = _served(plane, "a/double").process
+            for _ in range(20):
+                with pytest.raises(DeadlineExceeded):
+                    await y.ask(plane, "a/double", y.floats([[1]]), seconds=-1)
+            assert (await y.ask(plane, "a/double", y.floats([[1]])))[1][0].tolist() == [[2]]
+            assert _served(plane, "a/double").process is process
+
+    asyncio.run(go())
+
+
+def test_a_process_that_is_killed_under_load_comes_back(yard):
+    async def go():
+        yard.route("a/mlp", yard.version("a/mlp", 1, y.mlp()))
+        yard.route("a/double", yard.version("a/double", 1, y.linear()))
+        async with yard.plane() as plane:
+            one = y.floats(np.ones((1, 16)))
+            (expected,) = (await y.ask(plane, "a/mlp", one))[1]
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            stop = asyncio.Event()
+            refused = []
+
+            async def caller(name, tensor, right):
+                while not stop.is_set():
+                    try:
+                        _, (answer,) = await y.ask(plane, name, tensor)
+                    except RegistryError as error:
+                        refused.append((name, error))
+                    else:
+                        assert np.allclose(answer, right)
+
+            callers = [asyncio.create_task(caller("a/mlp", one, expected)) for _ in range(8)]
+            callers.append(asyncio.create_task(caller("a/double", y.floats([[1]]), [[2]])))
+            counted = _served(plane, "a/mlp").counters
+            for _ in range(2):
+                before = _served(plane, "a/mlp").process
+                os.kill(before.pid, signal.SIGKILL)
+                await y.until(lambda gone=before: gone.ended)
+                count = counted.success.count
+                await y.until(lambda past=count: counted.success.count > past + 50)
+            stop.set()
+            await asyncio.gather(*callers)
+            assert not refused, "what ran as the process died is tried once more"
+
+    asyncio.run(go())
+
+
+def test_an_alias_moves_under_load_without_one_failed_request(yard):
+    async def go():
+        old, new = (yard.version("a/m", at, y.linear(float(at))) for at in (1, 2))
+        yard.route("a/m", old)
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/m", y.floats([[1]]))
+            stop = asyncio.Event()
+            seen = []
+
+            async def caller():
+                while not stop.is_set():
+                    response, (answer,) = await y.ask(plane, "a/m", y.floats([[1]]))
+                    assert answer.tolist() == [[float(response.version)]]
+                    seen.append(response.version)
+
+            callers = [asyncio.create_task(caller()) for _ in range(16)]
+            await y.until(lambda: len(seen) > 100)
+            for there, back in ((new, "2"), (old, "1"), (new, "2")):
+                yard.route("a/m", there)
+                plane.apply([*yard.routes.values()])
+                await y.until(lambda to=back: seen[-1] == to)
+            stop.set()
+            await asyncio.gather(*callers)
+            assert set(seen) == {"1", "2"}
+            assert plane.counters()[0].fail.count == 0
+
+    asyncio.run(go())
+
+
+def test_too_many_waiting_requests_are_told_when_to_come_again(yard):
+    async def go():
+        yard.route("a/double", yard.version("a/double", 1, y.linear(), queue_size=4))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            answers = await asyncio.gather(
+                *(y.ask(plane, "a/double", y.floats([[at]])) for at in range(12)),
+                return_exceptions=True,
+            )
+            refused = [one for one in answers if isinstance(one, RateLimited)]
+            assert len(refused) == 8
+            assert refused[0].retry_after >= 1
+
+    asyncio.run(go())
+
+
+def test_a_caller_that_leaves_is_not_computed_for(yard):
+    async def go():
+        yard.route("a/double", yard.version("a/double", 1, y.linear()))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            before = plane.counters()[0].inferences
+            tasks = [
+                asyncio.create_task(y.ask(plane, "a/double", y.floats([[at]]))) for at in range(9)
+            ]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            assert plane.counters()[0].inferences == before + 1
+
+    asyncio.run(go())
+
+
+def test_one_caller_with_many_requests_does_not_hold_up_another(yard):
+    async def go():
+        yard.route("a/m", yard.version("a/m", 1, y.linear(), max_batch_size=1), visibility="public")
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/m", y.floats([[1]]))
+            done = []
+
+            async def one(actor, name):
+                await y.ask(plane, "a/m", y.floats([[1]]), actor=actor)
+                done.append(name)
+
+            greedy = [asyncio.create_task(one(y.ALICE, "alice")) for _ in range(100)]
+            await asyncio.sleep(0)
+            await asyncio.gather(*(one(y.BOB, "bob") for _ in range(3)))
+            assert done.count("alice") < 10
+            await asyncio.gather(*greedy)
+
+    asyncio.run(go())
+
+
+def test_a_model_that_nobody_calls_falls_asleep_and_is_woken(yard):
+    async def go():
+        yard.route("a/m", yard.version("a/m", 1, y.linear(), idle_seconds=1))
+        async with yard.plane() as plane:
+            assert await plane.model_ready(y.ALICE, "a/m", "")
+            await y.ask(plane, "a/m", y.floats([[1]]))
+            (served,) = plane.fleet.all
+            await y.until(lambda: served.state is State.ASLEEP)
+            assert plane.fleet.held_bytes == 0
+            assert (await y.ask(plane, "a/m", y.floats([[1]])))[1][0].tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+def test_the_model_called_longest_ago_makes_room(yard):
+    async def go():
+        for name in ("a/one", "a/two"):
+            yard.route(name, yard.version(name, 1, y.linear()))
+        async with yard.plane(memory_bytes=80 << 20) as plane:
+            await y.ask(plane, "a/one", y.floats([[1]]))
+            await y.ask(plane, "a/two", y.floats([[1]]))
+            loaded = {one.name for one in plane.fleet.all if one.is_ready}
+            assert loaded == {"a/two"}
+            assert (await y.ask(plane, "a/one", y.floats([[1]])))[1][0].tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+def test_a_file_that_is_no_model_is_refused_at_once_the_next_time(yard):
+    async def go():
+        yard.route("a/bad", yard.version("a/bad", 1, b"\x08\x07nothing of a model"))
+        async with yard.plane() as plane:
+            with pytest.raises(Unavailable, match="cannot be loaded"):
+                await y.ask(plane, "a/bad", y.floats([[1]]))
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match="cannot be loaded"):
+                await y.ask(plane, "a/bad", y.floats([[1]]))
+            assert time.monotonic() - began < 0.05
+            assert not await plane.model_ready(y.ALICE, "a/bad", "")
+
+    asyncio.run(go())
+
+
+def test_traffic_goes_by_weight_and_to_who_was_named(yard):
+    async def go():
+        yard.route(
+            "a/m",
+            yard.version("a/m", 1, y.linear(1.0), weight=80),
+            yard.version("a/m", 2, y.linear(2.0), weight=20, role="canary"),
+            yard.version("a/m", 3, y.linear(3.0), weight=0),
+            yard.version("a/m", 4, y.linear(4.0), weight=0, role="shadow"),
+        )
+        async with yard.plane() as plane:
+            for version in "1234":
+                response, (answer,) = await y.ask(plane, "a/m", y.floats([[1]]), version=version)
+                assert (response.version, answer.tolist()) == (version, [[float(version)]])
+            drawn = [(await y.ask(plane, "a/m", y.floats([[1]])))[0].version for _ in range(300)]
+            assert set(drawn) == {"1", "2"}
+            assert 25 < drawn.count("2") < 110
+
+    asyncio.run(go())
+
+
+def test_a_sticky_endpoint_sends_a_caller_to_one_deployment(yard):
+    async def go():
+        yard.route(
+            "a/m",
+            yard.version("a/m", 1, y.linear(1.0), weight=50),
+            yard.version("a/m", 2, y.linear(2.0), weight=50),
+            sticky=True,
+        )
+        async with yard.plane() as plane:
+            for version in "12":
+                await y.ask(plane, "a/m", y.floats([[1]]), version=version)
+            drawn = {(await y.ask(plane, "a/m", y.floats([[1]])))[0].version for _ in range(40)}
+            assert len(drawn) == 1
+
+    asyncio.run(go())
+
+
+def test_named_fields_go_through_labels_and_shapes(yard):
+    async def go():
+        config = {"labels": ["no", "maybe", "yes", "sure"]}
+        files = {"model.onnx": y.mlp(), "config.json": config}
+        yard.route("a/m", yard.version("a/m", 1, files))
+        async with yard.plane() as plane:
+            rows = [{"x": [float(at)] * 16} for at in range(3)]
+            until = time.monotonic() + 30
+            said = await plane.predict(y.ALICE, "a/m", "", rows, until)
+            _, (logits,) = await y.ask(plane, "a/m", y.floats([row["x"] for row in rows]))
+            for row, numbers in zip(said.rows, logits, strict=True):
+                assert row["label"] == config["labels"][int(numbers.argmax())]
+                assert abs(sum(row["scores"].values()) - 1) < 1e-5
+            with pytest.raises(Invalid, match="lacks the field 'x'"):
+                await plane.predict(y.ALICE, "a/m", "", [{"z": 1}], until)
+            with pytest.raises(Invalid, match="shape"):
+                await plane.predict(y.ALICE, "a/m", "", [{"x": [1.0, 2.0]}], until)
+
+    asyncio.run(go())
+
+
+def test_loading_and_unloading_is_for_those_who_deploy(yard):
+    async def go():
+        yard.route("a/m", yard.version("a/m", 1, y.linear()), visibility="public")
+        async with yard.plane() as plane:
+            await plane.load(y.ALICE, "a/m")
+            assert await plane.model_ready(y.BOB, "a/m", "")
+            with pytest.raises(RegistryError, match="maintainer"):
+                await plane.unload(y.BOB, "a/m")
+            await plane.unload(y.ALICE, "a/m")
+            assert not await plane.model_ready(y.BOB, "a/m", "")
+            with pytest.raises(Unavailable, match="unloaded"):
+                await y.ask(plane, "a/m", y.floats([[1]]))
+            await plane.load(y.ALICE, "a/m")
+            assert (await y.ask(plane, "a/m", y.floats([[1]])))[1][0].tolist() == [[2]]
+            (counted,) = await plane.statistics(y.ALICE, "a/m", "")
+            assert counted["inference_stats"]["success"]["count"] == 1
+            json.dumps(counted)
+
+    asyncio.run(go())

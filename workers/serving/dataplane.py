@@ -1,0 +1,628 @@
+"""The data plane: every call of every protocol, answered by the version that its route leads to.
+
+Nothing on the way of a request asks the database: routes and tokens are tables (`tables`), and a
+version that nobody has deployed is looked up once and remembered for a moment.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from django.conf import settings
+from django.db import DatabaseError, connections
+from numpy.typing import NDArray
+
+from registry import queue
+from registry.errors import Denied, Invalid, NotFound, Unauthenticated, Unavailable
+from registry.models import ROLE_RANK, Actor, Role
+from registry.routes import Deployed, Route, find_deployed
+from registry.storage import Storage, default_storage
+from workers.memory import machine_bytes
+from workers.serving.batcher import Answer, Work
+from workers.serving.fleet import Fleet, Served, State
+from workers.serving.messages import (
+    Counters,
+    Embedded,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Predicted,
+    Tensor,
+    TensorSpec,
+    Timed,
+)
+from workers.serving.process import Described
+from workers.serving.router import Entry, Target
+from workers.serving.shelf import Shelf
+from workers.serving.tables import NOBODY, Tables, secret_of
+
+EXTENSIONS = (
+    *("binary_tensor_data", "model_configuration"),
+    *("model_repository", "statistics"),
+)
+MAX_ROWS = 4096
+# An answer of the database on a version or alias that is not deployed counts for so long.
+_REMEMBERED_SECONDS = 2.0
+_MAX_REMEMBERED = 256
+_RETRY_SECONDS = 5.0
+_REPORT_SECONDS = 2.0
+_REPORT_LASTS_SECONDS = 8.0
+_STATES = {State.READY: "READY", State.LOADING: "LOADING"}
+_TYPES = {"BYTES": "TYPE_STRING"}
+
+logger = logging.getLogger(__name__)
+
+
+class DataPlane:
+    """Answers calls. Made and used in one event loop; `start` before the first call."""
+
+    def __init__(
+        self,
+        *,
+        root: Path | None = None,
+        storage: Storage | None = None,
+        memory_bytes: int | None = None,
+        arena_bytes: int | None = None,
+    ) -> None:
+        shelf = Shelf(root or Path(settings.HOME_DIR) / "serving", storage or default_storage())
+        budget = memory_bytes or settings.SERVING_MEMORY_BYTES or machine_bytes() // 2
+        self.fleet = Fleet(
+            shelf,
+            memory_bytes=budget,
+            arena_bytes=arena_bytes or settings.SERVING_MAX_BYTES,
+        )
+        self.replica = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        self._loop = asyncio.get_running_loop()
+        self._entries: dict[str, Entry] = {}
+        self._changing: dict[str, asyncio.Task[None]] = {}
+        self._remembered: dict[tuple[int, str], tuple[float, Deployed | None]] = {}
+        self._tables = Tables(self._take_routes)
+        self._stopping = False
+        self._started_at = time.time()
+        self._applied = asyncio.Event()
+        self._reporter: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to read routes, and to load what is deployed."""
+        self._tables.start()
+        self._reporter = self._loop.create_task(self._report())
+
+    async def stop(self, *, grace_seconds: float = 20.0) -> None:
+        """Let nothing new in that would have to wait, finish what is there, end all models."""
+        self._stopping = True
+        self._tables.stop()
+        for task in [*self._changing.values(), self._reporter]:
+            if task is not None:
+                task.cancel()
+        await self.fleet.close(grace_seconds=grace_seconds)
+
+    # --- routes -----------------------------------------------------------------------------------
+
+    def _take_routes(self, routes: tuple[Route, ...]) -> None:
+        """Take over what the thread has read; called from there."""
+        try:
+            self._loop.call_soon_threadsafe(self.apply, routes)
+        except RuntimeError:
+            logger.info("Routes came after the end.")
+
+    def apply(self, routes: Sequence[Route]) -> None:
+        """Let requests go by new routes; a version that is not warm yet is waited for first."""
+        if self._stopping:
+            return
+        entries = {}
+        for route in routes:
+            name = route.name.lower()
+            known = self._entries.get(name)
+            if known is not None and known.route == route:
+                entries[name] = known
+                continue
+            entry = Entry(
+                route, [Target(one, self.fleet.find(one, route.name)) for one in route.deployments]
+            )
+            entries[name] = entry
+            wanted = [one for one in entry.with_traffic if not one.served.is_ready]
+            answers = known is not None and any(one.served.is_ready for one in known.active)
+            if wanted and answers:
+                assert known is not None
+                entry.activate(known.active)
+                self._change_over(name, entry)
+        self._entries = entries
+        self._remembered = {}
+        self.fleet.keep(
+            {
+                one.served.key
+                for entry in entries.values()
+                for one in (*entry.targets, *entry.active)
+            }
+        )
+        self._preload()
+        self._applied.set()
+
+    def _preload(self) -> None:
+        """Load what has traffic and never sleeps, as far as it fits."""
+        for entry in self._entries.values():
+            for one in entry.with_traffic:
+                served = one.served
+                if (
+                    served.state is State.ASLEEP
+                    and not served.put_away
+                    and not served.deployed.options.idle_seconds
+                    and served.loading is None
+                    and self.fleet.fits(served)
+                ):
+                    self.fleet.wake(served)
+
+    def _change_over(self, name: str, entry: Entry) -> None:
+        before = self._changing.pop(name, None)
+        if before is not None:
+            before.cancel()
+        self._changing[name] = self._loop.create_task(self._warm_and_switch(name, entry))
+
+    async def _warm_and_switch(self, name: str, entry: Entry) -> None:
+        """Load the new deployments of an endpoint while the old ones answer; then change over."""
+        while self._entries.get(name) is entry:
+            try:
+                for one in entry.with_traffic:
+                    await self.fleet.load(one.served)
+            except Unavailable as error:
+                logger.warning("%s stays with what it had: %s", entry.route.name, error.detail)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            entry.activate(entry.with_traffic)
+            self.fleet.keep({one.served.key for one in self._all_targets()})
+            break
+        if self._changing.get(name) is asyncio.current_task():
+            del self._changing[name]
+
+    def _all_targets(self) -> list[Target]:
+        return [one for entry in self._entries.values() for one in (*entry.targets, *entry.active)]
+
+    def _entry(self, actor: Actor, model: str) -> Entry:
+        entry = self._entries.get(model.lower())
+        if entry is None or not entry.route.may_be_called_by(actor):
+            raise NotFound(
+                "There is no model {model} that you may call.",
+                code="model_not_found",
+                model=model[:300],
+            )
+        return entry
+
+    async def _target(self, actor: Actor, model: str, version: str) -> Target:
+        entry = self._entry(actor, model)
+        if version:
+            return entry.named(version) or await self._on_demand(entry, version)
+        chosen = entry.pick(str(_caller_of(actor)))
+        if chosen is None:
+            raise NotFound(
+                "No version of {model} takes traffic; name one, or deploy one.",
+                code="no_traffic",
+                model=entry.route.name,
+            )
+        return chosen
+
+    async def _on_demand(self, entry: Entry, version: str) -> Target:
+        """Find a version of the endpoint's model that is asked for by name."""
+        key = (entry.route.endpoint_id, version)
+        now = time.monotonic()
+        known = self._remembered.get(key)
+        if known is None or now - known[0] > _REMEMBERED_SECONDS:
+            found = await asyncio.to_thread(_find, entry.route, version)
+            if len(self._remembered) >= _MAX_REMEMBERED:
+                self._remembered.clear()
+            known = self._remembered[key] = (now, found)
+        deployed = known[1]
+        if deployed is None:
+            raise NotFound(
+                "{model} has no version {version} that can be served.",
+                code="version_not_found",
+                model=entry.route.name,
+                version=version[:100],
+            )
+        if (listed := entry.named(str(deployed.number))) is not None:
+            return listed
+        return Target(deployed, self.fleet.find(deployed, entry.route.name))
+
+    # --- who calls --------------------------------------------------------------------------------
+
+    async def identify(self, authorization: str | None) -> Actor:
+        """Find out who calls; the database is asked for a token once, when it first comes."""
+        secret = secret_of(authorization)
+        if secret is None:
+            return NOBODY
+        actor = self._tables.actor_of(secret)
+        if actor is None:
+            actor = await asyncio.to_thread(self._tables.look_up, secret)
+        return actor
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Compute tensors, which the codec has checked."""
+        entry = self._entry(request.actor, request.model)
+        if request.version:
+            target = await self._target(request.actor, request.model, request.version)
+        else:
+            chosen = entry.pick(str(_caller_of(request.actor)))
+            target = chosen or await self._target(request.actor, request.model, "")
+        served = target.served
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        caller = _caller_of(request.actor)
+        work = Work("run", caller, request.deadline, future, request.inputs)
+        self.fleet.submit(served, work)
+        answer = await future
+        outputs = answer.outputs
+        if request.outputs:
+            outputs = _only(outputs, request.outputs)
+        return InferResponse(
+            entry.route.name,
+            served.version,
+            request.id,
+            outputs,
+            _parameters(target, answer),
+        )
+
+    async def predict(
+        self,
+        actor: Actor,
+        model: str,
+        version: str,
+        rows: list[dict[str, Any]],
+        deadline: float,
+    ) -> Predicted:
+        """Compute rows of named fields through the version's own preprocessing and labels."""
+        _check_count(len(rows))
+        target, answer = await self._ask("rows", actor, model, version, rows, deadline)
+        return Predicted(
+            target.served.name,
+            target.served.version,
+            orjson.loads(answer.payload),
+            _parameters(target, answer),
+        )
+
+    async def embed(
+        self,
+        actor: Actor,
+        model: str,
+        version: str,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        dimensions: int | None,
+        deadline: float,
+    ) -> Embedded:
+        """Compute unit vectors of texts or of token ids; shorter ones where that is asked for."""
+        _check_count(len(inputs))
+        target, answer = await self._ask("texts", actor, model, version, list(inputs), deadline)
+        assert answer.vectors is not None
+        return Embedded(
+            target.served.name,
+            target.served.version,
+            _shortened(answer.vectors, dimensions),
+            answer.tokens,
+            _parameters(target, answer),
+        )
+
+    async def _ask(
+        self, verb: str, actor: Actor, model: str, version: str, rows: list[Any], deadline: float
+    ) -> tuple[Target, Answer]:
+        target = await self._target(actor, model, version)
+        served = target.served
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        work = Work(
+            verb,
+            _caller_of(actor),
+            deadline,
+            future,
+            payload=orjson.dumps(rows),
+            rows=len(rows),
+        )
+        self.fleet.submit(served, work)
+        return target, await future
+
+    # --- what there is ----------------------------------------------------------------------------
+
+    def live(self) -> bool:
+        return not self._stopping
+
+    def ready(self) -> bool:
+        return self._applied.is_set() and not self._stopping
+
+    async def wait_until_ready(self) -> None:
+        """Wait for the first reading of the routes."""
+        await self._applied.wait()
+
+    async def model_ready(self, actor: Actor, model: str, version: str) -> bool:
+        """Say whether a call would be answered; one that sleeps is woken by it."""
+        served = (await self._target(actor, model, version)).served
+        return served.is_ready or (
+            served.state is State.ASLEEP
+            and not served.put_away
+            and (served.described is not None or served.deployed.options.idle_seconds > 0)
+        )
+
+    def server_metadata(self) -> dict[str, Any]:
+        return {
+            "name": "modelyard",
+            "version": settings.VERSION,
+            "extensions": list(EXTENSIONS),
+        }
+
+    async def model_metadata(self, actor: Actor, model: str, version: str) -> ModelMetadata:
+        entry = self._entry(actor, model)
+        target = await self._target(actor, model, version)
+        described = await self._described(target.served)
+        numbers = {one.served.version for one in entry.targets} | {target.served.version}
+        return ModelMetadata(
+            entry.route.name,
+            sorted(numbers, key=int),
+            described.platform,
+            list(described.inputs),
+            list(described.outputs),
+        )
+
+    async def model_config(self, actor: Actor, model: str, version: str) -> dict[str, Any]:
+        """Describe a model in the words of the ModelConfig message."""
+        served = (await self._target(actor, model, version)).served
+        described = await self._described(served)
+        options = served.deployed.options
+        batched = described.batchable
+        return {
+            "name": served.name,
+            "platform": described.platform,
+            "backend": described.runtime.partition("/")[0],
+            "version_policy": {"specific": {"versions": [int(served.version)]}},
+            "max_batch_size": options.max_batch_size if batched else 0,
+            "input": [_config_of(one, batched=batched) for one in described.inputs],
+            "output": [_config_of(one, batched=batched) for one in described.outputs],
+            "instance_group": [{"name": served.name, "kind": "KIND_CPU", "count": 1}],
+            "default_model_filename": "model.onnx",
+            **({"dynamic_batching": {}} if batched else {}),
+        }
+
+    async def _described(self, served: Served) -> Described:
+        if served.described is None:
+            if served.put_away:
+                raise Unavailable("The model was unloaded.", code="unloaded")
+            await self.fleet.load(served)
+        assert served.described is not None
+        return served.described
+
+    async def statistics(
+        self, actor: Actor, model: str | None, version: str
+    ) -> list[dict[str, Any]]:
+        """Give what versions have done, in the shape of the statistics extension."""
+        if model is not None and version:
+            return [statistics_of((await self._target(actor, model, version)).served.counters)]
+        entries = [self._entry(actor, model)] if model is not None else self._visible_entries(actor)
+        return [statistics_of(served.counters) for served in self._served_by(entries)]
+
+    def counters(self, actor: Actor | None = None) -> list[Counters]:
+        """Give the same numbers as they are counted, with what waits now; of all, for nobody."""
+        entries = [*self._entries.values()] if actor is None else self._visible_entries(actor)
+        found = self._served_by(entries)
+        for served in found:
+            served.counters.pending = served.batcher.pending
+        return [served.counters for served in found]
+
+    async def index(self, actor: Actor, *, ready_only: bool) -> list[dict[str, Any]]:
+        listed = []
+        for served in self._served_by(self._visible_entries(actor)):
+            state = _STATES.get(served.state, "UNAVAILABLE")
+            if state == "READY" or not ready_only:
+                listed.append(
+                    {
+                        "name": served.name,
+                        "version": served.version,
+                        "state": state,
+                        "reason": served.reason,
+                    }
+                )
+        return listed
+
+    async def load(self, actor: Actor, model: str) -> None:
+        """Load every version of an endpoint that has traffic, and wait until it is warm."""
+        entry = self._managed(actor, model)
+        for one in entry.with_traffic:
+            await self.fleet.load(one.served)
+
+    async def unload(self, actor: Actor, model: str) -> None:
+        """Take the versions of an endpoint out of memory, until somebody loads them again."""
+        entry = self._managed(actor, model)
+        for one in entry.targets:
+            self.fleet.put_to_sleep(one.served, away=True)
+
+    def _managed(self, actor: Actor, model: str) -> Entry:
+        """Find an endpoint that the caller may load and unload: those who may deploy there."""
+        entry = self._entry(actor, model)
+        route = entry.route
+        roles = (actor.roles.get(route.namespace_id), actor.grants.get(route.repository_id))
+        held = max((ROLE_RANK[role] for role in roles if role), default=-1)
+        if actor.is_anonymous:
+            raise Unauthenticated("This needs a token; create one under Tokens.")
+        if "write" not in actor.scopes or not (
+            actor.is_admin or held >= ROLE_RANK[Role.MAINTAINER]
+        ):
+            raise Denied(
+                "To load and unload {model} takes the role maintainer and the scope write.",
+                model=route.name,
+            )
+        return entry
+
+    def _visible_entries(self, actor: Actor) -> list[Entry]:
+        return [one for one in self._entries.values() if one.route.may_be_called_by(actor)]
+
+    def _served_by(self, entries: Sequence[Entry]) -> list[Served]:
+        found = {
+            one.served.key: one.served
+            for entry in entries
+            for one in (*entry.active, *entry.targets)
+        }
+        return [*found.values()]
+
+    # --- what this server says of itself ----------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Describe this replica for the control plane."""
+        return {
+            "id": self.replica,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "rest_port": settings.INFER_PORT,
+            "grpc_port": settings.GRPC_PORT,
+            "started_at": self._started_at,
+            "memory_bytes": self.fleet.held_bytes,
+            "memory_limit_bytes": self.fleet.memory_bytes,
+            "models": [
+                _status_of(entry, one) for entry in self._entries.values() for one in entry.targets
+            ],
+        }
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.to_thread(
+                queue.report_replica, self.replica, self.status(), _REPORT_LASTS_SECONDS
+            )
+            await asyncio.sleep(_REPORT_SECONDS)
+
+
+def statistics_of(counters: Counters) -> dict[str, Any]:
+    """Say a version's numbers in the shape of the statistics extension."""
+
+    def timed(one: Timed) -> dict[str, int]:
+        return {"count": one.count, "ns": one.ns}
+
+    nothing = {"count": 0, "ns": 0}
+    return {
+        "name": counters.model,
+        "version": counters.version,
+        "last_inference": int(counters.last_at * 1000),
+        "inference_count": counters.inferences,
+        "execution_count": counters.executions,
+        "inference_stats": {
+            "success": timed(counters.success),
+            "fail": timed(counters.fail),
+            "queue": timed(counters.queue),
+            "compute_input": timed(counters.compute_input),
+            "compute_infer": timed(counters.compute_infer),
+            "compute_output": timed(counters.compute_output),
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": nothing,
+                "compute_infer": timed(one),
+                "compute_output": nothing,
+            }
+            for size, one in sorted(counters.batches.items())
+        ],
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": counters.memory_bytes}],
+    }
+
+
+def _status_of(entry: Entry, one: Target) -> dict[str, Any]:
+    served = one.served
+    counters = served.counters
+    return {
+        "deployment_id": one.deployed.id,
+        "endpoint": entry.route.name,
+        "version": one.deployed.number,
+        "role": one.deployed.role,
+        "state": served.state.value,
+        "reason": served.reason,
+        "takes_traffic": any(one.served is active.served for active in entry.active),
+        "runtime": served.described.runtime if served.described else "",
+        "memory_bytes": served.memory_bytes,
+        "pending": served.batcher.pending,
+        "success_count": counters.success.count,
+        "success_ns": counters.success.ns,
+        "fail_count": counters.fail.count,
+        "queue_ns": counters.queue.ns,
+        "compute_ns": counters.compute_infer.ns,
+        "execution_count": counters.executions,
+        "inference_count": counters.inferences,
+    }
+
+
+def _find(route: Route, version: str) -> Deployed | None:
+    try:
+        return find_deployed(route, version)
+    except DatabaseError as error:
+        raise Unavailable(
+            "The database cannot be reached to find this version; try again.",
+            code="database_unavailable",
+        ) from error
+    finally:
+        connections.close_all()
+
+
+def _caller_of(actor: Actor) -> Hashable:
+    return actor.user_id or actor.ip
+
+
+def _parameters(target: Target, answer: Answer) -> dict[str, Any]:
+    described = target.served.described
+    return {
+        "modelyard_version": target.served.version,
+        "modelyard_weights_digest": target.deployed.weights_sha256,
+        "modelyard_runtime": described.runtime if described else "",
+        "modelyard_batch_size": answer.batch_size,
+        "modelyard_queue_us": answer.queue_ns // 1000,
+        "modelyard_compute_us": answer.compute_ns // 1000,
+    }
+
+
+def _only(outputs: Sequence[Tensor], wanted: Sequence[str]) -> list[Tensor]:
+    named: Mapping[str, Tensor] = {one.name: one for one in outputs}
+    for name in wanted:
+        if name not in named:
+            raise Invalid(
+                "The model has no output {name!r}; it has {known}.",
+                code="unknown_output",
+                name=name[:256],
+                known=", ".join(named),
+            )
+    return [named[name] for name in wanted]
+
+
+def _check_count(count: int) -> None:
+    if not 1 <= count <= MAX_ROWS:
+        raise Invalid(
+            "A request has 1 to {limit} rows; {count} came.",
+            code="bad_input",
+            limit=MAX_ROWS,
+            count=count,
+        )
+
+
+def _shortened(
+    vectors_BD: NDArray[np.float32],  # noqa: N803 - as in workers/ml
+    dimensions: int | None,
+) -> NDArray[np.float32]:
+    if dimensions is None or dimensions == vectors_BD.shape[1]:
+        return vectors_BD
+    if not 1 <= dimensions <= vectors_BD.shape[1]:
+        raise Invalid(
+            "The model's vectors have {size} dimensions; ask for 1 to {size}.",
+            code="bad_input",
+            size=vectors_BD.shape[1],
+        )
+    cut_BD = vectors_BD[:, :dimensions]  # noqa: N806 - see above
+    length_B1 = np.linalg.norm(cut_BD, axis=1, keepdims=True)  # noqa: N806 - see above
+    shorter: NDArray[np.float32] = (cut_BD / np.maximum(length_B1, 1e-12)).astype(np.float32)
+    return shorter
+
+
+def _config_of(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "data_type": _TYPES.get(spec.datatype, f"TYPE_{spec.datatype}"),
+        "dims": list(spec.shape[1:] if batched else spec.shape),
+    }

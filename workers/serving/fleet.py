@@ -1,0 +1,401 @@
+"""The models of one server: loaded once each, kept within its memory, asleep when nobody calls."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from enum import StrEnum
+
+from registry.errors import NotLoaded, RegistryError, Unavailable
+from registry.routes import Deployed
+from workers.serving.batcher import Batcher, Work
+from workers.serving.messages import Counters
+from workers.serving.process import Described, ModelProcess, Reply
+from workers.serving.shelf import Laid, Shelf
+
+# A caller waits so long for a model that is on its way; beyond that it is told when to come again.
+PATIENCE_SECONDS = 5.0
+# What nobody routes to stays for so long after its last request.
+_UNROUTED_SECONDS = 30.0
+_TICK_SECONDS = 1.0
+_AT_ONCE = 2
+_LONGEST_PAUSE_SECONDS = 60.0
+# A process that lived so long was well: the next one is started at once.
+_WELL_SECONDS = 30.0
+# Of versions called by their number, so many that sleep are remembered.
+_MAX_KNOWN = 512
+# What a process holds beside the weights.
+_PROCESS_BYTES = 64 * 1024 * 1024
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[int, str]
+
+
+class State(StrEnum):
+    ASLEEP = "asleep"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Served:
+    """One version with its options: its queue, and its process while there is one."""
+
+    def __init__(self, key: Key, deployed: Deployed, name: str) -> None:
+        options = deployed.options
+        self.key, self.deployed, self.name = key, deployed, name
+        self.version = str(deployed.number)
+        self.state = State.ASLEEP
+        # Whether somebody asked for it to be away.
+        self.put_away = False
+        self.process: ModelProcess | None = None
+        self.laid: Laid | None = None
+        self.loading: asyncio.Task[None] | None = None
+        self.loading_since = 0.0
+        self.loaded_at = 0.0
+        self.expected_seconds = 0.0
+        self.memory_bytes = 0
+        self.failure: RegistryError | None = None
+        self.failures = 0
+        self.again_at = 0.0
+        self.counters = Counters(name, self.version)
+        self.deadline_seconds = options.deadline_ms / 1000
+        self.batcher = Batcher(
+            batch_size=options.max_batch_size,
+            queue_size=options.queue_size,
+            deadline_seconds=self.deadline_seconds,
+            counters=self.counters,
+        )
+
+    @property
+    def described(self) -> Described | None:
+        return self.batcher.described
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state is State.READY
+
+    @property
+    def reason(self) -> str:
+        """Say why it does not answer, for people."""
+        if self.put_away:
+            return "unloaded"
+        if self.failure is not None and self.state is State.FAILED:
+            return self.failure.detail
+        return "" if self.is_ready else self.state.value
+
+
+class Fleet:
+    """Loads, keeps and ends the processes of models."""
+
+    def __init__(self, shelf: Shelf, *, memory_bytes: int, arena_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self._arena_bytes = arena_bytes
+        self._shelf = shelf
+        self._known: dict[Key, Served] = {}
+        self._routed: frozenset[Key] = frozenset()
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._closing = False
+        self._processes: set[ModelProcess] = set()
+        self._clock = asyncio.get_running_loop().create_task(self._tick())
+
+    def find(self, deployed: Deployed, name: str) -> Served:
+        """Give the one record of a version with its options."""
+        key = (deployed.version_id, deployed.options.model_dump_json())
+        served = self._known.get(key)
+        if served is None:
+            served = self._known[key] = Served(key, deployed, name)
+        return served
+
+    @property
+    def all(self) -> list[Served]:
+        return [*self._known.values()]
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(served.memory_bytes for served in self._known.values())
+
+    def _claimed_bytes(self, *, beside: Served) -> int:
+        """Add up what the others hold, or are going to."""
+        return sum(
+            served.memory_bytes or (_estimate(served) if served.loading is not None else 0)
+            for served in self._known.values()
+            if served is not beside
+        )
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """Say which versions requests may be sent to; the others leave when they are idle."""
+        self._routed = frozenset(keys)
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def submit(self, served: Served, work: Work) -> None:
+        """Let a request wait for a version, waking that where it sleeps.
+
+        The version's own deadline counts from when it is loaded.
+
+        Raises:
+            NotLoaded: it takes longer than a caller waits; Unavailable: it cannot be loaded.
+
+        """
+        if not served.is_ready:
+            self._check_comes(served)
+        served.batcher.submit(work)
+
+    def _check_comes(self, served: Served) -> None:
+        if self._closing:
+            raise Unavailable("The server is stopping; try again.", code="stopping")
+        if served.put_away:
+            raise Unavailable(
+                "{model} version {version} is unloaded; load it first.",
+                code="unloaded",
+                model=served.name,
+                version=served.version,
+            )
+        now = time.monotonic()
+        if served.state is State.FAILED and now < served.again_at:
+            raise self._failed(served)
+        self.wake(served)
+        left = served.expected_seconds - (now - served.loading_since)
+        if left > PATIENCE_SECONDS:
+            raise NotLoaded(
+                "{model} version {version} is being loaded; try again in {retry_after} s.",
+                model=served.name,
+                version=served.version,
+                retry_after=math.ceil(left),
+            )
+
+    def _failed(self, served: Served) -> Unavailable:
+        return Unavailable(
+            "{model} version {version} cannot be loaded: {problem}",
+            code="load_failed",
+            model=served.name,
+            version=served.version,
+            problem=served.failure or "",
+        )
+
+    # --- loading ----------------------------------------------------------------------------------
+
+    def wake(self, served: Served) -> "asyncio.Task[None]":
+        """Load a version; whoever asks meanwhile waits for the same."""
+        if served.loading is None:
+            served.put_away = False
+            served.state = State.LOADING
+            served.loading_since = time.monotonic()
+            served.expected_seconds = self._shelf.expected_seconds(served.deployed)
+            served.loading = asyncio.get_running_loop().create_task(self._load(served))
+        return served.loading
+
+    async def load(self, served: Served) -> None:
+        """Load a version and wait until it is warm.
+
+        Raises:
+            Unavailable: it cannot be loaded.
+
+        """
+        if served.is_ready:
+            return
+        await asyncio.shield(self.wake(served))
+        if not served.is_ready:
+            raise self._failed(served)
+
+    def fits(self, served: Served) -> bool:
+        """Say whether a version could be loaded without another one having to go."""
+        return self._claimed_bytes(beside=served) + _estimate(served) <= self.memory_bytes
+
+    async def _load(self, served: Served) -> None:
+        try:
+            pause = served.again_at - time.monotonic()
+            if pause > 0:
+                await asyncio.sleep(pause)
+            if served.laid is None:
+                served.laid = await asyncio.to_thread(self._shelf.lay_out, served.deployed)
+            async with self._gate:
+                began = time.monotonic()
+                self._make_room(_estimate(served), beside=served)
+                process = await self._open(served, served.laid)
+                served.memory_bytes = await asyncio.to_thread(process.held_bytes)
+            seconds = time.monotonic() - began
+            self._shelf.record_seconds(served.deployed, seconds)
+        except (RegistryError, TimeoutError, OSError) as error:
+            self._give_up(served, error)
+        except Exception as error:
+            logger.exception("Loading %s failed", served.name)
+            self._give_up(served, error)
+        else:
+            served.loading = None
+            if process.ended:
+                self._ended(served, process)
+                return
+            served.state, served.failure = State.READY, None
+            served.loaded_at = time.monotonic()
+            served.counters.memory_bytes = served.memory_bytes
+            assert process.described is not None
+            served.batcher.attach(process, process.described)
+            logger.info(
+                "%s version %s is loaded: %s, %d MiB, %.2f s",
+                *(served.name, served.version, process.described.runtime),
+                *(served.memory_bytes >> 20, seconds),
+            )
+            self._make_room(served.memory_bytes, beside=served)
+
+    async def _open(self, served: Served, laid: Laid) -> ModelProcess:
+        """Start the process; a model that hangs on made-up rows is started without them."""
+        options = served.deployed.options
+        for warm in (True, False):
+            process = self._new_process(served, laid)
+            served.process = process
+            with suppress(TimeoutError):
+                await process.open(
+                    model=laid.model,
+                    onnx=laid.onnx,
+                    threads=options.threads,
+                    batch_size=options.max_batch_size,
+                    warm=warm,
+                    warm_seconds=max(1.0, min(10.0, served.deadline_seconds)),
+                )
+                return process
+        raise Unavailable("The model takes too long to load.", code="load_timeout")
+
+    def _new_process(self, served: Served, laid: Laid) -> ModelProcess:
+        def on_reply(reply: Reply) -> None:
+            served.batcher.answered(reply)
+
+        def on_end() -> None:
+            self._ended(served, process)
+
+        process = ModelProcess(
+            folder=laid.folder, arena_bytes=self._arena_bytes, on_reply=on_reply, on_end=on_end
+        )
+        self._processes.add(process)
+        return process
+
+    def _give_up(self, served: Served, error: Exception) -> None:
+        served.loading = None
+        served.state = State.FAILED
+        if isinstance(error, RegistryError):
+            served.failure = error
+        else:
+            served.failure = Unavailable(
+                "The server could not start it ({problem}).",
+                code="load_failed",
+                problem=type(error).__name__,
+            )
+        served.failures += 1
+        served.again_at = time.monotonic() + min(2.0**served.failures, _LONGEST_PAUSE_SECONDS)
+        words = ""
+        if served.process is not None:
+            served.process.kill()
+            words, served.process = served.process.last_words, None
+        logger.warning(
+            "%s version %s cannot be loaded: %s %s",
+            *(served.name, served.version, served.failure.detail, words),
+        )
+        served.batcher.fail_all(self._failed(served))
+
+    def _ended(self, served: Served, process: ModelProcess) -> None:
+        """Take note that a process has ended; where it is needed, another one is started."""
+        if served.process is not process or served.loading is not None:
+            return
+        served.process = None
+        served.memory_bytes = served.counters.memory_bytes = 0
+        served.state = State.ASLEEP
+        served.batcher.detach()
+        if self._closing or served.put_away:
+            return
+        lived = time.monotonic() - served.loaded_at
+        served.failures = 0 if lived > _WELL_SECONDS else served.failures + 1
+        # The first time it is started again at once; then it may be its own fault.
+        pause = min(0.1 * 2.0**served.failures, _LONGEST_PAUSE_SECONDS)
+        served.again_at = time.monotonic() + (pause if served.failures > 1 else 0.0)
+        logger.warning(
+            "The process of %s version %s ended. %s",
+            *(served.name, served.version, process.last_words),
+        )
+        if served.batcher.pending or served.key in self._routed:
+            self.wake(served)
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def put_to_sleep(self, served: Served, *, away: bool = False) -> None:
+        """End the process of a version; the next request wakes it, but when it is put away."""
+        served.put_away = away
+        process, served.process = served.process, None
+        if served.loading is not None:
+            served.process = process
+            return
+        served.state = State.ASLEEP
+        served.memory_bytes = served.counters.memory_bytes = 0
+        served.batcher.detach()
+        if process is not None:
+            process.kill()
+        if away:
+            served.batcher.fail_all(Unavailable("The model was unloaded.", code="unloaded"))
+
+    def _make_room(self, needed: int, *, beside: Served) -> None:
+        """Let those sleep that were not called for longest, until the rest fits."""
+        idle = sorted(
+            (
+                served
+                for served in self._known.values()
+                if served.is_ready and served is not beside and not served.batcher.pending
+            ),
+            key=lambda served: served.batcher.last_used,
+        )
+        for served in idle:
+            if self._claimed_bytes(beside=beside) + needed <= self.memory_bytes:
+                return
+            logger.info("%s version %s makes room.", served.name, served.version)
+            self.put_to_sleep(served)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            self._processes = {one for one in self._processes if not one.is_gone}
+            for served in self.all:
+                self._look_after(served, time.monotonic())
+
+    def _look_after(self, served: Served, now: float) -> None:
+        if served.batcher.pending or served.loading is not None:
+            return
+        routed = served.key in self._routed
+        limit = served.deployed.options.idle_seconds if routed else _UNROUTED_SECONDS
+        if served.is_ready and limit and now - served.batcher.last_used > limit:
+            self.put_to_sleep(served)
+        if not routed and served.state in {State.ASLEEP, State.FAILED}:
+            self._clear(served)
+            if len(self._known) > _MAX_KNOWN:
+                del self._known[served.key]
+
+    def _clear(self, served: Served) -> None:
+        laid, served.laid = served.laid, None
+        if laid is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._shelf.clear, laid.folder)
+
+    async def close(self, *, grace_seconds: float) -> None:
+        """Finish what waits, then end every process."""
+        self._closing = True
+        self._clock.cancel()
+        until = time.monotonic() + grace_seconds
+        while time.monotonic() < until:
+            if not any(served.batcher.pending for served in self.all):
+                break
+            await asyncio.sleep(0.02)
+        for served in self.all:
+            if served.loading is not None:
+                served.loading.cancel()
+                with suppress(asyncio.CancelledError):
+                    await served.loading
+                served.loading = None
+            self.put_to_sleep(served, away=True)
+        for process in self._processes:
+            process.kill()
+            await process.wait_until_gone()
+
+
+def _estimate(served: Served) -> int:
+    """Tell what a version is going to hold, before it can be measured."""
+    return 2 * sum(file.size_bytes for file in served.deployed.files) + _PROCESS_BYTES
