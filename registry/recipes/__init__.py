@@ -5,10 +5,12 @@ they are plain Python and pydantic; they know no Django and no torch. A recipe s
 *produces* in `produces`; `output` is only the name that a produced model or dataset gets.
 """
 
+from registry.recipes.adapting import ExtractLora
 from registry.recipes.coding import Cluster, Code
 from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
 from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
+    BASE,
     OTHER,
     REFERENCE_PATTERN,
     VARIANT_PATTERN,
@@ -48,6 +50,7 @@ from registry.recipes.train import (
 from registry.recipes.use import Evaluate, EvaluateRecipe, InferRecipe, Predict
 
 __all__ = [
+    "BASE",
     "MAX_SAMPLES_SEEN",
     "MAX_VARIANTS",
     "OTHER",
@@ -65,6 +68,7 @@ __all__ = [
     "Evaluate",
     "EvaluateRecipe",
     "ExportOnnx",
+    "ExtractLora",
     "FineTune",
     "FixedPoint",
     "Fuse",

@@ -1,15 +1,17 @@
 """Compression: steps that make a version smaller, in order, and what is measured after them."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from registry.errors import Unfit
+from registry.recipes.adapting import ExtractLora
 from registry.recipes.coding import Cluster, Code
 from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
     ADVANCED,
+    BASE,
     OTHER,
     VARIANT_PATTERN,
     BaseRecipe,
@@ -72,6 +74,7 @@ CompressStep = Annotated[
     | Cluster
     | Code
     | LowRank
+    | ExtractLora
     | Distill,
     Field(discriminator="method"),
 ]
@@ -87,6 +90,7 @@ _OF_A_MODULE = frozenset(
         "cluster",
         "svd",
         "distill",
+        "extract_lora",
     }
 )
 _OF_A_FILE = frozenset({"export_onnx", "quantize_dynamic", "quantize_static"})
@@ -138,6 +142,8 @@ class CompressRecipe(BaseRecipe):
     def _coded_last(self) -> Self:
         if any(isinstance(step, Code) for step in self.steps[:-1]):
             raise Unfit("Coding writes the file that stays: put it last, and once.")
+        if any(isinstance(step, ExtractLora) for step in self.steps[:-1]):
+            raise Unfit("An adapter is what is left of the model: put it last, and once.")
         return self
 
     @property
@@ -195,27 +201,33 @@ class CompressRecipe(BaseRecipe):
 
     def resolved(self, references: Mapping[str, str]) -> Self:
         """Return the same recipe with its references replaced by exact ones."""
-        others = [references.get(role, text) for role, text in self._others().items()]
-        rest = {role: text for role, text in references.items() if role not in self._others()}
-        exact = super().resolved(rest)
-        if not others:
+        own = self._others()
+        exact = super().resolved({role: ref for role, ref in references.items() if role not in own})
+        if not own:
             return exact
-        steps = [
-            {**step, "others": others} if step["method"] == "merge" else step
-            for step in exact.to_json()["steps"]
-        ]
+        named = {**own, **{role: ref for role, ref in references.items() if role in own}}
+        base = named.pop(BASE, None)
+        changed: dict[str, dict[str, Any]] = {
+            "merge": {"others": list(named.values())},
+            "extract_lora": {"base": base},
+        }
+        steps = [{**step, **changed.get(step["method"], {})} for step in exact.to_json()["steps"]]
         return type(self).model_validate({**exact.to_json(), "steps": steps})
 
     def field_of(self, role: str) -> str:
         """Name the field of the recipe that a role comes from."""
         for at, step in enumerate(self.steps):
-            if role in self._others() and isinstance(step, Merge):
+            if role == BASE and isinstance(step, ExtractLora):
+                return f"steps.{at}.{BASE}"
+            if role.startswith(OTHER) and isinstance(step, Merge):
                 return f"steps.{at}.others.{int(role.removeprefix(OTHER)) - 1}"
         return role
 
     def _others(self) -> dict[str, str]:
         others = [text for step in self.steps if isinstance(step, Merge) for text in step.others]
-        return {f"{OTHER}{number}": text for number, text in enumerate(others, 1)}
+        named = {f"{OTHER}{number}": text for number, text in enumerate(others, 1)}
+        last = self.steps[-1]
+        return {**named, BASE: last.base} if isinstance(last, ExtractLora) else named
 
     def _learns(self) -> bool:
         return any(getattr(step, "needs_rows", False) for step in self.steps)

@@ -19,6 +19,9 @@ COLUMN_PATTERN = r"^[^\x00-\x1f\x7f]{1,100}$"
 OTHER = "other_"
 """What the roles of versions begin with that are merged into the model: other_1, other_2, ..."""
 
+BASE = "base"
+"""The role of the version that an adapter is taken from."""
+
 Produces = Literal["new_variant", "new_variants", "model", "dataset", "evaluations"]
 Queue = Literal["cpu", "gpu"]
 

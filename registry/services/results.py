@@ -16,6 +16,7 @@ from registry.models import (
     Visibility,
 )
 from registry.recipes import (
+    BASE,
     OTHER,
     EvaluateRecipe,
     InferRecipe,
@@ -108,6 +109,11 @@ def _parents_of_variant(inputs: Mapping[str, Version]) -> list[ParentSpec]:
     return [
         ParentSpec(version=inputs["model"], role=LineageRole.WEIGHTS),
         *(ParentSpec(version=version, role=LineageRole.MERGED) for version in merged),
+        *(
+            ParentSpec(version=version, role=LineageRole.WEIGHTS)
+            for role, version in inputs.items()
+            if role == BASE
+        ),
     ]
 
 

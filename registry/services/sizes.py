@@ -248,6 +248,15 @@ def _svd(step: recipes.LowRank, group: Weights, _head: ModelHead) -> Weights:
     return replace(group, count=group.count.times(Range(least, most)))
 
 
+def _extract_lora(step: recipes.ExtractLora, group: Weights, _head: ModelHead) -> Weights:
+    """Keep two thin factors of what has changed, which may be nothing."""
+    if len(group.shape) != 2:
+        return replace(group, count=Range(0.0, group.count.high))
+    wide, deep = group.shape
+    thin = min(step.rank, wide, deep) * (wide + deep) / max(1, wide * deep)
+    return replace(group, count=Range(0.0, thin * group.count.high))
+
+
 def _distill(step: recipes.Distill, group: Weights, head: ModelHead) -> Weights:
     """Shrink all weights by what the student has less of."""
     depth = depth_of(head)
@@ -274,6 +283,7 @@ _MOVES: Final[Mapping[str, Callable[[Any, Weights, ModelHead], Weights]]] = {
     "prune_movement": _prune,
     "prune_structured": _prune_structured,
     "svd": _svd,
+    "extract_lora": _extract_lora,
     "distill": _distill,
     "cluster": _cluster,
 }

@@ -164,9 +164,12 @@ def write_job(
         inputs["model"] = {"path": str(model), "ref": recipe["model"], "may_be_named": named}
     if dataset is not None:
         inputs["dataset"] = {"path": str(dataset), "ref": recipe["dataset"], "may_be_named": named}
-    texts = [text for step in recipe["steps"] for text in step.get("others", ())]
-    for number, (path, ref) in enumerate(zip(others, texts, strict=True), 1):
-        inputs[f"other_{number}"] = {"path": str(path), "ref": ref, "may_be_named": named}
+    merged = [text for step in recipe["steps"] for text in step.get("others", ())]
+    texts = {f"other_{number}": text for number, text in enumerate(merged, 1)}
+    if "base" in recipe["steps"][-1]:
+        texts["base"] = recipe["steps"][-1]["base"]
+    for path, (role, ref) in zip(others, texts.items(), strict=True):
+        inputs[role] = {"path": str(path), "ref": ref, "may_be_named": named}
     job = {
         "job_id": "0",
         "recipe": recipe,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from registry import recipes
 from registry.errors import Invalid
@@ -32,6 +32,14 @@ class Control:
     """A module to compare the result with, and the config.json that it could be loaded by."""
 
     module: nn.Module
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a version holds that is an adapter to another one; `config` is its adapter_config."""
+
+    tensors: dict[str, Tensor]
     config: dict[str, Any]
 
 
@@ -61,6 +69,8 @@ class Bench:
     """What the result's config.json says otherwise than the parent's, such as fewer layers."""
     controls: dict[str, Control] = field(default_factory=dict)
     """Modules that had the same training without the compression, to measure beside the result."""
+    adapter: Adapter | None = None
+    """What is kept in place of the module, which then is the base with the adapter applied."""
     number: int = 0
     """Of the step at work, from zero."""
     has_trained: bool = False

@@ -145,7 +145,9 @@ def _each(states: Sequence[State], merge: Any) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Other:
+class Other:
+    """Another version of the same shape, on the CPU."""
+
     title: str
     state: State
 
@@ -154,7 +156,10 @@ def merge_step(step: recipes.Merge, bench: Bench) -> Mapping[str, Any]:
     """Merge the versions that the step names into what is on the bench."""
     module = bench.need_module("Merging")
     own = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-    others = [_load(bench, own, number) for number in range(1, len(step.others) + 1)]
+    others = [
+        load_other(bench, own, f"{recipes.OTHER}{number}")
+        for number in range(1, len(step.others) + 1)
+    ]
     states = [other.state for other in others]
     if step.algorithm == "average":
         merged = average([own, *states], step.weights or [1.0] * (1 + len(states)))
@@ -189,8 +194,14 @@ def _distance(first: State, second: State) -> float:
     return float((apart / whole) ** 0.5) if whole else 0.0
 
 
-def _load(bench: Bench, own: State, number: int) -> _Other:
-    named = bench.job.input(f"other_{number}")
+def load_other(bench: Bench, own: State, role: str) -> Other:
+    """Load a version that a step names beside the model.
+
+    Raises:
+        Invalid: it is the model itself, an ONNX file, or of another shape or vocabulary.
+
+    """
+    named = bench.job.input(role)
     if named.ref == bench.job.input("model").ref:
         raise Invalid(
             "{other} is the model itself; name versions that were tuned from it.",
@@ -226,7 +237,7 @@ def _load(bench: Bench, own: State, number: int) -> _Other:
                 other=named.title,
                 tensor=name,
             )
-    return _Other(named.title, {name: state[name].detach().cpu() for name in own})
+    return Other(named.title, {name: state[name].detach().cpu() for name in own})
 
 
 def _check_words(first: ModelFolder, second: ModelFolder, title: str) -> None:

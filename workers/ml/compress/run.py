@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from registry import recipes
 from registry.errors import Invalid
 from workers.ml import environment, myz, structure
 from workers.ml.cards import read_card, write_card
+from workers.ml.compress import adapter
 from workers.ml.compress.activations import check_calibration
 from workers.ml.compress.aware import train_quantized_step
 from workers.ml.compress.bench import Bench, open_bench
@@ -26,7 +27,14 @@ from workers.ml.compress.resume import keep_state, take_up
 from workers.ml.compress.slim import prune_structured_step
 from workers.ml.compress.sparse_graph import check_untrained, cluster_step, prune_step
 from workers.ml.compress.weight_only import quantize_weights_step
-from workers.ml.formats import ONNX, SIDE_FILES, open_model, save_config, save_module
+from workers.ml.formats import (
+    ONNX,
+    SIDE_FILES,
+    ModelFolder,
+    open_model,
+    save_config,
+    save_module,
+)
 from workers.ml.graphs import inspect_onnx
 from workers.ml.guards import refuse_guessing, warnings_of
 from workers.ml.infer.engines import OnnxEngine, ProgramEngine, TorchEngine
@@ -77,6 +85,7 @@ _HANDLERS: dict[str, Handler] = {
     "fine_tune": fine_tune_step,
     "svd": svd_step,
     "distill": distill_step,
+    "extract_lora": adapter.extract_step,
 }
 # What the card of a result calls it.
 _QUANTIZING: dict[str, tuple[str, ...]] = {
@@ -92,6 +101,7 @@ _TAGS = {
     "prune_structured": ("pruned",),
     "prune_movement": ("pruned",),
     "svd": ("low-rank",),
+    "extract_lora": ("lora",),
     "distill": ("distilled",),
 }
 _NEED_A_MODULE = {
@@ -102,6 +112,7 @@ _NEED_A_MODULE = {
     "fine_tune": "Fine-tuning",
     "svd": "A low rank",
     "distill": "Distillation",
+    "extract_lora": "An adapter",
 }
 
 
@@ -166,6 +177,13 @@ def write_result(bench: Bench, done: list[dict[str, Any]]) -> None:
 
 def write_files(bench: Bench, target: Path) -> None:
     """Write the new version's files, without its card, as what is on the bench stands."""
+    if bench.adapter is not None:
+        adapter.save_adapter(bench.adapter, target)
+        return
+    _write_model(bench, target)
+
+
+def _write_model(bench: Bench, target: Path) -> None:
     given = bench.given
     for name in SIDE_FILES:
         if (given.path / name).is_file():
@@ -229,6 +247,8 @@ def _describe(step: Any, job: Job) -> dict[str, Any]:
     described: dict[str, Any] = step.model_dump(mode="json")
     if isinstance(step, recipes.Merge):
         described["others"] = _merged(job)
+    if isinstance(step, recipes.ExtractLora):
+        described["base"] = job.input(recipes.BASE).title
     return described
 
 
@@ -239,13 +259,23 @@ def _merged(job: Job) -> list[str]:
 def _measure(bench: Bench, done: list[dict[str, Any]]) -> Report:
     job = bench.job
     child = load_runtime(
-        open_model(job.files), device=job.device, threads=job.threads, columns=bench.given.columns
+        _open_result(bench), device=job.device, threads=job.threads, columns=bench.given.columns
     )
     runtimes = {CHILD: child, PARENT: bench.parent}
     if bench.exported is not None and bench.exported != bench.file:
         engine = OnnxEngine(bench.exported, device=job.device, threads=job.threads)
         runtimes[_EXPORTED] = Runtime(child.folder, engine, child.feeder, child.answers)
     return _report(bench, Contest(runtimes, job), done)
+
+
+def _open_result(bench: Bench) -> ModelFolder:
+    """Open the new version; of an adapter, its base with what it adds, as large as it is."""
+    if bench.adapter is None:
+        return open_model(bench.job.files)
+    applied = bench.folder / "applied"
+    applied.mkdir()
+    _write_model(bench, applied)
+    return replace(open_model(applied), coded=bench.job.files / adapter.WEIGHTS)
 
 
 def _report(bench: Bench, contest: Contest, done: list[dict[str, Any]]) -> Report:
@@ -315,11 +345,20 @@ def _write_card(bench: Bench, report: Report) -> None:
             *sorted({tag for method in methods for tag in _TAGS.get(method, ())}),
         ],
     }
+    if bench.adapter is not None:
+        head |= {
+            "base_model": job.input(recipes.BASE).repository,
+            "base_model_relation": "adapter",
+            "library_name": "peft",
+        }
     title = f"{recipes.parse_reference(parent.ref).name} ({recipe.variant_name})"
     paragraphs = [
         f"A variant of {parent.title}, made by {', '.join(methods).replace('_', ' ')}.",
         report.message + ".",
     ]
+    if bench.adapter is not None:
+        base = job.input(recipes.BASE).title
+        paragraphs.insert(1, f"It holds what was learned since {base}, and is used beside it.")
     if merged := _merged(job):
         paragraphs.insert(1, f"Merged into it: {', '.join(merged)}.")
     write_card(job.files, head=head, title=title, paragraphs=paragraphs, report=report)
