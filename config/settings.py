@@ -64,6 +64,7 @@ CACHES = {
 }
 
 # --- Doors ------------------------------------------------------------------------------------
+BIND = env_text("MODELYARD_BIND", "127.0.0.1")
 WEB_PORT = env_int("MODELYARD_PORT", default=8000, low=1, high=65535)
 # Threads of one web process that run Django; streams need none of them.
 WEB_THREADS = env_int("MODELYARD_WEB_THREADS", default=8, low=1, high=200)

@@ -36,6 +36,8 @@ EXTERNAL_SECONDS = 5.0
 TICK_SECONDS = 0.1
 # Long enough for a job to write a checkpoint.
 WORKER_GRACE_SECONDS = 25.0
+# Long enough for calls of models to be answered.
+SERVING_GRACE_SECONDS = 30.0
 STOP_SECONDS = 90.0
 
 
@@ -56,6 +58,8 @@ class Installation:
     home: Path
     host: str
     port: int
+    # Every port, by the variable that sets it.
+    ports: dict[str, int]
     samples: bool
     environment: dict[str, str]
     children: list[Child] = field(default_factory=list)
@@ -107,7 +111,8 @@ def main(verb: str) -> int:
 def up() -> int:
     installation = read_installation()
     with only_one(installation.home):
-        check_port(installation.host, installation.port)
+        for variable, port in installation.ports.items():
+            check_port(installation.host, port, variable)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, installation.stop_on_signal)
         try:
@@ -115,6 +120,7 @@ def up() -> int:
             run_once(installation, "prepare")
             start_web(installation)
             start_workers(installation)
+            start_serving(installation)
             announce(installation)
             while True:
                 installation.tick()
@@ -134,8 +140,13 @@ def read_installation() -> Installation:
     environment = {**os.environ, "MODELYARD_HOME": str(addresses.home), "PYTHONUNBUFFERED": "1"}
     return Installation(
         home=addresses.home,
-        host=env_text("MODELYARD_BIND", "127.0.0.1"),
+        host=settings.BIND,
         port=settings.WEB_PORT,
+        ports={
+            "MODELYARD_PORT": settings.WEB_PORT,
+            "MODELYARD_INFER_PORT": settings.INFER_PORT,
+            "MODELYARD_GRPC_PORT": settings.GRPC_PORT,
+        },
         samples=settings.SAMPLES,
         environment=environment,
     )
@@ -161,16 +172,17 @@ def only_one(home: Path) -> Iterator[None]:
         file.truncate(0)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, variable: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            name = "PORT" if error.errno in {errno.EADDRINUSE, errno.EACCES} else "BIND"
+            in_use = error.errno in {errno.EADDRINUSE, errno.EACCES}
             raise BadSetting(
-                f"MODELYARD_{name}", f"cannot listen on {host}:{port}: {error.strerror}"
+                variable if in_use else "MODELYARD_BIND",
+                f"cannot listen on {host}:{port}: {error.strerror}",
             ) from error
 
 
@@ -259,6 +271,12 @@ def start_workers(installation: Installation) -> None:
         installation.start(seed)
 
 
+def start_serving(installation: Installation) -> None:
+    """Start the inference server; models load in the background, and nothing waits for them."""
+    command = (sys.executable, "-m", "workers.serving")
+    installation.start(program(installation, "serving", command, SERVING_GRACE_SECONDS))
+
+
 def program(installation: Installation, name: str, command: tuple[str, ...], grace: float) -> Child:
     return Child(
         name=name,
@@ -303,10 +321,13 @@ def announce(installation: Installation) -> None:
     """Say where to look and how to sign in."""
     home = shlex.quote(str(installation.home))
     host = address_of(installation)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{installation.port}"
+    site = f"http://{f'[{host}]' if ':' in host else host}"
+    address = f"{site}:{installation.port}"
+    models = f"{site}:{installation.ports['MODELYARD_INFER_PORT']}"
     say(
         f"\nModelyard is ready: {address}/  (API: {address}/api/docs)\n"
         f"  sign in as    admin, with the password in {home}/admin-password\n"
+        f"  call models   {models}/v2 (gRPC: port {installation.ports['MODELYARD_GRPC_PORT']})\n"
         f"  for programs  the token in {home}/admin-token\n"
         f"  logs          {home}/logs\n"
         "  stop          Ctrl-C"

@@ -33,6 +33,8 @@ def environment(home, port, **more):
         **ours,
         "MODELYARD_HOME": str(home),
         "MODELYARD_PORT": str(port),
+        "MODELYARD_INFER_PORT": str(free_port()),
+        "MODELYARD_GRPC_PORT": str(free_port()),
         "MODELYARD_SAMPLES": "0",
         **more,
     }
@@ -50,11 +52,15 @@ def manage(verb, home, port, **more):
     )
 
 
-@pytest.fixture
-def port():
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def port():
+    return free_port()
 
 
 @pytest.mark.parametrize(
@@ -83,14 +89,18 @@ def test_a_bad_value_stops_the_start_with_one_line_that_names_it(
     assert words in ended.stderr
 
 
-def test_a_port_in_use_is_named(tmp_path, port):
+@pytest.mark.parametrize(
+    "variable", ["MODELYARD_PORT", "MODELYARD_INFER_PORT", "MODELYARD_GRPC_PORT"]
+)
+def test_a_port_in_use_is_named(tmp_path, port, variable):
+    taken = free_port()
     with socket.socket() as other:
-        other.bind(("127.0.0.1", port))
+        other.bind(("127.0.0.1", taken))
         other.listen()
-        ended = manage("up", tmp_path / "home", port)
+        ended = manage("up", tmp_path / "home", port, **{variable: str(taken)})
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"modelyard: MODELYARD_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+        f"modelyard: {variable}: cannot listen on 127.0.0.1:{taken}: Address already in use\n"
     )
 
 
@@ -190,7 +200,7 @@ def test_up_from_nothing_to_a_second_start(run_up, port):
     assert f"modelyard: already running in {home} (process {running.process.pid})" in second.stderr
 
     children = running.children()
-    assert {"postgres", "valkey", "web", "worker", "beat"} <= set(children)
+    assert {"postgres", "valkey", "web", "worker", "beat", "serving"} <= set(children)
     for name in ("web", "valkey"):
         os.kill(children[name], signal.SIGKILL)
     wait_until(lambda: running.children().get("web", children["web"]) != children["web"], "web")
@@ -215,7 +225,7 @@ def test_up_from_nothing_to_a_second_start(run_up, port):
 def test_servers_that_run_elsewhere_are_used_instead_of_embedded_ones(run_up, external_database):
     running = run_up(DATABASE_URL=external_database, REDIS_URL=os.environ["REDIS_URL"])
     running.ready()
-    assert {"web", "worker", "beat"} == set(running.children())
+    assert {"web", "worker", "beat", "serving"} == set(running.children())
     assert not (running.home / "postgres").exists()
     assert not (running.home / "valkey").exists()
     with psycopg.connect(external_database) as database:

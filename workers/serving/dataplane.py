@@ -95,9 +95,13 @@ class DataPlane:
         self._tables.start()
         self._reporter = self._loop.create_task(self._report())
 
-    async def stop(self, *, grace_seconds: float = 20.0) -> None:
-        """Let nothing new in that would have to wait, finish what is there, end all models."""
+    def refuse_new(self) -> None:
+        """Say that this server is on its way out; what comes all the same is still answered."""
         self._stopping = True
+
+    async def stop(self, *, grace_seconds: float = 20.0) -> None:
+        """Finish what is there, then end all models."""
+        self.refuse_new()
         self._tables.stop()
         for task in [*self._changing.values(), self._reporter]:
             if task is not None:
@@ -328,7 +332,7 @@ class DataPlane:
     # --- what there is ----------------------------------------------------------------------------
 
     def live(self) -> bool:
-        return not self._stopping
+        return True
 
     def ready(self) -> bool:
         return self._applied.is_set() and not self._stopping

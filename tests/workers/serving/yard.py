@@ -86,6 +86,34 @@ def looping():
     return _saved(graph)
 
 
+def counting():
+    """Give y = x after as many turns of a loop."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("Identity", ["held_in"], ["held_out"]),
+        ],
+        "body",
+        [
+            value("turn", TensorProto.INT64, []),
+            value("go_in", TensorProto.BOOL, []),
+            value("held_in", TensorProto.INT64, ["rows"]),
+        ],
+        [value("go_out", TensorProto.BOOL, []), value("held_out", TensorProto.INT64, ["rows"])],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", ["x"], ["turns"], keepdims=0),
+            helper.make_node("Loop", ["turns", "", "x"], ["y"], body=body),
+        ],
+        "counting",
+        [value("x", TensorProto.INT64, ["rows"])],
+        [value("y", TensorProto.INT64, ["rows"])],
+    )
+    return _saved(graph)
+
+
 def gather():
     """Give a model that fails on a number beyond its table: y = table[x]."""
     table = np.arange(10, dtype=np.float32)

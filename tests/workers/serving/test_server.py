@@ -1,0 +1,295 @@
+"""`python -m workers.serving` as it runs: its ports, who may call, what it does when parts fail."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from django.utils import timezone
+
+from registry.models import Alias, Deployment, Endpoint, Token
+from registry.queue import announce_routes, read_replicas
+from tests.factories import make_model, make_token, make_version
+from tests.workers.serving import yard as y
+
+# Each starts a server, and that starts models.
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+CALL = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [3.0]}]}
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until(condition, seconds=60):
+    ends = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < ends, "it did not come to hold"
+        time.sleep(0.02)
+    return found
+
+
+class InferenceServer:
+    """The program, with ports and a data folder of its own."""
+
+    def __init__(self, environment, home):
+        self.port, self.grpc_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = home / "serving.log"
+        self.environment = {
+            **environment,
+            "MODELYARD_STORAGE_URL": f"file://{os.environ['MODELYARD_HOME']}/storage",
+            "MODELYARD_HOME": str(home),
+            "MODELYARD_INFER_PORT": str(self.port),
+            "MODELYARD_GRPC_PORT": str(self.grpc_port),
+            "MODELYARD_SECRET_KEY": "of no use to anybody, and long enough for that",
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "workers.serving"],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self.is_ready)
+
+    def is_ready(self):
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx.get(f"{self.url}/v2/health/ready", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def call(self, model, token=None, version=""):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        path = f"/v2/models/{model}{f'/versions/{version}' if version else ''}/infer"
+        return httpx.post(self.url + path, json=CALL, headers=headers, timeout=30)
+
+    def stop(self):
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def home():
+    folder = Path(tempfile.mkdtemp(prefix="served-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def double(owner):
+    """Give a deployed model that doubles its input, public to nobody."""
+    return deploy(owner, "double", y.linear(2.0))
+
+
+def deploy(owner, name, *contents):
+    repository = make_model(owner, name, visibility="private")
+    versions = [make_version(owner, repository, {"model.onnx": one}) for one in contents]
+    Alias.objects.create(repository=repository, name="live", version=versions[0])
+    endpoint = Endpoint.objects.create(
+        namespace=repository.namespace, name=name, repository=repository
+    )
+    Deployment.objects.create(endpoint=endpoint, alias="live", weight=100)
+    return repository, versions
+
+
+@pytest.fixture
+def start(process_environment, home):
+    started = []
+
+    def run(**more):
+        started.append(InferenceServer({**process_environment, **more}, home))
+        return started[-1]
+
+    yield run
+    for server in started:
+        if server.process.poll() is None:
+            server.stop()
+
+
+def outputs(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json()["outputs"][0]["data"]
+
+
+def test_a_model_answers_those_who_may_read_it_until_they_may_not(start, owner, double):
+    repository, (version,) = double
+    token = make_token(owner)
+    server = start()
+    name = repository.full_name
+    answer = server.call(name, token)
+    assert outputs(answer) == [6.0]
+    assert answer.json()["model_version"] == str(version.number)
+    refused = server.call(name)
+    assert refused.status_code == 404
+    nothing = server.call("alice/nothing")
+    assert refused.json()["error"].replace("double", "nothing") == nothing.json()["error"]
+    assert server.call(name, "my_" + "0" * 46).status_code == 401
+
+    replica = wait_until(lambda: next(iter(read_replicas()), None))
+    assert replica["models"][0]["endpoint"] == name
+
+    Token.objects.update(revoked_at=timezone.now())
+    began = time.monotonic()
+    wait_until(lambda: server.call(name, token).status_code == 401)
+    assert time.monotonic() - began < 5
+    assert server.stop() == 0
+
+
+def test_an_alias_moves_under_load_without_a_failed_request(start, owner):
+    repository, versions = deploy(owner, "moving", y.linear(2.0), y.linear(5.0))
+    token = make_token(owner)
+    server = start()
+    name = repository.full_name
+    stop = threading.Event()
+
+    def caller(_):
+        headers = {"Authorization": f"Bearer {token}"}
+        seen = []
+        with httpx.Client(headers=headers, timeout=30) as client:
+            while not stop.is_set():
+                answer = client.post(f"{server.url}/v2/models/{name}/infer", json=CALL)
+                seen.append(
+                    (
+                        answer.status_code,
+                        answer.json().get("model_version"),
+                        *(answer.json()["outputs"][0]["data"] if answer.is_success else ()),
+                    )
+                )
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(caller, at) for at in range(4)]
+        try:
+            assert outputs(server.call(name, token)) == [6.0]
+            for version, expected in ((versions[1], 15.0), (versions[0], 6.0)):
+                Alias.objects.update(version=version)
+                announce_routes()
+                wait_until(lambda e=expected: outputs(server.call(name, token)) == [e])
+        finally:
+            stop.set()
+        seen = {one for call in calls for one in call.result()}
+    numbers = [str(version.number) for version in versions]
+    assert seen == {(200, numbers[0], 6.0), (200, numbers[1], 15.0)}
+
+
+def test_while_the_database_is_away_what_is_known_goes_on(start, owner, double, home):
+    repository, _ = double
+    token, unused = make_token(owner), make_token(owner)
+    url = os.environ["DATABASE_URL"]
+    folder = parse_qs(urlsplit(url).query)["host"][0]
+    with Gate(home / "gate", Path(folder)) as gate:
+        from django.conf import settings  # noqa: PLC0415 - ready only now
+
+        name = settings.DATABASES["default"]["NAME"]
+        address = url.replace("/modelyard?", f"/{name}?").replace(folder, str(gate.folder))
+        server = start(DATABASE_URL=address)
+        model = repository.full_name
+        assert outputs(server.call(model, token)) == [6.0]
+        gate.close()
+        ends = time.monotonic() + 3
+        while time.monotonic() < ends:
+            assert outputs(server.call(model, token)) == [6.0]
+        assert server.call(model, unused).status_code == 503
+        gate.open()
+        wait_until(lambda: server.call(model, unused).status_code == 200)
+
+
+def test_a_signal_lets_running_calls_end(start, owner):
+    repository, _ = deploy(owner, "slow", y.counting())
+    token = make_token(owner)
+    server = start()
+    model = repository.full_name
+    body = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [200_000]}]}
+    headers = {"Authorization": f"Bearer {token}"}
+    quick = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [3]}]}
+    path = f"{server.url}/v2/models/{model}/infer"
+    assert httpx.post(path, json=quick, headers=headers, timeout=60).status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(httpx.post, path, json=body, headers=headers, timeout=60)
+        statistics = f"{server.url}/metrics"
+        wait_until(
+            lambda: (
+                call.done()
+                or "pending_request_count" not in (text := httpx.get(statistics).text)
+                or any(
+                    line.endswith(" 1")
+                    for line in text.splitlines()
+                    if line.startswith("nv_inference_pending_request_count")
+                )
+            )
+        )
+        server.process.send_signal(signal.SIGTERM)
+        assert call.result().status_code == 200
+    assert server.process.wait(60) == 0
+
+
+class Gate:
+    """A socket in front of the database's own, that can be closed and opened again."""
+
+    def __init__(self, folder, behind):
+        self.folder = folder
+        folder.mkdir()
+        self._behind = str(behind / ".s.PGSQL.5432")
+        self._pairs = []
+        self._listener = None
+
+    def __enter__(self):
+        self.open()
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def open(self):
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.folder / ".s.PGSQL.5432"))
+        self._listener.listen(50)
+        threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
+
+    def close(self):
+        (self.folder / ".s.PGSQL.5432").unlink(missing_ok=True)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._pairs:
+            one.shutdown(socket.SHUT_RDWR)
+        self._pairs = []
+
+    def _accept(self, listener):
+        while True:
+            try:
+                theirs, _ = listener.accept()
+            except OSError:
+                return
+            ours = socket.socket(socket.AF_UNIX)
+            ours.connect(self._behind)
+            self._pairs += [theirs, ours]
+            for pair in ((theirs, ours), (ours, theirs)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source, target):
+        with source:
+            try:
+                while data := source.recv(65536):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+            except OSError:
+                return
