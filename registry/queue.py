@@ -165,9 +165,10 @@ class RouteListener:
 def report_replica(replica_id: str, status: Mapping[str, Any], seconds: float) -> None:
     """Keep what a serving process says of itself, for so long.
 
-    `status` has id, host, device, started_at (seconds of the epoch) and deployments: for each its
-    id, version_id, state (loading, ready, asleep or failed), detail, and what it counted since the
-    process started: requests, failures and total_us, the time that answers took together.
+    `status` has id, host, started_at (seconds of the epoch), memory_bytes and models: for each
+    version of a deployment its deployment_id, state (loading, ready, asleep or failed), reason,
+    runtime, memory_bytes, pending, and what it counted since the process started: success_count,
+    success_ns, fail_count.
     """
     if _patience.resting:
         return

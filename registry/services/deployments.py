@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db import IntegrityError, transaction
+from django.db.models import Count
 from django.utils import timezone
 
 from registry.errors import AlreadyExists, Conflict, Invalid, NotFound
@@ -41,6 +42,7 @@ from registry.serving_options import ServingOptions
 
 _MAX_REASON = 2000
 _FIRST_CANARY = 1
+_LISTED = 200
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -63,6 +65,12 @@ def find_endpoint(actor: Actor, namespace: str, name: str) -> Endpoint:
             name=name,
         )
     return found
+
+
+def list_endpoints(actor: Actor, **where: Any) -> list[Endpoint]:
+    """List the endpoints in a namespace or of a model, with how much is deployed at each."""
+    rows = Endpoint.objects.visible_to(actor).with_names().filter(**where)
+    return list(rows.annotate(deployments_count=Count("deployments")).order_by("pk")[:_LISTED])
 
 
 def find_deployment(endpoint: Endpoint, number: int) -> Deployment:

@@ -1,6 +1,6 @@
 """What serving processes last said of themselves, as far as it is about one endpoint."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +9,7 @@ from registry import queue
 from registry.models import Endpoint
 
 STATES = ("loading", "ready", "asleep", "failed")
-_MAX_DETAIL = 500
+_MAX_TEXT = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,18 @@ class DeploymentStanding:
     deployment_id: int
     state: str
     detail: str
+    runtime: str
+    memory_bytes: int
+    pending: int
     requests: int
     failures: int
-    total_us: int
+    total_ns: int
 
     @property
     def mean_ms(self) -> float | None:
-        """How long an answer took, on average."""
-        return round(self.total_us / self.requests / 1000, 3) if self.requests else None
+        """How long an answer took, on average, from its arrival."""
+        answered = self.requests - self.failures
+        return round(self.total_ns / answered / 1_000_000, 3) if answered else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Replica:
     """A serving process."""
 
     id: str
-    device: str
+    host: str
     started_at: datetime | None
     standings: tuple[DeploymentStanding, ...]
 
@@ -46,22 +50,28 @@ def standing_of(endpoint: Endpoint) -> list[Replica]:
     return [_replica(status, wanted) for status in said]
 
 
-def _replica(status: Mapping[str, Any], wanted: Iterable[int]) -> Replica:
+def _replica(status: Mapping[str, Any], wanted: Collection[int]) -> Replica:
     started_at = status.get("started_at")
     return Replica(
-        id=str(status.get("id", "")),
-        device=str(status.get("device", "")),
+        id=str(status.get("id", ""))[:_MAX_TEXT],
+        host=str(status.get("host", ""))[:_MAX_TEXT],
         started_at=datetime.fromtimestamp(started_at, UTC) if started_at else None,
         standings=tuple(
-            DeploymentStanding(
-                deployment_id=one["id"],
-                state=one["state"] if one.get("state") in STATES else "loading",
-                detail=str(one.get("detail", ""))[:_MAX_DETAIL],
-                requests=int(one.get("requests", 0)),
-                failures=int(one.get("failures", 0)),
-                total_us=int(one.get("total_us", 0)),
-            )
-            for one in status.get("deployments", [])
-            if one.get("id") in wanted
+            _standing(one) for one in status.get("models", []) if one.get("deployment_id") in wanted
         ),
+    )
+
+
+def _standing(said: Mapping[str, Any]) -> DeploymentStanding:
+    succeeded, failed = int(said.get("success_count", 0)), int(said.get("fail_count", 0))
+    return DeploymentStanding(
+        deployment_id=said["deployment_id"],
+        state=said["state"] if said.get("state") in STATES else "loading",
+        detail=str(said.get("reason", ""))[:_MAX_TEXT],
+        runtime=str(said.get("runtime", ""))[:_MAX_TEXT],
+        memory_bytes=int(said.get("memory_bytes", 0)),
+        pending=int(said.get("pending", 0)),
+        requests=succeeded + failed,
+        failures=failed,
+        total_ns=int(said.get("success_ns", 0)),
     )

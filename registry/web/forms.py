@@ -14,6 +14,7 @@ from registry import signing
 from registry.errors import Invalid, RegistryError
 from registry.models import Namespace, Repository, Version, VersionState, Visibility
 from registry.services import lifecycle, quotas
+from registry.serving_options import ServingOptions
 from registry.web import wording
 from registry.web.refusals import words_of
 from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES, WEBHOOK_EVENTS
@@ -24,6 +25,18 @@ _VISIBILITY_HINTS = {
     Visibility.INTERNAL: _("Everybody who signed in finds it."),
     Visibility.PRIVATE: _("Only members of the namespace find it."),
 }
+
+
+def _option(name: str, label: Any) -> forms.IntegerField:
+    """Make the field of a number that serving is told."""
+    field = ServingOptions.model_fields[name]
+    bounds = {type(one).__name__: one for one in field.metadata}
+    return forms.IntegerField(
+        label=label,
+        min_value=bounds["Ge"].ge,
+        max_value=bounds["Le"].le,
+        initial=field.default,
+    )
 
 
 def show_refusal(form: forms.BaseForm, error: RegistryError) -> None:
@@ -366,3 +379,76 @@ class QuotaForm(forms.Form):
             quotas.JOBS: given["jobs"],
             quotas.DEPLOYMENTS: given["deployments"],
         }
+
+
+class DeployForm(forms.Form):
+    """One version that is to serve; an empty field leaves the choice to the registry."""
+
+    model = forms.CharField(
+        label=_("Model"),
+        max_length=200,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    version = forms.CharField(
+        label=_("Version"),
+        max_length=256,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        help_text=_("A number, latest, or an @alias, which the deployment then follows."),
+    )
+    role = forms.ChoiceField(
+        label=_("Role"),
+        choices=[
+            ("live", _("Live: it answers its part of the requests")),
+            ("canary", _("Canary: it answers a small part, on trial")),
+            ("shadow", _("Shadow: it answers nobody")),
+        ],
+        initial="live",
+        widget=forms.RadioSelect,
+    )
+    weight = forms.IntegerField(
+        label=_("Percent of the requests"),
+        required=False,
+        min_value=0,
+        max_value=100,
+        help_text=_("Unless told: all for the first, 1 for a canary, 0 for others."),
+    )
+    endpoint = forms.CharField(
+        label=_("Endpoint"),
+        required=False,
+        max_length=96,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        help_text=_("Unless told, the one with the model's name."),
+    )
+    max_batch_size = _option("max_batch_size", _("Rows in a batch"))
+    deadline_ms = _option("deadline_ms", _("Deadline, milliseconds"))
+    idle_seconds = _option("idle_seconds", _("Asleep after seconds, 0 never"))
+    queue_size = _option("queue_size", _("Places in the queue"))
+    threads = _option("threads", _("Threads"))
+    runtime = forms.ChoiceField(
+        label=_("Runtime"),
+        choices=[("auto", "auto"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch")],
+        initial="auto",
+    )
+    reason = forms.CharField(
+        label=_("Reason"),
+        required=False,
+        max_length=2000,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text=_("Deploys a version that does not take what callers send; the log keeps it."),
+    )
+
+    @property
+    def option_fields(self) -> list[forms.BoundField]:
+        return [self[name] for name in ServingOptions.model_fields]
+
+    @property
+    def changes_options(self) -> bool:
+        """Say whether an option is wrong or set, so that the form shows them."""
+        changed = self.changed_data if self.is_bound else []
+        return any(field.errors or field.name in changed for field in self.option_fields)
+
+    def asked(self) -> dict[str, Any]:
+        """Give what was asked for, in the words of the service."""
+        given = dict(self.cleaned_data)
+        options = {name: given.pop(name) for name in ServingOptions.model_fields}
+        return {**given, "options": ServingOptions(**options)}

@@ -63,6 +63,8 @@ STATES: Final = {
     "ignored": pgettext_lazy("state of a request", "Ignored"),
     "waiting": pgettext_lazy("delivery state", "Waiting"),
     "delivered": pgettext_lazy("delivery state", "Delivered"),
+    "loading": pgettext_lazy("state of a served model", "Loading"),
+    "asleep": pgettext_lazy("state of a served model", "Asleep"),
 }
 STATE_TONES: Final = {
     "ready": "good",
@@ -72,12 +74,18 @@ STATE_TONES: Final = {
     "running": "now",
     "queued": "",
     "pending": "now",
+    "loading": "now",
     "failed": "bad",
     "quarantined": "warn",
     "deprecated": "warn",
     "open": "now",
     "approved": "good",
     "declined": "bad",
+}
+DEPLOYMENT_ROLES: Final = {
+    "live": pgettext_lazy("deployment role", "Live"),
+    "canary": pgettext_lazy("deployment role", "Canary"),
+    "shadow": pgettext_lazy("deployment role", "Shadow"),
 }
 VISIBILITIES: Final = {
     "public": pgettext_lazy("visibility", "Public"),

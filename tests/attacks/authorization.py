@@ -460,6 +460,16 @@ PAGES: Mapping[str, Line] = {
     "/jobs/{job}/compare": {"get": ("page: job", 200)},
     "/jobs/{job}/cancel": {"post": ("page: move the job", 302)},
     "/jobs/{job}/reproduce": {"post": ("page: move the job", 302)},
+    "/endpoints/new": {
+        "get": ("page: signed in", 200),
+        # Others get the form back, with the refusal in it.
+        "post": ("page: signed in", {302, 422}, {"model": "team/thing", "version": "1"}),
+    },
+    "/endpoints/{namespace}/{name}": {"get": ("page: see", 200)},
+    # Whoever may not is sent back to the page, which says so.
+    "/endpoints/{namespace}/{name}/change": {
+        "post": ("page: change", 302, {"change": "roll-back"}),
+    },
     "/namespaces/{namespace}/deleted": {"get": ("page: in namespace: maintain", 200)},
     "/namespaces/{namespace}/deleted/restore": {
         "post": ("page: in namespace: maintain", 302, {"what": "repository:0"})
@@ -599,6 +609,8 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     f"{_PAGE}/proposals/{{number}}": {"number": "proposal"},
     f"{_PAGE}/proposals/{{number}}/decide": {"number": "proposal"},
     **{address: {"name": "served"} for address in API if address.startswith(_ENDPOINT)},
+    "/endpoints/{namespace}/{name}": {"name": "served"},
+    "/endpoints/{namespace}/{name}/change": {"name": "served"},
     **{
         address: {"number": "request"} for address in API if address.startswith("/api/v1/requests/")
     },

@@ -534,6 +534,7 @@ def test_a_small_change_is_made_by_those_who_may(db):
         "/versions/{number}/delete": maintainers,
         "/access/change": maintainers,
         "/proposals/{number}/decide": maintainers,
+        "/endpoints/{namespace}/{name}/change": maintainers,
     }
     for template, line in PAGES.items():
         if line.get("post", ("",))[0] != "page: change":

@@ -942,6 +942,9 @@ class DeploymentStanding(Answer):
     deployment: int
     state: Literal["loading", "ready", "asleep", "failed"]
     detail: str
+    runtime: str
+    memory_bytes: int
+    pending: int = Field(description="Requests that wait or run now.")
     requests: int
     failures: int
     mean_ms: float | None
@@ -949,7 +952,7 @@ class DeploymentStanding(Answer):
 
 class Replica(Answer):
     id: str
-    device: str
+    host: str
     started_at: datetime | None
     deployments: list[DeploymentStanding]
 

@@ -459,13 +459,16 @@ def deployment_body(row: Deployment) -> Row:
 def replica_body(replica: Replica) -> Row:
     return {
         "id": replica.id,
-        "device": replica.device,
+        "host": replica.host,
         "started_at": replica.started_at,
         "deployments": [
             {
                 "deployment": one.deployment_id,
                 "state": one.state,
                 "detail": one.detail,
+                "runtime": one.runtime,
+                "memory_bytes": one.memory_bytes,
+                "pending": one.pending,
                 "requests": one.requests,
                 "failures": one.failures,
                 "mean_ms": one.mean_ms,

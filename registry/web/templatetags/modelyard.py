@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from registry.errors import Text, unpack
 from registry.models import (
     DirectUpload,
+    Endpoint,
     Evaluation,
     Inspection,
     Job,
@@ -263,6 +264,24 @@ def plural_kind(repository: Repository) -> str:
 @register.filter
 def repository_url(repository: Repository) -> str:
     return page_url(repository, "repository")
+
+
+@register.filter
+def endpoint_url(endpoint: Endpoint) -> str:
+    names = {"namespace": endpoint.namespace.slug, "name": endpoint.name}
+    return reverse("web:endpoint", kwargs=names)
+
+
+@register.filter
+def deploy_url(version: Version) -> str:
+    """Lead to the form that deploys a version."""
+    asked = {"model": version.repository.full_name, "version": version.number}
+    return f"{reverse('web:new-deployment')}?{urlencode(asked)}"
+
+
+@register.filter
+def deployment_role(role: str) -> str:
+    return str(wording.DEPLOYMENT_ROLES.get(role, role))
 
 
 @register.filter

@@ -15,11 +15,13 @@ from registry.models import Artifact, Repository, Version
 from registry.permissions import allowed, require
 from registry.services import catalog
 from registry.services.blobs import RUNNABLE
+from registry.services.deployments import deployments_of, list_endpoints
 from registry.services.versions import read_card
 from registry.web import charts, history, wording
 from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, show_refusal
 from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
+from registry.web.serving import calls
 from registry.web.snippets import snippets
 from registry.web.undo import way_back
 from registry.web.visitor import actor_of, anybody, signed_in
@@ -43,9 +45,10 @@ class RepositoryPage:
         self.request = request
         self.actor = actor_of(request)
         self.repository = catalog.find_repository(self.actor, kind, namespace, name)
-        self.tabs = ["card", "versions", "files", "metrics", "lineage", "use"]
+        self.tabs = ["card", "versions", "files", "metrics", "lineage", "use", "serve"]
         if kind == "dataset":
             self.tabs.remove("metrics")
+            self.tabs.remove("serve")
         asked = request.GET.get("tab", "card")
         self.tab = asked if asked in self.tabs else "card"
         self.aliases = history.aliases_of(self.repository)
@@ -73,6 +76,7 @@ class RepositoryPage:
             "metrics": _("Metrics"),
             "lineage": _("Lineage"),
             "use": _("Use"),
+            "serve": _("Serve"),
         }
         counts = {"versions": Version.objects.filter(repository=repository).live().count()}
         if self.latest:
@@ -238,6 +242,16 @@ class RepositoryPage:
 
     def _use(self) -> Details:
         return self._snippets()
+
+    def _serve(self) -> Details:
+        endpoints = list(list_endpoints(self.actor, repository=self.repository))
+        if not endpoints:
+            return {"endpoints": []}
+        rows = deployments_of(endpoints[0])
+        answering = max(rows, key=lambda one: one.weight, default=None)
+        serves = answering.serves if answering else None
+        host = self.request.build_absolute_uri("/")
+        return {"endpoints": endpoints, "snippets": calls(host, endpoints[0], serves)}
 
 
 def _axis_name(metric: str) -> str:

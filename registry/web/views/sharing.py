@@ -23,6 +23,7 @@ from registry.models import (
 )
 from registry.permissions import allowed, require, role_of
 from registry.services import catalog, namespaces, proposals, quotas, requests, sharing
+from registry.services.deployments import list_endpoints
 from registry.web import history, wording
 from registry.web.forms import NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
 from registry.web.refusals import words_of
@@ -90,6 +91,7 @@ def namespace_page(request: HttpRequest, namespace: str) -> HttpResponse:
         "members": list(members.order_by("user__username")[:_SHOWN]) if belongs else None,
         "quotas": [_shown_quota(what, quota) for what, quota in present.items()],
         "quota_form": QuotaForm.showing(present) if may_set else None,
+        "endpoints": list_endpoints(actor, namespace=space),
         "repositories": list(visible.select_related("namespace").order_by("-updated_at")[:20]),
         "roles": ROLES,
     }

@@ -315,14 +315,14 @@ def test_what_replicas_say_is_shown_with_what_it_is_about(api, people):
     other = make_model(people["owner"], "other", namespace="team")
     make_version(people["owner"], other)
     theirs = api.post("deployments", {"model": "team/other", "version": "1"}).json()
+    counted = {"success_count": 3, "fail_count": 1, "success_ns": 7_500_000}
     said = {
         "id": "here-1",
         "host": "here",
-        "device": "cpu",
         "started_at": timezone.now().timestamp(),
-        "deployments": [
-            {"id": mine["id"], "state": "ready", "requests": 4, "failures": 1, "total_us": 10_000},
-            {"id": theirs["id"], "state": "failed", "detail": "secret"},
+        "models": [
+            {"deployment_id": mine["id"], "state": "ready", "runtime": "onnxruntime", **counted},
+            {"deployment_id": theirs["id"], "state": "failed", "reason": "secret"},
         ],
     }
     queue.report_replica("here-1", said, 30)

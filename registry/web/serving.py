@@ -1,0 +1,213 @@
+"""What pages say of endpoints: the calls that reach one, and the lines of its history."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
+
+from registry.models import AuditAction, Deployment, Endpoint, Event, Version, Visibility
+from registry.web.snippets import Snippet
+from registry.web.wording import DEPLOYMENT_ROLES
+
+_EMBEDDING_TASKS = frozenset({"sentence-similarity", "feature-extraction"})
+_SHOWN = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where the serving process of this installation answers, as a visitor of `host` reaches it."""
+
+    rest: str
+    grpc: str
+
+    @classmethod
+    def seen_from(cls, host: str) -> "Address":
+        """Take what the settings say, else the host of the page with the ports of serving."""
+        parts = urlsplit(host)
+        name = parts.hostname or "127.0.0.1"
+        bare = f"[{name}]" if ":" in name else name
+        return cls(
+            rest=settings.INFER_URL or f"http://{bare}:{settings.INFER_PORT}",
+            grpc=settings.GRPC_ADDRESS or f"{bare}:{settings.GRPC_PORT}",
+        )
+
+
+def calls(host: str, endpoint: Endpoint, version: Version | None) -> list[Snippet]:
+    """Write how programs call an endpoint; private models send a token."""
+    address = Address.seen_from(host)
+    name = endpoint.full_name
+    private = endpoint.repository.visibility != Visibility.PUBLIC
+    token = ' \\\n  -H "Authorization: Bearer $MODELYARD_TOKEN"' if private else ""
+    found = [
+        Snippet(
+            key="predict",
+            title="curl",
+            code=f"curl {address.rest}/predict/{name}{token} \\\n"
+            f"  --json {_quoted(_example(version))}",
+        ),
+        Snippet(
+            key="triton-http",
+            title="tritonclient",
+            code=_triton(address, name, private=private),
+        ),
+        Snippet(key="triton-grpc", title="gRPC", code=_grpc(address, name, private=private)),
+    ]
+    if endpoint.repository.task in _EMBEDDING_TASKS:
+        body = {"model": name, "input": ["How do I read a file?"]}
+        found.append(
+            Snippet(
+                key="embeddings",
+                title="/v1/embeddings",
+                code=f"curl {address.rest}/v1/embeddings{token} \\\n  --json {_quoted(body)}",
+            )
+        )
+    return found
+
+
+def _quoted(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, ensure_ascii=True).replace("'", "'\\''")
+    return f"'{text}'"
+
+
+def _example(version: Version | None) -> dict[str, Any]:
+    """Make a row that the version takes, as far as its files say what it takes."""
+    config = version.config if version else {}
+    said = config.get("preprocessing")
+    preprocessing = said if isinstance(said, dict) else {}
+    columns = preprocessing.get("columns")
+    columns = columns if isinstance(columns, dict) else {}
+    if preprocessing.get("kind") == "image":
+        row = [0] * 28
+        return {str(columns.get("image", "image")): [row] * 28}
+    ports = version.signature.get("inputs", []) if version else []
+    names = {port["name"] for port in ports}
+    if not ports or "input_ids" in names or preprocessing.get("kind") == "words":
+        return {str(columns.get("text", "text")): "How do I read a file?"}
+    return {port["name"]: _zeros(port.get("shape") or []) for port in ports}
+
+
+def _zeros(shape: Sequence[object]) -> Any:
+    """Fill the shape of one row with zeros; an axis of any size gets one place."""
+    value: Any = 0
+    for size in reversed(shape[1:]):
+        value = [value] * (size if isinstance(size, int) and 0 < size <= 64 else 1)
+    return value
+
+
+def _triton(address: Address, name: str, *, private: bool) -> str:
+    return f"""{"import os" + chr(10) + chr(10) if private else ""}import numpy as np
+import tritonclient.http as triton
+from tritonclient.utils import triton_to_np_dtype
+
+client = triton.InferenceServerClient("{urlsplit(address.rest).netloc}")
+name = "{name}"{_headers(private=private)}
+
+# One input of zeros for each that the model takes
+inputs = []
+for one in client.get_model_metadata(name{_sending(private=private)})["inputs"]:
+    shape = [max(size, 1) for size in one["shape"]]
+    zeros = np.zeros(shape, triton_to_np_dtype(one["datatype"]))
+    inputs.append(triton.InferInput(one["name"], shape, one["datatype"]))
+    inputs[-1].set_data_from_numpy(zeros)
+
+answer = client.infer(name, inputs{_sending(private=private)}).get_response()
+print(answer["model_version"], answer["parameters"])"""
+
+
+def _grpc(address: Address, name: str, *, private: bool) -> str:
+    return f"""{"import os" + chr(10) + chr(10) if private else ""}import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import triton_to_np_dtype
+
+client = triton.InferenceServerClient("{address.grpc}")
+name = "{name}"{_headers(private=private)}
+
+# One input of zeros for each that the model takes
+inputs = []
+for one in client.get_model_metadata(name{_sending(private=private)}).inputs:
+    shape = [max(size, 1) for size in one.shape]
+    zeros = np.zeros(shape, triton_to_np_dtype(one.datatype))
+    inputs.append(triton.InferInput(one.name, shape, one.datatype))
+    inputs[-1].set_data_from_numpy(zeros)
+
+answer = client.infer(name, inputs{_sending(private=private)}).get_response()
+print(answer.model_version, answer.parameters)"""
+
+
+def _headers(*, private: bool) -> str:
+    if not private:
+        return ""
+    return '\nheaders = {"authorization": f"Bearer {os.environ[\'MODELYARD_TOKEN\']}"}'
+
+
+def _sending(*, private: bool) -> str:
+    return ", headers=headers" if private else ""
+
+
+# --- History -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Something that was done to an endpoint: what, who by, when, and why if they said."""
+
+    text: str
+    actor: str
+    at: datetime
+    reason: str
+
+
+def history_of(endpoint: Endpoint) -> list[Line]:
+    """Read what was done to an endpoint, newest first."""
+    rows = Event.objects.filter(
+        repository_id=endpoint.repository_id,
+        action__in=[action.value for action in AuditAction if action.family in _FAMILIES],
+        data__endpoint=endpoint.pk,
+    )
+    return [
+        Line(
+            text=_said(event),
+            actor=event.actor,
+            at=event.at,
+            reason=str(event.data.get("reason", "")),
+        )
+        for event in rows.order_by("-at", "-pk")[:_SHOWN]
+    ]
+
+
+_FAMILIES: Final = frozenset({"deployment", "endpoint"})
+
+
+_LINES: Final = {
+    AuditAction.DEPLOYMENT_CREATE: gettext_noop("%(version)s deployed: %(role)s, %(weight)s %%"),
+    AuditAction.DEPLOYMENT_CHANGE: gettext_noop("%(version)s is served with other options"),
+    AuditAction.DEPLOYMENT_PROMOTE: gettext_noop("%(version)s promoted: it answers everything"),
+    AuditAction.DEPLOYMENT_DELETE: gettext_noop("%(version)s undeployed"),
+    AuditAction.ENDPOINT_SPLIT: gettext_noop("Traffic split anew"),
+    AuditAction.ENDPOINT_ROLL_BACK: gettext_noop("Rolled back to the split before"),
+    AuditAction.ENDPOINT_CREATE: gettext_noop("Endpoint made"),
+}
+
+
+def _said(event: Event) -> str:
+    data = event.data
+    names = {
+        "version": f"@{data['alias']}" if data.get("alias") else f"v{data.get('version')}",
+        "role": DEPLOYMENT_ROLES.get(data.get("role", ""), ""),
+        "weight": data.get("weight", 0),
+    }
+    said = _LINES.get(AuditAction(event.action), gettext_noop("Endpoint changed"))
+    return _(said) % names
+
+
+def name_of(deployment: Deployment) -> str:
+    """Name a deployment by what it serves."""
+    if deployment.alias:
+        return f"@{deployment.alias}"
+    return f"v{deployment.serves.number}" if deployment.serves else ""
