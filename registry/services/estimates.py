@@ -83,7 +83,7 @@ def estimate_job(*, actor: Actor, recipe: object) -> Estimate:
     """
     asked = jobs.prepare_job(actor=actor, recipe=recipe)
     jobs.require_few_waiting(actor)
-    head = head_of(asked.inputs["model"]) if "model" in asked.inputs else None
+    head = _head(asked)
     past = _past_jobs(actor, asked)
     result = _result(asked, head, past)
     limit = _memory_limit(asked.queue)
@@ -100,6 +100,12 @@ def estimate_job(*, actor: Actor, recipe: object) -> Estimate:
         fits_quota=fits,
         quota_grounds=why,
     )
+
+
+def _head(asked: Prepared) -> ModelHead | None:
+    version = asked.inputs.get("model")
+    trains = asked.recipe.kind in {"compress", "search"}
+    return None if version is None else head_of(version, trainable=trains)
 
 
 # --- Earlier jobs --------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ Reads = Literal["image", "words", "wordpieces", "tensors"]
 _READ_BYTES: Final = 256 * 1024
 _JSON_ROWS: Final = 100
 _OF_ARCHITECTURE: Final[Mapping[str, Reads]] = {"digits_cnn": "image", "text_classifier": "words"}
+_PROGRAM: Final = "program.safetensors"
 _DESCRIBING: Final = frozenset({"json", "text"})
 
 
@@ -72,14 +73,21 @@ class ModelHead:
         return self.weights.format == "onnx"
 
     @property
+    def is_program(self) -> bool:
+        """Whether the weights are those of a user's exported program, with its graph as data."""
+        return self.weights is not None and _is_program(self.weights)
+
+    @property
     def is_encoder(self) -> bool:
         """Whether it is laid out as Transformers writes encoders."""
-        return self.is_graph is False and isinstance(self.config.get("model_type"), str)
+        if self.is_graph is not False or self.is_program:
+            return False
+        return isinstance(self.config.get("model_type"), str)
 
     @property
     def architecture(self) -> Mapping[str, Any]:
         """What config.json says of an architecture of ours; empty where it is none."""
-        said = _table(self.config.get("architecture"))
+        said = {} if self.is_program else _table(self.config.get("architecture"))
         return said if said.get("name") in _OF_ARCHITECTURE else {}
 
     @property
@@ -87,7 +95,7 @@ class ModelHead:
         """Tell what rows become for this model; None where nobody knows."""
         if self.is_graph is None:
             return None
-        if self.is_graph:
+        if self.is_graph or self.is_program:
             return self._reads_of_graph
         if self.is_encoder:
             return "wordpieces"
@@ -170,10 +178,10 @@ class ModelHead:
         return [name for name in methods if name.startswith(rounding)] if self.is_graph else []
 
 
-def head_of(version: Version) -> ModelHead:
-    """Look at the version of a model as a job would find it."""
+def head_of(version: Version, *, trainable: bool = False) -> ModelHead:
+    """Look at the version of a model as a job would find it; compressions take what can train."""
     files = _files_of(version)
-    opened = files.get(_opened(files) or "")
+    opened = files.get(_opened(files, trainable=trainable) or "")
     return ModelHead(
         version=version,
         weights=opened.inspection if opened else None,
@@ -187,8 +195,12 @@ def head_of(version: Version) -> ModelHead:
     )
 
 
-def _opened(files: Mapping[str, _File]) -> str | None:
+def _opened(files: Mapping[str, _File], *, trainable: bool) -> str | None:
     """Choose the file whose weights a job opens."""
+    program = files.get(_PROGRAM)
+    is_program = program and program.inspection and _is_program(program.inspection)
+    if is_program and (trainable or "model.onnx" not in files):
+        return _PROGRAM
     for path in ("model.safetensors", "model.myz", "model.onnx"):
         if path in files:
             return path
@@ -329,6 +341,10 @@ def _json_columns(text: str, *, is_whole: bool) -> Sequence[str] | None:
     for row in rows:
         names |= dict.fromkeys(row if isinstance(row, dict) else ())
     return list(names) or None
+
+
+def _is_program(weights: Inspection) -> bool:
+    return "program" in _table(weights.facts.get("metadata"))
 
 
 def _table(value: object) -> Mapping[str, Any]:

@@ -50,6 +50,7 @@ from registry.services import quotas
 from registry.services.announcements import announce_job
 from registry.services.audit import record_event
 from registry.services.catalog import check_name, find_repository, find_version
+from registry.services.fitness import require_fit
 from registry.services.namespaces import find_namespace, hold_namespaces
 from registry.services.reproduction import compare_outcome, require_reproducible
 from registry.services.results import Outcome, keep_outcome
@@ -129,6 +130,7 @@ def prepare_job(*, actor: Actor, recipe: object) -> Prepared:
         for role, reference in asked.references().items()
     }
     namespace = _require_place(actor, asked, inputs)
+    require_fit(asked, inputs)
     exact = asked.resolved({role: version.ref for role, version in inputs.items()})
     return Prepared(exact, inputs, namespace, _choose_queue(exact))
 
@@ -139,7 +141,8 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
     With `reproduces`, what the job makes is compared with what that job made, and not kept.
 
     Raises:
-        Invalid: the recipe has unknown, missing or wrong fields, or an input that cannot be run.
+        Invalid: the recipe has unknown, missing or wrong fields, an input that cannot be run, or
+            does not fit its inputs.
         NotFound: an input does not exist for the actor.
         Denied: the actor may not write where the result goes.
         Conflict: an input is not ready, or the recipe asks for a GPU that nobody offers.

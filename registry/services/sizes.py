@@ -84,7 +84,7 @@ def result_of(recipe: recipes.CompressRecipe, head: ModelHead) -> Size | None:
     graph, coded = bool(head.is_graph), False
     for step in recipe.steps:
         weights = [_moved(step, group, head) for group in weights]
-        graph = graph or _makes_graph(step)
+        graph = graph or makes_graph(step)
         coded = coded or isinstance(step, recipes.Code)
     if coded:
         weights = [_coded(group) for group in weights]
@@ -145,7 +145,8 @@ def _sort_of(tensor: Shape, *, is_graph: bool) -> Sort:
     return "recurrent" if is_graph and len(tensor.shape) == 3 else "convolution"
 
 
-def _makes_graph(step: recipes.CompressStep) -> bool:
+def makes_graph(step: recipes.CompressStep) -> bool:
+    """Say whether a step leaves an ONNX file, whatever the model was before."""
     if isinstance(step, recipes.FixedPoint):
         return not step.keep_module
     return isinstance(

@@ -110,7 +110,7 @@ def test_what_is_read_is_known_exactly(alice, model):
     rows = make_version(
         alice,
         make_model(alice, "rows", kind="dataset"),
-        {"train.csv": b"a,b\n", "test.csv": b"a\n"},
+        {"test.csv": b"image,label\n"},
     )
     found = estimate(alice, compress(dataset="alice/rows")).read_bytes
     assert found.is_exact
@@ -144,11 +144,8 @@ def test_jobs_that_one_may_not_see_are_no_grounds(alice, model):
 
 
 def test_a_search_takes_its_budget(alice, model):
-    make_version(
-        alice,
-        make_model(alice, "rows", kind="dataset"),
-        {"train.csv": b"image,label\n", "test.csv": b"image,label\n"},
-    )
+    rows = {"train.csv": b"image,label\n", "test.csv": b"image,label\n"}
+    make_version(alice, make_model(alice, "rows", kind="dataset"), rows)
     found = estimate(alice, search(most_variants=2))
     assert (found.seconds.low, found.seconds.high) == (None, 3 * 60 + 2 * 60)
     assert "at most 3 minutes" in found.seconds.grounds.detail
