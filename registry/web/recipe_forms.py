@@ -1,7 +1,7 @@
 """The form of a new job, made from the recipe's own schema."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -143,6 +143,46 @@ class Draft:
             elif of_step[1] in now_at:
                 typed[f"steps.{now_at[of_step[1]]}.{of_step[2]}"] = values
         return type(self)(kind=self.kind, methods=methods, typed=typed, touched=touched)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """A recipe that a form begins with: its way, the methods of its steps, what is filled in."""
+
+    way: str
+    methods: tuple[str, ...]
+    initial: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any], kind: str) -> Self:
+        """Read a recipe as a job keeps it, of an older release maybe, for a job of some kind."""
+        filled = dict(_places(recipe))
+        names = {name: filled.get(name) for name in ("model", "dataset", "output")}
+        if recipe.get("kind") != kind:
+            initial = {name: text for name, text in names.items() if text}
+            return cls(way="", methods=(), initial=initial)
+        if chooses_steps(kind):
+            methods = tuple(str(step.get("method")) for step in recipe.get("steps", ()))
+            known = _tagged(recipe_schema(kind)).keys()
+            # Of a method that is gone by now nothing could be shown.
+            return cls(way="", methods=methods if known >= set(methods) else (), initial=filled)
+        if kind == searches.KIND:
+            return cls(way=searches.goal_of(filled), methods=(), initial=filled)
+        way = str(filled.get("architecture.name") or (CONTINUE if kind == "train" else ""))
+        return cls(way=way, methods=(), initial=filled)
+
+
+def _places(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Name each value of a recipe by its place, as the fields of a form are named."""
+    if isinstance(value, Mapping):
+        parts = [(str(name), part) for name, part in value.items()]
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        parts = [(str(number), part) for number, part in enumerate(value)]
+    else:
+        yield at, value
+        return
+    for name, part in parts:
+        yield from _places(part, f"{at}.{name}" if at else name)
 
 
 def _known(kind: str, methods: Sequence[str]) -> tuple[str, ...]:

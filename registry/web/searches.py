@@ -95,6 +95,19 @@ def fields_of(key: str) -> dict[str, Any]:
     return {f"steps.0.{name}": value for name, value in found.fields.items()}
 
 
+def goal_of(filled: Mapping[str, Any]) -> str:
+    """Choose the goal that the fields of a form come from."""
+    asked = filled.get("steps.0.goal")
+    limits = (filled.get("steps.0.min_cosine"), filled.get("steps.0.min_neighbour_overlap"))
+    vectors = any(limit is not None for limit in limits)
+    found = (
+        goal.key
+        for goal in _GOALS
+        if goal.fields["goal"] == asked and (goal.for_vectors == vectors or asked == "fits")
+    )
+    return next(found, _GOALS[0].key)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One candidate as a row of the table."""

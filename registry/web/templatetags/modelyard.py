@@ -306,9 +306,7 @@ def page_url(shown: Repository | Version, page: str) -> str:
 @register.filter
 def another_url(job: Job) -> str:
     """Give the address of the form of a new job that begins as this one did."""
-    given = {key: job.recipe.get(key) for key in ("model", "dataset", "output")}
-    asked = {"kind": job.kind} | {key: value for key, value in given.items() if value}
-    return f"{reverse('web:new-job')}?{urlencode(asked, quote_via=quote, safe='/')}"
+    return f"{reverse('web:new-job')}?{urlencode({'kind': job.kind, 'like': job.pk})}"
 
 
 @register.simple_tag

@@ -1,5 +1,6 @@
 """Background jobs: the list, the form of a new one, and the page that shows one live."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -25,7 +26,7 @@ from registry.services.reproduction import KINDS
 from registry.web import charts, estimates, recipe_forms, reports, searches, wording
 from registry.web.comparisons import MAKERS, results_of
 from registry.web.profiles import profile_of
-from registry.web.recipe_forms import Draft, RecipeForm
+from registry.web.recipe_forms import Draft, Pattern, RecipeForm
 from registry.web.refusals import words_of
 from registry.web.visitor import actor_of, signed_in
 
@@ -81,16 +82,13 @@ def new_job(request: HttpRequest) -> HttpResponse:
             request, "job/choose.html", {"kinds": recipe_forms.kinds(), "given": request.GET}
         )
     ways = recipe_forms.ways(kind)
-    model = _named_model(actor, request.GET.get("model", ""))
-    way = request.GET.get("way") or _usual_way(kind, model, continues="model" in request.GET)
+    begun = _begin(request, actor, kind)
+    way = begun.way
     if ways and way not in {option.key for option in ways}:
         way = ways[0].key
-    spaces = namespaces_writable_by(actor)
-    initial = {name: request.GET[name] for name in ("model", "dataset") if name in request.GET}
-    if kind == searches.KIND:
-        initial |= searches.fields_of(way)
-    initial["output"] = request.GET.get("output") or (f"{spaces[0].slug}/" if spaces else "")
     draft = Draft.of(kind, way, request.POST)
+    if request.method != "POST" and begun.methods:
+        draft = replace(draft, methods=begun.methods)
     action, estimate = request.POST.get("do", ""), None
     if action and action != ESTIMATE:
         draft = draft.changed(action)
@@ -101,7 +99,7 @@ def new_job(request: HttpRequest) -> HttpResponse:
             way,
             request.POST or None,
             methods=draft.methods,
-            initial=initial,
+            initial=begun.initial,
             auto_id="f-%s",
         )
         if request.method == "POST" and form.is_valid():
@@ -124,6 +122,23 @@ def new_job(request: HttpRequest) -> HttpResponse:
         "estimate": estimates.lines_of(estimate) if estimate else None,
     }
     return render(request, "job/new.html", context, status=422 if form.errors else 200)
+
+
+def _begin(request: HttpRequest, actor: Actor, kind: str) -> Pattern:
+    """Find what the form begins with: another job's recipe, a goal, or names in the address."""
+    named = {name: request.GET.get(name, "") for name in ("model", "dataset", "output")}
+    given = {name: text for name, text in named.items() if text}
+    way = request.GET.get("way", "")
+    if like := request.GET.get("like", ""):
+        begun = Pattern.of(find_job(actor, like).recipe, kind)
+        goal = searches.fields_of(way) if kind == searches.KIND and way else {}
+        return replace(begun, way=way or begun.way, initial={**begun.initial, **goal, **given})
+    model = _named_model(actor, request.GET.get("model", ""))
+    way = way or _usual_way(kind, model, continues="model" in request.GET)
+    goal = searches.fields_of(way) if kind == searches.KIND else {}
+    spaces = namespaces_writable_by(actor)
+    output = f"{spaces[0].slug}/" if spaces else ""
+    return Pattern(way=way, methods=(), initial={"output": output, **goal, **given})
 
 
 def _named_model(actor: Actor, text: str) -> Repository | None:

@@ -5,11 +5,14 @@ from typing import Annotated, Literal
 
 import pytest
 from django.core.exceptions import ValidationError
+from onnx import TensorProto, helper
 from pydantic import BaseModel, Field
 
 from registry.models import Job
 from registry.recipes import recipe_schema
+from registry.services.jobs import submit_job
 from registry.web.recipe_fields import make_field
+from tests.factories import actor_of, make_version
 
 pytestmark = pytest.mark.django_db
 
@@ -199,3 +202,97 @@ def test_an_estimate_names_wrong_fields(as_owner, model):
     response = as_owner.post(NEW, {**TWO, "model": "olga/absent", "do": "estimate"})
     assert response.status_code == 422
     assert "Nothing was queued" not in response.content.decode()
+
+
+def test_what_does_not_fit_is_said_beside_its_field(as_owner, owner, model):
+    config = b'{"compression": [{"method": "fixed_point"}], "labels": ["a", "b"]}'
+    port = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_model(helper.make_graph([node], "g", [port], [out]))
+    files = {"config.json": config, "model.onnx": graph.SerializeToString()}
+    make_version(owner, model, files)
+    typed = {"model": "olga/digits-cnn@4", "steps.0.method": "export_onnx", "device": "cpu"}
+    response = as_owner.post(f"/zh-hans{NEW}", typed)
+    assert response.status_code == 422
+    # Above the form, and in its step.
+    assert response.content.decode().count("模型已经是 ONNX 格式") == 2
+    assert not Job.objects.exists()
+
+
+def values_on(page):
+    """Give what is filled into the fields of a page."""
+    inputs = re.findall(r"<(?:input|select|textarea)[^>]*>", page)
+    return {
+        name[1]: value[1] if (value := re.search(r'value="([^"]*)"', tag)) else ""
+        for tag in inputs
+        if (name := re.search(r'name="([^"]+)"', tag)) and 'type="hidden"' not in tag
+    }
+
+
+def test_another_like_it_keeps_all_steps_and_their_numbers(as_owner, model):
+    as_owner.post(
+        NEW,
+        {
+            **TWO,
+            "steps.0.method": "svd",
+            "steps.0.by": "rank",
+            "steps.0.rank": "7",
+            "steps.0.energy": "0.95",
+            "steps.0.ratio": "0.5",
+            "steps.0.exclude": "hidden\nclasses",
+            "train_split": "train",
+            "test_split": "dev",
+            "seed": "5",
+        },
+    )
+    job = Job.objects.get()
+    as_owner.post(f"/jobs/{job.pk}/cancel")
+    (address,) = set(
+        re.findall(r'href="(/jobs/new\?[^"]+)"', as_owner.get(f"/jobs/{job.pk}").content.decode())
+    )
+    response = as_owner.get(address.replace("&amp;", "&"))
+    assert methods_on(response) == ["svd", "quantize_dynamic"]
+    page = response.content.decode()
+    filled = values_on(page)
+    assert (filled["model"], filled["variant"]) == ("olga/digits-cnn@2", "small")
+    assert (filled["steps.0.rank"], filled["test_split"], filled["seed"]) == ("7", "dev", "5")
+    assert '<option value="rank" selected>' in page
+    assert "hidden\nclasses</textarea>" in page
+    assert checked(response, "steps.1.per_channel")
+    assert not checked(response, "steps.1.reduce_range")
+
+
+def test_another_like_a_search_keeps_its_goal(as_owner, owner, model, dataset):
+    step = {"method": "search", "goal": "fastest", "max_accuracy_loss": 0.02, "budget_minutes": 3.5}
+    recipe = {
+        "kind": "search",
+        "model": "olga/digits-cnn",
+        "dataset": "olga/digits",
+        "steps": [step],
+    }
+    job = submit_job(actor=actor_of(owner), recipe=recipe)
+    page = as_owner.get(f"/jobs/new?kind=search&like={job.pk}").content.decode()
+    filled = values_on(page)
+    assert filled["steps.0.max_accuracy_loss"] == "0.02"
+    assert filled["steps.0.budget_minutes"] == "3.5"
+    assert filled["dataset"] == "olga/digits@1"
+    assert '<option value="fastest" selected>' in page
+    # Another goal brings its own limits; the rest stays.
+    page = as_owner.get(f"/jobs/new?kind=search&way=fits&like={job.pk}").content.decode()
+    assert values_on(page)["steps.0.max_bytes"] == "8000000"
+    assert values_on(page)["steps.0.budget_minutes"] == "3.5"
+
+
+def test_what_another_kind_of_job_has_no_place_for_is_left_out(as_owner, model):
+    as_owner.post(NEW, TWO)
+    like = Job.objects.get().pk
+    page = as_owner.get(f"/jobs/new?kind=evaluate&like={like}").content.decode()
+    assert values_on(page)["model"] == "olga/digits-cnn@2"
+
+
+def test_a_job_that_one_may_not_see_is_no_pattern(as_stranger, as_owner, model):
+    as_owner.post(NEW, TWO)
+    hidden = as_stranger.get(f"{NEW}&like={Job.objects.get().pk}")
+    missing = as_stranger.get(f"{NEW}&like=6e1b9ae0-0000-4000-8000-000000000000")
+    assert (hidden.status_code, missing.status_code) == (404, 404)

@@ -166,9 +166,14 @@ def test_a_failed_search_shows_its_table_too(as_owner, search):
     assert "It is 9 bytes" in text_of(as_owner.get(f"/jobs/{search.pk}"))
 
 
-def test_the_last_search_tells_how_long_one_takes(as_owner, search):
-    finish(search, REPORT)
-    assert "The last such job with this model took" in text_of(as_owner.get(NEW))
+def test_an_estimate_of_a_search_names_its_budget(as_owner, search):
+    form = {"model": "olga/digits-cnn@2", "dataset": "olga/digits@1", "device": "cpu"}
+    limits = {"goal": "smallest", "max_accuracy_loss": "0.01", "budget_minutes": "3"}
+    rest = {"most_variants": "2", "most_candidates": "9", "validation_fraction": "0.2"}
+    step = {f"steps.0.{name}": value for name, value in {**limits, **rest}.items()}
+    page = text_of(as_owner.post("/jobs/new?kind=search", {**form, **step, "do": "estimate"}))
+    assert "It searches for at most 3 minutes" in page
+    assert "Up to 2 version(s)" in page
 
 
 @pytest.mark.parametrize(
