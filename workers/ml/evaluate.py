@@ -246,6 +246,7 @@ def latency(
         times = _take_turns(runtimes, fed)
         child, *others = times
         for name, share in (("p50", 0.5), ("p95", 0.95)):
+            bounds = {"bounds": median_bounds(times[child])} if name == "p50" else {}
             metrics.append(
                 Metric(
                     metric=f"latency_{name}_batch{batch}",
@@ -259,6 +260,7 @@ def latency(
                         "cpu_flags": list(cpu_flags()),
                         "engine": runtimes[child].engine.name,
                         "input": {key: list(value.shape) for key, value in fed.items()},
+                        **bounds,
                         **{
                             other: {
                                 "value": _milliseconds(times[other], share),
@@ -288,6 +290,14 @@ def _take_turns(runtimes: Mapping[str, Runtime], feeds: Feeds) -> dict[str, list
         if time.perf_counter() > end:
             break
     return times
+
+
+def median_bounds(times: list[float]) -> list[float]:
+    """Give the milliseconds that the median lies between, at 95 %: two of the times in order."""
+    ordered, count = sorted(times), len(times)
+    away = 0.98 * count**0.5
+    low, high = int(count / 2 - away), int(count / 2 + away)
+    return [round(ordered[min(max(0, at), count - 1)] * 1000, 4) for at in (low, high)]
 
 
 def _milliseconds(times: list[float], share: float) -> float:

@@ -32,6 +32,7 @@ from workers.ml.events import Events
 from workers.ml.interrupt import Interrupt
 from workers.ml.job import read_job
 from workers.ml.linear_probe import fit_and_predict
+from workers.ml.statistics import judge
 
 GRAPH, INT8 = {"method": "export_onnx"}, {"method": "quantize_dynamic"}
 SLIM = {"method": "prune_structured", "epochs": 0, "control": False}
@@ -194,6 +195,86 @@ def test_the_front_is_kept_best_first_and_the_rest_is_told_why(begin, half_dead,
     assert all(
         row["bytes"] <= 60_000 for row in report.summary["candidates"] if row["code"] == "kept"
     )
+
+
+def timed(name, size, took, loss, *, spread=0.02):
+    """Make a candidate as it is once it met the goal."""
+    judged = {"cosine": judge(np.full(200, loss), 0.5)}
+    return search.Candidate(
+        name,
+        ({"method": "code"},),
+        bytes=size,
+        latency_ms=took,
+        latency_bounds=(took * (1 - spread), took * (1 + spread)),
+        parent_latency_ms=10.0,
+        judged=judged,
+        verdict="met",
+    )
+
+
+@pytest.mark.parametrize(
+    ("wish", "kept", "beaten"),
+    [
+        # Half a hundredth larger is as small, and four times as fast.
+        ({"goal": "smallest"}, ["fast", "exact", "tiny-slow"], {"slower", "larger", "same"}),
+        ({"goal": "fastest"}, ["fast", "exact", "tiny-slow"], {"slower", "larger", "same"}),
+        ({"goal": "fits", "max_bytes": 10**6}, ["exact", "fast", "tiny-slow"], {"slower"}),
+        ({"goal": "smallest", "most_variants": 1}, ["fast"], {"slower", "larger", "same"}),
+    ],
+)
+def test_size_latency_and_quality_count_alike(begin, half_dead, digits, wish, kept, beaten):
+    found = begin({"min_cosine": 0.5, **wish}, model=half_dead, dataset=digits)
+    found.tried = [
+        timed("tiny-slow", 1000, 8.0, 0.010),
+        timed("fast", 1005, 2.0, 0.012),
+        timed("slower", 1004, 4.0, 0.012),
+        timed("same", 1006, 2.02, 0.012),
+        timed("larger", 3000, 2.0, 0.012),
+        timed("exact", 2000, 4.0, 0.001),
+    ]
+    assert [candidate.name for candidate in found._choose()] == kept
+    by_code = {candidate.name: candidate.code for candidate in found.tried}
+    assert by_code[kept[0]] == "recommended"
+    assert all(by_code[name] == "beaten" for name in beaten)
+
+
+def test_what_there_is_no_time_to_measure_is_not_kept(begin, half_dead, digits):
+    shares = {"slim-50": 0.5, "slim-25": 0.25}
+    rungs = [Rung(name, ({**SLIM, "share": share},)) for name, share in shares.items()]
+    rungs.append(Rung("int8", (GRAPH, INT8)))
+    found = begin(
+        {"goal": "fits", "max_bytes": 10**6, "max_accuracy_loss": 0.05, "budget_minutes": 60},
+        rungs=rungs,
+        model=half_dead,
+        dataset=digits,
+    )
+    measure = found._measure_finally
+
+    def late(candidate):
+        found._deadline = 0.0
+        return measure(candidate)
+
+    found._measure_finally = late
+    report = found.run()
+    assert len(report.variants) == 1
+    codes = [row["code"] for row in report.summary["candidates"]]
+    assert codes.count("recommended") == 1
+    assert "kept" not in codes
+    left = [row for row in report.summary["candidates"] if row["code"] == "not_measured"]
+    assert all("time was over" in row["reason"] for row in left)
+
+
+def test_the_end_of_a_search_has_its_share_of_the_budget(begin, half_dead, digits):
+    found = begin(
+        {"max_accuracy_loss": 0.01, "budget_minutes": 10}, model=half_dead, dataset=digits
+    )
+    found._finish_seconds = 100.0
+    assert found._left() - found._left_to_try() == pytest.approx(100, abs=1)
+    found.tried = [timed(str(number), 1000 + number, 1.0, 0.0) for number in range(3)]
+    assert found._left() - found._left_to_try() == pytest.approx(300, abs=1)
+    found._finish_seconds = 1000.0
+    # Never more than half: something must be tried.
+    assert found._left() - found._left_to_try() == pytest.approx(300, abs=1)
 
 
 def test_a_beginning_that_two_candidates_share_is_made_once(begin, half_dead, digits):
@@ -512,6 +593,10 @@ def test_every_line_of_the_ladder_is_a_recipe():
             }
         )
         assert [step.method for step in recipe.steps] == [step["method"] for step in line.steps]
+    untaught = [*ladder.rungs(known, is_graph=False, labelled=False)]
+    untaught += ladder.families(known, is_graph=False, labelled=False)
+    assert not any(line.trains for line in untaught)
+    assert {line.name for line in lines if line.trains}
     graphs = [*ladder.rungs(known, is_graph=True)]
     assert "onnx" not in {line.name for line in graphs}
     assert all(line.steps[0] != GRAPH for line in graphs)

@@ -21,6 +21,8 @@ class Rung:
     """Another candidate, which this one has no more to give than once it is good enough."""
     like: str = ""
     """Another candidate that computes the same: where that one loses too much, so does this."""
+    trains: bool = False
+    """Whether it learns from labels, and so needs a module and classes."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Family:
     name: str
     steps: Steps
     dials: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    trains: bool = False
+    """As of a rung: whether it learns from labels."""
     needs_module: bool = True
     """Whether it changes a module; the others are for graphs, which nothing trains."""
 
@@ -58,9 +62,13 @@ _STATIC = {"method": "quantize_static"}
 _WEIGHTS = {"method": "quantize_weights"}
 _MIXED = {**_WEIGHTS, "bits": 8, "block_size": 128, "embeddings": "4"}
 _GPTQ = {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}
+_FIXED = {"method": "fixed_point", "bits": 8}
 _CODE = {"method": "code"}
 # The same extra training of the parent would double the time of every candidate.
 _TRAINED = {"control": False, "epochs": 3}
+_AWARE = {"method": "train_quantized", **_TRAINED}
+# One temperature and one share: what is left of a candidate learns from its parent once.
+_TAUGHT = {"method": "distill", **_TRAINED, "temperatures": (4.0,), "mixes": (0.5,)}
 
 # The cheapest first: no data, then calibration, then training.
 RUNGS: tuple[Rung, ...] = (
@@ -79,6 +87,9 @@ RUNGS: tuple[Rung, ...] = (
     Rung("shared6-coded", ({"method": "cluster", "bits": 6}, _CODE), unless="shared-coded"),
     Rung("shared7-coded", ({"method": "cluster", "bits": 7}, _CODE), unless="shared6-coded"),
     Rung("shared8-coded", ({"method": "cluster", "bits": 8}, _CODE), unless="shared7-coded"),
+    Rung("fixed8", (_GRAPH, _FIXED)),
+    Rung("fixed8-coded", (_GRAPH, _FIXED, _CODE), like="fixed8"),
+    Rung("fixed6-coded", (_GRAPH, {**_FIXED, "bits": 6}, _CODE), like="fixed8"),
     Rung("int8-static", (_GRAPH, _STATIC)),
     Rung(
         "int8-static-percentile",
@@ -88,6 +99,8 @@ RUNGS: tuple[Rung, ...] = (
     Rung("int4-gptq", (_GRAPH, _GPTQ), unless="int4"),
     Rung("int4-gptq-coded", (_GRAPH, _GPTQ, _CODE), unless="int4-coded", like="int4-gptq"),
     Rung("int4-gptq-embeddings8", (_GRAPH, {**_GPTQ, "embeddings": "8"}), unless="int4-gptq"),
+    Rung("int8-trained", (_AWARE,), unless="int8-static", trains=True),
+    Rung("int8-trained-coded", (_AWARE, _CODE), like="int8-trained", trains=True),
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -95,6 +108,12 @@ FAMILIES: tuple[Family, ...] = (
         "slim-int8",
         ({"method": "prune_structured", **_TRAINED}, _INT8_CONV),
         {"0.share": (0.1, 0.8)},
+    ),
+    Family(
+        "slim-taught-int8",
+        ({"method": "prune_structured", "control": False, "epochs": 0}, _TAUGHT, _INT8_CONV),
+        {"0.share": (0.1, 0.8)},
+        trains=True,
     ),
     Family(
         "low-rank-int8",
@@ -127,21 +146,26 @@ def methods_of(steps: Steps) -> set[str]:
     return {str(step["method"]) for step in steps}
 
 
-def rungs(methods: Collection[str], *, is_graph: bool) -> Iterator[Rung]:
+def rungs(methods: Collection[str], *, is_graph: bool, labelled: bool = True) -> Iterator[Rung]:
     """Give the fixed candidates that these methods can make, the cheapest first.
 
-    A parent that is a graph already is not exported to one.
+    A parent that is a graph already is not exported to one. Without labels nothing is tried that
+    learns from them.
     """
     for rung in RUNGS:
+        if rung.trains and (is_graph or not labelled):
+            continue
         steps = rung.steps[1:] if is_graph and rung.steps[0] == _GRAPH else rung.steps
         if steps and methods_of(steps) <= set(methods):
             yield replace(rung, steps=steps)
 
 
-def families(methods: Collection[str], *, is_graph: bool) -> list[Family]:
+def families(methods: Collection[str], *, is_graph: bool, labelled: bool = True) -> list[Family]:
     """Give the families that these methods can make: those that train, of a module alone."""
     return [
         family
         for family in FAMILIES
-        if methods_of(family.steps) <= set(methods) and is_graph != family.needs_module
+        if methods_of(family.steps) <= set(methods)
+        and is_graph != family.needs_module
+        and (labelled or not family.trains)
     ]

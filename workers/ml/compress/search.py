@@ -31,6 +31,10 @@ _REPEATS = 12
 _SMALLER = 0.95
 """What is not smaller than this share of its parent is no smaller version."""
 _FAMILY_TRIALS = 10
+_ALIKE = 1.01
+"""Sizes that differ by no more count as equal."""
+_DRIFT = 0.05
+"""How much a machine's pace changes between two candidates, for all that is done against it."""
 _LONGEST_NAME = 40
 
 
@@ -42,6 +46,7 @@ class Candidate:
     steps: Steps
     bytes: int | None = None
     latency_ms: float | None = None
+    latency_bounds: tuple[float, float] | None = None
     parent_latency_ms: float | None = None
     judged: dict[str, Judgement] = field(default_factory=dict)
     verdict: str = "undecided"
@@ -57,6 +62,18 @@ class Candidate:
         first = next(iter(self.judged.values()), None)
         return first.value if first else math.inf
 
+    @property
+    def pace(self) -> tuple[float, float]:
+        """Tell between what it takes of its parent's time; the two were timed in turns.
+
+        Nothing where it was not timed.
+        """
+        if not self.latency_bounds or not self.parent_latency_ms:
+            return 0.0, math.inf
+        low, high = self.latency_bounds
+        parent = self.parent_latency_ms
+        return (1 - _DRIFT) * low / parent, (1 + _DRIFT) * high / parent
+
     def end(self, verdict: str, code: str, why: Text) -> None:
         self.verdict, self.code, self.why = verdict, code, why
 
@@ -66,6 +83,7 @@ class Candidate:
             "steps": [dict(step) for step in self.steps],
             "bytes": self.bytes,
             "latency_ms": self.latency_ms,
+            "latency_bounds": self.latency_bounds,
             "parent_latency_ms": self.parent_latency_ms,
             "quality": {name: asdict(judged) for name, judged in self.judged.items()},
             "verdict": self.verdict,
@@ -105,10 +123,13 @@ class Search:
         self.tried: list[Candidate] = []
         self.about: dict[str, Any] = {}
         self._out_of_time = False
+        self._finish_seconds = 0.0
+        """What measuring one version at the end is thought to take, and then what it took."""
         self._deadline = time.monotonic() + self.goal.budget_minutes * 60
 
     def run(self) -> Report:
         self.about = self._start()
+        self._finish_seconds = float(self.about["finish_seconds"])
         self.job.events.log(
             f"Choosing on {self.about['rows']} rows held out of {self.goal.train_split}, by "
             f"{' and '.join(self.about['measures'])}."
@@ -139,14 +160,15 @@ class Search:
 
     def _candidates(self) -> Iterator[Candidate]:
         """Give what to try next, until there is nothing left, or no time."""
-        methods, is_graph = self.about["methods"], bool(self.about["is_graph"])
-        rungs = list(ladder.rungs(methods, is_graph=is_graph))
-        families = ladder.families(methods, is_graph=is_graph)
+        methods = self.about["methods"]
+        kind = {name: bool(self.about[name]) for name in ("is_graph", "labelled")}
+        rungs = list(ladder.rungs(methods, **kind))
+        families = ladder.families(methods, **kind)
         planned = len(rungs) + _FAMILY_TRIALS * len(families)
         total = min(self.goal.most_candidates, planned)
         for candidate in self._in_order(rungs, families, planned):
             done = len(self.tried)
-            self._out_of_time = self._left() < min(5.0, 3.0 * self.goal.budget_minutes)
+            self._out_of_time = self._left_to_try() < min(5.0, 3.0 * self.goal.budget_minutes)
             if done >= self.goal.most_candidates or self._out_of_time:
                 return
             self.job.events.progress(
@@ -225,11 +247,19 @@ class Search:
     def _left(self) -> float:
         return self._deadline - time.monotonic()
 
+    def _left_to_try(self) -> float:
+        """Give the seconds left for candidates: measuring what is kept has its own, up to half."""
+        met = sum(candidate.verdict == "met" for candidate in self.tried)
+        kept = min(self.goal.most_variants, max(1, met))
+        reserved = min(self.goal.budget_minutes * 60 / 2, kept * self._finish_seconds)
+        return self._left() - reserved
+
     # --- one candidate ---------------------------------------------------------------------------
 
     def _try(self, candidate: Candidate) -> None:
         started = time.monotonic()
-        limit = min(max(1.0, self._left()), max(_LEAST_SECONDS, self._left() / 2))
+        left = self._left_to_try()
+        limit = min(max(1.0, left), max(_LEAST_SECONDS, left / 2))
         until = started + limit
 
         def ask(do: str, **asked: Any) -> dict[str, Any]:
@@ -240,7 +270,7 @@ class Search:
         try:
             self._measure(candidate, ask)
         except NotDone as refused:
-            if refused.code == "time_limit" and self._left() <= 1.0:
+            if refused.code == "time_limit" and self._left_to_try() <= 1.0:
                 why = Text("The time of the search was over before it was done.")
                 refused = NotDone("out_of_time", why)
             candidate.end("error", refused.code, refused.why)
@@ -273,6 +303,8 @@ class Search:
         timed = ask("latency")
         candidate.latency_ms = float(timed["latency_ms"])
         candidate.parent_latency_ms = float(timed["parent_latency_ms"])
+        low, high = timed["latency_bounds"]
+        candidate.latency_bounds = float(low), float(high)
         if self._is_too_slow(candidate):
             return
         open_ = [
@@ -359,35 +391,53 @@ class Search:
     # --- the choice ------------------------------------------------------------------------------
 
     def _choose(self) -> list[Candidate]:
-        """Keep what nothing else beats, the recommended first; say of the rest why not."""
+        """Keep what nothing else beats, the recommended first; say of the rest why not.
+
+        Size, latency and loss count alike: what is beaten is beaten in all three. Of what is not,
+        the goal's best comes first, then the fastest, then what loses least.
+        """
         met = [candidate for candidate in self.tried if candidate.verdict == "met"]
         order = sorted(met, key=self._rank)
-        front: list[Candidate] = []
+        front = [one for one in order if not any(_beats(other, one, order) for other in order)]
+        if not front:
+            return []
+        best = [self._best(front), min(front, key=_speed), min(front, key=lambda one: one.loss)]
+        front = list({one.name: one for one in [*best, *front]}.values())
+        kept = front[: self.goal.most_variants]
         for candidate in order:
-            winner = next((other for other in met if self._beats(other, candidate, met)), None)
-            if winner is not None:
-                why = Text("{winner} costs no more and loses no more.", winner=winner.name)
+            winner = next((other for other in front if _beats(other, candidate, order)), None)
+            if candidate in kept:
+                why = Text("Nothing else is as small, as fast and as good at once.")
+                candidate.end("met", "kept", why)
+            elif winner is not None:
+                why = Text(
+                    "{winner} is no larger, no slower and loses no more.", winner=winner.name
+                )
                 candidate.end("met", "beaten", why)
-            elif len(front) == self.goal.most_variants:
-                why = Text("No more than {count} versions are kept.", count=len(front))
+            elif candidate in front:
+                why = Text("No more than {count} versions are kept.", count=len(kept))
                 candidate.end("met", "not_kept", why)
             else:
-                front.append(candidate)
-                candidate.end("met", "kept", Text("Nothing else costs less and loses less."))
-        if front:
-            front[0].end("met", "recommended", Text("It is the best for the goal."))
-        return front
+                why = Text("Others are no larger, no slower and lose no more.")
+                candidate.end("met", "beaten", why)
+        kept[0].end("met", "recommended", Text("It is the best for the goal."))
+        return kept
+
+    def _best(self, front: list[Candidate]) -> Candidate:
+        """Choose by the goal; between what comes to the same there, the fastest, or the smallest.
+
+        `front` has the goal's best first.
+        """
+        first = front[0]
+        if self.goal.goal == "fastest":
+            return min((one for one in front if not _is_faster(first, one)), key=_bytes)
+        if self.goal.goal == "fits":
+            return min((one for one in front if one.loss <= first.loss), key=_speed)
+        return min((one for one in front if _bytes(one) <= _ALIKE * _bytes(first)), key=_speed)
 
     def _rank(self, candidate: Candidate) -> tuple[float, float]:
         by_cost = (self._cost(candidate), candidate.loss)
         return by_cost[::-1] if self.goal.goal == "fits" else by_cost
-
-    def _beats(self, other: Candidate, candidate: Candidate, met: list[Candidate]) -> bool:
-        first = (self._cost(other), other.loss)
-        second = (self._cost(candidate), candidate.loss)
-        if first == second:
-            return met.index(other) < met.index(candidate)
-        return first[0] <= second[0] and first[1] <= second[1]
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -395,6 +445,11 @@ class Search:
         variants: list[Variant] = []
         described: dict[str, Any] = dict(self.about["environment"])
         for number, candidate in enumerate(kept):
+            if variants and self._left() < self._finish_seconds:
+                why = Text("The time was over before it could be measured on the test rows.")
+                candidate.end("met", "not_measured", why)
+                continue
+            started = time.monotonic()
             self.job.events.progress(done=number, total=len(kept), unit="versions", step="evaluate")
             try:
                 report = self._measure_finally(candidate)
@@ -403,6 +458,7 @@ class Search:
                 self.job.events.log(f"{candidate.name} is left out: {refused.why.detail}")
                 continue
             variants.append(report)
+            self._finish_seconds = time.monotonic() - started
         if not variants:
             return self._give_up()
         self.job.events.progress(done=len(kept), total=len(kept), unit="versions", step="done")
@@ -486,6 +542,38 @@ class Search:
             "ended_by_time": self._out_of_time,
             "candidates": [candidate.to_json() for candidate in self.tried],
         }
+
+
+def _beats(other: Candidate, candidate: Candidate, order: list[Candidate]) -> bool:
+    """Tell whether another is no worse in size, latency and loss; of equals, the first in order.
+
+    Sizes that differ by a hundredth are equal, and so are latencies that were not measured apart.
+    """
+    larger = _bytes(other) > _ALIKE * _bytes(candidate)
+    if other is candidate or larger or _is_faster(candidate, other) or other.loss > candidate.loss:
+        return False
+    better = (
+        _ALIKE * _bytes(other) < _bytes(candidate)
+        or _is_faster(other, candidate)
+        or other.loss < candidate.loss
+    )
+    return better or order.index(other) < order.index(candidate)
+
+
+def _is_faster(one: Candidate, other: Candidate) -> bool:
+    """Tell whether one was measured to be faster, beyond what the measurements leave open."""
+    return one.pace[1] < other.pace[0]
+
+
+def _bytes(candidate: Candidate) -> float:
+    return float(candidate.bytes or math.inf)
+
+
+def _speed(candidate: Candidate) -> float:
+    """Tell what share of its parent's time it takes."""
+    if not candidate.latency_ms or not candidate.parent_latency_ms:
+        return math.inf
+    return candidate.latency_ms / candidate.parent_latency_ms
 
 
 def _settings(trial: Any, family: ladder.Family) -> dict[str, float]:

@@ -43,6 +43,7 @@ from workers.ml.infer.runtime import Runtime, load_runtime
 from workers.ml.interrupt import Interrupt
 from workers.ml.job import Job, read_job
 from workers.ml.linear_probe import fit_and_predict
+from workers.ml.program import Program
 from workers.ml.statistics import cosines, neighbour_overlap
 
 MAX_ROWS = 5000
@@ -52,6 +53,8 @@ _MAX_HELD_BYTES = 1 << 30
 _NEIGHBOURS = 10
 _BATCH = 32
 _KEPT_PREFIXES = 8
+# Latencies at three batch sizes, and two processes that load a model to weigh it.
+_FINISH_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,9 @@ class Trials:
         self._bench = self._open()
         self._runtime = self._bench.parent
         self._held, self._learned = self._hold_out()
+        started = time.perf_counter()
         self._parent = self._answers(self._runtime, self._held)
+        self._took_parent = time.perf_counter() - started
 
     def about(self) -> dict[str, Any]:
         """Say what there is to search: the parent's size, the rows to choose by, the methods."""
@@ -160,9 +165,16 @@ class Trials:
             "is_graph": self._bench.module is None,
             "answers": self._runtime.answers,
             "measures": [name for name, _ in self._measures()],
-            "methods": sorted(run.methods()),
+            "methods": sorted(run.methods() - _unfit(self._bench.module)),
+            "labelled": self._runtime.answers == "classes",
+            "finish_seconds": self._finish_seconds(),
             "environment": environment.describe(device=self.job.device, threads=self.job.threads),
         }
+
+    def _finish_seconds(self) -> float:
+        """Reckon what measuring one version on the test split takes, from the parent's answers."""
+        tested = min(self._test_split().count(), MAX_ROWS)
+        return _FINISH_SECONDS + 4 * self._took_parent * tested / max(1, len(self._held))
 
     # --- making ----------------------------------------------------------------------------------
 
@@ -247,7 +259,11 @@ class Trials:
         median, *_ = evaluate.latency(
             runtimes, feeds, device=self.job.device, threads=self.job.threads
         )
-        return {"latency_ms": median.value, "parent_latency_ms": median.details["parent"]["value"]}
+        return {
+            "latency_ms": median.value,
+            "latency_bounds": median.details["bounds"],
+            "parent_latency_ms": median.details["parent"]["value"],
+        }
 
     def finish(self, name: str) -> dict[str, Any]:
         """Measure a candidate once on the test split, as any compression is, and write its card."""
@@ -438,6 +454,11 @@ class Trials:
         dataset = self._bench.dataset
         assert dataset is not None
         return dataset.split(self.search.test_split)
+
+
+def _unfit(module: nn.Module | None) -> frozenset[str]:
+    """Name methods that this kind of module refuses, whatever else is asked of them."""
+    return frozenset({"prune_structured"}) if isinstance(module, Program) else frozenset()
 
 
 _Measure = Callable[[NDArray[Any], NDArray[Any], Runtime], NDArray[Any]]
