@@ -47,6 +47,21 @@ class Report(dict[str, Any]):
 
 def run(folder: Path, recipe: dict[str, Any], **inputs: Path) -> Report:
     """Run one job; `inputs` are the folders of its model and dataset."""
+    write_job(folder, recipe, **inputs)
+    print(f"  {folder.name}", file=sys.stderr, flush=True)
+    subprocess.run(
+        [sys.executable, "-m", "workers.ml", "job.json"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    return Report(folder)
+
+
+def write_job(folder: Path, recipe: dict[str, Any], **inputs: Path) -> Path:
+    """Make the folder of a job, and the file that tells what it is."""
     folder.mkdir()
     exact = {**recipe, **{role: f"{recipe[role].split('@')[0]}@1" for role in inputs}}
     job = {
@@ -61,17 +76,9 @@ def run(folder: Path, recipe: dict[str, Any], **inputs: Path) -> Report:
         "device": "cpu",
         "threads": len(os.sched_getaffinity(0)),
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    print(f"  {folder.name}", file=sys.stderr, flush=True)
-    subprocess.run(
-        [sys.executable, "-m", "workers.ml", "job.json"],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=True,
-    )
-    return Report(folder)
+    file = folder / "job.json"
+    file.write_text(json.dumps(job))
+    return file
 
 
 def lay_out(folder: Path, files: dict[str, bytes]) -> Path:

@@ -1,9 +1,11 @@
 """Whole versions made smaller by jobs of ours, and by what others give in one line.
 
-`python -m benchmarks.compressed.rows WAY MODEL DATASET GRAPH` makes and measures one of those
-others in an environment that has it, and prints what came of it.
+`python -m benchmarks.compressed.rows WAY MODEL DATASET FILE` makes and measures one of them, in an
+environment that has what it needs, and prints what came of it. FILE is the job of one of our ways,
+or where the model is, or will be, as an ONNX graph.
 """
 
+import csv
 import dataclasses
 import io
 import json
@@ -21,17 +23,18 @@ import torch
 
 from benchmarks.compressed.environments import ROOT, make_environment
 from benchmarks.compressed.texts import news_files, reviews_files
-from benchmarks.models import compress, lay_out, run
+from benchmarks.models import compress, lay_out, run, write_job
 from config.local import sample_data as samples
 from registry import recipes
 from workers.ml import evaluate
 from workers.ml.data import Dataset, open_dataset
+from workers.ml.device import prepare
 from workers.ml.events import Events
 from workers.ml.formats import open_model
 from workers.ml.infer.engines import TorchEngine
 from workers.ml.infer.runtime import Runtime, load_runtime
 from workers.ml.interrupt import Interrupt
-from workers.ml.job import Job
+from workers.ml.job import Job, read_job
 from workers.ml.measure import (
     CHILD,
     PARENT,
@@ -48,6 +51,7 @@ _THREADS = len(os.sched_getaffinity(0))
 _CALIBRATION_BATCHES = 10
 _BATCH = 32
 _PATIENCE_SECONDS = 600
+_VECTORS = 200
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,18 @@ def measure_model(name: str, seed: int, folder: Path) -> Iterator[Measured | Abs
         yield Absent(name, "all", seed, "its texts are not to be had")
         return
     for way, steps in _ours(subject).items():
-        yield _told(_of_job(subject, way, steps, folder))
-    for way in _PEERS:
-        yield _told(_of_peer(subject, way, folder))
+        recipe = {**compress(subject.model_ref, subject.dataset_ref), "seed": seed, "steps": steps}
+        inputs = {"model": subject.folder, "dataset": subject.dataset}
+        job = write_job(folder / re.sub(r"\W+", "-", way), recipe, **inputs)
+        yield _told(_run_way(subject, way, Path(sys.executable), job))
+    for way, (environment, requirements) in _PEERS.items():
+        python: Path | None = Path(sys.executable)
+        if environment is not None:
+            python = make_environment(environment, *requirements, alone=environment == "torchao")
+        if python is None:
+            yield Absent(name, way, seed, f"{requirements[0]} cannot be installed")
+        else:
+            yield _told(_run_way(subject, way, python, folder / "model.onnx"))
 
 
 def _told(found: Measured | Absent) -> Measured | Absent:
@@ -124,7 +137,7 @@ def _told(found: Measured | Absent) -> Measured | Absent:
 
 def _subject(name: str, place: Path, seed: int) -> Subject | None:
     if name == "MiniLM":
-        docs = lay_out(place / "docs", samples.docs_files())
+        docs = lay_out(place / "docs", _some_docs())
         minilm = samples.encoder_files()["model.safetensors"].parent
         return Subject(name, minilm, docs, samples.ENCODER, samples.DOCS)
     if name == "digits-cnn":
@@ -133,24 +146,35 @@ def _subject(name: str, place: Path, seed: int) -> Subject | None:
         found = news_files() if name == "R8" else reviews_files()
         if found is None:
             return None
-        files, recipe = found, _read_texts(epochs=8 if name == "R8" else 4)
+        files, recipe = found, _LEARN_NEWS if name == "R8" else _LEARN_REVIEWS
     dataset = lay_out(place / "data", files)
     steps = [{**recipe["steps"][0], "seed": seed}]
     trained = run(place / "train", {**recipe, "steps": steps}, dataset=dataset)
     return Subject(name, trained.files, dataset, recipe["output"], recipe["dataset"], seed)
 
 
-def _read_texts(epochs: int) -> dict[str, Any]:
-    """Train a text classifier of the usual size, with more dropout."""
-    step = {"method": "train", "epochs": epochs, "batch_size": 32, "learning_rate": 0.003}
-    return {
-        "kind": "train",
-        "schema": 1,
-        "dataset": "samples/texts",
-        "output": "samples/classifier",
-        "architecture": {"name": "text_classifier", "dropout": 0.4},
-        "steps": [step],
-    }
+def _some_docs() -> dict[str, bytes]:
+    """Give the documentation with few rows to test on; a mean of cosines needs no more."""
+    files = samples.docs_files()
+    head, *rows = csv.reader(io.StringIO(files["test.csv"].decode()))
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([head, *rows[:_VECTORS]])
+    return {**files, "test.csv": out.getvalue().encode()}
+
+
+_LEARN_NEWS = {
+    "kind": "train",
+    "schema": 1,
+    "dataset": "samples/texts",
+    "output": "samples/classifier",
+    "architecture": {"name": "text_classifier", "dropout": 0.4},
+    "steps": [{"method": "train", "epochs": 8, "batch_size": 32, "learning_rate": 0.003}],
+}
+_LEARN_REVIEWS = {
+    **_LEARN_NEWS,
+    "architecture": {"name": "text_classifier", "dropout": 0.4, "max_length": 128},
+    "steps": [{"method": "train", "epochs": 4, "batch_size": 32, "learning_rate": 0.003}],
+}
 
 
 def _ours(subject: Subject) -> Mapping[str, list[dict[str, Any]]]:
@@ -160,30 +184,29 @@ def _ours(subject: Subject) -> Mapping[str, list[dict[str, Any]]]:
             "method": "quantize_weights",
             "bits": 4,
             "algorithm": "gptq",
-            "calibration_rows": 384,
+            "calibration_rows": 256,
         }
         return {
             "int8": [INT8],
-            "int8, coded": [INT8, CODE],
-            "weights in 8 bits, coded": [{"method": "quantize_weights", "bits": 8}, CODE],
+            "weights in 8 bits, coded": [
+                {"method": "quantize_weights", "bits": 8, "block_size": 128},
+                CODE,
+            ],
             "shared in 6 bits, coded": [{"method": "cluster", "bits": 6}, CODE],
             "int4 by GPTQ, coded": [exact, CODE],
         }
-    budget = {"epochs": 4, "control": False, "batch_size": 32}
+    budget = {"epochs": 3, "control": False, "batch_size": 32}
     sparse = {"method": "prune_magnitude", "sparsity": 0.9, "schedule": "gradual", **budget}
-    shared = {"method": "cluster", "bits": 4, **budget, "epochs": 2}
+    shared = {"method": "cluster", "bits": 4, **budget, "epochs": 1}
     if subject.name == "digits-cnn":
-        static = {"method": "quantize_static"}
         return {
             "int8": [INT8],
             "int8, convolutions too, coded": [{**INT8, "convolutions": True}, CODE],
-            "int8, calibrated": [static],
-            "int8, calibrated, coded": [static, CODE],
+            "int8, calibrated": [{"method": "quantize_static"}],
             "90 % pruned, shared in 4 bits, coded": [{**sparse, "epochs": 8}, shared, CODE],
         }
     return {
         "int8": [INT8],
-        "int8, coded": [INT8, CODE],
         "int4": [{"method": "quantize_weights", "bits": 4}],
         "90 % pruned, and of the words, shared in 4 bits, coded": [
             {**sparse, "embeddings": "frequency"},
@@ -194,34 +217,6 @@ def _ours(subject: Subject) -> Mapping[str, list[dict[str, Any]]]:
 
 
 # --- measuring -----------------------------------------------------------------------------------
-
-
-def _of_job(
-    subject: Subject, way: str, steps: list[dict[str, Any]], place: Path
-) -> Measured | Absent:
-    """Run a job of ours, and take what its report says: it is measured as the others are here."""
-    recipe = {**compress(subject.model_ref, subject.dataset_ref), "seed": subject.seed}
-    recipe["steps"] = steps
-    folder = place / re.sub(r"\W+", "-", way)
-    try:
-        report = run(folder, recipe, model=subject.folder, dataset=subject.dataset)
-    except subprocess.CalledProcessError as error:
-        return Absent(subject.name, way, subject.seed, f"the job failed: {error}"[:200])
-    metrics = {metric["metric"]: metric for metric in report["metrics"]}
-    child, parent = open_model(report.files), open_model(subject.folder)
-    time = metrics["latency_p50_batch1"]
-    quality = _quality(metrics)
-    return Measured(
-        model=subject.name,
-        way=way,
-        ours=True,
-        seed=subject.seed,
-        stored_bytes=child.weights_bytes,
-        times_smaller=parent.weights_bytes / child.weights_bytes,
-        latency_ms=time["value"],
-        parent_latency_ms=time["details"][PARENT]["value"],
-        **quality,
-    )
 
 
 def _quality(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,20 +238,13 @@ def _quality(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_peer(subject: Subject, way: str, place: Path) -> Measured | Absent:
-    environment, requirements = _PEERS[way]
-    python = Path(sys.executable)
-    if environment is not None:
-        made = make_environment(environment, *requirements, alone=environment == "torchao")
-        if made is None:
-            return Absent(subject.name, way, subject.seed, f"{requirements[0]} cannot be installed")
-        python = made
+def _run_way(subject: Subject, way: str, python: Path, file: Path) -> Measured | Absent:
+    """Make and measure a model in a process of its own; `file` is a job of ours, or a graph."""
+    seed = subject.seed
+    command = [python, "-m", "benchmarks.compressed.rows", way, subject.folder, subject.dataset]
     try:
         done = subprocess.run(
-            [
-                *(python, "-m", "benchmarks.compressed.rows", way),
-                *(subject.folder, subject.dataset, place / "model.onnx"),
-            ],
+            [*command, file],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -264,12 +252,12 @@ def _of_peer(subject: Subject, way: str, place: Path) -> Measured | Absent:
             timeout=_PATIENCE_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return Absent(subject.name, way, subject.seed, f"not done after {_PATIENCE_SECONDS} s")
+        return Absent(subject.name, way, seed, f"not done after {_PATIENCE_SECONDS} s")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        return Absent(subject.name, way, subject.seed, reason[:200])
+        return Absent(subject.name, way, seed, reason[:200])
     said = json.loads(done.stdout.strip().splitlines()[-1])
-    return Measured(**{**said, "model": subject.name, "seed": subject.seed})
+    return Measured(**{**said, "model": subject.name, "seed": seed})
 
 
 def _open(path: Path) -> Runtime:
@@ -277,7 +265,9 @@ def _open(path: Path) -> Runtime:
     return load_runtime(folder, device="cpu", threads=_THREADS, columns=folder.columns)
 
 
-def _measure(subject: Subject, way: str, child: Runtime, parent: Runtime, stored: int) -> Measured:
+def _measure(
+    subject: Subject, way: str, child: Runtime, parent: Runtime, stored: int, *, ours: bool
+) -> Measured:
     """Measure quality on the test rows, and the time of one row; parent and child take turns."""
     dataset = open_dataset(subject.dataset, subject.dataset_ref)
     held_out = HeldOut(dataset, "test", child.folder.columns.get("label", "label"))
@@ -290,7 +280,7 @@ def _measure(subject: Subject, way: str, child: Runtime, parent: Runtime, stored
     return Measured(
         model=subject.name,
         way=way,
-        ours=False,
+        ours=ours,
         seed=subject.seed,
         stored_bytes=stored,
         times_smaller=parent.folder.weights_bytes / stored,
@@ -372,16 +362,6 @@ def _torchao(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def _torchao_dynamic(module: torch.nn.Module) -> torch.nn.Module:
-    from torchao.quantization import (  # noqa: PLC0415
-        Int8DynamicActivationInt8WeightConfig,
-        quantize_,
-    )
-
-    quantize_(module, Int8DynamicActivationInt8WeightConfig())
-    return module
-
-
 def _neural_compressor(module: torch.nn.Module) -> Any:
     from neural_compressor.torch.quantization import (  # noqa: PLC0415 - of one environment alone
         RTNConfig,
@@ -392,15 +372,13 @@ def _neural_compressor(module: torch.nn.Module) -> Any:
     return convert(prepare(module, RTNConfig()))
 
 
-_TORCHAO = ("torchao", ("torchao==0.18.0",))
 _NNCF = ("nncf", ("nncf==3.4.0",))
 _PEERS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "ONNX Runtime, quantize_dynamic": (None, ()),
     "ONNX Runtime, MatMulNBits int4": (None, ()),
     "NNCF, quantize": _NNCF,
     "NNCF, compress_weights": _NNCF,
-    "torchao, int8 weight-only": _TORCHAO,
-    "torchao, int8 dynamic": _TORCHAO,
+    "torchao, int8 weight-only": ("torchao", ("torchao==0.18.0",)),
     "Neural Compressor, RTN int4": (
         "neural-compressor",
         ("neural-compressor-pt==3.10", "accelerate"),
@@ -414,33 +392,53 @@ _OF_GRAPHS: Mapping[str, Callable[[Subject, Runtime, Path], Path]] = {
 }
 _OF_MODULES: Mapping[str, Callable[[torch.nn.Module], Any]] = {
     "torchao, int8 weight-only": _torchao,
-    "torchao, int8 dynamic": _torchao_dynamic,
     "Neural Compressor, RTN int4": _neural_compressor,
 }
 
 
-def main(way: str, folder: Path, dataset: Path, graph: Path) -> None:
-    """Make one model smaller by what another package does unless told otherwise."""
+def main(way: str, folder: Path, dataset: Path, file: Path) -> None:
+    """Make one model smaller, by a job of ours or as another package does it, and measure that."""
+    prepare(device="cpu", threads=_THREADS)
     subject = Subject("", folder, dataset, "samples/model@1", "samples/data@1")
     parent = _open(folder)
-    engine = parent.engine
+    ours = way not in _PEERS
+    make = _by_job if ours else _by_graph if way in _OF_GRAPHS else _by_module
+    child, stored = make(way, subject, parent, file)
+    print(json.dumps(asdict(_measure(subject, way, child, parent, stored, ours=ours))))
+
+
+def _by_job(_way: str, _subject: Subject, _parent: Runtime, file: Path) -> tuple[Runtime, int]:
+    """Do what a job of ours does, up to its report."""
+    from workers.ml.compress import run  # noqa: PLC0415 - the others' environments need it not
+    from workers.ml.compress.bench import open_bench  # noqa: PLC0415
+
+    job = read_job(file, Events(io.StringIO()), Interrupt())
+    assert isinstance(job.recipe, recipes.CompressRecipe)
+    job.start_over()
+    bench = open_bench(job, job.recipe)
+    run.check(bench)
+    done = [run.apply_step(step, bench, at) for at, step in enumerate(job.recipe.steps)]
+    run.write_result(bench, done)
+    child = _open(job.files)
+    return child, child.folder.weights_bytes
+
+
+def _by_graph(way: str, subject: Subject, parent: Runtime, file: Path) -> tuple[Runtime, int]:
+    if not file.is_file():
+        _export(parent, file)
+    made = _OF_GRAPHS[way](subject, parent, file)
+    return _of_graph(parent, made), made.stat().st_size
+
+
+def _by_module(way: str, subject: Subject, parent: Runtime, _file: Path) -> tuple[Runtime, int]:
+    engine, again = parent.engine, _open(subject.folder).engine
     assert isinstance(engine, TorchEngine)
-    if way in _OF_GRAPHS:
-        if not graph.is_file():
-            _export(parent, graph)
-        made = _OF_GRAPHS[way](subject, parent, graph)
-        child = _of_graph(parent, made)
-        stored = made.stat().st_size
-    else:
-        again = _open(folder).engine
-        assert isinstance(again, TorchEngine)
-        module = _OF_MODULES[way](again.module)
-        buffer = io.BytesIO()
-        torch.save(module.state_dict(), buffer)
-        stored = buffer.tell()
-        own = TorchEngine(module, engine.input_names, next(iter(_outputs(parent))), "cpu")
-        child = dataclasses.replace(parent, engine=own)
-    print(json.dumps(asdict(_measure(subject, way, child, parent, stored))))
+    assert isinstance(again, TorchEngine)
+    module = _OF_MODULES[way](again.module)
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    own = TorchEngine(module, engine.input_names, next(iter(_outputs(parent))), "cpu")
+    return dataclasses.replace(parent, engine=own), buffer.tell()
 
 
 def _export(parent: Runtime, graph: Path) -> None:
