@@ -72,14 +72,7 @@ def find_download(
     """
     repository = find_repository(actor, kind, namespace, name)
     row = find_version(actor, repository, version)
-    if row.state == VersionState.ARCHIVED and not allowed(actor, "maintain", repository):
-        raise Denied(
-            "{version} is archived; only maintainers of {repository} read its files. Use another "
-            "version, or ask one of them.",
-            code="version_archived",
-            version=row.ref,
-            repository=repository,
-        )
+    require_unarchived(actor, row)
     blob, quarantined = _find_blob(row, part, path)
     if blob is None:
         raise NotFound(
@@ -99,6 +92,24 @@ def find_download(
         state_reason=row.state_reason,
         state_changed_at=row.state_changed_at,
     )
+
+
+def require_unarchived(actor: Actor, version: Version) -> None:
+    """Let nobody but maintainers read the files of an archived version.
+
+    Raises:
+        Denied: it is archived, and the actor no maintainer.
+
+    """
+    repository = version.repository
+    if version.state == VersionState.ARCHIVED and not allowed(actor, "maintain", repository):
+        raise Denied(
+            "{version} is archived; only maintainers of {repository} read its files. Use another "
+            "version, or ask one of them.",
+            code="version_archived",
+            version=version.ref,
+            repository=repository,
+        )
 
 
 def _find_blob(version: Version, part: str, path: str) -> tuple[Blob | None, bool]:

@@ -3,8 +3,8 @@
 import asyncio
 import base64
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Coroutine, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from registry.api.standing import standing_headers
@@ -61,7 +61,7 @@ async def answer_download(
     if span.start == 0:
         downloads.add(found.repository_id, found.version_id)
     await exchange.start(status, headers)
-    await _send_while_connected(exchange, blocks)
+    await while_connected(exchange, _send_all(exchange, blocks))
 
 
 def read_range(headers: Mapping[str, str], method: str, found: Download) -> Span | None:
@@ -85,9 +85,9 @@ def read_range(headers: Mapping[str, str], method: str, found: Download) -> Span
     return Span(start, min(end, found.size_bytes))
 
 
-async def _send_while_connected(exchange: Exchange, blocks: Blocks) -> None:
+async def while_connected(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
     """Send until done or until the client leaves; the server itself does not say that it left."""
-    sending = asyncio.create_task(_send_blocks(exchange, blocks))
+    sending = asyncio.create_task(work)
     leaving = asyncio.create_task(exchange.gone())
     try:
         await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +100,13 @@ async def _send_while_connected(exchange: Exchange, blocks: Blocks) -> None:
         await asyncio.gather(sending, leaving, return_exceptions=True)
 
 
-async def _send_blocks(exchange: Exchange, blocks: Blocks) -> None:
+async def _send_all(exchange: Exchange, blocks: Blocks) -> None:
+    await send_blocks(exchange, blocks)
+    await exchange.write(b"", more=False)
+
+
+async def send_blocks(exchange: Exchange, blocks: Blocks) -> None:
+    """Send one stored file, or a part of one, and leave the answer open."""
     following = None
     try:
         # Files on a local disk are mostly in memory: to change threads for that costs a fifth.
@@ -120,7 +126,6 @@ async def _send_blocks(exchange: Exchange, blocks: Blocks) -> None:
         if following is not None:
             await settled(following)
         await on_disk(blocks.close)
-    await exchange.write(b"", more=False)
 
 
 def _already_has(exchange: Exchange, found: Download) -> bool:
@@ -145,7 +150,14 @@ def _headers(found: Download) -> list[tuple[str, str]]:
         ("etag", found.etag),
         ("repr-digest", f"sha-256=:{digest}:"),
         ("accept-ranges", "bytes"),
-        ("content-disposition", _disposition(found.filename)),
+        *as_attachment(found.filename),
+    ]
+
+
+def as_attachment(filename: str) -> list[tuple[str, str]]:
+    """Say that an answer is a file to keep, for this reader alone, and nothing to run."""
+    return [
+        ("content-disposition", _disposition(filename)),
         ("cache-control", "private, no-cache"),
         ("vary", "Authorization, Cookie"),
         ("x-content-type-options", "nosniff"),

@@ -19,6 +19,7 @@ from registry.stream import upload
 from registry.stream.download import answer_download
 from registry.stream.events import answer_events
 from registry.stream.exchange import Exchange
+from registry.stream.export import answer_export
 from registry.stream.refusals import refuse
 from registry.stream.registration import answer_registration, take_page_form
 from registry.stream.threads import in_database
@@ -185,8 +186,14 @@ async def _options(exchange: Exchange, _identify: Identify, where: Where) -> Non
 _DOWNLOAD = _as_actor(answer_download)
 _REGISTRATION = _as_actor(answer_registration, writes=True)
 _DERIVATIVE_DOWNLOAD = _as_actor(partial(answer_download, part="derivatives"))
-_DOWNLOADS: Mapping[str, Handler] = {"files": _DOWNLOAD, "derivatives": _DERIVATIVE_DOWNLOAD}
+_EXPORT = _as_actor(answer_export)
+_DOWNLOADS: Mapping[str, Handler] = {
+    "files": _DOWNLOAD,
+    "derivatives": _DERIVATIVE_DOWNLOAD,
+    "exports": _EXPORT,
+}
 _DERIVATIVE_PAGE = partial(_download_page, part="derivatives")
+_EXPORT_PAGE = partial(_download_page, part="exports")
 _CREATION: Mapping[str, Handler] = {
     "OPTIONS": _options,
     "POST": _as_actor(upload.answer_creation),
@@ -200,6 +207,8 @@ _UPLOAD: Mapping[str, Handler] = {
 _ONE = r"/(?P<kind>models|datasets)/(?P<namespace>[^/]+)/(?P<name>[^/]+)"
 _FILE = r"/versions/(?P<version>[^/]+)/files/(?P<path>.+)"
 _DERIVATIVE = r"/versions/(?P<version>[^/]+)/derivatives/(?P<path>.+)"
+_MODEL = r"/models/(?P<namespace>[^/]+)/(?P<name>[^/]+)"
+_EXPORTED = r"/versions/(?P<version>[^/]+)/exports/(?P<file>[^/]+)"
 _API = r"/api/v1"
 _LANGUAGE = r"(?:/zh-hans)?"
 
@@ -213,6 +222,11 @@ ROUTES = (
         re.compile(_API + _ONE + _DERIVATIVE, re.DOTALL),
         _at_machine_door,
         {"GET": _DERIVATIVE_DOWNLOAD, "HEAD": _DERIVATIVE_DOWNLOAD},
+    ),
+    Route(
+        re.compile(_API + _MODEL + _EXPORTED),
+        _at_machine_door,
+        {"GET": _EXPORT, "HEAD": _EXPORT},
     ),
     Route(
         re.compile(_API + _ONE + r"/versions"), _at_machine_door, {"POST": _register}, shared=True
@@ -240,6 +254,12 @@ ROUTES = (
         re.compile(_LANGUAGE + _ONE + _DERIVATIVE, re.DOTALL),
         _at_page_door,
         {"GET": _DERIVATIVE_PAGE, "HEAD": _DERIVATIVE_PAGE},
+        shared=True,
+    ),
+    Route(
+        re.compile(_LANGUAGE + _MODEL + _EXPORTED),
+        _at_page_door,
+        {"GET": _EXPORT_PAGE, "HEAD": _EXPORT_PAGE},
         shared=True,
     ),
     Route(re.compile(_LANGUAGE + r"/uploads/?"), _at_page_door, _CREATION),

@@ -160,6 +160,7 @@ SLOTS: Mapping[str, str] = {
     "kind": "compress",
     "username": "extra",
     "path": "model.safetensors",
+    "file": "modelpack.tar",
     # Nobody's.
     "session": "999999999",
     "pk": "999999999",
@@ -244,6 +245,7 @@ API: Mapping[str, Line] = {
     },
     f"{_VERSION}/files": {"get": ("see", 200)},
     f"{_VERSION}/derivatives": {"get": ("see", 200)},
+    "/api/v1/models/{namespace}/{name}/versions/{version}/exports": {"get": ("see", 200)},
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
     f"{_VERSION}/restore": {"post": ("maintain", 200)},
@@ -545,6 +547,10 @@ STREAMS: Mapping[str, Line] = {
         "get": ("see", 200),
         "head": ("see", 200),
     },
+    "/api/v1/models/{namespace}/{name}/versions/{version}/exports/{file}": {
+        "get": ("see", 200),
+        "head": ("see", 200),
+    },
     "/api/v1/{kinds}/{namespace}/{name}/versions": {
         "post": ("write", 201, {"Content-Type": "multipart/form-data; boundary=b"}),
     },
@@ -567,6 +573,10 @@ STREAMS: Mapping[str, Line] = {
         "post": ("page: write", 302, {"Content-Type": "multipart/form-data; boundary=b"}),
     },
     "/{kinds}/{namespace}/{name}/versions/{version}/derivatives/{path}": {
+        "get": ("page: see", 200),
+        "head": ("page: see", 200),
+    },
+    "/models/{namespace}/{name}/versions/{version}/exports/{file}": {
         "get": ("page: see", 200),
         "head": ("page: see", 200),
     },

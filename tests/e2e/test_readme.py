@@ -27,6 +27,7 @@ HOW_TO = (
     "compress",
     "train",
     "batch-inference",
+    "export",
     "sign",
     "sign-in",
     "sharing",

@@ -27,6 +27,7 @@ from modelyard.names import Reference, parse_reference, segment
 from modelyard.progress import Progress, Silent
 from modelyard.pull import Pull, Pulled
 from modelyard.push import Push, Pushed
+from modelyard.take import Target, take
 from modelyard.transport import Transport
 
 Kind: TypeAlias = Literal["model", "dataset"]
@@ -224,6 +225,13 @@ class Client:
             workers=workers,
             progress=progress or Silent(),
         ).run()
+
+    def take(self, name: str, target: Target, to: str | Path | None = None) -> Path:
+        """Lay a version out as another server wants it, in a new folder; gives the folder."""
+        reference = parse_reference(name)
+        folder = Path(to) if to is not None else Path(f"{reference.name}-{target}")
+        take(self, reference, target, folder)
+        return folder
 
     # --- Jobs ----------------------------------------------------------------------------------
 

@@ -330,6 +330,19 @@ class DerivativeList(Answer):
     reasons: dict[str, str]
 
 
+class Export(Answer):
+    """A way out; `detail` says why it is not open to this version, and what to do."""
+
+    file: str
+    url: str
+    available: bool
+    detail: str
+
+
+class ExportList(Answer):
+    items: list[Export]
+
+
 class Version(Answer):
     kind: Literal["model", "dataset"]
     namespace: str

@@ -80,6 +80,29 @@ def _download(kind: str, thing: str = "file") -> dict[str, Any]:
     )
 
 
+def _export() -> dict[str, Any]:
+    tar = {"application/x-tar": {"schema": _BYTES}, "application/yaml": {"schema": _TEXT}}
+    return _operation(
+        "export_model",
+        "Take a version away as another server wants it: a tar, or a resource of Kubernetes.",
+        "models",
+        [
+            _parameter("namespace", "path"),
+            _parameter("name", "path"),
+            _parameter("version", "path", "A number, an `@alias`, or `latest`."),
+            _parameter("file", "path", "One that `exports` lists, such as `triton.tar`."),
+        ],
+        {
+            "200": {
+                "description": "The package.",
+                "content": tar,
+                "headers": _headers("Content-Length", "Content-Disposition"),
+            }
+        },
+        public=True,
+    )
+
+
 _TUS = _parameter("Tus-Resumable", "header", "1.0.0", required=True)
 _UPLOAD = [_parameter("upload", "path"), _TUS]
 _UPLOADS: dict[str, Any] = {
@@ -163,6 +186,10 @@ def _paths() -> Iterator[tuple[str, dict[str, Any]]]:
             f"/api/v1/{kind}s/{{namespace}}/{{name}}/versions/{{version}}/derivatives/{{path}}",
             {"get": _download(kind, "derivative")},
         )
+    yield (
+        "/api/v1/models/{namespace}/{name}/versions/{version}/exports/{file}",
+        {"get": _export()},
+    )
     yield from _UPLOADS.items()
     yield (
         "/api/v1/jobs/{job}/events",

@@ -69,6 +69,11 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
 urlpatterns = [
     *_repository_paths("model"),
     *_repository_paths("dataset"),
+    path(
+        "models/<str:namespace>/<str:name>/versions/<str:version>/exports",
+        versions.ExportList.as_view(kind="model"),
+        name="model-exports",
+    ),
     path("jobs", jobs.JobList.as_view(), name="jobs"),
     path("jobs/estimate", jobs.JobEstimate.as_view(), name="job-estimate"),
     path("jobs/<str:job>", jobs.JobOne.as_view(), name="job"),

@@ -8,7 +8,7 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, Model, OuterRef, Q
 from django.db.models.functions import JSONObject, Left, Lower
 
-from registry.errors import Text, unpack
+from registry.errors import RegistryError, Text, unpack
 from registry.models import (
     Actor,
     Alias,
@@ -270,6 +270,16 @@ def derivative_body(derivative: Derivative) -> Row:
         "size_bytes": derivative.blob.size_bytes,
         "sha256": derivative.blob.sha256,
         "created_at": derivative.created_at,
+    }
+
+
+def export_body(version: Version, file: str, refusal: RegistryError | None) -> Row:
+    repository = version.repository
+    return {
+        "file": file,
+        "url": f"/api/v1/models/{repository.full_name}/versions/{version.number}/exports/{file}",
+        "available": refusal is None,
+        "detail": refusal.detail if refusal else "",
     }
 
 

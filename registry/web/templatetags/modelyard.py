@@ -309,6 +309,19 @@ def another_url(job: Job) -> str:
     return f"{reverse('web:new-job')}?{urlencode({'kind': job.kind, 'like': job.pk})}"
 
 
+@register.filter
+def export_title(file: str) -> str:
+    """Say what a way out is for."""
+    titles = {
+        "triton.tar": _("Triton Inference Server: a model repository"),
+        "kserve.yaml": _("KServe: an InferenceService"),
+        "mlserver.tar": _("MLServer: a model folder"),
+        "modelpack.tar": _("OCI registries: a ModelPack artifact"),
+        "standalone.tar": _("On its own: a small server and a Dockerfile"),
+    }
+    return titles.get(file, file)
+
+
 @register.simple_tag
 def file_url(version: Version, path: str, part: str = "files") -> str:
     """Give the address of a file: one path for every language, served by `registry.stream`."""

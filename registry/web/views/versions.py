@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import Invalid, RegistryError
+from registry.exports import EXPORTS
 from registry.models import (
     Actor,
     Artifact,
@@ -101,6 +102,8 @@ def show_version(
         "inspections": _inspections(files),
         "derivatives": derivatives,
         "screening": Screening.objects.filter(version=version).first(),
+        "exports": tuple(EXPORTS) if kind == Kind.MODEL and files else (),
+        "has_graph": any(path.lower().endswith(".onnx") for path in (*paths, *converted)),
         "aliases": aliases,
         "tags": list(version.tags.order_by("key")),
         "evaluations": _evaluations(actor, version),

@@ -21,6 +21,7 @@ COMMANDS = {
     "versions": ("catalogue", "List the versions of a model, newest first."),
     "push": ("transfer", "Make the files of a folder the next version of a model."),
     "pull": ("transfer", "Lay the files of a version out in a folder."),
+    "export": ("transfer", "Lay a version out as another server wants it."),
     "jobs": ("jobs", "Submit, list, follow and cancel jobs."),
     "completion": ("account", "Print the script that completes commands in your shell."),
 }

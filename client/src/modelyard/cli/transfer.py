@@ -17,6 +17,7 @@ from modelyard.cli.output import (
     size_text,
 )
 from modelyard.client import Kind, Visibility
+from modelyard.take import TARGETS, Target
 
 _workers = click.option(
     "--workers",
@@ -173,3 +174,31 @@ def pull(
             f"{size_text(pulled.bytes_received)} in {time.monotonic() - began:.1f} s."
         )
     echo(str(pulled.folder))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("target", type=click.Choice(TARGETS))
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="A new folder; otherwise ./ and the name and the target.",
+)
+@shared_options
+def export(session: Session, *, name: str, target: Target, to: Path | None) -> None:
+    """Lay a version out as another server wants it, in a new folder.
+
+    NAME is namespace/name, or namespace/name@version with a number, an alias or 'latest'. Prints
+    the folder.
+
+    \b
+    modelyard export team/classifier@production triton --to ./repository
+    modelyard export team/classifier@3 kserve
+    """  # noqa: D301
+    with session.client() as client:
+        folder = client.take(name, target, to)
+    if session.as_json:
+        print_json({"folder": str(folder)})
+    else:
+        echo(str(folder))

@@ -25,7 +25,7 @@ from registry.models import (
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
-from registry.services import blobs, catalog, deletion, versions
+from registry.services import blobs, catalog, deletion, exports, versions
 
 
 def named_version(actor: Actor, kind: str, text: str) -> Version:
@@ -246,6 +246,20 @@ class DerivativeList(Resource):
                 "reasons": screening.reasons if screening else {},
             }
         )
+
+
+class ExportList(Resource):
+    @operation(
+        "list_{kind}_exports",
+        "List the forms in which a version can be taken to other servers.",
+        {200: schemas.ExportList},
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        version = self.version()
+        address = request.build_absolute_uri("/").rstrip("/")
+        found = exports.list_exports(version, address)
+        return Response({"items": [wire.export_body(version, *one) for one in found]})
 
 
 class LineageOne(Resource):

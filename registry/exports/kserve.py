@@ -1,0 +1,54 @@
+"""An InferenceService of KServe, which fetches the model repository of Triton from here."""
+
+import re
+
+import yaml
+
+from registry.exports.package import Package, Source, onnx_files
+
+MEDIA_TYPE = "application/yaml"
+
+
+def kserve_file(source: Source) -> Package:
+    """Describe a version as a resource for `kubectl apply`."""
+    # Refuses what its runtime could not load.
+    onnx_files(source)
+    resource = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": resource_name(source),
+            "annotations": {"modelyard/version": source.reference},
+        },
+        "spec": {
+            "predictor": {
+                "model": {
+                    "modelFormat": {"name": "onnx", "version": "1"},
+                    "protocolVersion": "v2",
+                    "runtime": "kserve-tritonserver",
+                    "storageUri": f"{source.address}/triton.tar",
+                    "resources": {
+                        "requests": {"cpu": "1", "memory": "1Gi"},
+                        "limits": {"cpu": "1", "memory": "2Gi"},
+                    },
+                }
+            }
+        },
+    }
+    written = yaml.safe_dump(resource, sort_keys=False)
+    return Package("kserve.yaml", MEDIA_TYPE, (("kserve.yaml", (_ABOVE + written).encode()),))
+
+
+def resource_name(source: Source) -> str:
+    """Make a name as Kubernetes allows them: small letters, digits and hyphens, up to 63."""
+    ending = f"-v{source.number}"
+    plain = re.sub(r"[^a-z0-9]+", "-", source.name.lower()).strip("-")
+    return f"{plain[: 63 - len(ending)].strip('-') or 'model'}{ending}".removeprefix("-")
+
+
+_ABOVE = """\
+# kubectl apply -f kserve.yaml
+# The model is fetched from the registry. One that is not public takes a token: keep it in a Secret
+# with the keys https-host and headers ({"Authorization": "Bearer my_…"}), as KServe's page on
+# storage by URI says, and name the ServiceAccount that holds it in spec.predictor.
+"""

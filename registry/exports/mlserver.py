@@ -1,0 +1,39 @@
+"""A folder for MLServer: model-settings.json, the graph, and the few lines that run it there."""
+
+import json
+from pathlib import Path
+
+from registry.exports.package import TAR, Package, Port, Source, onnx_files
+
+_FILES = Path(__file__).parent / "files"
+_REQUIREMENTS = "mlserver>=1.6\nnumpy\nonnxruntime>=1.22\n"
+
+
+def mlserver_folder(source: Source) -> Package:
+    """Lay a version out for `mlserver start`."""
+    files = onnx_files(source)
+    settings = {
+        "name": source.name,
+        "implementation": "onnx_model.OnnxModel",
+        "platform": "onnx",
+        "versions": [str(source.number)],
+        "inputs": [_port(one) for one in source.inputs],
+        "outputs": [_port(one) for one in source.outputs],
+        "parameters": {"uri": "./model.onnx", "version": str(source.number)},
+    }
+    written = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    code = (_FILES / "onnx_model.py.txt").read_bytes()
+    return Package(
+        "mlserver.tar",
+        TAR,
+        (
+            (f"{source.name}/model-settings.json", written),
+            (f"{source.name}/onnx_model.py", code),
+            (f"{source.name}/requirements.txt", _REQUIREMENTS.encode()),
+            *((f"{source.name}/{path}", file) for path, file in files),
+        ),
+    )
+
+
+def _port(port: Port) -> dict[str, object]:
+    return {"name": port.name, "datatype": port.datatype, "shape": list(port.shape)}

@@ -1,0 +1,60 @@
+"""A model repository of Triton Inference Server, where ONNX Runtime computes the graph."""
+
+from registry.exports.package import TAR, Package, Port, Source, onnx_files
+
+_MAX_BATCH_SIZE = 32
+
+
+def triton_repository(source: Source) -> Package:
+    """Lay a version out for `tritonserver --model-repository`, under its own number."""
+    files = onnx_files(source)
+    return Package(
+        "triton.tar",
+        TAR,
+        (
+            (f"{source.name}/config.pbtxt", config_text(source).encode()),
+            *((f"{source.name}/{source.number}/{path}", file) for path, file in files),
+        ),
+    )
+
+
+def config_text(source: Source) -> str:
+    """Write config.pbtxt: ModelConfig in the text form of protocol buffers."""
+    batched = source.is_batchable
+    lines = [
+        f"# {source.reference}",
+        f"name: {quoted(source.name)}",
+        'platform: "onnxruntime_onnx"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {_MAX_BATCH_SIZE if batched else 0}",
+        f"version_policy {{ specific {{ versions: [ {source.number} ] }} }}",
+        *(_port("input", one, batched=batched) for one in source.inputs),
+        *(_port("output", one, batched=batched) for one in source.outputs),
+        "instance_group [ { count: 1 } ]",
+        # As this registry serves it: more threads than one make small models slower.
+        'parameters { key: "intra_op_thread_count" value { string_value: "1" } }',
+    ]
+    if batched:
+        # Without a delay: what waits goes together, and nothing waits for more to come.
+        lines.append("dynamic_batching { }")
+    return "\n".join([*lines, ""])
+
+
+def _port(kind: str, port: Port, *, batched: bool) -> str:
+    sizes = port.shape[1:] if batched else port.shape
+    # A single value for each row: Triton has no empty dims, but a way to read one as none.
+    shape = "" if sizes else " reshape { shape: [ ] }"
+    dims = ", ".join(map(str, sizes or (1,)))
+    said = "STRING" if port.datatype == "BYTES" else port.datatype or "INVALID"
+    return (
+        f"{kind} [ {{ name: {quoted(port.name)} data_type: TYPE_{said} dims: [ {dims} ]{shape} }} ]"
+    )
+
+
+def quoted(text: str) -> str:
+    """Write a text as protocol buffers' text form does."""
+    written = "".join(
+        chr(one) if 32 <= one < 127 and chr(one) not in '"\\' else f"\\{one:03o}"
+        for one in text.encode()
+    )
+    return f'"{written}"'

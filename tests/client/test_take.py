@@ -1,0 +1,76 @@
+"""`modelyard export`: a package laid out in a new folder, or nothing at all."""
+
+import io
+import tarfile
+
+import pytest
+
+from modelyard.errors import BadAnswer, BadName
+from modelyard.take import _Stream, _unpack
+from tests.factories import make_model, make_version
+from tests.registry.test_exports import CONTENT
+
+pytestmark = pytest.mark.slow
+ONNX = {path: CONTENT[path] for path in ("config.json", "model.onnx")}
+
+
+@pytest.fixture
+def version(alice):
+    return make_version(alice, make_model(alice, "adder"), ONNX)
+
+
+def test_a_version_becomes_a_model_repository(command, version, tmp_path):
+    folder = tmp_path / "repository"
+    done = command.run("export", "alice/adder@1", "triton", "--to", folder)
+    assert done.out == f"{folder}\n"
+    assert (folder / "adder/1/model.onnx").read_bytes() == ONNX["model.onnx"]
+    assert "onnxruntime" in (folder / "adder/config.pbtxt").read_text()
+    again = command.run("export", "alice/adder@1", "triton", "--to", folder, status=1)
+    assert "there already" in again.err
+    command.run("export", "alice/adder", "kserve", "--to", tmp_path / "resource")
+    assert "InferenceService" in (tmp_path / "resource/kserve.yaml").read_text()
+
+
+def test_a_refusal_leaves_no_folder(command, alice, tmp_path):
+    make_version(alice, make_model(alice, "words"), {"notes.txt": b"no graph"})
+    folder = tmp_path / "repository"
+    done = command.run("export", "alice/words", "triton", "--to", folder, status=1)
+    assert "no ONNX file" in done.err
+    command.run("export", "alice/nothing", "triton", "--to", folder, status=3)
+    assert list(tmp_path.glob("repository*")) == []
+
+
+def tar_of(*members):
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as tar:
+        for name, kind, content in members:
+            one = tarfile.TarInfo(name)
+            one.type, one.size, one.linkname = kind, len(content), "/etc/passwd"
+            tar.addfile(one, io.BytesIO(content))
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("../outside", tarfile.REGTYPE, b"a")],
+        [("/outside", tarfile.REGTYPE, b"a")],
+        [("a/../../outside", tarfile.REGTYPE, b"a")],
+        [("link", tarfile.SYMTYPE, b"")],
+        [("link", tarfile.LNKTYPE, b"")],
+        [("pipe", tarfile.FIFOTYPE, b"")],
+        [("one", tarfile.REGTYPE, b"a"), ("ONE", tarfile.REGTYPE, b"b")],
+    ],
+)
+def test_a_server_that_lies_writes_nothing_elsewhere(tmp_path, members):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises((BadAnswer, BadName)):
+        _unpack(_Stream(iter([tar_of(*members)])), folder)
+    assert {one.name for one in tmp_path.iterdir()} == {"folder"}
+
+
+def test_a_package_that_ends_too_soon_is_refused(tmp_path):
+    whole = tar_of(("one", tarfile.REGTYPE, bytes(5000)))
+    with pytest.raises(BadAnswer):
+        _unpack(_Stream(iter([whole[:3000]])), tmp_path)
