@@ -346,7 +346,7 @@ def _machine(digits):
 
 @given(st.binary(max_size=2000), st.sampled_from(["gzip", "deflate"]))
 def test_what_was_packed_is_unpacked(body, coding):
-    assert inflate([deflate([body], coding)], len(body)) == body
+    assert inflate(deflate([body], coding), len(body)) == body
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
@@ -355,18 +355,37 @@ def test_a_bomb_is_stopped_at_the_limit(coding):
     tracemalloc.start()
     try:
         with pytest.raises(TooLarge):
-            inflate([bomb], 1_000_000)
+            inflate(bomb, 1_000_000)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
 
 
+def test_a_gzip_bomb_that_lies_about_its_size_is_stopped_there():
+    bomb = deflate([bytes(100_000_000)], "gzip")[:-4] + struct.pack("<I", 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Invalid):
+            inflate(bomb, 1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"plain", zlib.compress(b"abc")[:-2], zlib.compress(b"abc") + b"more"]
+    "body",
+    [
+        b"",
+        b"plain",
+        b"\x1f\x8b",
+        b"\x1f\x8b\0\0\0\0",
+        zlib.compress(b"abc")[:-2],
+        zlib.compress(b"abc") + b"more",
+    ],
 )
 def test_a_broken_compression_is_refused(body):
     with pytest.raises(Invalid):
-        inflate([body], 1000)
+        inflate(body, 1000)
 
 
 def test_versions_are_numbers_or_aliases():

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.local.waiting import wait_until
 from tests.protocols.doubling import BODY_BYTES, MODEL, TOKEN
 
 INFER = f"/v2/models/{MODEL}/infer"
@@ -86,12 +87,25 @@ def test_a_raw_body_is_the_one_input(http):
 
 
 @pytest.mark.parametrize(
-    "path", ["/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}/ready"]
+    ("path", "said"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        (f"/v2/models/{MODEL}/ready", {"name": MODEL, "ready": True}),
+    ],
 )
-def test_health_is_a_status_without_a_body(http, path):
+def test_health_is_a_status_and_the_same_as_json(http, path, said):
+    # Triton's clients look at the status, KServe's at the body.
     answer = http.get(path)
-    assert (answer.status_code, answer.content) == (200, b"")
+    assert (answer.status_code, answer.json()) == (200, said)
     assert http.head(path).status_code == 200
+
+
+def test_a_model_that_is_away_is_not_ready(http):
+    http.post(f"/v2/repository/models/{MODEL}/unload")
+    answer = http.get(f"/v2/models/{MODEL}/ready")
+    http.post(f"/v2/repository/models/{MODEL}/load")
+    assert (answer.status_code, answer.json()["ready"]) == (503, False)
 
 
 def test_what_there_is(http):
@@ -280,27 +294,22 @@ def test_a_bomb_is_refused(http):
 
 
 def test_bodies_that_never_come_cannot_hold_the_memory_of_others(served, http):
+    wait_until(lambda: served.rest.bounds.held == 0, "earlier tests")
     waiting = []
     try:
         for _ in range(4):
             one = socket.create_connection(("127.0.0.1", served.port), 30)
             one.sendall(post(BODY_BYTES).replace("\n", "\r\n").encode())
             waiting.append(one)
-        refused = _until(lambda: http.post(INFER, json=GOOD), 503)
+        wait_until(lambda: served.rest.bounds.held == 4 * BODY_BYTES, "four bodies to begin")
+        refused = http.post(INFER, json=GOOD)
+        assert refused.status_code == 503
         assert refused.json()["code"] == "busy"
     finally:
         for one in waiting:
             one.close()
-    assert _until(lambda: http.post(INFER, json=GOOD), 200).is_success
-
-
-def _until(ask, status):
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        answer = ask()
-        if answer.status_code == status:
-            return answer
-    raise AssertionError(f"never {status}")
+    wait_until(lambda: served.rest.bounds.held == 0, "the room to be free again")
+    assert http.post(INFER, json=GOOD).is_success
 
 
 def test_who_hangs_up_is_no_longer_computed_for(served):
@@ -313,17 +322,13 @@ def test_who_hangs_up_is_no_longer_computed_for(served):
     assert served.plane.started.wait(10)
     one.close()
     assert served.plane.cancelled.wait(10)
-    assert served.rest.bounds.held == 0
+    wait_until(lambda: served.rest.bounds.held == 0, "the room to be free again")
 
 
 def test_half_a_request_leaves_nothing_behind(served, http):
     raw(served, post(1000), b"{", wait=False)
     assert http.post(INFER, json=GOOD).is_success
-    assert _until(lambda: http.get("/healthz"), 200)
-    end = time.monotonic() + 10
-    while served.rest.bounds.held and time.monotonic() < end:
-        pass
-    assert served.rest.bounds.held == 0
+    wait_until(lambda: served.rest.bounds.held == 0, "the room to be free again")
 
 
 def test_deep_paths_are_looked_at_quickly(http):

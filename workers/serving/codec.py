@@ -3,7 +3,7 @@
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -27,8 +27,8 @@ from workers.serving.messages import (
     unpack_strings,
 )
 
-# Python needs about ten times the bytes of JSON for what it says.
-MAX_JSON_BYTES = 16 * 1024 * 1024
+# Python needs about ten times the bytes of JSON for what it says, and all wait while it reads.
+MAX_JSON_BYTES = 8 * 1024 * 1024
 MAX_LISTS = 200_000
 MAX_OBJECTS = 20_000
 # Up to this size, a second look at JSON that may be bad is cheap.
@@ -54,6 +54,9 @@ NUMPY: Mapping[str, np.dtype[Any]] = {
 """What numpy calls the datatypes; it has no BF16, which therefore travels as raw bytes only."""
 
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_GZIP = b"\x1f\x8b"
+# What a gzip file has around its content.
+_GZIP_FRAME_BYTES = 18
 _SHARED_MEMORY = "shared_memory_region"
 
 
@@ -457,26 +460,31 @@ def dump(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def inflate(parts: Iterable[bytes], limit: int) -> bytes:
+def inflate(body: bytes, limit: int) -> bytes:
     """Undo gzip or deflate, up to `limit` bytes and no further.
 
     Raises:
         Invalid: it is neither, or ends too soon; TooLarge: it grows beyond the limit.
 
     """
-    # 32 more than the largest window: either of the two headers.
-    stream = zlib.decompressobj(wbits=47)
-    found = bytearray()
-    try:
-        for part in parts:
-            found += stream.decompress(part, limit + 1 - len(found))
-            if len(found) > limit:
-                raise TooLarge("The body unpacks to more than {limit} bytes.", limit=limit)
-    except zlib.error:
-        raise Invalid("The body is neither gzip nor deflate.", code="bad_encoding") from None
-    if not stream.eof or stream.unused_data:
-        raise Invalid("The compressed body ends too soon or goes on.", code="bad_encoding")
-    return bytes(found)
+    size = limit
+    if body.startswith(_GZIP):
+        # It ends with its own size, so that a bomb is known before any of it is unpacked. What is
+        # more than it says is broken.
+        size = int.from_bytes(body[-4:], "little") if len(body) >= _GZIP_FRAME_BYTES else 0
+    if size <= limit:
+        # 32 more than the largest window: either of the two headers.
+        stream = zlib.decompressobj(wbits=47)
+        try:
+            # No byte more would be no limit at all to zlib.
+            found = stream.decompress(body, size + 1)
+        except zlib.error:
+            raise Invalid("The body is neither gzip nor deflate.", code="bad_encoding") from None
+        if stream.eof and not stream.unused_data:
+            return found
+        if len(found) <= size or size < limit:
+            raise Invalid("The compressed body ends too soon or goes on.", code="bad_encoding")
+    raise TooLarge("The body unpacks to more than {limit} bytes.", limit=limit)
 
 
 def deflate(parts: Sequence[Data], coding: str) -> bytes:

@@ -144,7 +144,7 @@ class Exchange:
             template = "The encoding {coding!r} is unknown; send gzip, deflate or none."
             raise Invalid(template, code="bad_encoding", coding=coding[:40])
         limit = self._bounds.body_bytes
-        found = await asyncio.to_thread(inflate, [body], limit)
+        found = await asyncio.to_thread(inflate, body, limit)
         self._hold(len(found))
         return found
 

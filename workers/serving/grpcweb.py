@@ -146,7 +146,7 @@ class _Unpacking:
     def __call__(self, body: bytes) -> bytes:
         if self._coding not in {b"gzip", b"deflate"}:
             raise Invalid("A message is packed, and its encoding is not gzip or deflate.")
-        found = inflate([body], self._left)
+        found = inflate(body, self._left)
         self._left -= len(found)
         return found
 

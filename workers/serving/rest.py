@@ -120,10 +120,12 @@ class Rest:
         return Asked([tensor], all_binary=True)
 
     async def live(self, exchange: Exchange, _: Mapping[str, str]) -> None:
-        await exchange.respond(200 if self.plane.live() else 503)
+        live = self.plane.live()
+        await _say(exchange, {"live": live}, status=200 if live else 503)
 
     async def ready(self, exchange: Exchange, _: Mapping[str, str]) -> None:
-        await exchange.respond(200 if self.plane.ready() else 503)
+        ready = self.plane.ready()
+        await _say(exchange, {"ready": ready}, status=200 if ready else 503)
 
     async def health(self, exchange: Exchange, _: Mapping[str, str]) -> None:
         state = {"live": self.plane.live(), "ready": self.plane.ready()}
@@ -145,7 +147,8 @@ class Rest:
     async def model_ready(self, exchange: Exchange, where: Mapping[str, str]) -> None:
         actor, version = await self.actor(exchange), read_version(where["version"])
         ready = await self.plane.model_ready(actor, where["model"], version)
-        await exchange.respond(200 if ready else 503)
+        said = {"name": where["model"], "ready": ready}
+        await _say(exchange, said, status=200 if ready else 503)
 
     async def model_metadata(self, exchange: Exchange, where: Mapping[str, str]) -> None:
         actor, version = await self.actor(exchange), read_version(where["version"])
