@@ -26,11 +26,17 @@ class Installation:
 
     home: Path
     port: int
+    infer_port: int
+    grpc_port: int
     pid: int
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def infer_url(self) -> str:
+        return f"http://127.0.0.1:{self.infer_port}"
 
     @property
     def token(self) -> str:
@@ -121,17 +127,20 @@ def running(*, samples: bool = False, **more: str) -> Iterator[Installation]:
     """
     home = Path(tempfile.mkdtemp(prefix="modelyard-bench-"))
     home.chmod(0o711)
-    port = free_port()
+    port, infer_port, grpc_port = free_port(), free_port(), free_port()
+    ports = {"MODELYARD_INFER_PORT": str(infer_port), "MODELYARD_GRPC_PORT": str(grpc_port)}
     with (home / "up.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "up"],
             cwd=ROOT,
-            env=environment(home, port, samples=samples, **more),
+            env=environment(home, port, samples=samples, **{**ports, **more}),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    installation = Installation(home=home, port=port, pid=process.pid)
+    installation = Installation(
+        home=home, port=port, infer_port=infer_port, grpc_port=grpc_port, pid=process.pid
+    )
     try:
         try:
             wait_for(f"{installation.url}/healthz", process, seconds=180)

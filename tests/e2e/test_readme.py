@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -48,9 +49,9 @@ def tour() -> str:
 class Reader:
     """Somebody who types what a page says: one shell and one Python prompt for each page."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, addresses: Mapping[str, str]) -> None:
         self.folder = folder
-        self.address = address
+        self.addresses = addresses
         self.state = folder / ".state"
 
     def follow(self, title: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +60,9 @@ class Reader:
         blocks = BLOCK.findall(page)
         assert blocks, title
         for number, (language, text) in enumerate(blocks, 1):
-            code = text.replace(ADDRESS, self.address)
+            code = text
+            for written, real in self.addresses.items():
+                code = code.replace(written, real)
             where = f"{title}, block {number}"
             if language == "sh":
                 self.type(where, code)
@@ -104,7 +107,13 @@ def test_the_documents_work_as_written(tmp_path, monkeypatch):
             lambda model: model["latest_version"],
             seconds=600,
         )
-        reader = Reader(tmp_path, installation.url)
+        addresses = {
+            ADDRESS: installation.url,
+            "http://127.0.0.1:8080": installation.infer_url,
+            "127.0.0.1:8080": f"127.0.0.1:{installation.infer_port}",
+            "127.0.0.1:8081": f"127.0.0.1:{installation.grpc_port}",
+        }
+        reader = Reader(tmp_path, addresses)
         reader.follow("README.md", tour(), monkeypatch)
         for name in HOW_TO:
             page = (ROOT / "docs/howto" / f"{name}.md").read_text(encoding="utf-8")
