@@ -48,6 +48,11 @@ app.conf.update(
             "schedule": 60.0,
             "options": {"expires": 60},
         },
+        "review-canaries": {
+            "task": "workers.review_canaries",
+            "schedule": 15.0,
+            "options": {"expires": 15},
+        },
         "check-uploads": {
             "task": "workers.check_uploads",
             "schedule": 30.0,

@@ -7,6 +7,7 @@ from celery import shared_task
 from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
 
 from registry.queue import DEFAULT_QUEUE, WEBHOOK_QUEUE
+from registry.services.canaries import review_canaries
 from registry.services.collection import collect_garbage
 from registry.services.direct import check_received
 from registry.services.quotas import recount_usage
@@ -79,6 +80,12 @@ def deliver_webhooks() -> None:
 def check_uploads() -> None:
     """Hash and move what clients have put into the bucket themselves."""
     check_received()
+
+
+@shared_task(name="workers.review_canaries")
+def review_canary_steps() -> None:
+    """Widen or take back the canaries that do so by themselves."""
+    review_canaries()
 
 
 @shared_task(name="workers.reinspect")

@@ -24,6 +24,8 @@ class AuditAction(StrEnum):
     ALIAS_APPROVE = "alias.approve"
     ALIAS_DECLINE = "alias.decline"
     ALIAS_WITHDRAW = "alias.withdraw"
+    CANARY_WIDEN = "canary.widen"
+    CANARY_ROLL_BACK = "canary.roll_back"
     DATASET_REGISTER = "dataset.register"
     DATASET_DESCRIBE = "dataset.describe"
     DATASET_DELETE = "dataset.delete"

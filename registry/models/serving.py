@@ -88,6 +88,10 @@ class Deployment(models.Model):
     alias = models.CharField(max_length=255, blank=True)
     role = models.CharField(max_length=8, choices=DeploymentRole, default=DeploymentRole.LIVE)
     weight = models.PositiveSmallIntegerField(default=0)
+    # Of a canary that widens by itself: when its step began, and what was counted until then.
+    trial = models.JSONField(
+        default=dict, blank=True, db_default=models.Value({}, models.JSONField())
+    )
     # registry.serving_options.ServingOptions, as JSON.
     options = models.JSONField(default=dict, blank=True)
     created_by = models.ForeignKey(

@@ -23,6 +23,8 @@ OF_ACTION: Mapping[AuditAction, str] = {
     AuditAction.ALIAS_APPROVE: "approval.decided",
     AuditAction.ALIAS_DECLINE: "approval.decided",
     AuditAction.ALIAS_WITHDRAW: "approval.decided",
+    AuditAction.CANARY_WIDEN: "deployment.changed",
+    AuditAction.CANARY_ROLL_BACK: "deployment.changed",
     AuditAction.DEPLOYMENT_CREATE: "deployment.changed",
     AuditAction.DEPLOYMENT_CHANGE: "deployment.changed",
     AuditAction.DEPLOYMENT_PROMOTE: "deployment.changed",
@@ -33,7 +35,7 @@ OF_ACTION: Mapping[AuditAction, str] = {
 }
 # Families of actions after which requests for models may go elsewhere, or come from others.
 _ROUTING = frozenset(
-    {"access", "alias", "deployment", "endpoint", "grant", "member", "model", "namespace"}
+    {"access", "alias", "canary", "deployment", "endpoint", "grant", "member", "model", "namespace"}
     | {"token", "user", "version"}
 )
 # A version that is new serves nobody yet, and many are made in a row.

@@ -4,7 +4,7 @@ The model's row is locked before its endpoints change, so that two people never 
 traffic at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import IntegrityError, transaction
@@ -182,7 +182,7 @@ def delete_endpoint(*, actor: Actor, endpoint: Endpoint, expected_etag: str | No
 # --- Deployments ---------------------------------------------------------------------------------
 
 
-def deploy(
+def deploy(  # noqa: PLR0913 - a deployment is this wide
     *,
     actor: Actor,
     model: str,
@@ -190,6 +190,7 @@ def deploy(
     endpoint: object = None,
     role: str = DeploymentRole.LIVE,
     weight: int | None = None,
+    widens: bool = False,
     options: ServingOptions | None = None,
     reason: object = "",
 ) -> Deployment:
@@ -197,7 +198,8 @@ def deploy(
 
     `version` is a number, `latest`, or an `@alias`, which the deployment then follows. The first
     one takes all traffic; later ones take what `weight` says, a canary one percent, a live one
-    none: it waits to be promoted. `reason` overrides the check that it takes what callers send.
+    none: it waits to be promoted. A canary that `widens` goes on by itself
+    (`registry.services.canaries`). `reason` overrides the check that it takes what callers send.
 
     Raises:
         Conflict: the version is not ready, is deployed there already, or does not take what
@@ -217,6 +219,8 @@ def deploy(
             choices=", ".join(DeploymentRole.values),
         )
     share = _check_weight(role, weight)
+    if widens and role != DeploymentRole.CANARY:
+        raise invalid_field("widens", "not_allowed", "Only a canary widens by itself.")
     why = check_text("reason", reason, max_length=_MAX_REASON)
     with transaction.atomic():
         row = lock_repository(repository)
@@ -227,12 +231,14 @@ def deploy(
         overridden = _require_compatible(place, present, served, why)
         require_deployment_place(place.namespace)
         deployment = _insert(actor, place, served, version, role, options or ServingOptions())
-        _remember(place, present)
+        deployment.trial = {"begun": True} if widens else {}
+        deployment.save(update_fields=["trial"])
+        remember_split(place, present)
         if not any(one.weight for one in present) and role != DeploymentRole.SHADOW:
             share = FULL_WEIGHT if weight is None else share
-        _give(deployment, share, present)
-        _touch(place, "previous")
-        _record_deployment(actor, AuditAction.DEPLOYMENT_CREATE, deployment, served, **overridden)
+        give_share(deployment, share, present)
+        _touch(place)
+        record_change(actor, AuditAction.DEPLOYMENT_CREATE, deployment, served, **overridden)
     deployment.serves = served
     return deployment
 
@@ -326,9 +332,7 @@ def change_deployment(
         row.options = options.model_dump(mode="json", exclude_defaults=True)
         row.save(update_fields=["options"])
         _touch(endpoint)
-        _record_deployment(
-            actor, AuditAction.DEPLOYMENT_CHANGE, row, row.serves, options=row.options
-        )
+        record_change(actor, AuditAction.DEPLOYMENT_CHANGE, row, row.serves, options=row.options)
     return row
 
 
@@ -363,10 +367,10 @@ def split_traffic(
                 "The weights come to {total}; they must come to 100.",
                 total=sum(weights.values()),
             )
-        before = _remember(row, present.values())
+        before = remember_split(row, present.values())
         for one in present.values():
             _set(one, weight=weights.get(one.pk, 0))
-        _touch(row, "previous")
+        _touch(row)
         _record(actor, AuditAction.ENDPOINT_SPLIT, row, before=before, after=_split_of_row(row))
     return row
 
@@ -390,13 +394,13 @@ def promote(*, actor: Actor, deployment: Deployment) -> Endpoint:
                 alias=promoted.alias,
             )
         require_runnable(promoted.serves)
-        _remember(endpoint, present.values())
+        remember_split(endpoint, present.values())
         for one in present.values():
             if one.pk != promoted.pk:
                 _set(one, weight=0)
         _set(promoted, weight=FULL_WEIGHT, role=DeploymentRole.LIVE)
-        _touch(endpoint, "previous")
-        _record_deployment(actor, AuditAction.DEPLOYMENT_PROMOTE, promoted, promoted.serves)
+        _touch(endpoint)
+        record_change(actor, AuditAction.DEPLOYMENT_PROMOTE, promoted, promoted.serves)
     return endpoint
 
 
@@ -420,11 +424,11 @@ def roll_back(*, actor: Actor, endpoint: Endpoint) -> Endpoint:
                 code="nothing_to_roll_back",
                 endpoint=row,
             )
-        left = _remember(row, present.values())
+        left = remember_split(row, present.values())
         for key, one in present.items():
             role, weight = before.get(key, (one.role, 0))
             _set(one, weight=weight, role=role)
-        _touch(row, "previous")
+        _touch(row)
         _record(actor, AuditAction.ENDPOINT_ROLL_BACK, row, before=left, after=_split_of_row(row))
     return row
 
@@ -450,7 +454,7 @@ def undeploy(*, actor: Actor, deployment: Deployment) -> None:
                 endpoint=endpoint,
             )
         _touch(endpoint)
-        _record_deployment(actor, AuditAction.DEPLOYMENT_DELETE, row, row.serves)
+        record_change(actor, AuditAction.DEPLOYMENT_DELETE, row, row.serves)
         row.delete()
 
 
@@ -470,10 +474,13 @@ def _lock(endpoint: Endpoint, expected_etag: str | None = None) -> Endpoint:
     return row
 
 
-def _give(deployment: Deployment, weight: int, others: Sequence[Deployment]) -> None:
-    """Give a new deployment its part; the others share the rest as they shared the whole."""
+def give_share(deployment: Deployment, weight: int, others: Sequence[Deployment]) -> None:
+    """Give a deployment its part; the others share the rest as they shared what they had.
+
+    Where nothing else answers, it answers everything.
+    """
     answering = [one for one in others if one.weight]
-    if weight and answering:
+    if answering:
         rest, total = FULL_WEIGHT - weight, sum(one.weight for one in answering)
         parts = {one.pk: one.weight * rest // total for one in answering}
         for one in sorted(answering, key=lambda one: -one.weight)[: rest - sum(parts.values())]:
@@ -488,7 +495,10 @@ def _give(deployment: Deployment, weight: int, others: Sequence[Deployment]) -> 
 def _set(deployment: Deployment, *, weight: int, role: str | None = None) -> None:
     deployment.weight = weight
     deployment.role = role or deployment.role
-    deployment.save(update_fields=["weight", "role"])
+    if not weight or deployment.role != DeploymentRole.CANARY:
+        # Whoever takes a canary's requests away, or promotes it, ends its trial.
+        deployment.trial = {}
+    deployment.save(update_fields=["weight", "role", "trial"])
 
 
 Split = dict[str, tuple[str, int]]
@@ -502,11 +512,13 @@ def _split_of_row(endpoint: Endpoint) -> Split:
     return _split_of(list(endpoint.deployments.order_by("pk")))
 
 
-def _remember(endpoint: Endpoint, deployments: Any) -> Split:
+def remember_split(endpoint: Endpoint, deployments: Iterable[Deployment]) -> Split:
     """Keep how the traffic was split, for a roll-back, while something answered."""
     split = _split_of(list(deployments))
     if any(weight for _, weight in split.values()):
         endpoint.previous = split
+    endpoint.updated_at = timezone.now()
+    endpoint.save(update_fields=["previous", "updated_at"])
     return split
 
 
@@ -526,7 +538,7 @@ def _record(actor: Actor, action: AuditAction, endpoint: Endpoint, **data: Any) 
     )
 
 
-def _record_deployment(
+def record_change(
     actor: Actor, action: AuditAction, row: Deployment, version: Version | None, **data: Any
 ) -> None:
     _record(

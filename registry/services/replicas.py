@@ -1,6 +1,6 @@
 """What serving processes last said of themselves, as far as it is about one endpoint."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -45,9 +45,15 @@ class Replica:
 
 def standing_of(endpoint: Endpoint) -> list[Replica]:
     """Say how the deployments of an endpoint are at each replica that was heard of lately."""
-    wanted = set(endpoint.deployments.values_list("pk", flat=True))
-    said = sorted(queue.read_replicas(), key=lambda status: str(status.get("id", "")))
-    return [_replica(status, wanted) for status in said]
+    said = queue.read_replicas()
+    return read_standings(said, endpoint.deployments.values_list("pk", flat=True))
+
+
+def read_standings(said: Iterable[Mapping[str, Any]], deployments: Iterable[int]) -> list[Replica]:
+    """Take what serving processes say of some deployments out of all that they say."""
+    wanted = set(deployments)
+    ordered = sorted(said, key=lambda status: str(status.get("id", "")))
+    return [_replica(status, wanted) for status in ordered]
 
 
 def _replica(status: Mapping[str, Any], wanted: Collection[int]) -> Replica:

@@ -412,6 +412,13 @@ class DeployForm(forms.Form):
         max_value=100,
         help_text=_("Unless told: all for the first, 1 for a canary, 0 for others."),
     )
+    widens = forms.BooleanField(
+        label=_("Let a canary widen by itself"),
+        required=False,
+        help_text=_(
+            "1, 5, 25, 50, 100 percent while it does as well as the others; back to 0 when not."
+        ),
+    )
     endpoint = forms.CharField(
         label=_("Endpoint"),
         required=False,

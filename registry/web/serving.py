@@ -161,6 +161,7 @@ class Line:
     actor: str
     at: datetime
     reason: str
+    evidence: str
 
 
 def history_of(endpoint: Endpoint) -> list[Line]:
@@ -176,15 +177,22 @@ def history_of(endpoint: Endpoint) -> list[Line]:
             actor=event.actor,
             at=event.at,
             reason=str(event.data.get("reason", "")),
+            evidence=_evidence(event.data.get("evidence")),
         )
         for event in rows.order_by("-at", "-pk")[:_SHOWN]
     ]
 
 
-_FAMILIES: Final = frozenset({"deployment", "endpoint"})
+_FAMILIES: Final = frozenset({"canary", "deployment", "endpoint"})
 
 
 _LINES: Final = {
+    AuditAction.CANARY_WIDEN: gettext_noop(
+        "%(version)s does as well as the others: from %(before)s %% to %(weight)s %%"
+    ),
+    AuditAction.CANARY_ROLL_BACK: gettext_noop(
+        "%(version)s does worse than the others: from %(before)s %% back to 0 %%"
+    ),
     AuditAction.DEPLOYMENT_CREATE: gettext_noop("%(version)s deployed: %(role)s, %(weight)s %%"),
     AuditAction.DEPLOYMENT_CHANGE: gettext_noop("%(version)s is served with other options"),
     AuditAction.DEPLOYMENT_PROMOTE: gettext_noop("%(version)s promoted: it answers everything"),
@@ -201,9 +209,28 @@ def _said(event: Event) -> str:
         "version": f"@{data['alias']}" if data.get("alias") else f"v{data.get('version')}",
         "role": DEPLOYMENT_ROLES.get(data.get("role", ""), ""),
         "weight": data.get("weight", 0),
+        "before": data.get("before", 0),
     }
     said = _LINES.get(AuditAction(event.action), gettext_noop("Endpoint changed"))
     return _(said) % names
+
+
+def _evidence(said: Any) -> str:
+    """Say the numbers that a canary was judged by."""
+    if not isinstance(said, dict):
+        return ""
+    ours, others = said["canary"], said["others"]
+    return _(
+        "%(requests)s requests, %(failures)s failed, %(mean)s ms on average; "
+        "the others: %(other_requests)s, %(other_failures)s, %(other_mean)s ms."
+    ) % {
+        "requests": ours["requests"],
+        "failures": ours["failures"],
+        "mean": ours["mean_ms"],
+        "other_requests": others["requests"],
+        "other_failures": others["failures"],
+        "other_mean": others["mean_ms"],
+    }
 
 
 def name_of(deployment: Deployment) -> str:

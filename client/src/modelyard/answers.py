@@ -111,6 +111,33 @@ class Alias(TypedDict):
     updated_at: str
 
 
+class Deployment(TypedDict):
+    """A version that serves at an endpoint; `version` is null where its alias points at nothing."""
+
+    id: int
+    version: int | None
+    alias: str | None
+    role: str
+    weight: int
+    widens: bool
+    options: dict[str, Any]
+    created_by: str | None
+    created_at: str
+
+
+class Endpoint(TypedDict):
+    """An address at which versions of one model answer."""
+
+    namespace: str
+    name: str
+    model: str
+    sticky: bool
+    deployments: list[Deployment]
+    created_by: str | None
+    created_at: str
+    updated_at: str
+
+
 class JobError(TypedDict):
     """Why a job failed."""
 

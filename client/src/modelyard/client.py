@@ -11,7 +11,9 @@ from typing import Any, Literal, TypeAlias
 from modelyard import following
 from modelyard.answers import (
     Alias,
+    Deployment,
     Derivative,
+    Endpoint,
     Event,
     File,
     Job,
@@ -31,6 +33,7 @@ from modelyard.take import Target, take
 from modelyard.transport import Transport
 
 Kind: TypeAlias = Literal["model", "dataset"]
+Role: TypeAlias = Literal["live", "canary", "shadow"]
 Visibility: TypeAlias = Literal["public", "internal", "private"]
 CARD_PATH = "README.md"
 _PAGE = 100
@@ -263,6 +266,77 @@ class Client:
         address = self.transport.address(f"/jobs/{segment(job)}/events")
         patient = self.transport.more_patient(self.transfer_patience, threading.Event())
         return following.follow(patient, address)
+
+    # --- Serving -------------------------------------------------------------------------------
+
+    def deploy(
+        self,
+        name: str,
+        *,
+        endpoint: str = "",
+        role: Role = "live",
+        weight: int | None = None,
+        widens: bool = False,
+        options: Mapping[str, Any] | None = None,
+        reason: str = "",
+        key: str | None = None,
+    ) -> Deployment:
+        """Let the version that `namespace/name@version` names serve at an endpoint of its model.
+
+        The first one answers everything; later ones what `weight` says, in percent. A canary that
+        `widens` gets more by itself while it does well. The same `key` never deploys twice.
+        """
+        reference = parse_reference(name)
+        body = {
+            "model": reference.repository,
+            "version": reference.selector,
+            "endpoint": endpoint,
+            "role": role,
+            "weight": weight,
+            "widens": widens,
+            "options": dict(options or {}),
+            "reason": reason,
+        }
+        key = key or str(uuid.uuid4())
+        return read_as(Deployment, self.transport.call("POST", "/deployments", body=body, key=key))
+
+    def endpoints(self, *, limit: int | None = None, **filters: Any) -> Iterator[Endpoint]:
+        """List where models are served, newest first; filters: namespace, model."""
+        return self._pages(Endpoint, "/endpoints", limit=limit, **filters)
+
+    def endpoint(self, name: str) -> Endpoint:
+        return self._read(Endpoint, self._endpoint(name))
+
+    def standing(self, name: str) -> Any:
+        """Read what serving processes say of the deployments of an endpoint."""
+        return self.transport.call("GET", f"{self._endpoint(name)}/standing")
+
+    def split_traffic(self, name: str, weights: Mapping[int, int]) -> Endpoint:
+        """Say how many percent of the requests each deployment answers, by its number."""
+        body = {"weights": {str(number): weight for number, weight in weights.items()}}
+        path = f"{self._endpoint(name)}/traffic"
+        return read_as(Endpoint, self.transport.call("PUT", path, body=body))
+
+    def promote(self, name: str, deployment: int) -> Endpoint:
+        """Let one deployment answer everything; the others stay, for a roll-back."""
+        path = f"{self._endpoint(name)}/deployments/{int(deployment)}/promote"
+        return read_as(Endpoint, self.transport.call("POST", path))
+
+    def roll_back(self, name: str) -> Endpoint:
+        """Split the traffic as it was before it last changed."""
+        path = f"{self._endpoint(name)}/roll-back"
+        return read_as(Endpoint, self.transport.call("POST", path))
+
+    def undeploy(self, name: str, deployment: int) -> None:
+        path = f"{self._endpoint(name)}/deployments/{int(deployment)}"
+        self.transport.call("DELETE", path)
+
+    def delete_endpoint(self, name: str) -> None:
+        self.transport.call("DELETE", self._endpoint(name))
+
+    def _endpoint(self, name: str) -> str:
+        reference = parse_reference(name)
+        return f"/endpoints/{segment(reference.namespace)}/{segment(reference.name)}"
 
     # --- Reading -------------------------------------------------------------------------------
 

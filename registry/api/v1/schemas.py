@@ -902,6 +902,11 @@ class NewDeployment(Body):
         description="How many percent of the requests it answers. Unless told: all for the first, "
         "1 for a canary, 0 for others, which then wait to be promoted.",
     )
+    widens: bool = Field(
+        default=False,
+        description="Whether a canary goes on to 5, 25, 50 and 100 percent by itself while it does "
+        "as well as the others, and gives its requests back when it does not.",
+    )
     options: ServingOptions = ServingOptions()
     reason: str = Field(
         "", description="Deploys it although it does not take what callers send, and says why."
@@ -928,6 +933,7 @@ class Deployment(Answer):
     alias: str | None = Field(description="The alias that it follows.")
     role: DeploymentRole
     weight: int
+    widens: bool = Field(description="Whether it is a canary that is widening by itself.")
     options: ServingOptions
     created_by: str | None
     created_at: datetime

@@ -460,6 +460,7 @@ def deployment_body(row: Deployment) -> Row:
         "alias": row.alias or None,
         "role": row.role,
         "weight": row.weight,
+        "widens": bool(row.trial),
         "options": read_options(row.options).model_dump(mode="json"),
         "created_by": row.created_by.username if row.created_by else None,
         "created_at": row.created_at,

@@ -83,6 +83,14 @@ def test_a_canary_takes_its_part_of_all_others(api):
     assert split(api) == {1: ("live", 67), 2: ("live", 28), 3: ("canary", 5)}
 
 
+def test_only_a_canary_widens(api):
+    deploy(api)
+    body = {"model": "team/classifier", "version": "2", "widens": True}
+    problem_of(api.post("deployments", body), 400, "not_allowed")
+    assert deploy(api, "2", role="canary", widens=True)["widens"] is True
+    assert [one["widens"] for one in api.get(ENDPOINT).json()["deployments"]] == [False, True]
+
+
 def test_promoted_and_rolled_back(api):
     deploy(api)
     second = deploy(api, "2")

@@ -23,6 +23,8 @@ COMMANDS = {
     "pull": ("transfer", "Lay the files of a version out in a folder."),
     "export": ("transfer", "Lay a version out as another server wants it."),
     "jobs": ("jobs", "Submit, list, follow and cancel jobs."),
+    "deploy": ("serving", "Let a version answer at an endpoint of its model."),
+    "endpoint": ("serving", "List endpoints; split their traffic, promote, roll back, undeploy."),
     "completion": ("account", "Print the script that completes commands in your shell."),
 }
 _EPILOG = """\b

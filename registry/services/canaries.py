@@ -1,0 +1,226 @@
+"""Canaries that widen by themselves while they do as well as what answers beside them.
+
+A canary that widens begins with one percent of the requests and goes on to 5, 25, 50 and 100, each
+time after it has answered enough of them for long enough. Evidence is what serving processes
+counted since the step began: how many requests, how many that failed, how long the others took. A
+canary that fails more often, or is slower, gives its requests back at once.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from django.db import transaction
+from django.utils import timezone
+
+from registry import queue
+from registry.models import Actor, AuditAction, Deployment, DeploymentRole, Endpoint
+from registry.models.serving import FULL_WEIGHT
+from registry.services.catalog import lock_repository
+from registry.services.deployments import deployments_of, give_share, record_change, remember_split
+from registry.services.replicas import Replica, read_standings
+
+STEPS = (1, 5, 25, 50, FULL_WEIGHT)
+# So many requests must have been answered in a step, and so long it lasts at least.
+LEAST_REQUESTS = 50
+STEP_SECONDS = 60
+# A canary may fail so much more often than the others, and take so much longer.
+MORE_FAILURES = 0.01
+SLOWER = 1.5
+# How seldom chance may look like failure; a step is looked at many times.
+_HARDLY = 0.001
+
+_CANARY = Actor(username="canary", door="worker")
+
+Verdict = Literal["widen", "wait", "roll_back"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What some deployments did in a time: requests, how many failed, nanoseconds of the rest."""
+
+    requests: int = 0
+    failures: int = 0
+    total_ns: int = 0
+
+    def __add__(self, other: "Counted") -> "Counted":
+        return Counted(
+            requests=self.requests + other.requests,
+            failures=self.failures + other.failures,
+            total_ns=self.total_ns + other.total_ns,
+        )
+
+    @property
+    def failure_rate(self) -> float:
+        return self.failures / self.requests if self.requests else 0.0
+
+    @property
+    def mean_ms(self) -> float:
+        answered = self.requests - self.failures
+        return self.total_ns / answered / 1e6 if answered else 0.0
+
+    def surely_fails_above(self, rate: float) -> bool:
+        """Say whether so many failures would hardly come about at `rate` (a binomial tail)."""
+        n, least = self.requests, self.failures
+        if not least or rate >= 1.0 or self.failure_rate <= rate:
+            return False
+        logs = math.log(rate), math.log1p(-rate)
+        tail = 0.0
+        for k in range(least, n + 1):
+            ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+            term = math.exp(ways + k * logs[0] + (n - k) * logs[1])
+            tail += term
+            # Beyond the failures that came about, each more is less likely by a factor.
+            if term < _HARDLY * 1e-6:
+                break
+        return tail < _HARDLY
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "failures": self.failures,
+            "mean_ms": round(self.mean_ms, 3),
+        }
+
+
+def judge(canary: Counted, others: Counted, *, seconds: float) -> Verdict:
+    """Say what a canary has earned in a step that lasts for so long."""
+    if canary.surely_fails_above(others.failure_rate + MORE_FAILURES):
+        return "roll_back"
+    enough = canary.requests >= LEAST_REQUESTS
+    compared = others.requests - others.failures >= LEAST_REQUESTS
+    if enough and compared and canary.mean_ms > others.mean_ms * SLOWER:
+        return "roll_back"
+    if not enough or seconds < STEP_SECONDS:
+        return "wait"
+    return "widen" if canary.failure_rate <= others.failure_rate + MORE_FAILURES else "wait"
+
+
+def review_canaries(*, now: datetime | None = None) -> int:
+    """Widen or take back each canary that may be by now; give how many steps were made.
+
+    A worker calls this now and then; two at once never make one step twice, for the model is
+    locked.
+    """
+    rows = Deployment.objects.filter(role=DeploymentRole.CANARY, weight__gt=0).exclude(trial={})
+    rows = rows.select_related("endpoint__repository__namespace", "endpoint__namespace")
+    replicas = queue.read_replicas()
+    made = 0
+    for row in rows.filter(endpoint__repository__deleted_at=None).order_by("pk"):
+        made += _review(row, replicas, now or timezone.now())
+    return made
+
+
+@transaction.atomic
+def _review(row: Deployment, said: Sequence[Mapping[str, Any]], now: datetime) -> bool:
+    endpoint = row.endpoint
+    endpoint.repository = lock_repository(endpoint.repository)
+    present = deployments_of(endpoint)
+    canary = next((one for one in present if one.pk == row.pk), None)
+    if canary is None or not canary.trial or canary.role != DeploymentRole.CANARY:
+        return False
+    if not canary.weight or canary.serves is None:
+        return False
+    replicas = read_standings(said, [one.pk for one in present])
+    serving = {str(one.pk): one.serves.pk for one in present if one.serves and one.weight}
+    if canary.trial.get("serving") != serving:
+        # Somebody changed what answers, or an alias moved: what was counted speaks of another.
+        _begin(canary, replicas, serving, now)
+        return False
+    ours = _since(canary, replicas, [canary.pk])
+    others = _since(canary, replicas, [one.pk for one in present if one.pk != canary.pk])
+    seconds = (now - datetime.fromisoformat(canary.trial["since"])).total_seconds()
+    verdict = judge(ours, others, seconds=seconds)
+    if verdict == "wait":
+        return False
+    evidence = {
+        "canary": ours.described(),
+        "others": others.described(),
+        "seconds": round(seconds, 1),
+    }
+    others_there = [one for one in present if one.pk != canary.pk]
+    if verdict == "roll_back":
+        _take_back(endpoint, canary, others_there, evidence)
+    else:
+        _widen(endpoint, canary, others_there, evidence)
+    return True
+
+
+def _begin(
+    canary: Deployment, replicas: Iterable[Replica], serving: Mapping[str, int], now: datetime
+) -> None:
+    """Begin a step: keep what replicas have counted until now."""
+    canary.trial = {
+        "since": now.isoformat(),
+        "serving": dict(serving),
+        "counted": {
+            f"{replica.id}:{one.deployment_id}": [one.requests, one.failures, one.total_ns]
+            for replica in replicas
+            for one in replica.standings
+        },
+    }
+    canary.save(update_fields=["trial"])
+
+
+def _since(canary: Deployment, replicas: Iterable[Replica], deployments: Iterable[int]) -> Counted:
+    """Add up what replicas counted since the step began; one that began again counts from 0."""
+    wanted = set(deployments)
+    before = canary.trial.get("counted", {})
+    total = Counted()
+    for replica in replicas:
+        for one in replica.standings:
+            if one.deployment_id not in wanted:
+                continue
+            requests, failures, total_ns = before.get(
+                f"{replica.id}:{one.deployment_id}", (0, 0, 0)
+            )
+            if one.requests < requests:
+                requests = failures = total_ns = 0
+            total += Counted(
+                requests=one.requests - requests,
+                failures=max(0, one.failures - failures),
+                total_ns=max(0, one.total_ns - total_ns),
+            )
+    return total
+
+
+def _widen(
+    endpoint: Endpoint, canary: Deployment, others: list[Deployment], evidence: dict[str, Any]
+) -> None:
+    remember_split(endpoint, [canary, *others])
+    before = canary.weight
+    step = next((step for step in STEPS if step > before), FULL_WEIGHT)
+    # The next look takes down what is counted at the new weight.
+    canary.trial = {"begun": True} if step < FULL_WEIGHT else {}
+    if step == FULL_WEIGHT:
+        canary.role = DeploymentRole.LIVE
+    give_share(canary, step, others)
+    canary.save(update_fields=["trial"])
+    record_change(
+        _CANARY,
+        AuditAction.CANARY_WIDEN,
+        canary,
+        canary.serves,
+        before=before,
+        evidence=evidence,
+    )
+
+
+def _take_back(
+    endpoint: Endpoint, canary: Deployment, others: list[Deployment], evidence: dict[str, Any]
+) -> None:
+    remember_split(endpoint, [canary, *others])
+    before = canary.weight
+    canary.trial = {}
+    give_share(canary, 0, others)
+    canary.save(update_fields=["trial"])
+    record_change(
+        _CANARY,
+        AuditAction.CANARY_ROLL_BACK,
+        canary,
+        canary.serves,
+        before=before,
+        evidence=evidence,
+    )
