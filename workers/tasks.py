@@ -12,6 +12,7 @@ from registry.services.collection import collect_garbage
 from registry.services.direct import check_received
 from registry.services.quotas import recount_usage
 from registry.services.reinspection import reinspect_blobs
+from registry.services.shadows import gather_evidence
 from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
@@ -84,7 +85,8 @@ def check_uploads() -> None:
 
 @shared_task(name="workers.review_canaries")
 def review_canary_steps() -> None:
-    """Widen or take back the canaries that do so by themselves."""
+    """Add up what is known of shadows; widen or take back canaries that do so by themselves."""
+    gather_evidence()
     review_canaries()
 
 

@@ -88,7 +88,8 @@ class Deployment(models.Model):
     alias = models.CharField(max_length=255, blank=True)
     role = models.CharField(max_length=8, choices=DeploymentRole, default=DeploymentRole.LIVE)
     weight = models.PositiveSmallIntegerField(default=0)
-    # Of a canary that widens by itself: when its step began, and what was counted until then.
+    # What is known of a canary that widens by itself (when its step began, what was counted until
+    # then), or of a shadow (what it did beside the live version).
     trial = models.JSONField(
         default=dict, blank=True, db_default=models.Value({}, models.JSONField())
     )

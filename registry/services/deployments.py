@@ -35,6 +35,7 @@ from registry.services.catalog import (
     lock_repository,
 )
 from registry.services.compatibility import why_incompatible
+from registry.services.gate import evidence_of, require_allowed
 from registry.services.quotas import require_deployment_place
 from registry.services.texts import check_text, invalid_field
 from registry.services.versions import require_runnable
@@ -375,14 +376,17 @@ def split_traffic(
     return row
 
 
-def promote(*, actor: Actor, deployment: Deployment) -> Endpoint:
+def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> Endpoint:
     """Let a deployment answer everything; the others stay, for a roll-back, and answer by number.
 
+    A shadow is promoted on its evidence (`registry.services.gate`), or for a `reason`.
+
     Raises:
-        Conflict: what it serves cannot run now.
+        Conflict: what it serves cannot run now, or its evidence does not allow it.
 
     """
     require(actor, "maintain", deployment.endpoint.repository)
+    why = check_text("reason", reason, max_length=_MAX_REASON)
     with transaction.atomic():
         endpoint = _lock(deployment.endpoint)
         present = {one.pk: one for one in deployments_of(endpoint)}
@@ -394,13 +398,23 @@ def promote(*, actor: Actor, deployment: Deployment) -> Endpoint:
                 alias=promoted.alias,
             )
         require_runnable(promoted.serves)
+        answers = next((one for one in present.values() if one.weight), None)
+        require_allowed(promoted, answers, why)
+        evidence = evidence_of(promoted)
         remember_split(endpoint, present.values())
         for one in present.values():
             if one.pk != promoted.pk:
                 _set(one, weight=0)
         _set(promoted, weight=FULL_WEIGHT, role=DeploymentRole.LIVE)
         _touch(endpoint)
-        record_change(actor, AuditAction.DEPLOYMENT_PROMOTE, promoted, promoted.serves)
+        record_change(
+            actor,
+            AuditAction.DEPLOYMENT_PROMOTE,
+            promoted,
+            promoted.serves,
+            **({"reason": why} if why else {}),
+            **({"shadow": evidence.described()} if evidence else {}),
+        )
     return endpoint
 
 
@@ -495,8 +509,9 @@ def give_share(deployment: Deployment, weight: int, others: Sequence[Deployment]
 def _set(deployment: Deployment, *, weight: int, role: str | None = None) -> None:
     deployment.weight = weight
     deployment.role = role or deployment.role
-    if not weight or deployment.role != DeploymentRole.CANARY:
-        # Whoever takes a canary's requests away, or promotes it, ends its trial.
+    waits = deployment.role == DeploymentRole.CANARY and not weight
+    if waits or deployment.role == DeploymentRole.LIVE:
+        # Whoever takes a canary's requests away, or promotes something, ends its trial.
         deployment.trial = {}
     deployment.save(update_fields=["weight", "role", "trial"])
 

@@ -400,7 +400,7 @@ class DeployForm(forms.Form):
         choices=[
             ("live", _("Live: it answers its part of the requests")),
             ("canary", _("Canary: it answers a small part, on trial")),
-            ("shadow", _("Shadow: it answers nobody")),
+            ("shadow", _("Shadow: it gets copies of requests and answers nobody")),
         ],
         initial="live",
         widget=forms.RadioSelect,

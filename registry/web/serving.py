@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop
+from django.utils.translation import gettext_noop, pgettext_lazy
 
 from registry.models import AuditAction, Deployment, Endpoint, Event, Version, Visibility
+from registry.services.gate import evidence_of
 from registry.web.snippets import Snippet
 from registry.web.wording import DEPLOYMENT_ROLES
 
@@ -230,6 +231,29 @@ def _evidence(said: Any) -> str:
         "other_requests": others["requests"],
         "other_failures": others["failures"],
         "other_mean": others["mean_ms"],
+    }
+
+
+VERDICTS: Final = {
+    "allow": pgettext_lazy("verdict on a shadow", "may be promoted"),
+    "block": pgettext_lazy("verdict on a shadow", "agrees too seldom"),
+    "undecided": pgettext_lazy("verdict on a shadow", "not decided yet"),
+}
+VERDICT_TONES: Final = {"allow": "good", "block": "bad", "undecided": "now"}
+
+
+def shadow_of(deployment: Deployment) -> dict[str, Any] | None:
+    """Say what is known of a shadow; None of what is none."""
+    evidence = evidence_of(deployment)
+    if evidence is None:
+        return None
+    ratio = "?" if evidence.latency_ratio is None else f"{evidence.latency_ratio:.2f}"
+    return {
+        "words": _("%(agreed)s of %(compared)s alike, %(ratio)s of the time")
+        % {"agreed": evidence.agreed, "compared": evidence.compared, "ratio": ratio},
+        "verdict": VERDICTS[evidence.verdict],
+        "tone": VERDICT_TONES[evidence.verdict],
+        "needs_reason": evidence.verdict != "allow",
     }
 
 

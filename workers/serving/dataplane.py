@@ -41,6 +41,7 @@ from workers.serving.messages import (
 )
 from workers.serving.process import Described
 from workers.serving.router import Entry, Target
+from workers.serving.shadow import Shadows
 from workers.serving.shelf import Shelf
 from workers.serving.tables import NOBODY, Tables, secret_of
 
@@ -79,6 +80,7 @@ class DataPlane:
             memory_bytes=budget,
             arena_bytes=arena_bytes or settings.SERVING_MAX_BYTES,
         )
+        self.shadows = Shadows(self.fleet)
         self.replica = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self._loop = asyncio.get_running_loop()
         self._entries: dict[str, Entry] = {}
@@ -103,6 +105,7 @@ class DataPlane:
         """Finish what is there, then end all models."""
         self.refuse_new()
         self._tables.stop()
+        self.shadows.stop()
         for task in [*self._changing.values(), self._reporter]:
             if task is not None:
                 task.cancel()
@@ -262,6 +265,7 @@ class DataPlane:
         work = Work("run", caller, request.deadline, future, request.inputs)
         self.fleet.submit(served, work)
         answer = await future
+        self.shadows.follow(entry, target, work, answer)
         outputs = answer.outputs
         if request.outputs:
             outputs = _only(outputs, request.outputs)
@@ -327,7 +331,9 @@ class DataPlane:
             rows=len(rows),
         )
         self.fleet.submit(served, work)
-        return target, await future
+        answer = await future
+        self.shadows.follow(self._entries.get(model.lower()), target, work, answer)
+        return target, answer
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -483,7 +489,9 @@ class DataPlane:
             "memory_bytes": self.fleet.held_bytes,
             "memory_limit_bytes": self.fleet.memory_bytes,
             "models": [
-                _status_of(entry, one) for entry in self._entries.values() for one in entry.targets
+                {**_status_of(entry, one), "shadow": self.shadows.counted(one.deployed.id)}
+                for entry in self._entries.values()
+                for one in entry.targets
             ],
         }
 

@@ -39,6 +39,10 @@ class Entry:
             one for one in self.targets if one.deployed.role in _TRAFFIC and one.deployed.weight > 0
         ]
 
+    @property
+    def shadows(self) -> list[Target]:
+        return [one for one in self.targets if one.deployed.role == "shadow"]
+
     def activate(self, targets: list[Target]) -> None:
         self.active = targets
         self._bounds = list(accumulate(one.deployed.weight for one in targets))

@@ -120,6 +120,7 @@ class Deployment(TypedDict):
     role: str
     weight: int
     widens: bool
+    shadow: dict[str, Any] | None
     options: dict[str, Any]
     created_by: str | None
     created_at: str

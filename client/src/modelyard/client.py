@@ -317,10 +317,13 @@ class Client:
         path = f"{self._endpoint(name)}/traffic"
         return read_as(Endpoint, self.transport.call("PUT", path, body=body))
 
-    def promote(self, name: str, deployment: int) -> Endpoint:
-        """Let one deployment answer everything; the others stay, for a roll-back."""
+    def promote(self, name: str, deployment: int, *, reason: str = "") -> Endpoint:
+        """Let one deployment answer everything; the others stay, for a roll-back.
+
+        A shadow whose evidence does not allow it takes a reason.
+        """
         path = f"{self._endpoint(name)}/deployments/{int(deployment)}/promote"
-        return read_as(Endpoint, self.transport.call("POST", path))
+        return read_as(Endpoint, self.transport.call("POST", path, body={"reason": reason}))
 
     def roll_back(self, name: str) -> Endpoint:
         """Split the traffic as it was before it last changed."""

@@ -925,6 +925,19 @@ class Traffic(Body):
     )
 
 
+class ShadowEvidence(Answer):
+    """Copies of requests, how many were answered alike, and whether that allows to promote it."""
+
+    compared: int
+    agreed: int
+    failed: int
+    agreement: float | None
+    latency_ratio: float | None = Field(
+        description="How long it computes, as a share of what the live version takes."
+    )
+    verdict: Literal["allow", "block", "undecided"]
+
+
 class Deployment(Answer):
     """`version` is what it serves now, null where its alias points at nothing."""
 
@@ -934,9 +947,18 @@ class Deployment(Answer):
     role: DeploymentRole
     weight: int
     widens: bool = Field(description="Whether it is a canary that is widening by itself.")
+    shadow: ShadowEvidence | None = Field(
+        description="What a shadow did beside the version that answers."
+    )
     options: ServingOptions
     created_by: str | None
     created_at: datetime
+
+
+class Promotion(Body):
+    reason: str = Field(
+        "", description="Promotes a shadow whose evidence does not allow it, and says why."
+    )
 
 
 class Endpoint(Answer):

@@ -17,6 +17,7 @@ from registry.models import (
     Delivery,
     DeliveryState,
     Deployment,
+    DeploymentRole,
     Derivative,
     DirectUpload,
     Endpoint,
@@ -38,6 +39,7 @@ from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.deletion import Deleted
 from registry.services.direct import parts_count
 from registry.services.estimates import Estimate, Figure
+from registry.services.gate import evidence_of
 from registry.services.quotas import QUOTAS, Quota, why_waiting
 from registry.services.replicas import Replica
 
@@ -454,13 +456,15 @@ def endpoint_body(endpoint: Endpoint, deployments: Iterable[Deployment]) -> Row:
 
 
 def deployment_body(row: Deployment) -> Row:
+    evidence = evidence_of(row)
     return {
         "id": row.pk,
         "version": row.serves.number if row.serves else None,
         "alias": row.alias or None,
         "role": row.role,
         "weight": row.weight,
-        "widens": bool(row.trial),
+        "widens": row.role == DeploymentRole.CANARY and bool(row.trial),
+        "shadow": evidence.described() if evidence else None,
         "options": read_options(row.options).model_dump(mode="json"),
         "created_by": row.created_by.username if row.created_by else None,
         "created_at": row.created_at,

@@ -18,7 +18,7 @@ from registry.services import catalog, deployments
 from registry.services.replicas import standing_of
 from registry.web.forms import DeployForm, show_refusal
 from registry.web.refusals import words_of
-from registry.web.serving import calls, history_of, name_of
+from registry.web.serving import calls, history_of, name_of, shadow_of
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
@@ -83,6 +83,7 @@ def _shown(row: Deployment) -> dict[str, Any]:
     return {
         "row": row,
         "name": name_of(row),
+        "shadow": shadow_of(row),
         "options": [(fields[name].label, value) for name, value in changed.items()],
     }
 
@@ -128,7 +129,8 @@ def _changes(request: HttpRequest, endpoint: Endpoint) -> Mapping[str, Callable[
         return _("The traffic is split anew.")
 
     def promote() -> str:
-        deployments.promote(actor=actor, deployment=deployment())
+        reason = request.POST.get("reason", "")
+        deployments.promote(actor=actor, deployment=deployment(), reason=reason)
         return _("Promoted: it answers everything now.")
 
     def undeploy() -> str:

@@ -122,8 +122,12 @@ def test_a_shadow_answers_nobody_until_it_is_promoted(api):
     assert split(api)[1] == ("live", 100)
     weights = {"weights": {str(shadow["id"]): 100}}
     problem_of(api.put(f"{ENDPOINT}/traffic", weights), 400, "not_allowed")
-    api.post(f"{ENDPOINT}/deployments/{shadow['id']}/promote")
+    promote = f"{ENDPOINT}/deployments/{shadow['id']}/promote"
+    problem_of(api.post(promote), 409, "shadow_undecided")
+    assert api.post(promote, {"reason": "Tried elsewhere."}).status_code == 200
     assert split(api) == {2: ("live", 100), 1: ("live", 0)}
+    said = Event.objects.get(action="deployment.promote").data
+    assert (said["reason"], said["shadow"]["compared"]) == ("Tried elsewhere.", 0)
     assert first["weight"] == 100
 
 

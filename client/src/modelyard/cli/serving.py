@@ -164,12 +164,13 @@ def split(session: Session, *, name: str, parts: tuple[str, ...]) -> None:
 @endpoint.command()
 @click.argument("name")
 @click.argument("version")
+@click.option("--reason", default="", help="Why, though a shadow's evidence does not allow it.")
 @shared_options
-def promote(session: Session, *, name: str, version: str) -> None:
+def promote(session: Session, *, name: str, version: str, reason: str) -> None:
     """Let a deployment answer everything; the others stay, for a roll-back."""
     with session.client() as client:
         number = _number_of(client.endpoint(name), version)
-        _answer(session, client.promote(name, number))
+        _answer(session, client.promote(name, number, reason=reason))
 
 
 @endpoint.command("roll-back")

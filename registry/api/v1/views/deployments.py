@@ -212,7 +212,11 @@ class DeploymentPromote(EndpointResource):
         "promote_deployment",
         "Let a deployment answer all requests; the others stay, for a roll-back.",
         {200: schemas.Endpoint},
+        body=schemas.Promotion,
         gives=("ETag",),
     )
     def post(self, request: Request, **_: str) -> Response:
-        return _answer(deployments.promote(actor=self.actor, deployment=self.deployment()))
+        reason = self.body(schemas.Promotion).reason
+        return _answer(
+            deployments.promote(actor=self.actor, deployment=self.deployment(), reason=reason)
+        )

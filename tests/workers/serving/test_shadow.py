@@ -1,0 +1,103 @@
+"""Shadows: copies of live requests, answers held against each other, nobody who waits for it."""
+
+import asyncio
+import time
+
+import numpy as np
+import orjson
+import pytest
+
+from tests.workers.serving import yard as y
+from workers.serving.batcher import Answer
+from workers.serving.messages import Tensor
+from workers.serving.shadow import agree
+
+
+async def _compared(plane, deployed):
+    await y.until(lambda: plane.shadows.counted(deployed.id))
+    await y.until(lambda: plane.shadows.counted(deployed.id)[0]["compared"] > 0)
+    return plane.shadows.counted(deployed.id)[0]
+
+
+@pytest.mark.parametrize(("factor", "agrees"), [(2.0, True), (2.02, True), (3.0, False)])
+def test_a_shadow_is_asked_the_same_and_answers_nobody(yard, factor, agrees):
+    async def go():
+        live = yard.version("a/double", 1, y.linear())
+        shadow = yard.version("a/double", 2, y.linear(factor), role="shadow", weight=0)
+        yard.route("a/double", live, shadow)
+        async with yard.plane() as plane:
+            while not plane.shadows.counted(shadow.id):
+                response, (answer,) = await y.ask(plane, "a/double", y.floats([[1, 2]]))
+                assert (response.version, answer.tolist()) == ("1", [[2, 4]])
+                await asyncio.sleep(0)
+            found = await _compared(plane, shadow)
+            assert (found["version_id"], found["beside_version_id"]) == (
+                shadow.version_id,
+                live.version_id,
+            )
+            assert found["agreed"] == (found["compared"] if agrees else 0)
+            assert found["shadow_ns"] > 0
+            (said,) = [one for one in plane.status()["models"] if one["role"] == "shadow"]
+            assert said["shadow"][0]["version_id"] == shadow.version_id
+
+    asyncio.run(go())
+
+
+def test_a_shadow_that_fails_or_hangs_hurts_nobody(yard):
+    async def go():
+        live = yard.version("a/gather", 1, y.linear(width=1))
+        shadow = yard.version("a/gather", 2, y.looping(), role="shadow", weight=0, deadline_ms=200)
+        yard.route("a/gather", live, shadow)
+        async with yard.plane() as plane:
+            while not plane.shadows.counted(shadow.id):
+                _, (answer,) = await y.ask(plane, "a/gather", y.floats([[2000.0]]))
+                assert answer.tolist() == [[4000.0]]
+                await asyncio.sleep(0)
+            began = time.monotonic()
+            _, (answer,) = await y.ask(plane, "a/gather", y.floats([[2000.0]]))
+            assert answer.tolist() == [[4000.0]]
+            assert time.monotonic() - began < 10
+            found = await _compared(plane, shadow)
+            assert (found["failed"], found["agreed"]) == (found["compared"], 0)
+
+    asyncio.run(go())
+
+
+def answered(array, datatype="FP32"):
+    array = np.asarray(array, {"FP32": np.float32, "FP16": np.float16, "INT64": np.int64}[datatype])
+    return Answer(1, 0, 0, [Tensor("y", datatype, array.shape, array.tobytes())])
+
+
+def said(rows):
+    return Answer(1, 0, 0, payload=orjson.dumps(rows))
+
+
+LONG = np.linspace(-1, 1, 64, dtype=np.float32)[None]
+
+
+@pytest.mark.parametrize(
+    ("verb", "live", "shadow", "labels", "expected"),
+    [
+        ("run", answered([[1, 5, 2]]), answered([[0, 9, 8]]), 3, True),
+        ("run", answered([[1, 5, 2]]), answered([[6, 5, 2]]), 3, False),
+        ("run", answered([[1, 5, 2]]), answered([[0, 9, 8]]), 0, False),
+        ("run", answered([1.0]), answered([1.04]), 0, True),
+        ("run", answered([[1.0]]), answered([[1.0]], "FP16"), 0, True),
+        ("run", answered([[1.0]]), answered([[1.0, 2.0]]), 0, False),
+        ("run", answered([np.nan]), answered([np.nan]), 0, False),
+        ("run", answered([1], "INT64"), answered([2], "INT64"), 0, False),
+        ("run", answered(LONG), answered(LONG * 3), 0, True),
+        ("run", answered(LONG), answered(-LONG), 0, False),
+        ("run", answered(LONG), answered(LONG * 0), 0, False),
+        ("rows", said([{"label_index": 1, "score": 0.9}]), said([{"label_index": 1}]), 0, True),
+        ("rows", said([{"label_index": 1}]), said([{"label_index": 2}]), 0, False),
+        ("rows", said([{"y": [1.0, 2.0]}]), said([{"y": [1.01, 2.0]}]), 0, True),
+        ("rows", said([{"y": "a"}]), said([{"y": "b"}]), 0, False),
+        ("rows", said([{"y": 1}]), said([{"z": 1}]), 0, False),
+        ("rows", said([{"e": LONG[0].tolist()}]), said([{"e": (2 * LONG[0]).tolist()}]), 0, True),
+        ("texts", Answer(1, 0, 0, vectors=LONG), Answer(1, 0, 0, vectors=LONG * 2), 0, True),
+        ("texts", Answer(1, 0, 0, vectors=LONG), Answer(1, 0, 0, vectors=-LONG), 0, False),
+    ],
+)
+def test_answers_agree(verb, live, shadow, labels, expected):
+    assert agree(verb, live, shadow, labels=labels) is expected

@@ -1,0 +1,190 @@
+"""Shadows: a copy of live requests goes to deployments that answer nobody, and is held against.
+
+A copy is sent only while neither the shadow nor the version that answered has anything to do, one
+at a time for each shadow, and after the caller has the answer: so nobody waits for it.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from registry.errors import RegistryError
+from workers.serving.batcher import Answer, Work
+from workers.serving.fleet import Fleet, Served
+from workers.serving.messages import Tensor
+from workers.serving.router import Entry, Target
+
+# Vectors agree from here on; numbers within so much of each other.
+LEAST_COSINE = 0.99
+RELATIVE, ABSOLUTE = 0.05, 0.01
+# From so many numbers in a row on, the row is a vector with a direction.
+_LONG = 32
+_CALLER = "shadow"
+_DEADLINE_SECONDS = 30.0
+_FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What a shadow did beside one version: how many requests, how many alike, in what time."""
+
+    compared: int = 0
+    agreed: int = 0
+    failed: int = 0
+    live_ns: int = 0
+    shadow_ns: int = 0
+
+
+class Shadows:
+    """Sends the copies of one server, and counts what came of them."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._found: dict[tuple[int, int, int], Comparison] = {}
+        self._flying: dict[int, asyncio.Task[None]] = {}
+
+    def follow(self, entry: Entry | None, target: Target, work: Work, answer: Answer) -> None:
+        """Send a copy of a request that was answered to the shadows of its endpoint."""
+        for shadow in entry.shadows if entry is not None else ():
+            if shadow.served is not target.served and self._may_fly(shadow, target):
+                self._flying[shadow.deployed.id] = asyncio.get_running_loop().create_task(
+                    self._fly(shadow, target, work, answer)
+                )
+
+    def _may_fly(self, shadow: Target, target: Target) -> bool:
+        served = shadow.served
+        if not served.is_ready:
+            if served.loading is None and not served.put_away and self._fleet.fits(served):
+                now = time.monotonic()
+                if now >= served.again_at:
+                    self._fleet.wake(served)
+            return False
+        flight = self._flying.get(shadow.deployed.id)
+        if flight is not None and not flight.done():
+            return False
+        return not served.batcher.pending and not target.served.batcher.pending
+
+    async def _fly(self, shadow: Target, target: Target, work: Work, answer: Answer) -> None:
+        found = self._comparison(shadow, target)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        copy = Work(
+            work.verb,
+            _CALLER,
+            time.monotonic() + _DEADLINE_SECONDS,
+            future,
+            work.tensors,
+            work.payload,
+            rows=work.rows,
+        )
+        try:
+            self._fleet.submit(shadow.served, copy)
+            own = await future
+        except RegistryError:
+            found.compared += 1
+            found.failed += 1
+            return
+        labels = len(_labels(target.served))
+        found.compared += 1
+        found.agreed += agree(work.verb, answer, own, labels=labels)
+        found.live_ns += answer.compute_ns
+        found.shadow_ns += own.compute_ns
+
+    def _comparison(self, shadow: Target, target: Target) -> Comparison:
+        key = shadow.deployed.id, shadow.deployed.version_id, target.deployed.version_id
+        return self._found.setdefault(key, Comparison())
+
+    def counted(self, deployment_id: int) -> list[dict[str, int]]:
+        """Say what one shadow did beside each version, since this server started."""
+        return [
+            {
+                "version_id": version,
+                "beside_version_id": beside,
+                "compared": one.compared,
+                "agreed": one.agreed,
+                "failed": one.failed,
+                "live_ns": one.live_ns,
+                "shadow_ns": one.shadow_ns,
+            }
+            for (deployment, version, beside), one in self._found.items()
+            if deployment == deployment_id
+        ]
+
+    def stop(self) -> None:
+        for flight in self._flying.values():
+            flight.cancel()
+
+
+def _labels(served: Served) -> Sequence[str]:
+    return served.described.labels if served.described else ()
+
+
+# --- Agreement -----------------------------------------------------------------------------------
+
+
+def agree(verb: str, live: Answer, shadow: Answer, *, labels: int) -> bool:
+    """Say whether two answers to one request come to the same.
+
+    Classes by the best one, vectors by their direction, other numbers within a tolerance.
+    """
+    if verb == "rows":
+        return _values_agree(orjson.loads(live.payload), orjson.loads(shadow.payload))
+    if live.vectors is not None and shadow.vectors is not None:
+        return _vectors_agree(live.vectors, shadow.vectors)
+    others = {one.name: one for one in shadow.outputs}
+    return all(
+        one.name in others and _tensors_agree(one, others[one.name], labels=labels)
+        for one in live.outputs
+    )
+
+
+def _tensors_agree(live: Tensor, shadow: Tensor, *, labels: int) -> bool:
+    if live.shape != shadow.shape:
+        return False
+    if live.datatype not in _FLOATS or shadow.datatype not in _FLOATS:
+        return live.datatype == shadow.datatype and bytes(live.data) == bytes(shadow.data)
+    ours, theirs = _read(live), _read(shadow)
+    if labels > 1 and live.shape[1:] == (labels,):
+        return bool((ours.argmax(1) == theirs.argmax(1)).all())
+    if ours.ndim > 1 and math.prod(live.shape[1:]) >= _LONG:
+        return _vectors_agree(ours, theirs)
+    return bool(np.allclose(ours, theirs, rtol=RELATIVE, atol=ABSOLUTE))
+
+
+def _read(tensor: Tensor) -> Floats:
+    return np.frombuffer(tensor.data, _FLOATS[tensor.datatype]).reshape(tensor.shape)
+
+
+def _vectors_agree(live: Floats, shadow: Floats) -> bool:
+    if live.shape != shadow.shape:
+        return False
+    ours = live.reshape(len(live), -1).astype(np.float64)
+    theirs = shadow.reshape(len(shadow), -1).astype(np.float64)
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosines = (ours * theirs).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return bool((cosines >= LEAST_COSINE).all())
+
+
+def _values_agree(live: Any, shadow: Any) -> bool:
+    """Compare what is said of rows of fields."""
+    if isinstance(live, dict) and isinstance(shadow, dict):
+        if "label_index" in live:
+            return bool(live["label_index"] == shadow.get("label_index"))
+        return live.keys() == shadow.keys() and all(
+            _values_agree(live[name], shadow[name]) for name in live
+        )
+    if isinstance(live, list) and isinstance(shadow, list):
+        if len(live) >= _LONG and all(isinstance(one, float) for one in (*live, *shadow)):
+            return _vectors_agree(np.array([live]), np.array([shadow]))
+        return len(live) == len(shadow) and all(map(_values_agree, live, shadow))
+    if isinstance(live, int | float) and isinstance(shadow, int | float):
+        return math.isclose(live, shadow, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    return bool(live == shadow)
