@@ -1,0 +1,173 @@
+"""Versions that are no ONNX file: exported once, decoded, or run by torch; the same answers."""
+
+import asyncio
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+
+from registry.errors import Invalid
+from tests.workers.ml import little
+from tests.workers.serving import yard as y
+from workers.ml import myz
+from workers.ml.formats import open_model
+from workers.ml.infer.runtime import load_runtime
+from workers.ml.probes import NOWHERE, SENTENCES
+from workers.serving.messages import Tensor
+
+# Each exports a model, which takes seconds.
+pytestmark = pytest.mark.slow
+
+PATIENT = {"deadline_ms": 600_000}
+
+
+def files_of(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def torch_says(folder, rows):
+    return load_runtime(open_model(folder), device="cpu", threads=1).run(rows, NOWHERE)
+
+
+def images(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 28, 28)).astype(np.uint8)
+
+
+async def served(plane, name):
+    await plane.load(y.ALICE, name)
+    return (await plane.model_metadata(y.ALICE, name, "")).platform
+
+
+def until():
+    return time.monotonic() + 600
+
+
+@pytest.mark.parametrize(
+    ("runtime", "platform"), [("auto", "onnxruntime_onnx"), ("torch", "pytorch")]
+)
+def test_a_torch_classifier_answers_as_torch_does(tmp_path, yard, runtime, platform):
+    folder = little.write_cnn(tmp_path / "cnn")
+    image = images(5)
+    expected = torch_says(folder, {"image": image})
+    labels = open_model(folder).labels
+
+    async def go():
+        yard.route("a/cnn", yard.version("a/cnn", 1, files_of(folder), runtime=runtime, **PATIENT))
+        async with yard.plane() as plane:
+            assert await served(plane, "a/cnn") == platform
+            tensor = Tensor("image", "UINT8", image.shape, image.tobytes())
+            _, (logits,) = await y.ask(plane, "a/cnn", tensor)
+            assert np.allclose(logits, expected, atol=1e-4)
+            rows = [{"image": one.tolist()} for one in image]
+            said = await plane.predict(y.ALICE, "a/cnn", "", rows, until())
+            assert [row["label"] for row in said.rows] == [labels[at] for at in expected.argmax(1)]
+            with pytest.raises(Invalid, match="28 x 28"):
+                await plane.predict(y.ALICE, "a/cnn", "", [{"image": [1, 2, 300]}], until())
+        assert len(list((yard.root / "serving" / "exports").glob("*.onnx"))) == (runtime == "auto")
+
+    asyncio.run(go())
+
+
+def test_an_export_is_made_once(tmp_path, yard):
+    folder = little.write_cnn(tmp_path / "cnn")
+
+    async def go():
+        yard.route("a/cnn", yard.version("a/cnn", 1, files_of(folder), **PATIENT))
+        exports = yard.root / "serving" / "exports"
+        async with yard.plane() as plane:
+            await served(plane, "a/cnn")
+        (made,) = exports.glob("*.onnx")
+        before = made.stat()
+        async with yard.plane() as plane:
+            await served(plane, "a/cnn")
+        assert made.stat().st_mtime_ns == before.st_mtime_ns
+
+    asyncio.run(go())
+
+
+def test_a_coded_version_is_served(tmp_path, yard):
+    folder = little.write_cnn(tmp_path / "cnn")
+    image = images(3)
+    expected = torch_says(folder, {"image": image})
+    myz.pack_folder(folder)
+    assert not (folder / "model.safetensors").exists()
+
+    async def go():
+        yard.route("a/cnn", yard.version("a/cnn", 1, files_of(folder), **PATIENT))
+        async with yard.plane() as plane:
+            await served(plane, "a/cnn")
+            tensor = Tensor("image", "UINT8", image.shape, image.tobytes())
+            _, (logits,) = await y.ask(plane, "a/cnn", tensor)
+            assert np.allclose(logits, expected, atol=1e-4)
+
+    asyncio.run(go())
+
+
+def test_an_lstm_reads_words(tmp_path, yard):
+    folder = little.write_lstm(tmp_path / "lstm")
+    texts = ["the cat and the dog", "one two three", "snow", ""]
+    expected = torch_says(folder, {"text": texts})
+    labels = open_model(folder).labels
+
+    async def go():
+        yard.route("a/lstm", yard.version("a/lstm", 1, files_of(folder), **PATIENT))
+        async with yard.plane() as plane:
+            await served(plane, "a/lstm")
+            rows = [{"text": text} for text in texts]
+            said = await plane.predict(y.ALICE, "a/lstm", "", rows, until())
+            assert [row["label"] for row in said.rows] == [labels[at] for at in expected.argmax(1)]
+
+    asyncio.run(go())
+
+
+def test_an_encoder_makes_the_vectors_that_torch_makes(tmp_path, yard):
+    folder = little.write_encoder(tmp_path / "encoder")
+    texts = [*SENTENCES[:9], "a", "the " * 40]
+    expected = torch_says(folder, {"text": texts})
+
+    async def go():
+        yard.route("a/lm", yard.version("a/lm", 1, files_of(folder), **PATIENT))
+        async with yard.plane() as plane:
+            await served(plane, "a/lm")
+            together = await plane.embed(y.ALICE, "a/lm", "", texts, None, until())
+            assert np.allclose(together.vectors, expected, atol=1e-4)
+            apart = await asyncio.gather(
+                *(plane.embed(y.ALICE, "a/lm", "", [text], None, until()) for text in texts)
+            )
+            assert np.allclose(np.concatenate([one.vectors for one in apart]), expected, atol=1e-4)
+            assert sum(one.tokens for one in apart) == together.tokens
+            short = await plane.embed(y.ALICE, "a/lm", "", texts[:1], 4, until())
+            assert short.vectors.shape == (1, 4)
+            assert math.isclose(float(np.linalg.norm(short.vectors)), 1.0, rel_tol=1e-5)
+            with pytest.raises(Invalid, match="dimensions"):
+                await plane.embed(y.ALICE, "a/lm", "", texts[:1], 4096, until())
+            with pytest.raises(Invalid, match="token numbers"):
+                await plane.embed(y.ALICE, "a/lm", "", [[10**9]], None, until())
+            json.dumps(await plane.model_config(y.ALICE, "a/lm", ""))
+
+    asyncio.run(go())
+
+
+def test_an_exported_program_is_served(tmp_path, yard):
+    digits = little.write_digits(tmp_path / "digits")
+    folder = tmp_path / "program"
+    little.write_program(folder, digits)
+    (folder / "model.onnx").unlink()
+    image = images(4)
+    expected = torch_says(folder, {"image": image})
+
+    async def go():
+        yard.route("a/own", yard.version("a/own", 1, files_of(folder), **PATIENT))
+        async with yard.plane() as plane:
+            await served(plane, "a/own")
+            rows = [{"image": one.tolist()} for one in image]
+            said = await plane.predict(y.ALICE, "a/own", "", rows, until())
+            assert [row["label_index"] for row in said.rows] == expected.argmax(1).tolist()
+
+    asyncio.run(go())
