@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
-APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "courier", "beat"}
+APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "courier", "beat", "serving"}
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def test_secrets_are_files(compose):
     assert all(set(secret) == {"file"} for secret in compose["secrets"].values())
 
 
-def test_only_the_web_is_published(compose):
+def test_only_the_web_and_the_models_are_published(compose):
     published = {name for name, service in compose["services"].items() if "ports" in service}
-    assert published == {"web"}
+    assert published == {"web", "serving"}
     assert compose["networks"]["inside"]["internal"] is True
     assert {
         name
         for name, service in compose["services"].items()
         if set(service["networks"]) != {"inside"}
-    } == {"web", "courier"}
+    } == {"web", "courier", "serving"}
 
 
 def test_no_job_runs_where_there_is_a_way_out(compose):

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
 
@@ -21,6 +22,7 @@ PATIENCE_SECONDS = 5.0
 _UNROUTED_SECONDS = 30.0
 _TICK_SECONDS = 1.0
 _AT_ONCE = 2
+_LAYERS = 4
 _LONGEST_PAUSE_SECONDS = 60.0
 # A process that lived so long was well: the next one is started at once.
 _WELL_SECONDS = 30.0
@@ -94,10 +96,12 @@ class Fleet:
     def __init__(self, shelf: Shelf, *, memory_bytes: int, arena_bytes: int) -> None:
         self.memory_bytes = memory_bytes
         self._arena_bytes = arena_bytes
-        self._shelf = shelf
+        self.shelf = shelf
         self._known: dict[Key, Served] = {}
         self._routed: frozenset[Key] = frozenset()
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        # Exports may wait in them for minutes; tokens are looked up in other threads.
+        self._layers = ThreadPoolExecutor(_LAYERS, thread_name_prefix="shelf")
         self._closing = False
         self._processes: set[ModelProcess] = set()
         self._clock = asyncio.get_running_loop().create_task(self._tick())
@@ -185,7 +189,7 @@ class Fleet:
             served.put_away = False
             served.state = State.LOADING
             served.loading_since = time.monotonic()
-            served.expected_seconds = self._shelf.expected_seconds(served.deployed)
+            served.expected_seconds = self.shelf.expected_seconds(served.deployed)
             served.loading = asyncio.get_running_loop().create_task(self._load(served))
         return served.loading
 
@@ -212,14 +216,16 @@ class Fleet:
             if pause > 0:
                 await asyncio.sleep(pause)
             if served.laid is None:
-                served.laid = await asyncio.to_thread(self._shelf.lay_out, served.deployed)
+                served.laid = await asyncio.get_running_loop().run_in_executor(
+                    self._layers, self.shelf.lay_out, served.deployed
+                )
             async with self._gate:
                 began = time.monotonic()
                 self._make_room(_estimate(served), beside=served)
                 process = await self._open(served, served.laid)
                 served.memory_bytes = await asyncio.to_thread(process.held_bytes)
             seconds = time.monotonic() - began
-            self._shelf.record_seconds(served.deployed, seconds)
+            self.shelf.record_seconds(served.deployed, seconds)
         except (RegistryError, TimeoutError, OSError) as error:
             self._give_up(served, error)
         except Exception as error:
@@ -373,7 +379,7 @@ class Fleet:
     def _clear(self, served: Served) -> None:
         laid, served.laid = served.laid, None
         if laid is not None:
-            asyncio.get_running_loop().run_in_executor(None, self._shelf.clear, laid.folder)
+            asyncio.get_running_loop().run_in_executor(None, self.shelf.clear, laid.folder)
 
     async def close(self, *, grace_seconds: float) -> None:
         """Finish what waits, then end every process."""
@@ -384,6 +390,8 @@ class Fleet:
             if not any(served.batcher.pending for served in self.all):
                 break
             await asyncio.sleep(0.02)
+        self.shelf.stop()
+        self._layers.shutdown(wait=False, cancel_futures=True)
         for served in self.all:
             if served.loading is not None:
                 served.loading.cancel()

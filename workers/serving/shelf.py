@@ -4,16 +4,20 @@ serving/models/{number}/version/   what a model's process reads, for as long as 
 serving/exports/{digest}.onnx      what torch models were exported to; a restart finds it again
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +37,7 @@ _NO_GRAPH = ".torch"
 # How long a start took, once there was a graph.
 _SECONDS = ".seconds"
 _GRAPH_SECONDS, _EXPORT_TAKES = 3.0, 60.0
+_LOCK = "lock"
 _REPORT_BYTES = 64 * 1024
 _COMMAND = (sys.executable, "-m", "workers.serving.prepare")
 
@@ -49,17 +54,18 @@ class Laid(NamedTuple):
 
 
 class Shelf:
-    """Lays versions out below one folder, which no other server uses."""
+    """Lays versions out below a folder of its own."""
 
     def __init__(self, root: Path, storage: Storage) -> None:
-        self._models, self._exports = root / "models", root / "exports"
+        self._exports = root / "exports"
         self._storage = storage
         self._numbers = itertools.count(1)
         # An export takes all of a core for seconds, and memory: one after the other.
         self._exporting = threading.Lock()
-        shutil.rmtree(self._models, ignore_errors=True)
-        for folder in (self._models, self._exports):
-            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._export_process: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self._exports.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._models, self._lock = _own_folder(root / "models")
 
     def lay_out(self, deployed: Deployed) -> Laid:
         """Put the version's files in place, and export what is no graph.
@@ -79,6 +85,12 @@ class Shelf:
         except BaseException:
             self.clear(folder)
             raise
+
+    def stop(self) -> None:
+        """Give up the export that is being made, and those that wait."""
+        self._stopping = True
+        if (process := self._export_process) is not None:
+            sandbox.stop_group(process, signal.SIGKILL)
 
     def clear(self, folder: Path) -> None:
         shutil.rmtree(folder.parent, ignore_errors=True)
@@ -127,6 +139,8 @@ class Shelf:
 
     def _export(self, folder: Path, kept: Path) -> bool:
         """Have the version exported in a process of its own; give whether there is a graph now."""
+        if self._stopping:
+            raise Unavailable("The server is stopping; try again.", code="stopping")
         own = folder / "out"
         own.mkdir(mode=0o700)
         sandbox.hand_over(folder, [own])
@@ -138,6 +152,7 @@ class Shelf:
             | {"HOME": str(own), "TMPDIR": str(own)},
             limits=sandbox.Limits(cpu_seconds=int(EXPORT_SECONDS)),
         )
+        self._export_process = process
         try:
             _, errors = process.communicate(timeout=EXPORT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -145,10 +160,13 @@ class Shelf:
         finally:
             sandbox.stop_group(process, signal.SIGKILL)
             process.communicate()
+            self._export_process = None
+        if self._stopping:
+            raise Unavailable("The server is stopping; try again.", code="stopping")
         report = _read_report(own / "report.json")
         made = own / "model.onnx"
         if report.get("onnx") is True and made.is_file() and not made.is_symlink():
-            partial = kept.with_suffix(".partial")
+            partial = kept.with_suffix(f".{self._models.name}")
             shutil.copyfile(made, partial, follow_symlinks=False)
             partial.replace(kept)
             self._prune_exports()
@@ -168,6 +186,24 @@ class Shelf:
         found = sorted(self._exports.glob("*.onnx"), key=lambda file: file.stat().st_mtime)
         for old in found[:-_MAX_EXPORTS]:
             old.unlink(missing_ok=True)
+
+
+def _own_folder(parent: Path) -> tuple[Path, int]:
+    """Make a folder that is ours while the lock in it is; remove those that are nobody's."""
+    parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for old in parent.iterdir():
+        with suppress(OSError):
+            lock = os.open(old / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+            finally:
+                os.close(lock)
+    own = parent / uuid.uuid4().hex
+    own.mkdir(mode=0o711)
+    lock = os.open(own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return own, lock
 
 
 def _graph_in(files: Iterable[ServedFile]) -> str | None:

@@ -13,6 +13,7 @@ from registry.errors import (
     DeadlineExceeded,
     Invalid,
     NotFound,
+    NotLoaded,
     RateLimited,
     RegistryError,
     Unavailable,
@@ -369,6 +370,22 @@ def test_a_model_that_nobody_calls_falls_asleep_and_is_woken(yard):
             await y.until(lambda: served.state is State.ASLEEP)
             assert plane.fleet.held_bytes == 0
             assert (await y.ask(plane, "a/m", y.floats([[1]])))[1][0].tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+def test_who_calls_a_model_that_takes_long_to_load_is_told_how_long(yard):
+    async def go():
+        deployed = yard.version("a/m", 1, y.linear(), idle_seconds=1)
+        yard.route("a/m", deployed)
+        async with yard.plane() as plane:
+            plane.fleet.shelf.record_seconds(deployed, 61.5)
+            with pytest.raises(NotLoaded) as refused:
+                await y.ask(plane, "a/m", y.floats([[1]]))
+            assert 60 < refused.value.retry_after <= 62
+            await plane.load(y.ALICE, "a/m")
+            assert (await y.ask(plane, "a/m", y.floats([[1]])))[1][0].tolist() == [[2]]
+            assert plane.fleet.shelf.expected_seconds(deployed) < 30
 
     asyncio.run(go())
 
