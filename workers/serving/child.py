@@ -196,6 +196,8 @@ class Server:
                 reply = _said(error)
             except MemoryError:
                 reply = _said(Invalid("The batch needs too much memory.", code="out_of_memory"))
+            except Exception as error:  # noqa: BLE001 - one odd request must not end the process
+                reply = _said(_refusal(error))
             self._say(reply)
 
     def _say(self, reply: list[Any]) -> None:

@@ -321,13 +321,21 @@ class DataPlane:
     ) -> tuple[Target, Answer]:
         target = await self._target(actor, model, version)
         served = target.served
+        try:
+            payload = orjson.dumps(rows)
+        except TypeError as error:
+            raise Invalid(
+                "The rows hold a value that cannot be passed on: {problem}",
+                code="bad_input",
+                problem=error,
+            ) from error
         future: asyncio.Future[Answer] = self._loop.create_future()
         work = Work(
             verb,
             _caller_of(actor),
             deadline,
             future,
-            payload=orjson.dumps(rows),
+            payload=payload,
             rows=len(rows),
         )
         self.fleet.submit(served, work)

@@ -225,7 +225,7 @@ def _text(row: Mapping[str, Any], column: str, at: int) -> str:
 
 
 def _value(row: Mapping[str, Any], column: str, at: int) -> Any:
-    if column not in row:
+    if not isinstance(row, dict) or column not in row:
         raise Invalid(
             "Row {row} lacks the field {column!r}.", code="bad_input", column=column, row=at
         )

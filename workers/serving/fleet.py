@@ -21,6 +21,7 @@ PATIENCE_SECONDS = 5.0
 # What nobody routes to stays for so long after its last request.
 _UNROUTED_SECONDS = 30.0
 _TICK_SECONDS = 1.0
+_WEIGH_SECONDS = 15.0
 _AT_ONCE = 2
 _LAYERS = 4
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -358,11 +359,25 @@ class Fleet:
             self.put_to_sleep(served)
 
     async def _tick(self) -> None:
+        weighed_at = 0.0
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self._processes = {one for one in self._processes if not one.is_gone}
+            if time.monotonic() - weighed_at > _WEIGH_SECONDS:
+                weighed_at = time.monotonic()
+                await self._weigh()
             for served in self.all:
                 self._look_after(served, time.monotonic())
+
+    async def _weigh(self) -> None:
+        """Measure again what models hold, which grows with what they are asked."""
+        for served in self.all:
+            process = served.process
+            if served.is_ready and process is not None:
+                held = await asyncio.to_thread(process.held_bytes)
+                if served.process is process and served.is_ready:
+                    served.memory_bytes = served.counters.memory_bytes = held
+                    self._make_room(held, beside=served)
 
     def _look_after(self, served: Served, now: float) -> None:
         if served.batcher.pending or served.loading is not None:

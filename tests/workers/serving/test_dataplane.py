@@ -473,6 +473,11 @@ def test_named_fields_go_through_labels_and_shapes(yard):
                 await plane.predict(y.ALICE, "a/m", "", [{"z": 1}], until)
             with pytest.raises(Invalid, match="shape"):
                 await plane.predict(y.ALICE, "a/m", "", [{"x": [1.0, 2.0]}], until)
+            process = _served(plane, "a/m").process
+            for odd in ([1], 1, None, {"x": {"deep": [10**40]}}, {"x": [[], [1.0]]}):
+                with pytest.raises(Invalid):
+                    await plane.predict(y.ALICE, "a/m", "", [odd], until)
+            assert _served(plane, "a/m").process is process
 
     asyncio.run(go())
 
