@@ -125,13 +125,7 @@ class Batcher:
         if self._waiting >= self.queue_size:
             self._drop_done()
             if self._waiting >= self.queue_size:
-                raise RateLimited(
-                    "{count} requests wait for this model, more than it takes; try again in "
-                    "{retry_after} s.",
-                    code="queue_full",
-                    count=self._waiting,
-                    retry_after=1,
-                )
+                self._give_way(work.caller)
         if self.described is not None:
             self._bind(work, self.described)
         work.queued_ns = time.monotonic_ns()
@@ -147,6 +141,26 @@ class Batcher:
         self._plan_pump()
         if self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_around)
+
+    def _give_way(self, caller: Hashable) -> None:
+        """Make room in a full queue: who has most in it loses what came last.
+
+        Raises:
+            RateLimited: nobody has more in it than `caller`.
+
+        """
+        full = RateLimited(
+            "{count} requests wait for this model, more than it takes; try again in "
+            "{retry_after} s.",
+            code="queue_full",
+            count=self._waiting,
+            retry_after=1,
+        )
+        longest = max(self._queues.values(), key=len, default=deque[Work]())
+        if len(longest) <= len(self._queues.get(caller, ())) + 1:
+            raise full
+        self._waiting -= 1
+        self._fail(longest.pop(), full)
 
     def _bind(self, work: Work, described: Described) -> None:
         """Bring the inputs of a request into the model's order, and see that it takes them."""

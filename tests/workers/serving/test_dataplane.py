@@ -321,6 +321,27 @@ def test_too_many_waiting_requests_are_told_when_to_come_again(yard):
     asyncio.run(go())
 
 
+def test_a_full_queue_has_room_for_who_has_little_in_it(yard):
+    async def go():
+        yard.route(
+            "a/m",
+            yard.version("a/m", 1, y.linear(), queue_size=8, max_batch_size=1),
+            visibility="public",
+        )
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/m", y.floats([[1]]))
+            greedy = [asyncio.create_task(y.ask(plane, "a/m", y.floats([[at]]))) for at in range(8)]
+            await asyncio.sleep(0)
+            for _ in range(2):
+                _, (answer,) = await y.ask(plane, "a/m", y.floats([[3]]), actor=y.BOB)
+                assert answer.tolist() == [[6]]
+            answers = await asyncio.gather(*greedy, return_exceptions=True)
+            assert [type(one) for one in answers[:6]] == [tuple] * 6
+            assert isinstance(answers[7], RateLimited)
+
+    asyncio.run(go())
+
+
 def test_a_caller_that_leaves_is_not_computed_for(yard):
     async def go():
         yard.route("a/double", yard.version("a/double", 1, y.linear()))
