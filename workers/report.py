@@ -100,7 +100,10 @@ def _candidate(said: Mapping[str, Any]) -> Message | None:
         return None
     numbers = {key: finite(said.get(key)) for key in _CANDIDATE_NUMBERS}
     words = {key: clean_text(said.get(key, ""), longest=300) for key in ("measure", "reason")}
-    return Message("candidate", {"name": name, "verdict": verdict, **numbers, **words})
+    packed = clean_said(said.get("said"))
+    return Message(
+        "candidate", {"name": name, "verdict": verdict, **numbers, **words, "said": packed}
+    )
 
 
 _VERDICTS = frozenset({"met", "failed", "undecided", "error"})

@@ -151,7 +151,7 @@ def search_of(job: Job, axis: str, made: Sequence[Version]) -> Search | None:
     found = [_of_report(row) for row in reports.rows(summary.get("candidates"))[:_MOST]]
     if not found:
         said = JobEvent.objects.filter(job=job, type="candidate").order_by("pk")
-        found = [reports.table(data) for data in said.values_list("data", flat=True)[:_MOST]]
+        found = [_of_event(data) for data in said.values_list("data", flat=True)[:_MOST]]
     measure = next(
         (str(row["measure"]) for row in found if row.get("measure") in _AXES), "accuracy"
     )
@@ -175,6 +175,12 @@ def search_of(job: Job, axis: str, made: Sequence[Version]) -> Search | None:
         rows=int(reports.number(summary.get("rows")) or 0),
         ended_by_time=summary.get("ended_by_time") is True,
     )
+
+
+def _of_event(data: object) -> Mapping[str, Any]:
+    """Read a candidate that was just told of."""
+    row = reports.table(data)
+    return {**row, "reason": reports.said(row.get("said"), row.get("reason"))}
 
 
 def _of_report(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -634,17 +634,22 @@ def test_candidates_are_told_as_they_come(run_script, searching):
         SEVERAL
         + """
     say(event="candidate", name="int8", bytes=10, latency_ms=0.5, measure="accuracy", loss=0.0,
-        low=-1.0, high="x", limit=0.01, n=40, verdict="met", reason="/var/lib/x " + "y" * 900)
+        low=-1.0, high="x", limit=0.01, n=40, verdict="met", reason="/var/lib/x " + "y" * 900,
+        said={"template": "It is {size} bytes.", "values": {"size": 3, "odd": ["x"]}})
+    say(event="candidate", name="sly", verdict="met", said={"template": "{a.b}", "values": {}})
     say(event="candidate", name="odd", verdict="won")
     say(event="candidate", verdict="met")
     make('int8')
     """
     )
     job = run_script(script, resume=searching())
-    (event,) = JobEvent.objects.filter(job=job, type="candidate")
+    event, sly = JobEvent.objects.filter(job=job, type="candidate").order_by("pk")
     assert event.data["name"] == "int8"
     assert (event.data["bytes"], event.data["high"], event.data["n"]) == (10, None, 40)
     assert len(event.data["reason"]) == 300
+    assert event.data["said"]["template"] == "It is {size} bytes."
+    assert event.data["said"]["values"]["size"] == 3
+    assert sly.data["said"] is None, "no template of ours does more than name its values"
 
 
 def test_numbers_in_a_report_are_checked(run_script, digits_dataset):

@@ -36,14 +36,17 @@ class Events:
         if math.isfinite(value):
             self._say(event="metric", name=name, value=value, step=step)
 
-    def candidate(self, **facts: str | float | None) -> None:
-        """Tell what became of one candidate of a search: name, bytes, latency, quality, verdict."""
+    def candidate(self, why: Text, **facts: str | float | None) -> None:
+        """Tell what became of one candidate of a search: name, bytes, latency, quality, verdict.
+
+        `why` goes as it is in English and as a template, which pages say in their language.
+        """
         known = {
             name: value
             for name, value in facts.items()
             if not isinstance(value, float) or math.isfinite(value)
         }
-        self._say(event="candidate", **known)
+        self._say(event="candidate", **known, reason=why.detail, said=pack(why))
 
     def checkpoint(self, step: int) -> None:
         self._say(event="checkpoint", step=step)

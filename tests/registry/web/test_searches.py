@@ -144,6 +144,18 @@ def test_candidates_are_shown_as_they_come(as_owner, search):
     assert "off" in off[1], "what fails is not on the front"
 
 
+@pytest.mark.parametrize(("prefix", "words"), [("", "9 bytes"), ("/zh-hans", "9 字节")])
+def test_reasons_are_said_in_the_language_of_the_page_while_it_runs(
+    as_owner, search, prefix, words
+):
+    why = Text("It has {size} bytes, more than {limit}.", size=9, limit=8)
+    said = {"name": "int4", "verdict": "failed", "reason": why.detail, "said": pack(why)}
+    JobEvent.objects.create(job=search, type="candidate", data=said)
+    page = text_of(as_owner.get(f"{prefix}/jobs/{search.pk}?part=live"))
+    assert words in page
+    assert (why.detail in page) is (prefix == "")
+
+
 @pytest.mark.parametrize("prefix", ["", "/zh-hans"])
 def test_a_finished_search_says_what_won_and_why_the_rest_lost(as_owner, search, prefix):
     finish(search, REPORT)

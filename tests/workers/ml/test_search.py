@@ -156,6 +156,7 @@ def test_the_planted_optimum_is_found(begin, half_dead, digits):
     told = [said for said in found.said() if said["event"] == "candidate"]
     assert [said["name"] for said in told] == ["onnx", "slim-25", "slim-50", "slim-90"]
     assert told[2]["bytes"] == best["bytes"]
+    assert all(unpack(said["said"]).detail == said["reason"] for said in told)
 
 
 def test_an_optimiser_turns_the_dial_to_the_planted_optimum(begin, half_dead, digits):

@@ -375,6 +375,7 @@ class Search:
     def _tell(self, candidate: Candidate) -> None:
         measure, judged = next(iter(candidate.judged.items()), ("", None))
         self.job.events.candidate(
+            candidate.why,
             name=candidate.name,
             bytes=candidate.bytes,
             latency_ms=candidate.latency_ms,
@@ -385,7 +386,6 @@ class Search:
             limit=self._limit(measure) if measure else None,
             n=judged.n if judged else None,
             verdict=candidate.verdict,
-            reason=candidate.why.detail,
         )
 
     # --- the choice ------------------------------------------------------------------------------
