@@ -240,7 +240,7 @@ def _prune_structured(step: recipes.PruneStructured, group: Weights, _head: Mode
 def _svd(step: recipes.LowRank, group: Weights, _head: ModelHead) -> Weights:
     if group.sort != "matrix" or len(group.shape) != 2:
         return group
-    least = 0.02
+    least = 0.1
     if step.by == "ratio":
         least = 0.9 * step.ratio
     elif step.by == "rank":

@@ -67,7 +67,8 @@ def _line(
     verdict = ("", "")
     if fits is False:
         verdict = (_("does not fit"), "bad")
-    elif fits is None:
+    elif fits is None and figure.high is not None:
+        # Of what is only known to be "at least" so much, it would frighten for nothing.
         verdict = (_("may not fit"), "warn")
     return Line(name, _between(figure, say), grounds, *verdict)
 

@@ -45,6 +45,8 @@ _SANITISER: Final = nh3.Cleaner(
     tags=_TAGS,
     attributes=_ATTRIBUTES,
     attribute_filter=_allowed,
+    # A wide table scrolls in a narrow window, by the keyboard too.
+    set_tag_attribute_values={"table": {"tabindex": "0"}},
     url_schemes={"http", "https", "mailto", "data"},
     link_rel="noopener noreferrer nofollow",
     strip_comments=True,

@@ -222,6 +222,15 @@ SHARES: Final = frozenset({"accuracy", "f1_macro", "agreement_with_parent"})
 # Differences of such shares: points that were won or lost.
 CHANGES: Final = frozenset({"accuracy_change", "worst_class_recall_change"})
 _GAP: Final = "gap_to_"
+# What the progress of a job is counted in.
+UNITS: Final = {
+    "candidates": pgettext_lazy("of progress", "candidates"),
+    "changes": pgettext_lazy("of progress", "changes"),
+    "rows": pgettext_lazy("of progress", "rows"),
+    "stages": pgettext_lazy("of progress", "stages"),
+    "steps": pgettext_lazy("of progress", "steps"),
+    "versions": pgettext_lazy("of progress", "versions"),
+}
 # What says how good a model is, the first that a version has counts.
 QUALITY_METRICS: Final = ("accuracy", "f1_macro", "cosine_to_parent", "spearman")
 LATENCY_METRIC: Final = "latency_p50_batch1"
@@ -289,6 +298,11 @@ def interval_text(low: float | None, high: float | None, unit: str, metric: str)
     if low is None or high is None:
         return ""
     return f"{value_text(low, unit, metric)} {NOTHING} {value_text(high, unit, metric)}"
+
+
+def unit_name(unit: str) -> str:
+    """Say what the progress of a job is counted in."""
+    return str(UNITS.get(unit, unit))
 
 
 def metric_name(metric: str) -> str:

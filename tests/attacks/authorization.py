@@ -636,6 +636,7 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
 REFERENCES: tuple[tuple[str, str, object], ...] = (
     ("post", "/api/v1/jobs", {"recipe": {**COMPRESS, "model": "{it}@1"}}),
     ("post", "/api/v1/jobs", {"recipe": {**COMPRESS, "model": "{it}@champion"}}),
+    ("post", "/api/v1/jobs/estimate", {"recipe": {**COMPRESS, "model": "{it}@1"}}),
     ("post", "/api/v1/tokens", {"name": "x", "model": "{it}"}),
     (
         "post",

@@ -134,6 +134,11 @@ def role_name(role: str) -> str:
 
 
 @register.filter
+def unit_name(unit: str) -> str:
+    return wording.unit_name(unit)
+
+
+@register.filter
 def job_kind(kind: str) -> str:
     return str(wording.JOB_KINDS.get(kind, kind))
 
