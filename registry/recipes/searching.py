@@ -78,7 +78,7 @@ class Search(Frozen):
         gt=0,
         le=1440,
         title="Minutes to search",
-        description="What was found by then is measured on the test split afterwards.",
+        description="Measuring what is kept on the test split is part of it.",
     )
     most_variants: int = Field(
         default=3,

@@ -265,12 +265,11 @@ def _seconds_of_search(recipe: SearchRecipe, past: _Past) -> Figure:
     if took is None:
         return Figure(
             None,
-            budget + _MEASURING_SECONDS * step.most_variants,
+            budget + _MEASURING_SECONDS,
             Text(
-                "It searches for at most {minutes} minutes, and ends earlier when everything was "
-                "tried; then it measures up to {count} version(s), a minute each is counted.",
+                "It takes at most {minutes} minutes, measuring what it keeps included, and ends "
+                "earlier when everything was tried. The last measurement may take a minute more.",
                 minutes=_figure(step.budget_minutes),
-                count=step.most_variants,
             ),
         )
     count, found = took
@@ -280,7 +279,7 @@ def _seconds_of_search(recipe: SearchRecipe, past: _Past) -> Figure:
         min(found.low, budget) * past.spread.low,
         budget + max(after * past.spread.high, _MEASURING_SECONDS),
         Text(
-            "It searches for at most {minutes} minutes, then measures what it keeps. The last "
+            "It takes at most {minutes} minutes, measuring what it keeps included. The last "
             "{count} search(es) of this model took {low} to {high} s.",
             minutes=_figure(step.budget_minutes),
             count=count,

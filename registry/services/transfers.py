@@ -132,7 +132,9 @@ def _find_blob(version: Version, part: str, path: str) -> tuple[Blob | None, boo
 
 def _held_back(version: Version, path: str) -> Denied:
     """Refuse a file that can run code, and lead to what can be had instead."""
-    made = version.derivatives.converted().filter(source_path=path).order_by("pk").last()
+    found = version.derivatives.converted().filter(source_path=path).order_by("pk")
+    # An exported program has two: what runs is the one to take.
+    made = found.filter(path__endswith=".onnx").last() or found.last()
     if made is not None:
         return Denied(
             "{path!r} can run code when it is opened, so only contributors may download it; take "

@@ -65,6 +65,8 @@ _TYPES: Final = {
     25: "U2",
     26: "I2",
 }
+# How many steps the largest number of a row is from zero, as quantization to 8 and 4 bits has it.
+_STEPS: Final = (127, 64, 63, 8, 7)
 _ROTATED: Final = frozenset({"F32", "BF16"})
 
 Numbers = NDArray[Any]
@@ -262,7 +264,15 @@ def _write_file(
 
 def code_tensor(tensor: Tensor, data: Bytes) -> Form:
     """Choose the smallest form for a tensor, by coding it in each that may be."""
-    bits = myz.DTYPE_BITS[tensor.dtype]
+    bits = myz.DTYPE_BITS.get(tensor.dtype)
+    if bits is None:
+        raise Invalid(
+            "The tensor {name!r} is of {dtype}, numbers that fill no whole bytes, which a coded "
+            "file does not hold: leave the step code out.",
+            code="unsupported_dtype",
+            name=tensor.name[:200],
+            dtype=tensor.dtype,
+        )
     if bits not in {8, 16, 32, 64}:
         # Several to a byte, or one in sixteen: what they are made of is not looked into.
         whole = entropy.encode(data, width=8 if bits == 128 else 1)
@@ -277,7 +287,7 @@ def code_tensor(tensor: Tensor, data: Bytes) -> Form:
         places, placed = _code_places(kept, len(numbers))
         forms += [
             Form(places, values, len(kept), {**placed, **streams})
-            for values, streams in _code_values(tensor, numbers[kept])
+            for values, streams in _code_values(tensor, numbers[kept], kept)
         ]
     # Nobody is to take more from a file than its reader allows.
     allowed = [form for form in forms if _is_allowed(len(data), form)]
@@ -302,7 +312,10 @@ def _code_places(kept: NDArray[np.int64], elements: int) -> tuple[str, dict[str,
     return "bitmask", {"mask": mask}
 
 
-def _code_values(tensor: Tensor, numbers: Numbers) -> Iterator[tuple[str, dict[str, Coded]]]:
+def _code_values(
+    tensor: Tensor, numbers: Numbers, at: NDArray[np.int64] | None = None
+) -> Iterator[tuple[str, dict[str, Coded]]]:
+    """Code the numbers in each way that gives them back; `at` says where those lie that are few."""
     width = numbers.dtype.itemsize
     rotate = tensor.dtype in _ROTATED
     shared = _shared(numbers) if width > 1 and len(numbers) else None
@@ -315,7 +328,7 @@ def _code_values(tensor: Tensor, numbers: Numbers) -> Iterator[tuple[str, dict[s
                 "values": _pick(entropy.encode(indices)),
             },
         )
-    scaled = _scaled(numbers) if tensor.dtype == "F32" and len(numbers) else None
+    scaled = _scaled(tensor, numbers, at) if tensor.dtype == "F32" and len(numbers) else None
     if scaled is not None:
         values, integers, scale = scaled
         yield (
@@ -353,8 +366,37 @@ def _shared(numbers: Numbers) -> tuple[Numbers, Bytes] | None:
     return book, indices.astype(np.uint8)
 
 
-def _scaled(numbers: Numbers) -> tuple[str, Numbers, Numbers] | None:
-    """Write floats as whole numbers times a power of two; None where that is not exact."""
+def _scaled(
+    tensor: Tensor, numbers: Numbers, at: NDArray[np.int64] | None
+) -> tuple[str, Numbers, Numbers] | None:
+    """Write floats as whole numbers times a scale; None where that is not exact.
+
+    One power of two for all of them where that does, else a scale for each row of the first axis.
+    """
+    whole = _scaled_alike(numbers)
+    if (whole and whole[0] == "scaled8") or len(tensor.shape) < 2 or tensor.shape[0] < 2:
+        return whole
+    values = numbers.view("<f4")
+    if not np.isfinite(values).all():
+        return None
+    places = np.arange(len(values)) if at is None else at
+    rows = places // (tensor.elements_count // tensor.shape[0])
+    largest = np.zeros(tensor.shape[0], "<f4")
+    np.maximum.at(largest, rows, np.abs(values))
+    for steps in _STEPS:
+        scales = (largest / np.float32(steps)).astype("<f4")
+        scales[scales == 0] = 1.0
+        with np.errstate(all="ignore"):
+            integers = np.rint(values / scales[rows])
+        if np.abs(integers).max() > np.iinfo(np.int8).max:
+            continue
+        small = integers.astype("<i1")
+        if (_times(small, scales[rows]).view("<u4") == numbers).all():
+            return "scaled8", small, scales
+    return whole
+
+
+def _scaled_alike(numbers: Numbers) -> tuple[str, Numbers, Numbers] | None:
     values = numbers.view("<f4")
     for part in (values[:_SAMPLE], values):
         if not np.isfinite(part).all() or not part.any():

@@ -147,7 +147,7 @@ def test_a_search_takes_its_budget(alice, model):
     rows = {"train.csv": b"image,label\n", "test.csv": b"image,label\n"}
     make_version(alice, make_model(alice, "rows", kind="dataset"), rows)
     found = estimate(alice, search(most_variants=2))
-    assert (found.seconds.low, found.seconds.high) == (None, 3 * 60 + 2 * 60)
+    assert (found.seconds.low, found.seconds.high) == (None, 3 * 60 + 60)
     assert "at most 3 minutes" in found.seconds.grounds.detail
     assert found.result_bytes.low is None
     assert found.result_bytes.high > 2 * model.size_bytes

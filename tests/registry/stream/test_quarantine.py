@@ -218,7 +218,7 @@ def test_several_files_and_arrays_are_converted_each(post, screen, client, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_exported_program_can_be_run_and_trained(post, screen, client):
+def test_an_exported_program_can_be_run_and_trained(post, screen, client, stranger):
     net = hostile.Net().eval()
     post(**{"program.pt2": export_program(net, torch.zeros(2, 3))})
     version = screen()
@@ -228,6 +228,8 @@ def test_an_exported_program_can_be_run_and_trained(post, screen, client):
     folder.make()
     folder.lay_out({"model": version}, default_storage(), lambda: None)
     laid = folder.path / "inputs" / "model"
+    refused = stranger.get(f"{URL}/1/files/program.pt2")
+    assert "'model.onnx'" in refused.json()["detail"]
     # The original stays away from jobs, contained or not.
     assert {file.name for file in laid.iterdir()} == {"model.onnx", "program.safetensors"}
     module = load_program(open_model(laid, trainable=True))

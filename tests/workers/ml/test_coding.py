@@ -1,8 +1,10 @@
 """Shared weights and coded files: exactly what went in comes out, and nothing else does."""
 
+import hashlib
 import json
 import struct
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -305,6 +307,47 @@ def test_the_form_fits_the_numbers(numbers, places, values):
     form = myz.code_tensor(Tensor("w", "F32", numbers.shape), data)
     assert form.places in places
     assert form.values == values
+
+
+@pytest.mark.parametrize("steps", [127, 64, 7])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_that_were_rounded_apart_have_a_scale_each(tmp_path, steps, sparse):
+    drawn = np.random.default_rng(steps)
+    whole = drawn.integers(-steps, steps + 1, (40, 64))
+    whole[:, 0] = steps  # the largest of each row is what its scale comes from
+    if sparse:
+        whole *= drawn.random((40, 64)) < 0.2
+        whole[:, 0] = steps
+        whole[3] = 0
+    largest = drawn.lognormal(0, 1, (40, 1)).astype("<f4")
+    scales = (largest / np.float32(steps)).astype("<f4")
+    numbers = (whole.astype("<f4") * scales).astype("<f4")
+    tensor = Tensor("w", "F32", (40, 64))
+    form = myz.code_tensor(tensor, numbers.reshape(-1).view(np.uint8))
+    assert form.values == "scaled8"
+    assert form.places in ({"gaps", "bitmask"} if sparse else {"all"})
+    assert form.cost < numbers.nbytes / 3
+    save_file({"w": torch.from_numpy(numbers)}, tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    myz.pack_folder(tmp_path)
+    assert myz.unpack(tmp_path / "model.myz", tmp_path).read_bytes() == before
+
+
+def test_numbers_of_six_bits_are_refused(tmp_path):
+    raw = samples.safetensors({"w": ("F6_E2M3", [8], bytes(6))})
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    with pytest.raises(Invalid, match="F6_E2M3") as refused:
+        myz.pack(tmp_path / "model.safetensors", tmp_path / "model.myz")
+    assert refused.value.reason == "unsupported_dtype"
+
+
+def test_a_file_of_the_first_writer_is_still_read(tmp_path):
+    old = Path(__file__).parents[2] / "golden" / "first.myz"
+    again = myz.unpack(old, tmp_path).read_bytes()
+    # The file that went in, when the format was new.
+    assert hashlib.sha256(again).hexdigest() == (
+        "78a9fd4d681b3014c9243b0193bf7349cc32c21c5b092733507de4fe727e9f10"
+    )
 
 
 def test_numbers_that_are_none_at_the_end_of_a_large_tensor_survive():
