@@ -239,6 +239,16 @@ def test_size_latency_and_quality_count_alike(begin, half_dead, digits, wish, ke
     assert all(by_code[name] == "beaten" for name in beaten)
 
 
+def test_what_may_be_slower_by_half_beats_nothing(begin, half_dead, digits):
+    found = begin({"min_cosine": 0.5}, model=half_dead, dataset=digits)
+    found.tried = [
+        # As a busy machine measures: the bounds meet, and the medians lie far apart.
+        timed("exact", 1000, 4.0, 0.010, spread=0.6),
+        timed("fast", 1005, 2.0, 0.012, spread=0.2),
+    ]
+    assert [candidate.name for candidate in found._choose()] == ["fast", "exact"]
+
+
 def test_what_there_is_no_time_to_measure_is_not_kept(begin, half_dead, digits):
     shares = {"slim-50": 0.5, "slim-25": 0.25}
     rungs = [Rung(name, ({**SLIM, "share": share},)) for name, share in shares.items()]

@@ -400,6 +400,9 @@ class Search:
         order = sorted(met, key=self._rank)
         front = [one for one in order if not any(_beats(other, one, order) for other in order)]
         if not front:
+            # Measurements that leave much open may put each behind another.
+            front = order[:1]
+        if not front:
             return []
         best = [self._best(front), min(front, key=_speed), min(front, key=lambda one: one.loss)]
         front = list({one.name: one for one in [*best, *front]}.values())
@@ -547,10 +550,12 @@ class Search:
 def _beats(other: Candidate, candidate: Candidate, order: list[Candidate]) -> bool:
     """Tell whether another is no worse in size, latency and loss; of equals, the first in order.
 
-    Sizes that differ by a hundredth are equal, and so are latencies that were not measured apart.
+    Sizes that differ by a hundredth are equal, and so are latencies within what was measured: who
+    is to be no slower has a median within the bounds of the other's.
     """
     larger = _bytes(other) > _ALIKE * _bytes(candidate)
-    if other is candidate or larger or _is_faster(candidate, other) or other.loss > candidate.loss:
+    slower = _speed(other) > candidate.pace[1]
+    if other is candidate or larger or slower or other.loss > candidate.loss:
         return False
     better = (
         _ALIKE * _bytes(other) < _bytes(candidate)
