@@ -175,7 +175,7 @@ _LEARN_NEWS = {
 _LEARN_REVIEWS = {
     **_LEARN_NEWS,
     "architecture": {"name": "text_classifier", "dropout": 0.4, "max_length": 128},
-    "steps": [{"method": "train", "epochs": 3, "batch_size": 32, "learning_rate": 0.003}],
+    "steps": [{"method": "train", "epochs": 5, "batch_size": 32, "learning_rate": 0.003}],
 }
 
 
