@@ -1,7 +1,7 @@
 """A job's folder on this machine: laid out for an attempt, kept between attempts, cleaned up.
 
     jobs/{id}/checkpoints/     outlives an attempt, and the job itself until it is pruned
-    jobs/{id}/attempt-{fence}/ job.json, inputs/, out/, tmp/: where the process works
+    jobs/{id}/attempt-{fence}/ job.json, inputs/, parts/, out/, tmp/: where the process works
 
 Each attempt has a folder of its own, so that a worker that was only paused cannot write into the
 files of its successor. Checkpoints do not follow a job to another machine: it starts over there.
@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ class JobFolder:
             for path, sha256 in _files_of(version).items():
                 go_on()
                 place(storage, sha256, folder / path)
+
+    def lay_out_parts(self, digests: Sequence[str], storage: Storage) -> list[str]:
+        """Put what the parts of a job left below parts/; give the paths, as the job knows them."""
+        paths = [f"parts/{at:04}" for at in range(len(digests))]
+        for path, sha256 in zip(paths, digests, strict=True):
+            place(storage, sha256, self.path / path)
+        return paths
 
     def write_job(self, described: Mapping[str, Any]) -> Path:
         path = self.path / "job.json"

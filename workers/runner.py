@@ -183,8 +183,12 @@ class _Attempt:
         sandbox.kill_leftovers(self.folder.root)
         self.folder.make()
         inputs = _insist(lambda: jobs.find_inputs(self.claim))
+        parts = _insist(lambda: jobs.find_parts(self.claim))
         self.folder.lay_out(inputs, default_storage(), self._go_on)
-        self._write_job(inputs)
+        laid = self.folder.lay_out_parts([part.sha256 for part in parts], default_storage())
+        self._write_job(
+            inputs, {path: part.summary for path, part in zip(laid, parts, strict=True)}
+        )
         self._go_on()
         _insist(lambda: jobs.renew_lease(self.claim))
         watch = _Watch(self.claim, self._start(), self.lease, self.stopping)
@@ -207,7 +211,9 @@ class _Attempt:
         if self.stopping.is_set():
             raise _Stopped
 
-    def _write_job(self, inputs: dict[str, Version]) -> None:
+    def _write_job(
+        self, inputs: dict[str, Version], parts: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         to_name = jobs.inputs_to_name(self.claim.recipe, inputs)
         self.folder.write_job(
             {
@@ -221,6 +227,8 @@ class _Attempt:
                     }
                     for role, version in inputs.items()
                 },
+                "part": [self.claim.part or 0, 1 if parts else self.claim.recipe.parts_count],
+                "parts": [{"path": path, "summary": said} for path, said in parts.items()],
                 "out": "out",
                 "checkpoints": "../checkpoints",
                 "device": "cpu" if self.place.gpu is None else "cuda",

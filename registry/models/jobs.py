@@ -8,6 +8,7 @@ from django.db.models import Prefetch, Q
 from django.utils import timezone
 
 from registry.models.access import Actor, Namespace, User
+from registry.models.artifacts import Blob
 from registry.models.catalog import Repository, Version
 
 
@@ -44,6 +45,13 @@ class JobQuerySet(models.QuerySet["Job"]):
             seen = seen.filter(inputs__repository_id=actor.limited_repository_id).distinct()
         return seen
 
+    def whole(self) -> Self:
+        """Leave out jobs that are parts of others."""
+        return self.filter(part=None)
+
+    def unfinished(self) -> Self:
+        return self.filter(state__in=(JobState.QUEUED, JobState.RUNNING))
+
     def with_names(self, actor: Actor) -> Self:
         """Read what a job is shown with; of its result, what `actor` may see of it now."""
         results = Version.objects.visible_to(actor).select_related("repository__namespace")
@@ -67,8 +75,14 @@ class Job(models.Model):
     inputs = models.ManyToManyField(Version, related_name="read_by_jobs", blank=True)
     # Whether an input is gone for good that not everybody could see: the recipe still names it.
     lost_hidden_input = models.BooleanField(default=False, db_default=False)
+    # The job that this one is a part of, its number among the parts, and the file that it left for
+    # the whole, until that has been put together.
     parent = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.CASCADE, related_name="children"
+    )
+    part = models.PositiveSmallIntegerField(null=True, blank=True)
+    made = models.ForeignKey(
+        Blob, null=True, blank=True, on_delete=models.PROTECT, related_name="made_by_parts"
     )
     # The job that this one runs again, to compare what both made; it keeps nothing of its own.
     reproduces = models.ForeignKey(
@@ -105,6 +119,11 @@ class Job(models.Model):
     class Meta:
         constraints = [
             models.CheckConstraint(condition=Q(state__in=JobState.values), name="job_state_known"),
+            models.CheckConstraint(
+                condition=Q(part=None, parent=None) | ~Q(part=None) & ~Q(parent=None),
+                name="job_part_has_parent",
+            ),
+            models.UniqueConstraint(fields=["parent", "part"], name="job_part_once"),
             models.CheckConstraint(
                 condition=~Q(state=JobState.RUNNING) | Q(lease_expires_at__isnull=False),
                 name="job_running_has_lease",

@@ -165,6 +165,11 @@ class BaseRecipe(Frozen):
         """Name the field of the recipe that a role comes from."""
         return role
 
+    @property
+    def parts_count(self) -> int:
+        """Into how many parts the work is cut, each a job of its own; one is no part."""
+        return 1
+
     def queue(self, *, gpu_offered: bool) -> Queue:
         """Choose the queue by what the recipe needs and what workers offer."""
         if self.device == "auto":

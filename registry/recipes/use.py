@@ -46,6 +46,17 @@ class Predict(Frozen):
         description="Where the dataset has it, it is copied beside each prediction.",
         json_schema_extra=ADVANCED,
     )
+    format: Literal["jsonl", "parquet"] = Field(
+        default="jsonl", title="File format", json_schema_extra=ADVANCED
+    )
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        title="Parts",
+        description="Several workers compute so many parts of the rows side by side.",
+        json_schema_extra=ADVANCED,
+    )
 
 
 class Evaluate(Frozen):
@@ -77,6 +88,11 @@ class InferRecipe(BaseRecipe):
         "dataset",
     )
     steps: tuple[Predict, ...] = Field(min_length=1, max_length=1, strict=False, title="Steps")
+
+    @property
+    def parts_count(self) -> int:
+        (step,) = self.steps
+        return step.shards
 
 
 class EvaluateRecipe(BaseRecipe):

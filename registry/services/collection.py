@@ -72,6 +72,7 @@ def collect_garbage(
     keep = timedelta(seconds=settings.COLLECT_AFTER_SECONDS) if keep is None else keep
     yield from _purge_deleted(now - undo, dry_run=dry_run)
     if not dry_run:
+        _release_parts(now - undo)
         _condemn_unreferenced()
     yield from _sweep_condemned(now - keep, dry_run=dry_run)
     if strays:
@@ -103,6 +104,12 @@ def _purge_deleted(before: datetime, *, dry_run: bool) -> Iterator[Garbage]:
                 size_bytes=version.size_bytes,
                 since=version.deleted_at,
             )
+
+
+def _release_parts(before: datetime) -> None:
+    """Let go what parts left for jobs that ended long ago without having been put together."""
+    kept = Job.objects.exclude(made=None)
+    kept.filter(parent__finished_at__lte=before).update(made=None)
 
 
 def _purge_repository(repository: Repository, before: datetime) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Exists, OuterRef
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -28,6 +29,7 @@ from registry.errors import (
     RegistryError,
     Text,
     pack,
+    unpack,
 )
 from registry.models import (
     Actor,
@@ -75,11 +77,19 @@ class Message(NamedTuple):
     data: Mapping[str, Any]
 
 
+class PartDone(NamedTuple):
+    """What a part has left for the whole: the digest of its file, and the summary of its report."""
+
+    sha256: str
+    summary: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A worker's hold on a job for one attempt."""
+    """A worker's hold on a job for one attempt; `part` is its number if it is part of another."""
 
     job_id: uuid.UUID
+    part: int | None
     fence: int
     attempt: int
     worker: str
@@ -183,8 +193,35 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
         )
         _tell_state(job)
         _warn_of_deprecated(job, inputs.values())
-        _wake_later(job)
+        if exact.parts_count > 1:
+            _cut(job, exact.parts_count, inputs.values())
+        else:
+            _wake_later(job)
     return job
+
+
+def _cut(job: Job, count: int, inputs: Iterable[Version]) -> None:
+    """Make the parts of a job, each a job of its own; the whole waits for them."""
+    parts = Job.objects.bulk_create(
+        Job(
+            kind=job.kind,
+            recipe=job.recipe,
+            namespace=job.namespace,
+            queue=job.queue,
+            max_attempts=job.max_attempts,
+            created_by_id=job.created_by_id,
+            parent=job,
+            part=at,
+        )
+        for at in range(count)
+    )
+    read = Job.inputs.through
+    read.objects.bulk_create(
+        read(job=part, version=version) for part in parts for version in set(inputs)
+    )
+    for part in parts:
+        _tell_state(part)
+        _wake_later(part)
 
 
 def _warn_of_deprecated(job: Job, inputs: Iterable[Version]) -> None:
@@ -269,7 +306,8 @@ def _require_room(actor: Actor) -> None:
 
 def require_few_waiting(actor: Actor) -> None:
     """Refuse one more job to whoever has as many waiting as one may have."""
-    waiting = Job.objects.filter(created_by_id=actor.user_id, state=JobState.QUEUED).count()
+    own = Job.objects.whole().filter(created_by_id=actor.user_id)
+    waiting = own.filter(state=JobState.QUEUED).count()
     if waiting >= settings.JOB_MAX_QUEUED:
         raise QuotaExceeded(
             "You have {count} jobs waiting, as many as one may have; wait for some to start, "
@@ -294,10 +332,11 @@ def cancel_job(*, actor: Actor, job: Job) -> Job:
     """Cancel a job: at once while it waits; a running one is stopped by its worker in a moment.
 
     Raises:
-        Conflict: it has ended already, otherwise than by being cancelled.
+        Conflict: it has ended already, otherwise than by being cancelled, or is part of another.
 
     """
     _require_hold(actor, job)
+    _require_whole(job)
     with transaction.atomic():
         row = _locked(job)
         if row.state == JobState.CANCELLED:
@@ -306,6 +345,7 @@ def cancel_job(*, actor: Actor, job: Job) -> Job:
             raise Conflict("The job has {state} already.", code="job_finished", state=row.state)
         if row.state == JobState.QUEUED:
             _end(row, JobState.CANCELLED)
+            _stop_parts(row)
         elif row.cancel_requested_at is None:
             row.cancel_requested_at = timezone.now()
             row.save(update_fields=["cancel_requested_at"])
@@ -318,10 +358,11 @@ def resume_job(*, actor: Actor, job: Job) -> Job:
     """Queue a failed or cancelled job once more; training goes on from its last checkpoint.
 
     Raises:
-        Conflict: it is still going, or has succeeded.
+        Conflict: it is still going, or has succeeded, or is part of another.
 
     """
     _require_hold(actor, job)
+    _require_whole(job)
     recipe = parse_recipe(job.recipe)
     inputs = inputs_of(job, recipe, actor)
     _require_place(actor, recipe, inputs)
@@ -335,18 +376,36 @@ def resume_job(*, actor: Actor, job: Job) -> Job:
                 code="job_not_resumable",
                 state=row.state,
             )
-        row.state = JobState.QUEUED
+        parts = _parts_to_resume(row)
         row.queue = _choose_queue(recipe)
-        row.max_attempts = row.attempts_count + settings.JOB_MAX_ATTEMPTS
-        row.cancel_requested_at = row.finished_at = None
-        row.error_code = row.error_detail = ""
-        row.error_said = None
-        row.report = {}
-        row.save()
+        for one in (row, *parts):
+            one.queue = row.queue
+            _queue_again(one)
         record_event(actor, AuditAction.JOB_RESUME, namespace=row.namespace, target=str(row.pk))
-        _tell_state(row)
-        _wake_later(row)
     return row
+
+
+def _parts_to_resume(job: Job) -> list[Job]:
+    """Lock the parts that have to run again: the others are kept, unless their file has gone."""
+    parts = list(job.children.select_for_update(of=("self",)).order_by("part"))
+    if any(not part.is_finished for part in parts):
+        raise Conflict(
+            "Parts of the job are still being stopped; try again in a moment.",
+            code="job_not_resumable",
+        )
+    return [part for part in parts if part.state != JobState.SUCCEEDED or part.made_id is None]
+
+
+def _queue_again(job: Job) -> None:
+    job.state = JobState.QUEUED
+    job.max_attempts = job.attempts_count + settings.JOB_MAX_ATTEMPTS
+    job.cancel_requested_at = job.finished_at = None
+    job.error_code = job.error_detail = ""
+    job.error_said = None
+    job.report = {}
+    job.save()
+    _tell_state(job)
+    _wake_later(job)
 
 
 def reproduce_job(*, actor: Actor, job: Job) -> Job:
@@ -368,6 +427,15 @@ def _require_hold(actor: Actor, job: Job) -> None:
     require_scope(actor, "jobs")
     if job.created_by_id != actor.user_id:
         require(actor, "write", job.namespace)
+
+
+def _require_whole(job: Job) -> None:
+    if job.part is not None:
+        raise Conflict(
+            "This is one part of the job {job}; cancel or resume that one.",
+            code="part_of_job",
+            job=job.parent_id,
+        )
 
 
 def inputs_of(job: Job, recipe: Recipe, actor: Actor) -> dict[str, Version]:
@@ -439,6 +507,9 @@ def claim_job(
             said = Text("{problem} Submit the job again.", problem=error)
             _fail(job, "unknown_recipe", said.detail, pack(said))
             return None
+        if lost := _lost_part(job):
+            _fail_for(job, lost)
+            return None
         job.state = JobState.RUNNING
         job.fence += 1
         job.attempts_count += 1
@@ -455,6 +526,7 @@ def claim_job(
         _tell_state(job, attempt=job.attempts_count)
         return Claim(
             job_id=job.pk,
+            part=job.part,
             fence=job.fence,
             attempt=job.attempts_count,
             worker=worker,
@@ -469,6 +541,8 @@ def _first_waiting(queues: Sequence[str]) -> Job | None:
     rows = Job.objects.select_for_update(skip_locked=True, of=("self",)).filter(
         state=JobState.QUEUED, queue__in=list(queues)
     )
+    # A job that was cut into parts has nothing to do before they have ended.
+    rows = rows.exclude(Exists(Job.objects.unfinished().filter(parent=OuterRef("pk"))))
     rows = rows.exclude(namespace_id__in=quotas.full_of_jobs())
     passed: set[int] = set()
     while True:
@@ -505,6 +579,21 @@ def find_inputs(claim: Claim) -> dict[str, Version]:
         if kind_of(role) == "model":
             require_runnable(version)
     return inputs
+
+
+def find_parts(claim: Claim) -> list[PartDone]:
+    """Find what the parts of a job have left, in their order; nothing for a job without parts."""
+    parts = Job.objects.filter(parent=claim.job_id).order_by("part").select_related("made")
+    found = []
+    for part in parts:
+        if part.made is None:
+            raise Invalid(
+                "What part {part} of the job left is gone; resume the job.",
+                code="part_missing",
+                part=part.part,
+            )
+        found.append(PartDone(part.made.sha256, part.report.get("summary", {})))
+    return found
 
 
 def inputs_to_name(recipe: Recipe, inputs: Mapping[str, Version]) -> frozenset[str]:
@@ -544,8 +633,10 @@ def record_events(claim: Claim, messages: Sequence[Message]) -> None:
         _tell_all(job, said)
 
 
-def finish_job(claim: Claim, outcome: Outcome) -> Version:
+def finish_job(claim: Claim, outcome: Outcome) -> Version | None:
     """Turn what a job made into rows and end it as succeeded, all in one transaction.
+
+    A part of another job makes no version; its file is kept for the whole.
 
     Raises:
         LeaseLost: the job belongs to another attempt; nothing was written.
@@ -554,11 +645,16 @@ def finish_job(claim: Claim, outcome: Outcome) -> Version:
     """
     with transaction.atomic():
         job = Job.objects.select_for_update(of=("self",)).get(pk=claim.job_id)
-        if job.fence == claim.fence and job.state == JobState.SUCCEEDED and job.result:
+        if job.fence == claim.fence and job.state == JobState.SUCCEEDED:
             return job.result  # the answer to the first try was lost on its way
         job = _held(claim)
         creator = _creator(job)
         job.report = dict(outcome.report)
+        if job.part is not None:
+            (job.made,) = outcome.files.values()
+            _end_attempt(job, "succeeded")
+            _end(job, JobState.SUCCEEDED)
+            return None
         if job.reproduces_id is not None:
             job.report["reproduction"] = compare_outcome(job, outcome)
             assert job.reproduces is not None
@@ -575,6 +671,7 @@ def finish_job(claim: Claim, outcome: Outcome) -> Version:
         job.result = version
         _end_attempt(job, "succeeded")
         _end(job, JobState.SUCCEEDED)
+        job.children.update(made=None)
         record_event(
             creator,
             AuditAction.JOB_SUCCEED,
@@ -730,6 +827,8 @@ def _fail(job: Job, code: str, detail: str, said: Mapping[str, Any] | None) -> N
     job.error_detail = detail[:4000]
     job.error_said = said
     _end(job, JobState.FAILED)
+    if job.part is not None:
+        return
     # Its detail may name inputs that not everybody sees who reads the log.
     record_event(
         Actor(username=job.worker, door="worker"),
@@ -747,14 +846,67 @@ def _end(job: Job, state: JobState) -> None:
     job.save()
     JobEvent.objects.filter(job=job, type="progress").delete()
     _tell_state(job)
-    announce_job(job)
     _wake_next(job)
+    if job.parent_id is not None:
+        # Afterwards, for whoever holds the whole may wait for its parts: it is locked first.
+        transaction.on_commit(partial(_go_on_after_part, job.parent_id))
+    else:
+        announce_job(job)
 
 
 def _end_attempt(job: Job, outcome: str, detail: str = "") -> None:
     Attempt.objects.filter(job=job, fence=job.fence, ended_at=None).update(
         ended_at=timezone.now(), outcome=outcome, detail=detail[:4000]
     )
+
+
+# --- Parts of a job ------------------------------------------------------------------------------
+
+
+def _go_on_after_part(job_id: uuid.UUID) -> None:
+    """Let a job go on that waited for its parts; end it, and them, when one of them has failed."""
+    with transaction.atomic():
+        rows = Job.objects.select_for_update(of=("self",)).select_related("namespace")
+        job = rows.filter(pk=job_id, state=JobState.QUEUED).first()
+        if job is None:
+            return
+        if lost := _lost_part(job):
+            _fail_for(job, lost)
+            _stop_parts(job)
+            return
+        done, total = job.children.filter(state=JobState.SUCCEEDED).count(), job.children.count()
+        job.progress = {"done": done, "total": total, "unit": "parts", "step": "predict"}
+        job.save(update_fields=["progress"])
+        JobEvent.objects.filter(job=job, type="progress").delete()
+        _tell(job, "progress", job.progress)
+        if done == total:
+            _wake_later(job)
+
+
+def _lost_part(job: Job) -> Job | None:
+    """Find a part without which the job cannot go on."""
+    lost = job.children.filter(state__in=(JobState.FAILED, JobState.CANCELLED))
+    return lost.order_by("state", "finished_at").last()  # of both kinds one that failed
+
+
+def _fail_for(job: Job, part: Job) -> None:
+    problem = unpack(part.error_said) if part.error_said else part.error_detail
+    said = Text(
+        "Part {part} of {count} failed: {problem} Resume the job to compute only what is missing.",
+        part=(part.part or 0) + 1,
+        count=job.children.count(),
+        problem=problem or Text("it was cancelled."),
+    )
+    _fail(job, "part_failed", said.detail, pack(said))
+
+
+def _stop_parts(job: Job) -> None:
+    for part in job.children.unfinished().select_for_update(of=("self",)).order_by("pk"):
+        if part.state == JobState.QUEUED:
+            _end(part, JobState.CANCELLED)
+        else:
+            part.cancel_requested_at = timezone.now()
+            part.save(update_fields=["cancel_requested_at"])
 
 
 # --- Saying so -----------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ _WORDS: Final = {
     "fastest": gettext_noop("As fast as possible"),
     "fits": gettext_noop("As good as possible in so many bytes"),
     "cpu": gettext_noop("CPU"),
+    "jsonl": gettext_noop("JSON lines"),
+    "parquet": gettext_noop("Parquet"),
     "gpu": gettext_noop("GPU"),
     "constant": gettext_noop("Constant"),
     "cosine": gettext_noop("Cosine"),

@@ -73,6 +73,7 @@ urlpatterns = [
     path("jobs/<uuid:job_id>", jobs.job_page, name="job"),
     path("jobs/<uuid:job_id>/compare", comparisons.compare, name="compare-job"),
     path("jobs/<uuid:job_id>/cancel", jobs.cancel, name="cancel-job"),
+    path("jobs/<uuid:job_id>/resume", jobs.resume, name="resume-job"),
     path("jobs/<uuid:job_id>/reproduce", jobs.reproduce, name="reproduce-job"),
     path("endpoints/new", deployments.new_deployment, name="new-deployment"),
     path("endpoints/<str:namespace>/<str:name>", deployments.endpoint_page, name="endpoint"),

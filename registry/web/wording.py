@@ -131,6 +131,8 @@ STEPS: Final = {
     "quantize_dynamic": pgettext_lazy("job step", "Quantize"),
     "evaluate": pgettext_lazy("job step", "Evaluate"),
     "predict": pgettext_lazy("job step", "Predict"),
+    "join": pgettext_lazy("job step", "Put together"),
+    "write": pgettext_lazy("job step", "Write"),
     "profile": pgettext_lazy("job step", "Measure layers"),
     "sensitivity": pgettext_lazy("job step", "Try layers smaller"),
     "search": pgettext_lazy("job step", "Search"),

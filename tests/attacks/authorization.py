@@ -461,6 +461,7 @@ PAGES: Mapping[str, Line] = {
     "/jobs/{job}": {"get": ("page: job", 200)},
     "/jobs/{job}/compare": {"get": ("page: job", 200)},
     "/jobs/{job}/cancel": {"post": ("page: move the job", 302)},
+    "/jobs/{job}/resume": {"post": ("page: move the job", 302)},
     "/jobs/{job}/reproduce": {"post": ("page: move the job", 302)},
     "/endpoints/new": {
         "get": ("page: signed in", 200),
@@ -612,6 +613,7 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     f"{_VERSION}/restore": {"version": "deleted version"},
     "/api/v1/jobs/{job}/resume": {"job": "ended job"},
     "/api/v1/jobs/{job}/reproduce": {"job": "done job"},
+    "/jobs/{job}/resume": {"job": "ended job"},
     "/jobs/{job}/reproduce": {"job": "done job"},
     "/api/v1/jobs/{job}/events": {"job": "ended job"},
     "/jobs/{job}/events": {"job": "ended job"},

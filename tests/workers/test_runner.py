@@ -11,7 +11,7 @@ import time
 import pytest
 from django.db import OperationalError, connection
 
-from registry.errors import NamespaceFull, Unavailable, unpack
+from registry.errors import Conflict, NamespaceFull, Unavailable, unpack
 from registry.models import (
     Blob,
     Evaluation,
@@ -28,6 +28,7 @@ from registry.storage import default_storage
 from tests import factories
 from tests.factories import actor_of
 from tests.local.waiting import has_ended, wait_until
+from tests.workers.ml.little import write_cnn
 from tests.workers.tiny import run_next, training
 from workers import memory, runner
 from workers.folder import jobs_folder, prune_folders
@@ -732,3 +733,87 @@ def test_old_folders_are_pruned(run_script):
     (jobs_folder() / "lost+found").mkdir()
     assert prune_folders() == 1
     assert not folder_of(job).exists()
+
+
+# --- Jobs that are cut into parts -----------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(owner, digits_dataset, tmp_path):
+    """Give a job over 40 rows in three parts, and its parts."""
+    repository = factories.make_model(owner, "tiny")
+    written = write_cnn(tmp_path / "model", classes=10)
+    files = {path.name: path.read_bytes() for path in written.iterdir()}
+    factories.make_version(owner, repository, files)
+    job = jobs.submit_job(
+        actor=actor_of(owner),
+        recipe={
+            "kind": "infer",
+            "model": "alice/tiny",
+            "dataset": "alice/digits",
+            "output": "alice/predictions",
+            "steps": [{"shards": 3, "batch_size": 4}],
+        },
+    )
+    return job, list(job.children.order_by("part"))
+
+
+def states_of(*rows):
+    for row in rows:
+        row.refresh_from_db()
+    return [row.state for row in rows]
+
+
+@pytest.mark.slow
+def test_parts_are_computed_and_put_together(sharded):
+    job, parts = sharded
+    assert [part.part for part in parts] == [0, 1, 2]
+    for done in range(1, 4):
+        assert run_next()
+        job.refresh_from_db()
+        assert (job.state, job.progress["done"], job.progress["total"]) == ("queued", done, 3)
+    kept = [part.made.sha256 for part in job.children.order_by("part").select_related("made")]
+    assert not Blob.objects.unreferenced().filter(sha256__in=kept).exists()
+    assert run_next()
+    assert states_of(job, *parts) == ["succeeded"] * 4
+    assert job.result.ref == "alice/predictions@1"
+    rows = read_text(job.result, "predictions.jsonl").splitlines()
+    assert [json.loads(row)["row"] for row in rows] == list(range(40))
+    assert job.report["summary"]["parts"] == 3
+    # What the parts left is in the whole now, and may go.
+    assert Blob.objects.unreferenced().filter(sha256__in=kept).count() == len(set(kept))
+    assert not run_next()
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_ends_the_whole_and_only_it_is_computed_again(
+    sharded, owner, monkeypatch
+):
+    job, parts = sharded
+    assert run_next()
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "COMMAND", (sys.executable, "-c", "raise SystemExit(1)"))
+        assert run_next()
+    assert sorted(states_of(*parts)) == ["cancelled", "failed", "succeeded"]
+    assert states_of(job) == ["failed"]
+    assert job.error_code == "part_failed"
+    assert unpack(job.error_said).detail == job.error_detail
+    assert "of 3 failed" in job.error_detail
+    with pytest.raises(Conflict) as caught:
+        jobs.resume_job(actor=actor_of(owner), job=parts[1])
+    assert str(job.pk) in caught.value.detail
+    jobs.resume_job(actor=actor_of(owner), job=job)
+    assert sorted(states_of(*parts)) == ["queued", "queued", "succeeded"]
+    for _ in range(3):
+        assert run_next()
+    assert states_of(job) == ["succeeded"]
+    assert len(read_text(job.result, "predictions.jsonl").splitlines()) == 40
+
+
+def test_cancelling_the_whole_ends_its_parts(sharded, owner):
+    job, parts = sharded
+    with pytest.raises(Conflict):
+        jobs.cancel_job(actor=actor_of(owner), job=parts[0])
+    jobs.cancel_job(actor=actor_of(owner), job=job)
+    assert states_of(job, *parts) == ["cancelled"] * 4
+    assert not run_next()

@@ -1,4 +1,4 @@
-"""Read a dataset version: its splits in safetensors, CSV or JSON lines; clean, label, bound.
+"""Read a dataset version: its splits in safetensors, Parquet, CSV, JSON lines; clean, label, bound.
 
 A split is read in batches and never held whole, unless somebody asks for `Split.load`.
 """
@@ -7,11 +7,14 @@ import csv
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -108,6 +111,62 @@ class TensorSplit:
 
 
 @dataclass(frozen=True)
+class ParquetSplit:
+    """A Parquet file; whole columns of numbers are arrays, all others are read as text."""
+
+    file: Path
+
+    def columns(self) -> list[str]:
+        with self._opened() as opened:
+            return list(opened.schema_arrow.names)
+
+    def count(self) -> int:
+        with self._opened() as opened:
+            count: int = opened.metadata.num_rows
+        if count > MAX_ROWS:
+            raise _too_many_rows(self.file)
+        return count
+
+    def batches(self, columns: Sequence[str], size: int, *, start: int = 0) -> Iterator[Rows]:
+        check_columns(self, columns)
+        with self._opened() as opened:
+            first = 0
+            for group in range(opened.metadata.num_row_groups):
+                count = opened.metadata.row_group(group).num_rows
+                if first + count > start:
+                    yield from self._batches(opened, group, columns, size, max(start - first, 0))
+                first += count
+
+    def _batches(
+        self, opened: pq.ParquetFile, group: int, columns: Sequence[str], size: int, skip: int
+    ) -> Iterator[Rows]:
+        try:
+            for batch in opened.iter_batches(size, row_groups=[group], columns=list(columns)):
+                kept = batch.slice(skip)
+                skip = max(skip - batch.num_rows, 0)
+                if kept.num_rows:
+                    yield {name: _arrow_column(kept.column(name)) for name in columns}
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(self.file, error) from error
+
+    @contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        try:
+            opened = pq.ParquetFile(self.file)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(self.file, error) from error
+        with opened:
+            yield opened
+
+
+def _arrow_column(values: pa.Array) -> Column:
+    kind = values.type
+    if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not values.null_count:
+        return np.asarray(values.to_numpy(zero_copy_only=False))
+    return [_as_text(value) for value in values.to_pylist()]
+
+
+@dataclass(frozen=True)
 class TextSplit:
     """A CSV file with a header, or a file of one JSON object a line."""
 
@@ -197,7 +256,9 @@ def _json_records(file: Path, lines: Any) -> Iterator[dict[str, str | None]]:
 def _as_text(value: object) -> str | None:
     if value is None:
         return None
-    return _whole(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return _whole(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    )
 
 
 def _whole(text: str) -> str:
@@ -244,12 +305,14 @@ def open_dataset(path: Path, ref: str) -> Dataset:
             continue
         if file.suffix == ".safetensors":
             splits.setdefault(file.stem, TensorSplit(file))
+        elif file.suffix == ".parquet":
+            splits.setdefault(file.stem, ParquetSplit(file))
         elif file.suffix in {".csv", ".jsonl"}:
             splits.setdefault(file.stem, TextSplit(file))
     if not splits:
         raise Invalid(
-            "The dataset {dataset} has no file that can be read; add train.safetensors, train.csv "
-            "or train.jsonl.",
+            "The dataset {dataset} has no file that can be read; add train.safetensors, "
+            "train.parquet, train.csv or train.jsonl.",
             code="unsupported_format",
             dataset=ref,
         )

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from registry.errors import Invalid
 from registry.recipes import Recipe, kind_of, parse_recipe, parse_reference
@@ -37,6 +38,23 @@ class Input:
         return f"{reference.namespace}/{reference.name}"
 
 
+class Part(NamedTuple):
+    """Which part of the whole a job computes: the first of four is 0 of 4."""
+
+    at: int
+    of: int
+
+
+WHOLE = Part(0, 1)
+
+
+class PartDone(NamedTuple):
+    """What a part of this job left: its file, and the summary of its report."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that job.json says, checked, and the means to report on it."""
@@ -50,6 +68,8 @@ class Job:
     threads: int
     events: Events
     interrupt: Interrupt
+    part: Part = WHOLE
+    parts: tuple[PartDone, ...] = ()
 
     @property
     def files(self) -> Path:
@@ -88,6 +108,10 @@ def read_job(path: Path, events: Events, interrupt: Interrupt) -> Job:
             threads=max(1, int(data.get("threads", 1))),
             events=events,
             interrupt=interrupt,
+            part=Part(*map(int, data.get("part", WHOLE))),
+            parts=tuple(
+                PartDone(folder / part["path"], part["summary"]) for part in data.get("parts", ())
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Invalid(

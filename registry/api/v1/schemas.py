@@ -634,6 +634,10 @@ class Job(Answer):
     reproduces: UUID | None = Field(
         description="The job that this one runs again; report.reproduction compares both."
     )
+    part_of: UUID | None = Field(
+        description="The job that this one is a part of; list its parts with ?part_of=."
+    )
+    part: int | None = Field(description="Its number among the parts, from 0.")
     progress: Progress
     result: Result | None = Field(description="Of several, the recommended one.")
     results: list[VersionName] = Field(description="All that it made, the recommended one first.")
@@ -694,6 +698,7 @@ class JobQuery(Paging):
     state: str = Field("", description="queued, running, succeeded, failed or cancelled.")
     kind: str = Field("", description="A kind of recipe.")
     namespace: str = ""
+    part_of: UUID | None = Field(None, description="A job that was cut into parts: list those.")
 
 
 class RecipeKind(Answer):

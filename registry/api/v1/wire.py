@@ -392,6 +392,8 @@ def _job_body(job: Job, waits: Text | None) -> Row:
         "queue": job.queue,
         "recipe": job.recipe,
         "reproduces": job.reproduces_id,
+        "part_of": job.parent_id,
+        "part": job.part,
         "progress": {
             "done": job.progress.get("done", 0),
             "total": job.progress.get("total"),

@@ -20,7 +20,7 @@ from registry.pages import decode_cursor, decode_moment, encode_cursor
 from registry.recipes import RECIPES, parse_reference
 from registry.services.catalog import find_repository, namespaces_writable_by
 from registry.services.estimates import estimate_job
-from registry.services.jobs import cancel_job, find_job, reproduce_job, submit_job
+from registry.services.jobs import cancel_job, find_job, reproduce_job, resume_job, submit_job
 from registry.services.quotas import why_waiting
 from registry.services.reproduction import KINDS
 from registry.web import charts, estimates, recipe_forms, reports, searches, wording
@@ -43,7 +43,7 @@ _SUGGESTED: Final = 60
 def job_list(request: HttpRequest) -> HttpResponse:
     asked = {name: request.GET.get(name, "") for name in ("state", "kind")}
     actor = actor_of(request)
-    found = Job.objects.visible_to(actor).with_names(actor)
+    found = Job.objects.visible_to(actor).whole().with_names(actor)
     found = found.order_by("-created_at", "-pk")
     for name, value in asked.items():
         if value:
@@ -206,6 +206,20 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
 
 @require_POST
 @signed_in
+def resume(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    actor = actor_of(request)
+    job = find_job(actor, job_id)
+    try:
+        resume_job(actor=actor, job=job)
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+    else:
+        messages.success(request, _("The job goes on from its last checkpoint."))
+    return redirect("web:job", job_id=job_id)
+
+
+@require_POST
+@signed_in
 def reproduce(request: HttpRequest, job_id: UUID) -> HttpResponse:
     actor = actor_of(request)
     job = find_job(actor, job_id)
@@ -245,8 +259,10 @@ def _progress(job: Job) -> dict[str, Any]:
             job.inputs.select_related("repository__namespace").order_by("repository__kind", "pk")
         ),
         "percent": percent_of(job),
+        "parts": list(job.children.order_by("part")),
         "compared_kinds": MAKERS,
         "profile": profile_of(job),
+        "can_resume": job.state in {JobState.FAILED, JobState.CANCELLED},
         "can_reproduce": job.kind in KINDS and job.state == JobState.SUCCEEDED and job.result,
         "reproductions": job.reproductions.select_related("result").order_by("-created_at")[
             :_REPRODUCTIONS

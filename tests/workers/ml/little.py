@@ -155,9 +155,7 @@ def infer_recipe(**step):
     }
 
 
-def write_job(
-    folder, recipe, *, model=None, dataset=None, others=(), named=True, device="cpu", threads=1
-):
+def write_job(folder, recipe, *, model=None, dataset=None, others=(), named=True, **place):
     folder.mkdir(parents=True, exist_ok=True)
     inputs = {}
     if model is not None:
@@ -176,8 +174,9 @@ def write_job(
         "inputs": inputs,
         "out": "out",
         "checkpoints": "checkpoints",
-        "device": device,
-        "threads": threads,
+        "device": "cpu",
+        "threads": 1,
+        **place,
     }
     (folder / "job.json").write_text(json.dumps(job))
     return folder / "job.json"

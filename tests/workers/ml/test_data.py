@@ -1,8 +1,11 @@
 """Reading datasets: bounded, streaming, and plain about what is wrong."""
 
 import json
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
@@ -230,3 +233,35 @@ def test_half_characters_do_not_get_in(tmp_path):
     file.write_text('{"te\\ud800xt": "a\\udfffb", "odd": ["\\ud800"]}\n', encoding="utf-8")
     (rows,) = drain(data.TextSplit(file), ["te?xt", "odd"], 8)
     assert rows == {"te?xt": ["a?b"], "odd": ['["?"]']}
+
+
+def test_parquet_splits_stream_from_any_row(tmp_path):
+    rows = {
+        "text": [f"row {at}" for at in range(20)],
+        "label": list(range(20)),
+        "tags": [["a", "b"], None] * 10,
+        "price": [Decimal("1.50")] * 20,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet", row_group_size=6)
+    split = open_dataset(tmp_path, "a/b@1").split("train")
+    assert split.columns() == ["text", "label", "tags", "price"]
+    assert split.count() == 20
+    for start in (0, 5, 6, 13, 20):
+        found = drain(split, ["text", "label"], 4, start=start)
+        assert [text for part in found for text in part["text"]] == rows["text"][start:]
+        numbers = [part["label"].tolist() for part in found]
+        assert [number for part in numbers for number in part] == rows["label"][start:]
+        assert all(len(part["text"]) <= 4 for part in found)
+    (first, *_) = drain(split, ["tags", "price"], 4)
+    assert first["tags"][:2] == ['["a", "b"]', None]
+    assert first["price"][0] == '"1.50"'
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, -9])
+def test_a_damaged_parquet_file_is_refused(tmp_path, keep):
+    file = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"text": ["a"] * 500}), file)
+    file.write_bytes(file.read_bytes()[:keep])
+    split = open_dataset(tmp_path, "a/b@1").split("train")
+    assert refusal(split.count)[0] == "malformed_file"
+    assert refusal(drain, split, ["text"], 4)[0] == "malformed_file"

@@ -3,7 +3,10 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from registry.errors import RegistryError
@@ -20,7 +23,10 @@ from tests.workers.ml.little import (
 )
 from tests.workers.ml.test_compression import foreign_onnx
 from tests.workers.ml.test_training import StopAfter
+from workers.ml.data import open_dataset
+from workers.ml.infer.batch import spans_of
 from workers.ml.interrupt import Interrupted
+from workers.ml.job import Part
 
 
 def lines(result):
@@ -59,8 +65,8 @@ def test_every_row_of_a_split_is_predicted(tmp_path, digits, model):
 
 
 def test_inputs_that_are_not_public_are_named_in_no_file(tmp_path, digits, model):
-    given = {"model": model, "dataset": digits, "named": False}
-    result = run_job(tmp_path / "job", infer_recipe(), **given)
+    inputs = {"model": model, "dataset": digits, "named": False}
+    result = run_job(tmp_path / "job", infer_recipe(), **inputs)
     texts = [path.read_text() for path in result.files.iterdir()] + [result.report["message"]]
     assert not any(word in text for text in texts for word in ("alice/tiny", "alice/little"))
     assert "predictions of a model that is not public" in result.report["message"]
@@ -161,3 +167,67 @@ def test_an_evaluation_leaves_numbers_and_no_files(tmp_path, digits, model):
     assert result.metric("accuracy")["n"] == 40
     assert result.metric("latency_p50_batch32")["value"] > 0
     assert not list(result.files.iterdir())
+
+
+@given(
+    counts=st.dictionaries(
+        st.sampled_from(["test", "train", "validation"]), st.integers(0, 50), min_size=1
+    ),
+    of=st.integers(1, 64),
+)
+def test_parts_are_every_row_once_in_order(counts, of):
+    spans = [span for at in range(of) for span in spans_of(counts, Part(at, of))]
+    rows = [(span.split, row) for span in spans for row in range(span.start, span.stop)]
+    assert rows == [(name, row) for name, count in counts.items() for row in range(count)]
+    sizes = [sum(s.stop - s.start for s in spans_of(counts, Part(at, of))) for at in range(of)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_parts_put_together_are_the_whole(tmp_path, digits, model):
+    recipe = infer_recipe(split=None, shards=3)
+    inputs = {"model": model, "dataset": digits}
+    whole = run_job(tmp_path / "whole", infer_recipe(split=None), **inputs)
+    parts = []
+    for at in range(3):
+        done = run_job(tmp_path / f"part{at}", recipe, part=(at, 3), **inputs)
+        assert [path.name for path in done.files.iterdir()] == ["predictions.jsonl"]
+        parts.append(
+            {
+                "path": str(done.files / "predictions.jsonl"),
+                "summary": done.report["summary"],
+            }
+        )
+    joined = run_job(tmp_path / "joined", recipe, parts=parts, **inputs)
+    kept = ("split", "row", "label", "actual")
+    found, expected = (
+        [{name: row[name] for name in kept} for row in lines(result)] for result in (joined, whole)
+    )
+    assert found == expected
+    assert joined.metric("accuracy")["value"] == whole.metric("accuracy")["value"]
+    assert joined.metric("accuracy")["n"] == 160
+    assert joined.report["summary"]["parts"] == 3
+    assert (joined.files / "dataset.json").read_text() == (whole.files / "dataset.json").read_text()
+
+
+def test_more_parts_than_rows(tmp_path, digits, model):
+    recipe = infer_recipe(max_rows=2, shards=5)
+    empty = run_job(tmp_path / "part", recipe, part=(0, 5), model=model, dataset=digits)
+    assert (empty.files / "predictions.jsonl").read_bytes() == b""
+
+
+def test_parquet_says_what_json_lines_say(tmp_path, digits, model):
+    inputs = {"model": model, "dataset": digits}
+    plain = lines(run_job(tmp_path / "plain", infer_recipe(), **inputs))
+    result = run_job(tmp_path / "job", infer_recipe(format="parquet"), **inputs)
+    assert pq.read_table(result.files / "predictions.parquet").to_pylist() == plain
+    assert "predictions.jsonl" not in {path.name for path in result.files.iterdir()}
+    assert "`predictions.parquet`" in (result.files / "README.md").read_text()
+    again = run_job(tmp_path / "again", infer_recipe(format="parquet"), **inputs)
+    name = "predictions.parquet"
+    assert (again.files / name).read_bytes() == (result.files / name).read_bytes()
+    # And what a job has written, a job can read.
+    (split,) = open_dataset(result.files, "alice/predictions@1").splits.values()
+    (rows,) = split.batches(["label", "row", "score"], 64)
+    assert rows["label"] == [row["label"] for row in plain]
+    assert rows["row"].tolist() == list(range(40))
+    assert rows["score"].dtype == np.float64

@@ -1,22 +1,25 @@
-"""Batch inference: every row of a dataset through a version, into predictions.jsonl.
+"""Batch inference: every row of a dataset through a version, into a file of predictions.
 
 Rows stream, so memory stays flat; what is written is counted in a small file beside it, so a
-stopped job goes on where it was.
+stopped job goes on where it was. Several jobs may compute a part of the rows each; the job that
+they are parts of puts their files together.
 """
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from registry import recipes
+from registry.errors import Invalid
 from workers.ml import environment
 from workers.ml.data import (
     Column,
@@ -28,23 +31,47 @@ from workers.ml.data import (
     open_dataset,
 )
 from workers.ml.formats import open_model
-from workers.ml.infer.runtime import Runtime, load_runtime
-from workers.ml.job import Job
+from workers.ml.infer.parquet import write_parquet
+from workers.ml.infer.runtime import Answer, Runtime, load_runtime
+from workers.ml.job import Job, Part, PartDone
 from workers.ml.report import Metric, Report
 from workers.ml.statistics import wilson
 
 FILE_NAME = "predictions.jsonl"
+PARQUET_NAME = "predictions.parquet"
 _STATE = "predictions.json"
 _SAVE_SECONDS = 2.0
 _DECIMALS = 6
 _BATCHES_PER_BLOCK = 8
 
 
+class Span(NamedTuple):
+    """Rows of a split that follow each other, from `start` up to but without `stop`."""
+
+    split: str
+    start: int
+    stop: int
+
+
+def spans_of(counts: Mapping[str, int], part: Part) -> list[Span]:
+    """Cut all rows of all splits into parts of like size, in order; give the rows of one part."""
+    total = sum(counts.values())
+    low, high = (total * at // part.of for at in (part.at, part.at + 1))
+    spans = []
+    first = 0
+    for name, count in counts.items():
+        start, stop = max(low - first, 0), min(high - first, count)
+        if start < stop:
+            spans.append(Span(name, start, stop))
+        first += count
+    return spans
+
+
 @dataclass
 class Done:
-    """How far the job is: rows of which split, bytes on disk, answers that were right."""
+    """How far the job is: spans that are whole, rows of the next, bytes on disk, right answers."""
 
-    split: int = 0
+    spans: int = 0
     rows: int = 0
     rows_in_all: int = 0
     size_bytes: int = 0
@@ -52,9 +79,39 @@ class Done:
     right: int = 0
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What is said of predictions, of all of them or of a part."""
+
+    rows: int
+    known: int
+    right: int
+    # Of the attempt that ended it, without what earlier ones had done already.
+    fresh_rows: int
+    seconds: float
+    engine: str
+    answers: Answer
+    labels: list[str]
+    splits: list[str]
+
+
 def run(job: Job, recipe: recipes.InferRecipe) -> Report:
     """Predict, then describe the predictions as a dataset of their own."""
     (step,) = recipe.steps
+    if job.parts:
+        path, predicted = _join(job, job.parts)
+    else:
+        path, predicted = _predict(job, step)
+    report = _report(job, predicted, path.stat().st_size)
+    if job.part.of > 1:
+        path.replace(job.files / FILE_NAME)
+        return report
+    name = _keep(job, path, step, predicted)
+    _describe(job, recipe, name, predicted, report)
+    return report
+
+
+def _predict(job: Job, step: recipes.Predict) -> tuple[Path, Predicted]:
     given = job.input("dataset")
     dataset = open_dataset(given.path, given.ref)
     columns = {"text": step.text_column, "image": step.image_column}
@@ -67,15 +124,62 @@ def run(job: Job, recipe: recipes.InferRecipe) -> Report:
     names = [step.split] if step.split is not None else list(dataset.splits)
     for name in names:
         check_columns(dataset.split(name), runtime.feeder.columns)
+    counts = {name: _rows_of(dataset.split(name), step.max_rows) for name in names}
     writer = _Writer(job, runtime, dataset, step)
     started = time.perf_counter()
-    done, fresh = writer.run(names)
-    seconds = time.perf_counter() - started
-    (job.checkpoints / FILE_NAME).replace(job.files / FILE_NAME)
-    (job.checkpoints / _STATE).unlink()
-    report = _report(job, runtime, names, done, fresh / max(seconds, 1e-9))
-    _describe(job, recipe, runtime, done, report)
-    return report
+    done, fresh = writer.run(spans_of(counts, job.part))
+    return job.checkpoints / FILE_NAME, Predicted(
+        rows=done.rows_in_all,
+        known=done.known,
+        right=done.right,
+        fresh_rows=fresh,
+        seconds=time.perf_counter() - started,
+        engine=runtime.engine.name,
+        answers=runtime.answers,
+        labels=runtime.labels,
+        splits=names,
+    )
+
+
+def _rows_of(split: Split, limit: int | None) -> int:
+    count = split.count()
+    return min(count, limit) if limit is not None else count
+
+
+def _join(job: Job, parts: Sequence[PartDone]) -> tuple[Path, Predicted]:
+    """Put the files of the parts after one another, and count what they say together."""
+    try:
+        said = [Predicted(**part.summary["predicted"]) for part in parts]
+    except (KeyError, TypeError) as error:
+        raise Invalid("A part of the job said nothing of its rows.", code="bad_part") from error
+    path = job.checkpoints / FILE_NAME
+    with path.open("wb") as out:
+        for at, part in enumerate(parts):
+            with part.path.open("rb") as lines:
+                shutil.copyfileobj(lines, out, 1 << 20)
+            job.events.progress(done=at + 1, total=len(parts), unit="parts", step="join")
+    return path, Predicted(
+        rows=sum(one.rows for one in said),
+        known=sum(one.known for one in said),
+        right=sum(one.right for one in said),
+        fresh_rows=sum(one.fresh_rows for one in said),
+        seconds=sum(one.seconds for one in said),
+        engine=said[0].engine,
+        answers=said[0].answers,
+        labels=said[0].labels,
+        splits=said[0].splits,
+    )
+
+
+def _keep(job: Job, path: Path, step: recipes.Predict, predicted: Predicted) -> str:
+    """Move the predictions to where the new version's files go, in the form that was asked for."""
+    if step.format == "parquet":
+        write_parquet(path, job.files / PARQUET_NAME, job.events, predicted.rows)
+        path.unlink()
+    else:
+        path.replace(job.files / FILE_NAME)
+    (job.checkpoints / _STATE).unlink(missing_ok=True)
+    return PARQUET_NAME if step.format == "parquet" else FILE_NAME
 
 
 class _Writer:
@@ -89,11 +193,10 @@ class _Writer:
         self._labels = Labels(runtime.labels) if runtime.answers == "classes" else None
         self._state_file = job.checkpoints / _STATE
 
-    def run(self, names: list[str]) -> tuple[Done, int]:
+    def run(self, spans: Sequence[Span]) -> tuple[Done, int]:
         done = _read_state(self._state_file)
         before = done.rows_in_all
-        limit = self._step.max_rows
-        total = sum(self._rows_of(name) for name in names)
+        total = sum(span.stop - span.start for span in spans)
         if before:
             self._job.events.log(f"Resumed after row {before}.")
         path = self._job.checkpoints / FILE_NAME
@@ -102,8 +205,8 @@ class _Writer:
             out.truncate(done.size_bytes)
             out.seek(done.size_bytes)
             saved_at = time.monotonic()
-            for name in names[done.split :]:
-                for lines in self._predict(name, done, limit):
+            for span in spans[done.spans :]:
+                for lines in self._predict(span, done):
                     out.write(lines)
                     self._job.events.progress(
                         done=done.rows_in_all, total=total, unit="rows", step="predict"
@@ -116,29 +219,23 @@ class _Writer:
                         break
                 if self._job.interrupt.requested:
                     break
-                done.split, done.rows = done.split + 1, 0
+                done.spans, done.rows = done.spans + 1, 0
             self._save(out, done)
         return done, done.rows_in_all - before
 
-    def _rows_of(self, name: str) -> int:
-        count = self._dataset.split(name).count()
-        return min(count, self._step.max_rows) if self._step.max_rows else count
-
-    def _predict(self, name: str, done: Done, limit: int | None) -> Iterator[bytes]:
-        split = self._dataset.split(name)
+    def _predict(self, span: Span, done: Done) -> Iterator[bytes]:
+        split = self._dataset.split(span.split)
         columns = list(self._runtime.feeder.columns)
         labelled = self._step.label_column in split.columns() and self._labels is not None
         if labelled:
             columns.append(self._step.label_column)
         block = self._step.batch_size * _BATCHES_PER_BLOCK
-        for rows in split.batches(columns, block, start=done.rows):
-            first = done.rows
-            size = len(rows[columns[0]])
-            if limit is not None:
-                size = min(size, limit - first)
-                if size <= 0:
-                    return
-                rows = {column: values[:size] for column, values in rows.items()}  # noqa: PLW2901
+        for rows in split.batches(columns, block, start=span.start + done.rows):
+            first = span.start + done.rows
+            size = min(len(rows[columns[0]]), span.stop - first)
+            if size <= 0:
+                return
+            rows = {column: values[:size] for column, values in rows.items()}  # noqa: PLW2901
             output = self._runtime.run_block(rows, split, self._step.batch_size)
             actual = rows[self._step.label_column] if labelled else None
             records = self._records(output, split, actual, first, done)
@@ -146,7 +243,7 @@ class _Writer:
             done.rows_in_all += size
             yield b"".join(
                 json.dumps(
-                    {"split": name, "row": first + at, **record},
+                    {"split": span.split, "row": first + at, **record},
                     ensure_ascii=False,
                     allow_nan=False,
                 ).encode()
@@ -209,9 +306,8 @@ def _read_state(file: Path) -> Done:
         return Done()
 
 
-def _report(
-    job: Job, runtime: Runtime, names: list[str], done: Done, rows_per_second: float
-) -> Report:
+def _report(job: Job, predicted: Predicted, size_bytes: int) -> Report:
+    names = predicted.splits
     split = names[0] if len(names) == 1 else "all"
     where: dict[str, Any] = {
         "split": split,
@@ -219,31 +315,39 @@ def _report(
         "device": job.device,
     }
     metrics = []
-    message = f"{done.rows_in_all} predictions of {job.input('model').title}"
-    if done.known:
-        low, high = wilson(done.right, done.known)
-        share = done.right / done.known
+    message = f"{predicted.rows} predictions of {job.input('model').title}"
+    if predicted.known:
+        low, high = wilson(predicted.right, predicted.known)
+        share = predicted.right / predicted.known
         metrics.append(
-            Metric("accuracy", share, "share", n=done.known, low=low, high=high, **where)
+            Metric("accuracy", share, "share", n=predicted.known, low=low, high=high, **where)
         )
-        message += f", accuracy {share:.4f} (n={done.known})"
+        message += f", accuracy {share:.4f} (n={predicted.known})"
+    covers = "reading, computing, writing"
     metrics.append(
         Metric(
             "throughput",
-            rows_per_second,
+            predicted.fresh_rows / max(predicted.seconds, 1e-9),
             "rows/s",
-            n=done.rows_in_all,
-            details={"engine": runtime.engine.name, "covers": "reading, computing, writing"},
+            n=predicted.rows,
+            details={
+                "engine": predicted.engine,
+                "covers": f"{covers}; of one part" if job.parts else covers,
+            },
             **where,
         )
     )
     described = environment.describe(device=job.device, threads=job.threads)
-    summary = {"rows": done.rows_in_all, "size_bytes": done.size_bytes, "splits": names}
+    summary: dict[str, Any] = {"rows": predicted.rows, "size_bytes": size_bytes, "splits": names}
+    if job.part.of > 1:
+        summary["predicted"] = asdict(predicted)
+    if job.parts:
+        summary["parts"] = len(job.parts)
     return Report("infer", metrics, described, message, summary)
 
 
 def _describe(
-    job: Job, recipe: recipes.InferRecipe, runtime: Runtime, done: Done, report: Report
+    job: Job, recipe: recipes.InferRecipe, name: str, predicted: Predicted, report: Report
 ) -> None:
     """Write dataset.json and a card, so that the predictions are a dataset like any other."""
     kinds = {
@@ -253,14 +357,14 @@ def _describe(
     }
     described = {
         "task": "predictions",
-        "labels": runtime.labels,
-        "columns": {"split": "string", "row": "int64", **kinds[runtime.answers]},
-        "splits": {"predictions": done.rows_in_all},
+        "labels": predicted.labels,
+        "columns": {"split": "string", "row": "int64", **kinds[predicted.answers]},
+        "splits": {"predictions": predicted.rows},
     }
     for role, given in job.inputs.items():
         if given.may_be_named:
             described[role] = given.ref
-    if done.known:
+    if predicted.known:
         described["columns"]["actual"] = "string"  # type: ignore[index]  # the dict above
     text = json.dumps(described, ensure_ascii=False, indent=2)
     (job.files / "dataset.json").write_text(text + "\n", encoding="utf-8")
@@ -269,9 +373,10 @@ def _describe(
         head["base_model"] = model.repository
     if (dataset := job.input("dataset")).may_be_named:
         head["source_datasets"] = [dataset.repository]
+    rows = "One row each" if name == PARQUET_NAME else "One JSON object a line"
     card = (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {recipe.output.split('/')[1]}\n\n"
-        f"{report.message} over {dataset.title}. One JSON object a line in "
-        f"`{FILE_NAME}`: the split and number of the row, and what the model answered.\n"
+        f"{report.message} over {dataset.title}. {rows} in "
+        f"`{name}`: the split and number of the row, and what the model answered.\n"
     )
     (job.files / "README.md").write_text(card, encoding="utf-8")

@@ -47,6 +47,7 @@ class JobList(Resource):
         }
         rows = Job.objects.visible_to(self.actor).with_names(self.actor)
         rows = rows.filter(**{name: value for name, value in wanted.items() if value})
+        rows = rows.filter(parent=asked.part_of) if asked.part_of else rows.whole()
         return page_response(request, _job_page(rows, asked.limit, asked.cursor))
 
     @operation(
