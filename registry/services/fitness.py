@@ -11,6 +11,7 @@ from registry.errors import FieldError, Invalid
 from registry.models import Version
 from registry.recipes import (
     OTHER,
+    Cluster,
     CompressRecipe,
     CompressStep,
     Distill,
@@ -19,6 +20,7 @@ from registry.recipes import (
     InferRecipe,
     Merge,
     ProfileRecipe,
+    PruneMagnitude,
     PruneStructured,
     Recipe,
     SearchRecipe,
@@ -38,18 +40,18 @@ _NEED_A_MODULE: Final = frozenset(
     {
         "merge",
         "train_quantized",
-        "prune_magnitude",
         "prune_structured",
         "prune_movement",
         "fine_tune",
-        "cluster",
         "svd",
         "distill",
+        "extract_lora",
     }
 )
 _ROUND: Final = frozenset(
     {"quantize_dynamic", "quantize_static", "quantize_weights", "train_quantized", "fixed_point"}
 )
+_CHANGE_A_GRAPH: Final = _ROUND | {"fuse", "prune_magnitude", "cluster"}
 # How the types of columns and of what a graph takes compare: by kind of number.
 _KINDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("F16", "F32", "F64", "float16", "float32", "float64"), "f"),
@@ -121,7 +123,16 @@ def _steps(recipe: CompressRecipe, head: ModelHead) -> Iterator[FieldError]:
             yield FieldError(
                 field, "already_onnx", "The model is in ONNX already: leave this step out."
             )
-        if rounded and graph and (step.method in _ROUND or step.method == "fuse"):
+        if graph and isinstance(step, PruneMagnitude | Cluster) and step.needs_rows:
+            yield FieldError(
+                field,
+                "needs_module",
+                "{method} cannot train an ONNX file. Set its epochs to 0 (and leave embedding "
+                "tables alone) to change the weights at once, or choose the version that the file "
+                "was made from.",
+                method=step.method,
+            )
+        if rounded and graph and step.method in _CHANGE_A_GRAPH:
             yield FieldError(
                 field,
                 "already_quantized",
@@ -319,8 +330,8 @@ def _rows(recipe: Recipe, head: ModelHead, dataset: DatasetHead) -> Iterator[Fie
         yield FieldError(
             "dataset",
             "unsupported_format",
-            "The dataset {dataset} has no file that can be read; add train.safetensors, train.csv "
-            "or train.jsonl.",
+            "The dataset {dataset} has no file that can be read; add train.safetensors, "
+            "train.parquet, train.csv or train.jsonl.",
             dataset=dataset.version.ref,
         )
         return

@@ -263,6 +263,8 @@ class SplitHead:
         if self.is_tensors:
             found = _table(self._facts.get("tensors"))
             return None if not found or found.get("truncated") else list(self.tensors)
+        if self.path.endswith(".parquet"):
+            return None  # they stand at the end of the file, in a form of its own
         size = self.found.blob.size_bytes
         raw = default_storage().read(self.found.blob.sha256, start=0, end=min(size, _READ_BYTES))
         is_whole = size <= _READ_BYTES
@@ -296,7 +298,7 @@ def splits_of(version: Version) -> DatasetHead:
     inner = [path for path in sorted(files) if path.startswith("data/") and path.count("/") == 1]
     for path in [*(path for path in sorted(files) if "/" not in path), *inner]:
         name = PurePosixPath(path)
-        if name.suffix in {".safetensors", ".csv", ".jsonl"}:
+        if name.suffix in {".safetensors", ".parquet", ".csv", ".jsonl"}:
             splits.setdefault(name.stem, SplitHead(path, files[path]))
     size = sum(file.blob.size_bytes for file in files.values())
     return DatasetHead(

@@ -52,13 +52,13 @@ _GOALS: Final = (
     Goal(
         key="smallest",
         title=gettext_noop("As small as possible"),
-        about=gettext_noop("A classifier that loses at most 1 % of its accuracy."),
+        about=gettext_noop("A classifier that loses at most one percent of its accuracy."),
         fields={"goal": "smallest", "max_accuracy_loss": 0.01},
     ),
     Goal(
         key="fastest",
         title=gettext_noop("As fast as possible"),
-        about=gettext_noop("A classifier that loses at most 1 % of its accuracy."),
+        about=gettext_noop("A classifier that loses at most one percent of its accuracy."),
         fields={"goal": "fastest", "max_accuracy_loss": 0.01},
     ),
     Goal(

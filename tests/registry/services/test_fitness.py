@@ -242,7 +242,7 @@ def test_texts_are_not_read_from_tensors_nor_images_from_texts(alice, cnn, digit
     assert "'image'" in said
 
 
-@pytest.mark.parametrize("method", ["prune_magnitude", "prune_structured", "svd", "cluster"])
+@pytest.mark.parametrize("method", ["prune_structured", "svd"])
 def test_a_graph_has_no_weights_to_change(alice, exported, method):
     step = {"method": method} | ({"epochs": 0} if "prune" in method else {})
     code, fields, said = refused(alice, compress(step, model="alice/exported", dataset=None))
@@ -250,11 +250,25 @@ def test_a_graph_has_no_weights_to_change(alice, exported, method):
     assert "alice/exported@1" in said
 
 
+def test_the_weights_of_a_graph_are_pruned_and_shared_at_once(alice, exported):
+    steps = ({"method": "prune_magnitude", "epochs": 0}, {"method": "cluster", "epochs": 0})
+    recipe = compress(*steps, model="alice/exported", dataset=None)
+    assert jobs.submit_job(actor=actor_of(alice), recipe=recipe).state == "queued"
+
+
+@pytest.mark.parametrize("method", ["prune_magnitude", "cluster"])
+def test_a_graph_is_not_trained(alice, exported, digits, method):
+    step = {"method": method, "epochs": 1}
+    code, fields, said = refused(alice, compress(step, model="alice/exported"))
+    assert (code, fields[0]) == ("needs_module", "steps.0.method")
+    assert "epochs to 0" in said
+
+
 @pytest.mark.parametrize(
     ("steps", "code"),
     [
         (["quantize_weights", "svd"], "needs_module"),
-        (["fuse", "cluster"], "needs_module"),
+        (["quantize_weights", "cluster"], "already_quantized"),
         (["export_onnx", "export_onnx"], "already_onnx"),
         (["quantize_weights", "quantize_dynamic"], "already_quantized"),
         (["fixed_point", "fuse"], "already_quantized"),
