@@ -67,7 +67,7 @@ class Visitor:
 
     def _fail(self, error) -> None:
         # The browser leaves out the transition between two pages when it has too much to do.
-        if "Transition was skipped" not in str(error):
+        if not re.search("Transition was (skipped|aborted)", str(error)):
             self.complaints.append(str(error))
 
     def _hear(self, message) -> None:

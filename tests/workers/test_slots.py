@@ -73,7 +73,10 @@ def test_a_worker_says_what_it_offers_and_goodbye(start_slots):
     slots, _ = start_slots([CPU])
     wait_until(Worker.objects.exists, "the slots")
     worker = Worker.objects.get()
-    assert (worker.name, worker.queues, worker.devices) == (slots.name, ["cpu"], [CPU])
+    (device,) = worker.devices
+    limit = device.pop("job_memory_bytes")
+    assert (worker.name, worker.queues, device) == (slots.name, ["cpu"], CPU)
+    assert 0 < limit < 2**50
     assert not workers.gpu_offered()
     slots.stop()
     slots.join(10)

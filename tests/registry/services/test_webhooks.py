@@ -9,7 +9,15 @@ from standardwebhooks import Webhook as StandardWebhook
 
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.models import Delivery, DeliveryState, Event, Membership, Role, Webhook
-from registry.services import catalog, jobs, proposals, sharing, versions, webhooks
+from registry.services import (
+    catalog,
+    deployments,
+    jobs,
+    proposals,
+    sharing,
+    versions,
+    webhooks,
+)
 from registry.services.announcements import EVENTS
 from tests.factories import (
     NamespaceFactory,
@@ -144,6 +152,7 @@ def test_each_event_reaches_who_listens(team, owner, live, receiver):
         "steps": [{"method": "quantize_dynamic"}],
     }
     jobs.cancel_job(actor=actor, job=jobs.submit_job(actor=actor, recipe=recipe))
+    deployments.deploy(actor=actor, model="team/classifier", version="1")
     versions.delete_version(actor=actor, version=other)
     while deliver_one():
         pass

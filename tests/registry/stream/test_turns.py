@@ -25,7 +25,7 @@ def test_a_client_that_takes_everything_at_once_does_not_hold_the_loop():
         exchange = Exchange(scope, receive=None, send=send)
         blocks = default_storage().open(stored.sha256, start=0, end=SIZE)
         asyncio.get_running_loop().call_later(0, lambda: asyncio.ensure_future(other()))
-        await download._send_blocks(exchange, blocks)
+        await download.send_blocks(exchange, blocks)
 
     asyncio.run(both())
     assert sum(sent) == SIZE

@@ -184,7 +184,7 @@ def test_an_estimate_of_a_search_names_its_budget(as_owner, search):
     rest = {"most_variants": "2", "most_candidates": "9", "validation_fraction": "0.2"}
     step = {f"steps.0.{name}": value for name, value in {**limits, **rest}.items()}
     page = text_of(as_owner.post("/jobs/new?kind=search", {**form, **step, "do": "estimate"}))
-    assert "It searches for at most 3 minutes" in page
+    assert "It takes at most 3 minutes" in page
     assert "Up to 2 version(s)" in page
 
 
