@@ -78,6 +78,7 @@ class Reader:
             cwd=self.folder,
             capture_output=True,
             text=True,
+            errors="replace",  # a frame of gRPC-Web is no text
             timeout=600,
             check=False,
         )
