@@ -142,6 +142,7 @@ METRICS: Final = {
     "accuracy": gettext_lazy("Accuracy"),
     "f1_macro": gettext_lazy("F1, macro"),
     "loss": gettext_lazy("Loss"),
+    "throughput": gettext_lazy("Throughput"),
     "cosine_to_parent": gettext_lazy("Cosine to parent"),
     "agreement_with_parent": gettext_lazy("Agreement with parent"),
     "stored_bytes": gettext_lazy("Stored size"),

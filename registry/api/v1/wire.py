@@ -420,10 +420,10 @@ def estimate_body(estimate: Estimate) -> Row:
         "recipe": estimate.recipe.to_json(),
         "queue": estimate.queue,
         "seconds": _figure_body(estimate.seconds),
-        "read_bytes": _figure_body(estimate.read_bytes),
-        "result_bytes": _figure_body(estimate.result_bytes),
+        "read_bytes": _bytes_body(estimate.read_bytes),
+        "result_bytes": _bytes_body(estimate.result_bytes),
         "memory_bytes": {
-            **_figure_body(estimate.memory_bytes),
+            **_bytes_body(estimate.memory_bytes),
             "limit": estimate.memory_limit_bytes,
             "fits": estimate.fits_memory,
         },
@@ -439,6 +439,12 @@ def estimate_body(estimate: Estimate) -> Row:
 
 def _figure_body(figure: Figure) -> Row:
     return {"low": figure.low, "high": figure.high, "grounds": figure.grounds.detail}
+
+
+def _bytes_body(figure: Figure) -> Row:
+    """Say whole bytes: what is estimated to a share of one is no more exact for it."""
+    low, high = (None if one is None else round(one) for one in (figure.low, figure.high))
+    return {"low": low, "high": high, "grounds": figure.grounds.detail}
 
 
 # --- Serving ---------------------------------------------------------------------------------

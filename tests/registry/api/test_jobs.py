@@ -87,7 +87,9 @@ def test_an_estimate_queues_nothing(api, version):
     assert body["recipe"]["model"] == "alice/classifier@1"
     assert body["seconds"]["low"] is None
     assert body["read_bytes"]["low"] == body["read_bytes"]["high"] > 0
-    assert body["result_bytes"]["low"] < body["result_bytes"]["high"]
+    low, high = (body["result_bytes"][end] for end in ("low", "high"))
+    assert low < high
+    assert (type(low), type(high)) == (int, int)
     assert all(body[part]["grounds"] for part in ("seconds", "memory_bytes", "waiting", "quota"))
     assert not Job.objects.exists()
 
