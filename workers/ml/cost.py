@@ -21,9 +21,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from registry.errors import Invalid
-from workers.ml.infer.engines import TorchEngine, first_line
+from workers.ml.infer.engines import TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
+from workers.ml.infer.sessions import first_line
 
 WIRE_LEVEL = 3
 _BLOCK_BYTES = 1 << 20

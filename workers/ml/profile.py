@@ -38,9 +38,10 @@ from workers.ml.data import (
     open_dataset,
 )
 from workers.ml.formats import open_model
-from workers.ml.infer.engines import OnnxEngine, TorchEngine, first_line
+from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime, load_runtime
+from workers.ml.infer.sessions import first_line
 from workers.ml.job import Job
 from workers.ml.probes import NOWHERE, probe_rows
 from workers.ml.report import Metric, Report

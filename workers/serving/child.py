@@ -21,6 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from registry.errors import Invalid, RegistryError, pack
+from workers.ml.infer.sessions import first_line, open_session
 from workers.serving.fields import Array, Input, group_by_length, read_fields
 
 MESSAGE_BYTES = 128 * 1024
@@ -83,24 +84,7 @@ class OnnxModel:
         import onnxruntime  # noqa: PLC0415 - a torch model does without
 
         onnxruntime.disable_telemetry_events()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # Threads that spin for work win microseconds and take the cores from everybody else.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
-        try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except Exception as error:  # the library's own exception types are not exported
-            raise Invalid(
-                "ONNX Runtime cannot load {file}: {problem}",
-                code="malformed_file",
-                file=file.name,
-                problem=_first_line(error),
-            ) from error
+        self._session = open_session(file, threads=threads, gpu=True, log_severity=4)
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         self.runtime = f"onnxruntime/{used}"
         self.platform = "onnxruntime_onnx"
@@ -427,12 +411,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _refusal(error: Exception) -> Invalid:
     return Invalid(
-        "The model refused its input: {problem}", code="run_failed", problem=_first_line(error)
+        "The model refused its input: {problem}", code="run_failed", problem=first_line(error)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0][:300]
 
 
 def _said(error: RegistryError) -> list[Any]:

@@ -23,8 +23,9 @@ from registry.errors import Invalid
 from workers.ml.compress.bench import Bench
 from workers.ml.compress.layers import Graph, refuse_quantized
 from workers.ml.evaluate import latency_feeds
-from workers.ml.infer.engines import OnnxEngine, first_line
+from workers.ml.infer.engines import OnnxEngine
 from workers.ml.infer.feeders import Feeds
+from workers.ml.infer.sessions import first_line
 from workers.ml.probes import NOWHERE, probe_rows
 
 TOLERANCE = 1e-4

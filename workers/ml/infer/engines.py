@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from registry.errors import Invalid
 from workers.ml.infer.feeders import Feeds
+from workers.ml.infer.sessions import first_line, open_session
 from workers.ml.program import Program
 
 _DTYPES = {
@@ -88,24 +88,7 @@ class OnnxEngine:
     """Runs an ONNX file; on a GPU where this ONNX Runtime was built for one."""
 
     def __init__(self, file: Path, *, device: str, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin for work win microseconds and take the cores from everybody else.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CPUExecutionProvider"]
-        if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
-        try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except Exception as error:  # the library's own exception types are not exported
-            raise Invalid(
-                "ONNX Runtime cannot load {file}: {problem}",
-                code="malformed_file",
-                file=file.name,
-                problem=first_line(error),
-            ) from error
+        self._session = open_session(file, threads=threads, gpu=device == "cuda", log_severity=3)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -147,8 +130,3 @@ class OnnxEngine:
                 problem=first_line(error),
             ) from error
         return dict(zip(self._outputs, answers, strict=True))
-
-
-def first_line(error: Exception) -> str:
-    """Say what a library complained about, without its stack."""
-    return (str(error).strip().splitlines() or [repr(error)])[0][:300]
