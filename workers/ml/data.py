@@ -452,6 +452,19 @@ def check_images(values: Column, split: Split, column: str) -> NDArray[np.uint8]
     )
 
 
+def need_numbers(values: Column, split: Split, column: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Accept a column of numbers where the model takes `dtype`."""
+    if isinstance(values, np.ndarray):
+        return values
+    raise Invalid(
+        "Column {name!r} of {file} is text; the model takes {dtype}.",
+        code="bad_column",
+        name=column,
+        file=split.file.name,
+        dtype=dtype,
+    )
+
+
 def number_labels(
     values: Column, labels: Labels, split: Split, column: str, *, first_row: int = 0
 ) -> NDArray[np.int64]:
@@ -530,15 +543,7 @@ def load_tensors(
         row += len(found)
         good = found >= 0
         for name, dtype in dtypes.items():
-            values = rows[name]
-            if not isinstance(values, np.ndarray):
-                raise Invalid(
-                    "Column {name!r} of {file} is text; the model takes {dtype}.",
-                    code="bad_column",
-                    name=name,
-                    file=split.file.name,
-                    dtype=dtype,
-                )
+            values = need_numbers(rows[name], split, name, dtype)
             blocks[name].append(values[good].astype(dtype, copy=False))
             size += blocks[name][-1].nbytes
         numbers.append(found[good])

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from registry.errors import Invalid
-from workers.ml.data import Rows, Split, check_images, check_texts
+from workers.ml.data import Rows, Split, check_images, check_texts, need_numbers
 from workers.ml.texts import clean_text
 from workers.ml.train.examples import pad
 from workers.ml.vocabulary import Vocabulary
@@ -95,14 +94,6 @@ class TensorFeeder:
     def feeds(self, rows: Rows, split: Split) -> Feeds:
         fed: dict[str, NDArray[Any]] = {}
         for name, dtype in self.dtypes.items():
-            values = rows[name]
-            if not isinstance(values, np.ndarray):
-                raise Invalid(
-                    "Column {name!r} of {file} is text; the model takes {dtype}.",
-                    code="bad_column",
-                    name=name,
-                    file=split.file.name,
-                    dtype=dtype,
-                )
+            values = need_numbers(rows[name], split, name, dtype)
             fed[name] = values.astype(dtype, copy=False)
         return fed
