@@ -457,6 +457,9 @@ class Alias(models.Model):
     version = models.ForeignKey(Version, on_delete=models.PROTECT, related_name="aliases")
     updated_at = models.DateTimeField(default=timezone.now)
 
+    # Whether a deployment follows it, where a list of aliases has looked.
+    followed: bool = False
+
     class Meta:
         verbose_name_plural = "aliases"
         constraints = [

@@ -30,6 +30,7 @@ from registry.services.audit import record_event
 from registry.services.namespaces import find_namespace, hold_namespaces
 from registry.services.placement import follow_model, remove_endpoints, require_unfollowed
 from registry.services.quotas import free_room
+from registry.services.succession import require_followed
 from registry.services.texts import check_text, invalid_field
 
 # Field of a repository -> the longest text it takes.
@@ -43,6 +44,7 @@ DESCRIBABLE: Mapping[str, int] = {
 _SEARCHED_CHARACTERS = 4000
 # What one repository or version may carry in tags: pages and answers show all of them.
 MAX_TAGS = 100
+_MAX_REASON = 2000
 MAX_TAGS_CHARACTERS = 256 * 1024
 
 
@@ -556,22 +558,27 @@ def set_alias(
     alias: object,
     version: Version,
     expected_version: int | None = None,
+    reason: object = "",
 ) -> Alias:
     """Point an alias at a version; it always points at exactly one.
 
+    With a `reason`, a maintainer moves one that a deployment follows to what it may not replace.
+
     Raises:
         Denied: the alias is protected, and the actor no maintainer, or a second one is needed.
-        Conflict: the version cannot be used, or the alias is no longer at `expected_version`.
+        Conflict: the version cannot be used, the alias is no longer at `expected_version`, or a
+            deployment follows it whose callers the version may not answer.
 
     """
     require(actor, "write", repository)
     name = check_alias(alias)
+    why = check_text("reason", reason, max_length=_MAX_REASON)
     with transaction.atomic():
         repository = lock_repository(repository)
         _require_unprotected(actor, repository, name)
         if expected_version is not None:
             require_present(repository, name, expected_version)
-        return move_alias(actor, repository, name, version)
+        return move_alias(actor, repository, name, version, reason=why)
 
 
 def require_present(repository: Repository, alias: str, expected_version: int | None) -> None:
@@ -636,10 +643,23 @@ def require_usable(version: Version) -> None:
 
 
 def move_alias(
-    actor: Actor, repository: Repository, name: str, version: Version, **facts: Any
+    actor: Actor,
+    repository: Repository,
+    name: str,
+    version: Version,
+    *,
+    reason: str = "",
+    **facts: Any,
 ) -> Alias:
-    """Point an alias of a locked repository at a version; who may is the caller's question."""
+    """Point an alias of a locked repository at a version; who may is the caller's question.
+
+    Raises:
+        Conflict: the version cannot be used, or may not answer in place of what a deployment
+            that follows the alias serves.
+
+    """
     require_usable(version)
+    facts |= require_followed(actor, repository, name, version, reason=reason)
     current = (
         Alias.objects.filter(repository=repository, name=name).select_related("version").first()
     )

@@ -34,9 +34,8 @@ from registry.services.catalog import (
     find_version,
     lock_repository,
 )
-from registry.services.compatibility import why_incompatible
-from registry.services.gate import evidence_of, require_allowed
 from registry.services.quotas import require_deployment_place
+from registry.services.succession import answering_of, require_successor
 from registry.services.texts import check_text, invalid_field
 from registry.services.versions import require_runnable
 from registry.serving_options import ServingOptions
@@ -229,7 +228,7 @@ def deploy(  # noqa: PLR0913 - a deployment is this wide
         require_runnable(served)
         place = _find_or_make(actor, row, endpoint)
         present = deployments_of(place)
-        overridden = _require_compatible(place, present, served, why)
+        overridden = require_successor(place, answering_of(present), served, reason=why)
         require_deployment_place(place.namespace)
         deployment = _insert(actor, place, served, version, role, options or ServingOptions())
         deployment.trial = {"begun": True} if widens else {}
@@ -270,28 +269,6 @@ def _find_or_make(actor: Actor, repository: Repository, name: object) -> Endpoin
         return _make_endpoint(actor, repository, wanted)
     found.repository = repository
     return found
-
-
-def _require_compatible(
-    endpoint: Endpoint, present: Sequence[Deployment], candidate: Version, reason: str
-) -> dict[str, Any]:
-    """Pass when a version takes what callers send, or somebody says why it need not."""
-    answering = max(present, key=lambda one: (one.weight, one.role == "live"), default=None)
-    if answering is None or answering.serves is None or not answering.weight:
-        return {}
-    problem = why_incompatible(answering.serves, candidate)
-    if problem is None:
-        return {}
-    if not reason:
-        raise Conflict(
-            "{version} does not fit what callers of {endpoint} send and read: {problem}. Give a "
-            "reason to deploy it nevertheless.",
-            code="incompatible_signature",
-            version=candidate.ref,
-            endpoint=endpoint,
-            problem=problem,
-        )
-    return {"incompatible": problem.detail, "reason": reason}
 
 
 def _insert(
@@ -379,10 +356,12 @@ def split_traffic(
 def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> Endpoint:
     """Let a deployment answer everything; the others stay, for a roll-back, and answer by number.
 
-    A shadow is promoted on its evidence (`registry.services.gate`), or for a `reason`.
+    A shadow is promoted on its evidence (`registry.services.gate`). A `reason` overrides that,
+    and the check that it takes what callers send.
 
     Raises:
-        Conflict: what it serves cannot run now, or its evidence does not allow it.
+        Conflict: what it serves cannot run now or does not take what callers send, or its
+            evidence does not allow it.
 
     """
     require(actor, "maintain", deployment.endpoint.repository)
@@ -398,9 +377,13 @@ def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> End
                 alias=promoted.alias,
             )
         require_runnable(promoted.serves)
-        answers = next((one for one in present.values() if one.weight), None)
-        require_allowed(promoted, answers, why)
-        evidence = evidence_of(promoted)
+        facts = require_successor(
+            endpoint,
+            answering_of([*present.values()]),
+            promoted.serves,
+            shadow=promoted,
+            reason=why,
+        )
         remember_split(endpoint, present.values())
         for one in present.values():
             if one.pk != promoted.pk:
@@ -412,8 +395,7 @@ def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> End
             AuditAction.DEPLOYMENT_PROMOTE,
             promoted,
             promoted.serves,
-            **({"reason": why} if why else {}),
-            **({"shadow": evidence.described()} if evidence else {}),
+            **{**facts, **({"reason": why} if why else {})},
         )
     return endpoint
 

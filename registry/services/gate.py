@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from registry.errors import Conflict
-from registry.models import Deployment, DeploymentRole
+from registry.models import Deployment, DeploymentRole, Version
 
 # So large a share of the requests must be answered alike; a failure is no agreement.
 LEAST_AGREEMENT = 0.95
@@ -65,35 +65,42 @@ def judge(agreed: int, compared: int, least: float = LEAST_AGREEMENT) -> Verdict
     return "allow" if agreed > least * compared else "block"
 
 
-def evidence_of(deployment: Deployment) -> Evidence | None:
-    """Give what is known of a shadow; None of what is none."""
+def evidence_of(deployment: Deployment, beside: Version | None = None) -> Evidence | None:
+    """Give what is known of a shadow; None of what is none.
+
+    With `beside`, only what it did beside that version as the one that it serves: what was counted
+    of others says nothing.
+    """
     if deployment.role != DeploymentRole.SHADOW:
         return None
     kept = deployment.trial
+    if beside is not None and deployment.serves is not None:
+        pair = [deployment.serves.pk, beside.pk]
+        kept = kept if kept.get("pair") == pair else {}
     return Evidence(**{name: int(kept.get(name, 0)) for name in COUNTED})
 
 
-def require_allowed(deployment: Deployment, answers: Deployment | None, reason: str) -> None:
+def require_allowed(evidence: Evidence, reason: str) -> None:
     """Pass when a shadow may replace what answers, or somebody says why all the same.
 
     Raises:
         Conflict: it agrees too seldom, or nobody can tell yet.
 
     """
-    evidence = evidence_of(deployment)
-    if evidence is None or answers is None or reason or evidence.verdict == "allow":
+    if reason or evidence.verdict == "allow":
         return
     if evidence.verdict == "block":
         raise Conflict(
             "As a shadow it answered {agreed} of {compared} requests as the live version did, "
-            "which is too seldom. Give a reason to promote it nevertheless.",
+            "which is too seldom. A maintainer may promote it nevertheless, with a reason.",
             code="shadow_blocked",
             agreed=evidence.agreed,
             compared=evidence.compared,
         )
     raise Conflict(
         "As a shadow it answered {agreed} of {compared} requests as the live version did; that "
-        "does not say yet whether it may replace it. Wait for more, or give a reason.",
+        "does not say yet whether it may replace it. Wait for more, or let a maintainer give a "
+        "reason.",
         code="shadow_undecided",
         agreed=evidence.agreed,
         compared=evidence.compared,

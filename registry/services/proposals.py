@@ -23,6 +23,7 @@ from registry.services.texts import check_text, invalid_field
 
 _MAX_PATTERNS = 50
 _MAX_WORDS = 10_000
+_MAX_REASON = 2000
 
 
 def protect_aliases(
@@ -141,20 +142,28 @@ def propose_alias(
 
 
 def approve_proposal(
-    *, actor: Actor, proposal: AliasProposal, expected_version: int | None, note: object = ""
+    *,
+    actor: Actor,
+    proposal: AliasProposal,
+    expected_version: int | None,
+    note: object = "",
+    reason: object = "",
 ) -> AliasProposal:
     """Approve a proposal and move the alias, in one transaction.
 
     `expected_version` is where the approver saw the alias (None: it was new), so that nobody
-    approves the move of something that has moved meanwhile.
+    approves the move of something that has moved meanwhile. A `reason` lets deployments follow
+    to a version that may not replace what they serve.
 
     Raises:
         Denied: the actor is no maintainer, or proposed it and somebody else has to approve.
-        Conflict: it is decided already, or its version cannot be used any more.
+        Conflict: it is decided already, its version cannot be used any more, or a deployment
+            follows the alias whose callers the version may not answer.
         PreconditionFailed: the alias is no longer where the approver saw it.
 
     """
     require(actor, "maintain", proposal.repository)
+    why = check_text("reason", reason, max_length=_MAX_REASON)
     with transaction.atomic():
         repository = lock_repository(proposal.repository)
         row = _open(proposal, repository)
@@ -174,7 +183,7 @@ def approve_proposal(
         )
         row.replaced = current.version if current else None
         if row.version is not None:
-            move_alias(actor, repository, row.alias, row.version, proposal=row.number)
+            move_alias(actor, repository, row.alias, row.version, reason=why, proposal=row.number)
         elif current is not None:
             drop_alias(actor, repository, current, proposal=row.number)
         return _decide(actor, row, Decision.APPROVED, note)

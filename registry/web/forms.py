@@ -138,6 +138,16 @@ class AliasForm(forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
     version = forms.IntegerField(label=_("Version"), min_value=1)
+    reason = forms.CharField(
+        label=_("Reason"),
+        required=False,
+        max_length=2000,
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+        help_text=_(
+            "Needed where a deployment follows the alias and the version does not fit its callers, "
+            "or its shadow has not shown that it may answer them."
+        ),
+    )
 
 
 class NewVersionForm(forms.Form):

@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 from registry.models import (
     Actor,
     Alias,
+    Deployment,
     Evaluation,
     Job,
     JobState,
@@ -147,7 +148,16 @@ def numbers_of(versions: Iterable[Version]) -> dict[int, dict[str, Evaluation]]:
 
 
 def aliases_of(repository: Repository) -> list[Alias]:
-    return list(repository.aliases.select_related("version").order_by("name"))
+    """List the aliases of a repository with what each is at; `followed` ones by deployments."""
+    following = Deployment.objects.filter(
+        endpoint__repository=OuterRef("repository"), alias=OuterRef("name")
+    )
+    rows = repository.aliases.select_related("version").annotate(is_followed=Exists(following))
+    aliases: list[Alias] = []
+    for row in rows.order_by("name"):
+        row.followed = row.is_followed
+        aliases.append(row)
+    return aliases
 
 
 def history(

@@ -8,15 +8,18 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.db.models import Q
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, pgettext_lazy
 
+from registry.errors import Conflict
 from registry.models import AuditAction, Deployment, Endpoint, Event, Version, Visibility
 from registry.services.gate import evidence_of
+from registry.services.succession import require_successor
 from registry.web.snippets import Snippet
 from registry.web.wording import DEPLOYMENT_ROLES
 
-_EMBEDDING_TASKS = frozenset({"sentence-similarity", "feature-extraction"})
+EMBEDDING_TASKS = frozenset({"sentence-similarity", "feature-extraction"})
 _SHOWN = 30
 
 
@@ -50,7 +53,7 @@ def calls(host: str, endpoint: Endpoint, version: Version | None) -> list[Snippe
             key="predict",
             title="curl",
             code=f"curl {address.rest}/predict/{name}{token} \\\n"
-            f"  --json {_quoted(_example(version))}",
+            f"  --json {_quoted(example_of(version))}",
         ),
         Snippet(
             key="triton-http",
@@ -59,7 +62,7 @@ def calls(host: str, endpoint: Endpoint, version: Version | None) -> list[Snippe
         ),
         Snippet(key="triton-grpc", title="gRPC", code=_grpc(address, name, private=private)),
     ]
-    if endpoint.repository.task in _EMBEDDING_TASKS:
+    if endpoint.repository.task in EMBEDDING_TASKS:
         body = {"model": name, "input": ["How do I read a file?"]}
         found.append(
             Snippet(
@@ -76,11 +79,15 @@ def _quoted(body: Mapping[str, Any]) -> str:
     return f"'{text}'"
 
 
-def _example(version: Version | None) -> dict[str, Any]:
+def preprocessing_of(version: Version | None) -> dict[str, Any]:
+    """Read how the fields of a version become its inputs, as far as its config.json says."""
+    said = version.config.get("preprocessing") if version else None
+    return said if isinstance(said, dict) else {}
+
+
+def example_of(version: Version | None) -> dict[str, Any]:
     """Make a row that the version takes, as far as its files say what it takes."""
-    config = version.config if version else {}
-    said = config.get("preprocessing")
-    preprocessing = said if isinstance(said, dict) else {}
+    preprocessing = preprocessing_of(version)
     columns = preprocessing.get("columns")
     columns = columns if isinstance(columns, dict) else {}
     if preprocessing.get("kind") == "image":
@@ -167,11 +174,12 @@ class Line:
 
 def history_of(endpoint: Endpoint) -> list[Line]:
     """Read what was done to an endpoint, newest first."""
-    rows = Event.objects.filter(
-        repository_id=endpoint.repository_id,
+    own = Q(
         action__in=[action.value for action in AuditAction if action.family in _FAMILIES],
         data__endpoint=endpoint.pk,
     )
+    followed = Q(action=AuditAction.ALIAS_SET.value, data__endpoints__contains=[endpoint.pk])
+    rows = Event.objects.filter(own | followed, repository_id=endpoint.repository_id)
     return [
         Line(
             text=_said(event),
@@ -188,6 +196,9 @@ _FAMILIES: Final = frozenset({"canary", "deployment", "endpoint"})
 
 
 _LINES: Final = {
+    AuditAction.ALIAS_SET: gettext_noop(
+        "@%(alias)s, which is followed here, moved from v%(before)s to %(version)s"
+    ),
     AuditAction.CANARY_WIDEN: gettext_noop(
         "%(version)s does as well as the others: from %(before)s %% to %(weight)s %%"
     ),
@@ -211,6 +222,7 @@ def _said(event: Event) -> str:
         "role": DEPLOYMENT_ROLES.get(data.get("role", ""), ""),
         "weight": data.get("weight", 0),
         "before": data.get("before", 0),
+        "alias": event.target.rpartition("@")[2],
     }
     said = _LINES.get(AuditAction(event.action), gettext_noop("Endpoint changed"))
     return _(said) % names
@@ -253,8 +265,18 @@ def shadow_of(deployment: Deployment) -> dict[str, Any] | None:
         % {"agreed": evidence.agreed, "compared": evidence.compared, "ratio": ratio},
         "verdict": VERDICTS[evidence.verdict],
         "tone": VERDICT_TONES[evidence.verdict],
-        "needs_reason": evidence.verdict != "allow",
     }
+
+
+def needs_reason(deployment: Deployment, answers: Version | None) -> bool:
+    """Say whether a deployment is promoted only for a reason."""
+    if deployment.serves is None:
+        return False
+    try:
+        require_successor(deployment.endpoint, answers, deployment.serves, shadow=deployment)
+    except Conflict:
+        return True
+    return False
 
 
 def name_of(deployment: Deployment) -> str:

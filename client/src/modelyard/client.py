@@ -152,9 +152,15 @@ class Client:
         number: int,
         *,
         kind: Kind = "model",
+        reason: str = "",
     ) -> Any:
+        """Point an alias at a version.
+
+        A `reason` lets deployments that follow it serve what may not replace their version.
+        """
         path = f"{self._home(parse_reference(name), kind)}/aliases/{segment(alias)}"
-        return self.transport.call("PUT", path, body={"version": number})
+        body = {"version": number, **({"reason": reason} if reason else {})}
+        return self.transport.call("PUT", path, body=body)
 
     def set_version_tag(self, name: str, key: str, value: str, *, kind: Kind = "model") -> Any:
         reference = parse_reference(name)

@@ -168,6 +168,11 @@ class AliasTarget(Body):
 
     version: int = Field(ge=1, le=999_999_999)
     expected_version: int | None = Field(None, ge=1, le=999_999_999)
+    reason: str = Field(
+        "",
+        description="Why a deployment that follows the alias is to serve what may not replace its "
+        "version; of maintainers.",
+    )
 
 
 class Alias(Answer):
@@ -209,6 +214,11 @@ class Approval(Body):
 
     expected_version: Annotated[int, Field(ge=1, le=999_999_999)] | None
     note: str = ""
+    reason: str = Field(
+        "",
+        description="Why a deployment that follows the alias is to serve what may not replace its "
+        "version.",
+    )
 
 
 class Note(Body):

@@ -11,14 +11,15 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import RegistryError
-from registry.models import Deployment, Endpoint, Kind
+from registry.models import Deployment, Endpoint, Kind, Version
 from registry.permissions import allowed, require, role_of
 from registry.routes import read_options
 from registry.services import catalog, deployments
 from registry.services.replicas import standing_of
+from registry.services.succession import answering_of
 from registry.web.forms import DeployForm, show_refusal
 from registry.web.refusals import words_of
-from registry.web.serving import calls, history_of, name_of, shadow_of
+from registry.web.serving import calls, history_of, name_of, needs_reason, shadow_of
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
@@ -61,7 +62,7 @@ def endpoint_page(request: HttpRequest, namespace: str, name: str) -> HttpRespon
     context = {
         "endpoint": endpoint,
         "repository": repository,
-        "deployments": [_shown(row) for row in rows],
+        "deployments": [_shown(row, answering_of(rows)) for row in rows],
         "replicas": [
             {"replica": replica, "rows": _standings(replica.standings, rows)}
             for replica in replicas
@@ -77,13 +78,14 @@ def endpoint_page(request: HttpRequest, namespace: str, name: str) -> HttpRespon
     return render(request, "endpoint/endpoint.html", context)
 
 
-def _shown(row: Deployment) -> dict[str, Any]:
+def _shown(row: Deployment, answers: Version | None) -> dict[str, Any]:
     changed = read_options(row.options).model_dump(exclude_defaults=True)
     fields = DeployForm.base_fields
     return {
         "row": row,
         "name": name_of(row),
         "shadow": shadow_of(row),
+        "needs_reason": needs_reason(row, answers),
         "options": [(fields[name].label, value) for name, value in changed.items()],
     }
 

@@ -95,6 +95,7 @@ class RepositoryPage:
             "may_write": allowed(self.actor, "write", repository),
             "may_own": allowed(self.actor, "own", repository),
             "may_maintain": allowed(self.actor, "maintain", repository),
+            "followed": any(alias.followed for alias in self.aliases),
             "host": self.request.build_absolute_uri("/").rstrip("/"),
             **self._numbers(),
             **details(),
@@ -424,7 +425,11 @@ def set_alias(request: HttpRequest, kind: str, namespace: str, name: str) -> Htt
             change.actor, change.repository, request.POST.get("version", "").strip()
         )
         catalog.set_alias(
-            actor=change.actor, repository=change.repository, alias=alias, version=version
+            actor=change.actor,
+            repository=change.repository,
+            alias=alias,
+            version=version,
+            reason=request.POST.get("reason", ""),
         )
     except RegistryError as error:
         return change.refused(error)

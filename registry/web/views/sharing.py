@@ -25,7 +25,7 @@ from registry.permissions import allowed, require, role_of
 from registry.services import catalog, namespaces, proposals, quotas, requests, sharing
 from registry.services.deployments import list_endpoints
 from registry.web import history, wording
-from registry.web.forms import NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
+from registry.web.forms import AliasForm, NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
 from registry.web.refusals import words_of
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
@@ -392,6 +392,8 @@ def proposal_page(
         "proposal": proposal,
         "present": present,
         "before": before,
+        "followed": bool(alias and alias.followed and proposal.version),
+        "reason_hint": AliasForm.base_fields["reason"].help_text,
         "numbers": _side_by_side(before, proposal.version),
         "may_decide": proposal.is_open and allowed(actor, "maintain", repository),
         "may_withdraw": proposal.is_open and proposal.proposed_by_id == actor.user_id,
@@ -429,7 +431,11 @@ def decide_proposal(
     decisions: Changes = {
         "approve": (
             lambda: proposals.approve_proposal(
-                actor=actor, proposal=found, expected_version=expected, note=note
+                actor=actor,
+                proposal=found,
+                expected_version=expected,
+                note=note,
+                reason=request.POST.get("reason", ""),
             ),
             _("Approved; the alias has moved."),
         ),

@@ -85,7 +85,8 @@ def show_version(
         .prefetch_related("blob__inspections")
         .order_by("path")[:1000]
     )
-    aliases = [a for a in history.aliases_of(repository) if a.version_id == version.pk]
+    every_alias = history.aliases_of(repository)
+    aliases = [a for a in every_alias if a.version_id == version.pk]
     parents, children = history.lineage(actor, version)
     card = read_card(version)
     host = request.build_absolute_uri("/").rstrip("/")
@@ -105,6 +106,7 @@ def show_version(
         "exports": tuple(EXPORTS) if kind == Kind.MODEL and files else (),
         "has_graph": any(path.lower().endswith(".onnx") for path in (*paths, *converted)),
         "aliases": aliases,
+        "followed": any(alias.followed for alias in every_alias),
         "tags": list(version.tags.order_by("key")),
         "evaluations": _evaluations(actor, version),
         "compared_kinds": MAKERS,

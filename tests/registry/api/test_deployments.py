@@ -286,6 +286,22 @@ def test_a_version_that_callers_do_not_fit_is_refused(api, model, candidate, pro
     assert (said["reason"], problem in said["incompatible"]) == ("Callers know.", True)
 
 
+def test_an_alias_takes_its_deployment_along_only_to_what_fits(apis, api, model):
+    text = ("text", *IMAGE[1:])
+    for number, port in ((1, IMAGE), (2, text)):
+        Version.objects.filter(repository=model, number=number).update(signature=signature(port))
+    alias = "models/team/classifier/aliases/champion"
+    assert api.put(alias, {"version": 1}).status_code == 200
+    deploy(api, "@champion")
+    for caller in (api, apis["contributor"]):
+        problem_of(caller.put(alias, {"version": 2}), 409, "incompatible_signature")
+    asked = {"version": 2, "reason": "Callers know."}
+    problem_of(apis["contributor"].put(alias, asked), 409, "incompatible_signature")
+    assert split(api) == {1: ("live", 100)}
+    assert api.put(alias, asked).status_code == 200
+    assert split(api) == {2: ("live", 100)}
+
+
 def test_a_namespace_has_as_many_deployments_as_it_may(api, model):
     Namespace.objects.filter(slug="team").update(quota_deployments=1)
     deploy(api)

@@ -6,10 +6,14 @@ from hypothesis import strategies as st
 
 from registry import queue
 from registry.errors import Conflict
-from registry.models import Deployment
+from registry.models import Deployment, Event
+from registry.routes import read_routes
+from registry.services.catalog import set_alias
 from registry.services.deployments import deploy, promote
 from registry.services.gate import evidence_of, judge
+from registry.services.proposals import approve_proposal, propose_alias
 from registry.services.shadows import gather_evidence
+from registry.services.sharing import set_grant
 from tests.factories import UserFactory, actor_of, make_model, make_version
 
 pytestmark = pytest.mark.django_db
@@ -57,9 +61,14 @@ def shadow(owner):
 
 def tell(shadow, compared, agreed, *, replica="shadow-test", beside=None):
     live = shadow.endpoint.deployments.get(role="live").version_id
+    pair = (shadow.version_id, beside or live)
+    return count(shadow, compared, agreed, pair=pair, replica=replica)
+
+
+def count(shadow, compared, agreed, *, pair, replica):
     counted = {
-        "version_id": shadow.version_id,
-        "beside_version_id": beside or live,
+        "version_id": pair[0],
+        "beside_version_id": pair[1],
         "compared": compared,
         "agreed": agreed,
         "failed": 0,
@@ -111,3 +120,148 @@ def test_another_live_version_begins_the_count_anew(owner, shadow):
     promote(actor=actor_of(owner), deployment=third)
     gather_evidence()
     assert evidence_of(Deployment.objects.get(pk=shadow.pk)).compared == 0
+
+
+# --- Aliases that deployments follow -------------------------------------------------------------
+
+
+IMAGE = {"name": "image", "dtype": "uint8", "shape": ["batch", 28, 28]}
+TEXT = {"name": "text", "dtype": "int64", "shape": ["batch", 256]}
+
+
+def signed(repository, number, *inputs):
+    outputs = [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
+    signature = {"inputs": list(inputs), "outputs": outputs}
+    repository.versions.filter(number=number).update(signature=signature)
+
+
+@pytest.fixture
+def followed(owner):
+    """Deploy `champion`, at version 1; version 2 fits its callers, 3 not."""
+    repository = make_model(owner)
+    for _ in range(3):
+        make_version(owner, repository)
+    signed(repository, 1, IMAGE)
+    signed(repository, 2, IMAGE)
+    signed(repository, 3, TEXT)
+    move(owner, repository, 1)
+    return deploy(actor=actor_of(owner), model="olga/classifier", version="@champion")
+
+
+def move(user, repository, number, **more):
+    version = repository.versions.get(number=number)
+    actor = actor_of(user)
+    set_alias(actor=actor, repository=repository, alias="champion", version=version, **more)
+
+
+def served_by(deployment):
+    (route,) = read_routes()
+    return next(one.number for one in route.deployments if one.id == deployment.pk)
+
+
+@pytest.fixture
+def colleague(owner, followed):
+    user = UserFactory(username="carl")
+    repository = followed.endpoint.repository
+    set_grant(
+        actor=actor_of(owner),
+        repository=repository,
+        role="contributor",
+        username="carl",
+    )
+    return user
+
+
+def test_a_followed_alias_moves_to_what_takes_what_callers_send(owner, followed, colleague):
+    repository = followed.endpoint.repository
+    move(colleague, repository, 2)
+    assert served_by(followed) == 2
+    said = Event.objects.filter(action="alias.set").latest("pk").data
+    assert said["endpoints"] == [followed.endpoint_id]
+    for user, reason in ((owner, ""), (colleague, ""), (colleague, "I know.")):
+        with pytest.raises(Conflict) as refused:
+            move(user, repository, 3, reason=reason)
+        assert refused.value.reason == "incompatible_signature"
+    assert served_by(followed) == 2
+    move(owner, repository, 3, reason="Callers know.")
+    assert served_by(followed) == 3
+    said = Event.objects.filter(action="alias.set").latest("pk").data
+    assert (said["reason"], "needs the input 'text'" in said["incompatible"]) == (
+        "Callers know.",
+        True,
+    )
+
+
+def test_an_alias_that_only_a_shadow_follows_moves_freely(owner, followed):
+    repository = followed.endpoint.repository
+    version = repository.versions.get(number=2)
+    set_alias(actor=actor_of(owner), repository=repository, alias="next", version=version)
+    deploy(actor=actor_of(owner), model="olga/classifier", version="@next", role="shadow")
+    version = repository.versions.get(number=3)
+    set_alias(actor=actor_of(owner), repository=repository, alias="next", version=version)
+
+
+@pytest.mark.parametrize("tried", ["2", "@next"])
+def test_a_followed_alias_moves_as_little_past_the_gate(owner, followed, tried):
+    repository, actor = followed.endpoint.repository, actor_of(owner)
+    version = repository.versions.get(number=2)
+    set_alias(actor=actor, repository=repository, alias="next", version=version)
+    trying = deploy(actor=actor, model="olga/classifier", version=tried, role="shadow")
+    first = repository.versions.get(number=1).pk
+    for agreed, reason in ((40, "shadow_undecided"), (10, "shadow_blocked")):
+        # Another replica each: what is counted adds up.
+        count(trying, 40, agreed, pair=(version.pk, first), replica=f"gate-{tried}-{agreed}")
+        with pytest.raises(Conflict) as refused:
+            move(owner, repository, 2)
+        assert refused.value.reason == reason
+    assert served_by(followed) == 1
+    count(trying, 2000, 2000, pair=(version.pk, first), replica=f"gate-{tried}-more")
+    move(owner, repository, 2)
+    assert served_by(followed) == 2
+    said = Event.objects.filter(action="alias.set").latest("pk").data
+    assert said["shadow"]["verdict"] == "allow"
+
+
+def test_what_was_counted_of_another_version_opens_no_gate(owner, followed):
+    repository, actor = followed.endpoint.repository, actor_of(owner)
+    versions = {one.number: one for one in repository.versions.all()}
+    signed(repository, 3, IMAGE)
+    set_alias(actor=actor, repository=repository, alias="next", version=versions[2])
+    trying = deploy(actor=actor, model="olga/classifier", version="@next", role="shadow")
+    pair = (versions[2].pk, versions[1].pk)
+    count(trying, 400, 400, pair=pair, replica="gate-other")
+    # It tries another one now; no replica has said anything of that.
+    set_alias(actor=actor, repository=repository, alias="next", version=versions[3])
+    for step in (
+        lambda: move(owner, repository, 3),
+        lambda: promote(actor=actor, deployment=trying),
+    ):
+        with pytest.raises(Conflict) as refused:
+            step()
+        assert refused.value.reason == "shadow_undecided"
+
+
+def test_a_proposal_moves_no_followed_alias_past_its_callers(owner, followed, colleague):
+    repository, actor = followed.endpoint.repository, actor_of(owner)
+    proposal = propose_alias(
+        actor=actor_of(colleague),
+        repository=repository,
+        alias="champion",
+        version=repository.versions.get(number=3),
+    )
+    with pytest.raises(Conflict) as refused:
+        approve_proposal(actor=actor, proposal=proposal, expected_version=1, note="Good.")
+    assert refused.value.reason == "incompatible_signature"
+    assert served_by(followed) == 1
+    approve_proposal(actor=actor, proposal=proposal, expected_version=1, reason="They know.")
+    assert served_by(followed) == 3
+
+
+def test_what_does_not_fit_is_promoted_only_for_a_reason(owner, followed):
+    actor, model = actor_of(owner), "olga/classifier"
+    waiting = deploy(actor=actor, model=model, version="3", reason="It waits.")
+    with pytest.raises(Conflict) as refused:
+        promote(actor=actor, deployment=waiting)
+    assert refused.value.reason == "incompatible_signature"
+    promote(actor=actor, deployment=waiting, reason="Callers have changed.")
+    assert Deployment.objects.get(pk=waiting.pk).weight == 100

@@ -7,6 +7,7 @@ from django.utils.html import escape
 
 from registry import queue
 from registry.models import Deployment, Endpoint, Role, Version
+from registry.services.catalog import set_alias
 from registry.services.deployments import deploy
 from tests.factories import actor_of, make_model, make_version
 from tests.registry.web.conftest import signed_in
@@ -175,3 +176,27 @@ def test_calls_are_written_for_what_the_version_takes(as_owner, served, settings
     Version.objects.update(config={}, signature={"inputs": ports, "outputs": []})
     bare = re.sub("<[^>]+>", "", text_of(as_owner))
     assert escape("""{"x'\\''y": [[0], [0]]}""") in bare
+
+
+def test_a_followed_alias_moves_for_a_reason_and_the_endpoint_remembers(as_owner, owner, model):
+    for number, name in ((1, "image"), (2, "text")):
+        ports = {"inputs": [{"name": name, "dtype": "uint8", "shape": [-1, 4]}], "outputs": []}
+        Version.objects.filter(repository=model, number=number).update(signature=ports)
+    first = Version.objects.get(repository=model, number=1)
+    set_alias(actor=actor_of(owner), repository=model, alias="champion", version=first)
+    page = text_of(as_owner, MODEL)
+    assert 'name="reason"' not in page
+    deploy(actor=actor_of(owner), model="olga/classifier", version="@champion")
+    page = text_of(as_owner, MODEL)
+    assert 'name="reason"' in page
+
+    def move(**more):
+        asked = {"alias": "champion", "version": "2", **more}
+        answer = as_owner.post(f"{MODEL}/aliases", asked)
+        return as_owner.get(answer["Location"]).content.decode()
+
+    assert "does not fit what callers of olga/classifier send" in move()
+    assert "points at version 2" in move(reason="Callers know.")
+    page = text_of(as_owner)
+    assert "@champion, which is followed here, moved from v1 to v2" in page
+    assert "Callers know." in page

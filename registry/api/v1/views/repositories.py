@@ -171,6 +171,7 @@ class AliasOne(Resource):
             alias=alias,
             version=catalog.find_version(self.actor, repository, str(target.version)),
             expected_version=target.expected_version,
+            reason=target.reason,
         )
         return Response(wire.alias_body(moved))
 
