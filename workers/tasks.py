@@ -17,6 +17,7 @@ from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
 from registry.services.webhooks import forget_deliveries
+from registry.services.weights import forget_unused
 from registry.services.workers import forget_workers
 from workers.courier import Couriers
 from workers.folder import prune_folders
@@ -112,6 +113,7 @@ def clean_up() -> None:
     forget_deliveries()
     prune_folders()
     prune_workshops()
+    forget_unused()
     sign_unsigned()
 
 

@@ -39,7 +39,14 @@ from registry.models.catalog import (
     VersionState,
     Visibility,
 )
-from registry.models.evidence import Evaluation, LineageEdge, LineageRole, Signature, is_better
+from registry.models.evidence import (
+    Evaluation,
+    LineageEdge,
+    LineageRole,
+    Signature,
+    WeightDiff,
+    is_better,
+)
 from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
 from registry.models.openable import openable_files
 from registry.models.serving import Deployment, DeploymentRole, Endpoint
@@ -95,6 +102,7 @@ __all__ = [
     "VersionState",
     "Visibility",
     "Webhook",
+    "WeightDiff",
     "Worker",
     "ending_of",
     "is_better",

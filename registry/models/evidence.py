@@ -98,6 +98,31 @@ class LineageEdge(models.Model):
         return f"{self.parent_id} -> {self.child_id} ({self.role})"
 
 
+class WeightDiff(models.Model):
+    """What changed between the weights of two versions, kept by what both hold.
+
+    It belongs to bytes, not to versions: the same two in another repository are answered by it,
+    and whoever asks has to see both there. `key` is made of their digests.
+    """
+
+    key = models.CharField(max_length=64, unique=True)
+    summary = models.JSONField(default=dict)
+    created_at = models.DateTimeField(default=timezone.now)
+    # A day's grain is enough to tell what nobody looks at any more.
+    used_on = models.DateField(default=timezone.localdate)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(key__regex=r"^[0-9a-f]{64}$"), name="weight_diff_key_is_hex"
+            )
+        ]
+        indexes = [models.Index(fields=["used_on"], name="weight_diff_use")]
+
+    def __str__(self) -> str:
+        return self.key[:12]
+
+
 class Signature(models.Model):
     """A signature over the files of a version: a Sigstore bundle in the OpenSSF format.
 

@@ -8,6 +8,7 @@ they are plain Python and pydantic; they know no Django and no torch. A recipe s
 from registry.recipes.adapting import ExtractLora
 from registry.recipes.coding import Cluster, Code
 from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
+from registry.recipes.diffing import Diff, DiffRecipe
 from registry.recipes.distilling import Distill, LowRank
 from registry.recipes.fields import (
     BASE,
@@ -63,6 +64,8 @@ __all__ = [
     "Code",
     "CompressRecipe",
     "CompressStep",
+    "Diff",
+    "DiffRecipe",
     "DigitsCnn",
     "Distill",
     "Evaluate",

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from registry.errors import FieldError, Invalid, Text, Unfit, Wording
 from registry.recipes.compress import CompressRecipe
+from registry.recipes.diffing import DiffRecipe
 from registry.recipes.fields import REFERENCE_PATTERN, REPOSITORY_PATTERN
 from registry.recipes.profiling import ProfileRecipe
 from registry.recipes.searching import SearchRecipe
@@ -16,7 +17,15 @@ from registry.recipes.use import EvaluateRecipe, InferRecipe
 
 _MAX_ERRORS = 50
 
-Recipe = CompressRecipe | SearchRecipe | TrainRecipe | InferRecipe | EvaluateRecipe | ProfileRecipe
+Recipe = (
+    CompressRecipe
+    | SearchRecipe
+    | TrainRecipe
+    | InferRecipe
+    | EvaluateRecipe
+    | ProfileRecipe
+    | DiffRecipe
+)
 RECIPES: dict[str, type[Recipe]] = {
     "compress": CompressRecipe,
     "search": SearchRecipe,
@@ -24,6 +33,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "infer": InferRecipe,
     "evaluate": EvaluateRecipe,
     "profile": ProfileRecipe,
+    "diff": DiffRecipe,
 }
 
 

@@ -27,6 +27,7 @@ _COUNTED: Final = 3
 _LIBRARIES_BYTES: Final = 250_000_000
 # To measure one version that a search keeps, beside its parent.
 _MEASURING_SECONDS: Final = 60
+_PIECES_BYTES: Final = (50_000_000, 300_000_000)
 _NO_FILES: Final = Text("It measures, and makes no files.")
 
 
@@ -388,6 +389,8 @@ def _result_of_training(asked: Prepared, recipe: TrainRecipe, head: ModelHead | 
 
 
 def _memory(asked: Prepared, head: ModelHead | None, past: _Past) -> Figure:
+    if asked.recipe.kind == "diff":
+        return Figure(*_PIECES_BYTES, Text("It reads the weights piece by piece."))
     held = past.range_of(lambda job: job.memory_bytes)
     if held is not None:
         count, found = held

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from registry.errors import FieldError, Invalid
-from registry.models import Version
+from registry.formats.weights import choose_weights
+from registry.models import Version, openable_files
 from registry.recipes import (
+    BASE,
     OTHER,
     Cluster,
     CompressRecipe,
     CompressStep,
+    DiffRecipe,
     Distill,
     EvaluateRecipe,
     FixedPoint,
@@ -83,6 +86,9 @@ def require_fit(recipe: Recipe, inputs: Mapping[str, Version]) -> None:
 def _misfits(recipe: Recipe, inputs: Mapping[str, Version]) -> Iterator[FieldError]:
     if "model" not in inputs:
         return
+    if isinstance(recipe, DiffRecipe):
+        yield from _compared(inputs)
+        return
     trains = isinstance(recipe, CompressRecipe | SearchRecipe)
     head = head_of(inputs["model"], trainable=trains)
     if isinstance(recipe, TrainRecipe):
@@ -106,6 +112,24 @@ def _continued(head: ModelHead) -> Iterator[FieldError]:
             "choose one that was trained here.",
             version=head.version.ref,
         )
+
+
+def _compared(inputs: Mapping[str, Version]) -> Iterator[FieldError]:
+    """Refuse two versions of which one has nothing to compare, or that are one and the same."""
+    before, after = inputs[BASE], inputs["model"]
+    if before == after:
+        yield FieldError(BASE, "same_version", "Both are the same version: choose another one.")
+        return
+    files = openable_files([before, after])
+    chosen = choose_weights(files[before.pk], files[after.pk])
+    for field, version, one in zip((BASE, "model"), (before, after), chosen, strict=True):
+        if not one.paths:
+            yield FieldError(
+                field,
+                "no_weights",
+                "{version} has no safetensors, myz or ONNX file whose weights could be compared.",
+                version=version.ref,
+            )
 
 
 # --- Steps ---------------------------------------------------------------------------------------

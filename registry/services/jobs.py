@@ -46,12 +46,17 @@ from registry.models import (
     VersionState,
     Visibility,
 )
-from registry.permissions import require, require_scope
+from registry.permissions import allowed, require, require_scope
 from registry.recipes import Recipe, kind_of, parse_recipe, parse_reference
 from registry.services import quotas
 from registry.services.announcements import announce_job
 from registry.services.audit import record_event
-from registry.services.catalog import check_name, find_repository, find_version
+from registry.services.catalog import (
+    check_name,
+    find_repository,
+    find_version,
+    namespaces_writable_by,
+)
 from registry.services.fitness import require_fit
 from registry.services.namespaces import find_namespace, hold_namespaces
 from registry.services.reproduction import compare_outcome, require_reproducible
@@ -259,6 +264,8 @@ def _find_input(actor: Actor, role: str, text: str, field: str) -> Version:
 
 def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) -> Namespace:
     """Check now that the result can be written later, and give the namespace it goes to."""
+    if recipe.kind == "diff":
+        return _place_of_reader(actor, inputs["model"].repository)
     if recipe.kind not in {"train", "infer"}:
         repository = inputs["model"].repository
         require(actor, "write", repository)
@@ -278,6 +285,20 @@ def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) 
     require(actor, "write", repository)
     _require_space(repository.namespace)
     return repository.namespace
+
+
+def _place_of_reader(actor: Actor, repository: Repository) -> Namespace:
+    """Find where a job counts that only reads: beside the model, else in the reader's own."""
+    if allowed(actor, "write", repository):
+        return repository.namespace
+    spaces = [one for one in namespaces_writable_by(actor) if allowed(actor, "write", one)]
+    if not spaces:
+        raise Denied(
+            "Comparing weights takes a job, and you have no namespace that it could count in: ask "
+            "an owner of one to make you a contributor there.",
+            code="no_namespace",
+        )
+    return spaces[0]
 
 
 def _require_space(namespace: Namespace) -> None:

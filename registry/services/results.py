@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from registry.errors import NotFound
+from registry.errors import Conflict, NotFound
 from registry.models import (
     Actor,
     Blob,
@@ -18,6 +18,7 @@ from registry.models import (
 from registry.recipes import (
     BASE,
     OTHER,
+    DiffRecipe,
     EvaluateRecipe,
     InferRecipe,
     ProfileRecipe,
@@ -32,6 +33,7 @@ from registry.services.versions import (
     add_evaluations,
     create_version,
 )
+from registry.services.weights import keep_known, pair_of
 
 _SECRECY = (Visibility.PUBLIC, Visibility.INTERNAL, Visibility.PRIVATE)
 
@@ -73,6 +75,9 @@ def keep_outcome(
 
     The caller's transaction holds them together: of several versions, all are there or none.
     """
+    if isinstance(recipe, DiffRecipe):
+        _keep_diff(actor, job, inputs)
+        return inputs["model"]
     if isinstance(recipe, EvaluateRecipe | ProfileRecipe):
         add_evaluations(
             actor=actor, version=inputs["model"], evaluations=outcome.evaluations, job=job
@@ -88,7 +93,9 @@ def keep_outcome(
             evaluations=outcome.evaluations,
             message=outcome.message,
         )
-        return _keep_variant(actor, job, inputs, made)
+        version = _keep_variant(actor, job, inputs, made)
+        _keep_beside(actor, job, inputs["model"], version)
+        return version
     return create_version(
         actor=actor,
         repository=_find_output(actor, recipe, inputs),
@@ -101,6 +108,28 @@ def keep_outcome(
         # Numbers of a batch of predictions speak of the model; they stay in the job's report.
         evaluations=outcome.evaluations if recipe.kind == "train" else (),
     )
+
+
+def _keep_diff(actor: Actor, job: Job, inputs: Mapping[str, Version]) -> None:
+    """Keep what became of the weights by what was compared; of the job only the counts stay."""
+    said = job.report.get("summary")
+    pair = pair_of(actor, inputs[BASE], inputs["model"])
+    if pair.weights is None:
+        raise Conflict("{problem}", code="nothing_to_compare", problem=pair.why)
+    keep_known(pair.weights, said)
+    if isinstance(said, dict):
+        job.report["summary"] = {key: said[key] for key in said if key != "tensors"}
+
+
+def _keep_beside(actor: Actor, job: Job, parent: Version, version: Version) -> None:
+    """Keep what a job says that it did to the weights, if it does."""
+    summary = job.report.get("summary")
+    said = summary.get("weights") if isinstance(summary, dict) else None
+    pair = pair_of(actor, parent, version) if said else None
+    if pair is not None and pair.weights is not None and not pair.weights.are_equal:
+        keep_known(pair.weights, said)
+    if said:
+        job.report["summary"] = {key: summary[key] for key in summary if key != "weights"}
 
 
 def _parents_of_variant(inputs: Mapping[str, Version]) -> list[ParentSpec]:

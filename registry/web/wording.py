@@ -106,6 +106,7 @@ JOB_KINDS: Final = {
     "infer": gettext_lazy("Run over a dataset"),
     "evaluate": gettext_lazy("Evaluate"),
     "profile": gettext_lazy("Profile"),
+    "diff": gettext_lazy("Compare weights"),
 }
 QUOTAS: Final = {
     "bytes": gettext_lazy("Stored bytes"),
@@ -136,6 +137,7 @@ STEPS: Final = {
     "profile": pgettext_lazy("job step", "Measure layers"),
     "sensitivity": pgettext_lazy("job step", "Try layers smaller"),
     "search": pgettext_lazy("job step", "Search"),
+    "diff": pgettext_lazy("job step", "Compare weights"),
     "done": pgettext_lazy("job step", "Register"),
 }
 METRICS: Final = {
@@ -186,6 +188,7 @@ WORDS: Final = {
         "infer": pgettext_lazy("in a sentence", "infer"),
         "evaluate": pgettext_lazy("in a sentence", "evaluate"),
         "profile": pgettext_lazy("in a sentence", "profile"),
+        "diff": pgettext_lazy("in a sentence", "compare weights"),
     },
     "state": {
         "pending": pgettext_lazy("in a sentence", "pending"),

@@ -250,6 +250,7 @@ API: Mapping[str, Line] = {
     f"{_VERSION}/lineage": {"get": ("see", 200)},
     f"{_VERSION}/restore": {"post": ("maintain", 200)},
     f"{_VERSION}/diff/{{other}}": {"get": ("see", 200)},
+    f"{_VERSION}/diff/{{other}}/weights": {"get": ("see", 200), "post": ("see", 200)},
     f"{_VERSION}/evaluations": {
         "get": ("see", 200),
         "post": ("write", 201, {"metric": "accuracy", "value": 0.5}),

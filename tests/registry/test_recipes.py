@@ -61,7 +61,14 @@ SEARCH: dict[str, Any] = {
     "dataset": "samples/mnist-digits",
     "steps": [{"method": "search", "goal": "smallest", "max_accuracy_loss": 0.01}],
 }
-ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE, SEARCH]
+DIFF: dict[str, Any] = {
+    "kind": "diff",
+    "schema": 1,
+    "base": "samples/digits-cnn@1",
+    "model": "samples/digits-cnn@2",
+    "steps": [{"method": "diff"}],
+}
+ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE, SEARCH, DIFF]
 
 
 def with_step(recipe: dict[str, Any], **changes: object) -> dict[str, Any]:
@@ -89,7 +96,15 @@ def test_a_recipe_survives_a_round_trip_and_is_hashable(data):
     ("data", "produces"),
     zip(
         ALL,
-        ["new_variant", "model", "dataset", "evaluations", "evaluations", "new_variants"],
+        [
+            "new_variant",
+            "model",
+            "dataset",
+            "evaluations",
+            "evaluations",
+            "new_variants",
+            "evaluations",
+        ],
         strict=True,
     ),
 )

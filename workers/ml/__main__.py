@@ -56,6 +56,12 @@ def main(path: Path) -> int:
 
 def _run(job: Job) -> None:
     """Choose by kind; what loads torch is imported here, after the job has been read."""
+    from workers.ml import weightdiff  # noqa: PLC0415 - after the job's settings
+
+    if isinstance(job.recipe, recipes.DiffRecipe):
+        # Without torch, which takes seconds to load.
+        weightdiff.run(job, job.recipe).write(job.out)
+        return
     from workers.ml import assess, profile  # noqa: PLC0415 - takes seconds
     from workers.ml.compress import run as compression  # noqa: PLC0415
     from workers.ml.compress import search  # noqa: PLC0415
@@ -68,6 +74,7 @@ def _run(job: Job) -> None:
     match recipe:
         case recipes.CompressRecipe():
             report = compression.run(job, recipe)
+            weightdiff.add_to(report, job)
         case recipes.SearchRecipe():
             report = search.run(job, recipe)
         case recipes.TrainRecipe():

@@ -38,7 +38,7 @@ _SPARSE: Final = 0.9
 # A tensor that is smaller stays in its graph.
 _APART_BYTES: Final = 256
 _COPY_BYTES: Final = 1 << 20
-_TYPES: Final = {
+TYPES: Final = {
     1: "F32",
     2: "U8",
     3: "I8",
@@ -206,7 +206,7 @@ def _initializers(size: int, read: ReadRange) -> Iterator[tuple[Tensor, int, int
                 fields[field.number] = field
                 if field.number == 1:
                     shape.extend(walk.numbers(field))
-            kind = _TYPES.get(fields[2].value if 2 in fields else 0)
+            kind = TYPES.get(fields[2].value if 2 in fields else 0)
             if kind is None:
                 continue
             name = walk.text(fields[8]) if 8 in fields else ""

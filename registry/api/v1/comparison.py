@@ -1,26 +1,48 @@
-"""What changed from one version to another: files, tags, sizes, numbers."""
+"""What changed from one version to another, as the API says it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from registry.api.v1 import wire
-from registry.models import Actor, Evaluation, Tag, Version, is_better
+from registry.errors import Text
+from registry.models import Actor, Version
+from registry.services import diffs
+from registry.services.diffs import Setting, TextDiff, WeightsDiff
 
 
 def compare_versions(actor: Actor, before: Version, after: Version) -> dict[str, Any]:
     """Say what changed, as far as `actor` may see it."""
+    signatures = diffs.compare_signatures(before, after)
     return {
         "before": wire.version_name(before),
         "after": wire.version_name(after),
         "files": _compare_files(before, after),
+        "texts": [
+            _text_body(text)
+            for text in diffs.compare_texts(
+                actor, before, after, diffs.compare_files(before, after)
+            )
+        ],
+        "config": [_setting_body(one) for one in diffs.compare_config(before, after)],
         "tags": _compare_tags(before, after),
+        "signature": {
+            "accepts": signatures.accepts,
+            "why": _words(signatures.why),
+            "before": before.signature,
+            "after": after.signature,
+        },
         "parameters_count": {
             "before": before.parameters_count,
             "after": after.parameters_count,
         },
         "size_bytes": {"before": before.size_bytes, "after": after.size_bytes},
-        "metrics": _compare_metrics(actor, before, after),
+        "metrics": diffs.compare_metrics(actor, before, after),
+        "weights": weights_body(diffs.compare_weights(actor, before, after), tensors=False),
     }
+
+
+def _words(why: Text | None) -> str | None:
+    return None if why is None else why.detail
 
 
 def _split(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[str], ...]:
@@ -49,10 +71,7 @@ def _compare_files(before: Version, after: Version) -> dict[str, Any]:
 
 
 def _compare_tags(before: Version, after: Version) -> dict[str, Any]:
-    old, new = (
-        dict(Tag.objects.filter(version=version).values_list("key", "value"))
-        for version in (before, after)
-    )
+    old, new = diffs.tags_of(before), diffs.tags_of(after)
     came, went, changed, _ = _split(old, new)
     return {
         "added": {key: new[key] for key in came},
@@ -61,50 +80,28 @@ def _compare_tags(before: Version, after: Version) -> dict[str, Any]:
     }
 
 
-def measured_changes(
-    actor: Actor, before: Version | None, after: Version | None
-) -> list[dict[str, Any]]:
-    """Set what was measured of one version beside the other's, and say which is better."""
-    return [
-        {**change, "better": is_better(change["metric"], change["before"], change["after"])}
-        for change in _compare_metrics(actor, before, after, measured=True)
-    ]
+def _text_body(text: TextDiff) -> dict[str, Any]:
+    return {
+        "path": text.path,
+        "lines": [f"{line.sign}{line.text}" for line in text.lines],
+        "truncated": text.is_cut,
+        "why": _words(text.why),
+    }
 
 
-def _compare_metrics(
-    actor: Actor, before: Version | None, after: Version | None, *, measured: bool = False
-) -> list[dict[str, Any]]:
-    """Set the newest number of each metric, split and dataset beside its counterpart."""
-    rows = (
-        Evaluation.objects.filter(version__in=[one for one in (before, after) if one])
-        .select_related("dataset_version__repository__namespace")
-        .defer("details")
-        .order_by("pk")
-    )
-    if measured:
-        rows = rows.filter(measured=True)
-    seen = visible_datasets(actor, rows)
-    found: dict[tuple[str, str, str, str | None], dict[int, float]] = {}
-    for row in rows:
-        dataset = row.dataset_version
-        named = dataset.ref if dataset is not None and dataset.pk in seen else None
-        values = found.setdefault((row.metric, row.unit, row.split, named), {})
-        values[row.version_id] = row.value
-    return [
-        {
-            "metric": metric,
-            "unit": unit,
-            "split": split,
-            "dataset": dataset,
-            "before": values.get(before.pk) if before else None,
-            "after": values.get(after.pk) if after else None,
-        }
-        for (metric, unit, split, dataset), values in found.items()
-    ]
+def _setting_body(setting: Setting) -> dict[str, Any]:
+    return {"name": setting.name, "before": setting.before, "after": setting.after}
 
 
-def visible_datasets(actor: Actor, rows: Any) -> frozenset[int]:
-    """Give those dataset versions behind some evaluations that `actor` may see."""
-    ids = {row.dataset_version_id for row in rows if row.dataset_version_id is not None}
-    seen = Version.objects.visible_to(actor).filter(pk__in=ids) if ids else Version.objects.none()
-    return frozenset(seen.values_list("pk", flat=True))
+def weights_body(found: WeightsDiff, *, tensors: bool) -> dict[str, Any]:
+    """Say what is known of the weights; all of it, or without a line for each tensor."""
+    summary = dict(found.summary or {})
+    listed = summary.pop("tensors", [])
+    return {
+        "state": found.state,
+        "why": _words(found.why),
+        "job": found.job.pk if found.job else None,
+        "size_bytes": found.weights.size_bytes if found.weights else None,
+        "summary": summary or None,
+        **({"tensors": listed} if tensors else {}),
+    }

@@ -460,16 +460,104 @@ class ProposalInFull(Proposal):
     metrics: list[MeasuredChange]
 
 
+class DiffQuery(Query):
+    repository: str = Field(
+        "",
+        max_length=200,
+        description="namespace/name that the other version is of; empty: of the same.",
+    )
+
+
+class TextDiff(Answer):
+    """A text that changed, as a unified diff; `why` says why it is not shown."""
+
+    path: str
+    lines: list[str]
+    truncated: bool
+    why: str | None
+
+
+class SettingChange(Answer):
+    """A value of config.json; null where it is not there."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+
+class SignatureDiff(Answer):
+    """`accepts`: whether the second takes and gives what the first does; null: nobody knows."""
+
+    accepts: bool | None
+    why: str | None
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+class WeightsSummary(Answer):
+    """`relative` is the norm of the difference by the norm before, of all that can be compared."""
+
+    tensors_count: int
+    counts: dict[str, int]
+    relative: float | None
+    elements: int
+    zeros_before: int
+    zeros_after: int
+
+
+class KnownWeights(Answer):
+    """`unknown` can be asked for with POST; `running` names the job; `impossible` says why."""
+
+    state: Literal["equal", "known", "running", "unknown", "impossible"]
+    why: str | None
+    job: UUID | None
+    size_bytes: int | None
+    summary: WeightsSummary | None
+
+
+class TensorChange(Answer):
+    """What became of one tensor; null where it is not there, or no row of numbers."""
+
+    name: str
+    state: Literal["equal", "changed", "recast", "reshaped", "renamed", "new", "gone"]
+    name_before: str
+    dtype_before: str
+    dtype_after: str
+    shape_before: list[int] | None
+    shape_after: list[int] | None
+    elements: int | None
+    changed: int | None
+    emptied: int | None = Field(description="Elements that were something and are zero now.")
+    filled: int | None = Field(description="Elements that were zero and are something now.")
+    relative: float | None
+    max_change: float | None
+    cosine: float | None
+    norm_before: float | None
+    norm_after: float | None
+    zeros_before: int | None
+    zeros_after: int | None
+    odd_before: int | None = Field(description="Elements that are no finite number.")
+    odd_after: int | None
+
+
+class WeightsDiff(KnownWeights):
+    tensors: list[TensorChange]
+
+
 class Diff(Answer):
     """What changed from the first version to the second."""
 
     before: VersionName
     after: VersionName
     files: FilesDiff
+    texts: list[TextDiff]
+    config: list[SettingChange]
     tags: TagsDiff
+    signature: SignatureDiff
     parameters_count: NumberChange
     size_bytes: NumberChange
     metrics: list[MetricChange]
+    weights: KnownWeights
 
 
 class NewEvaluation(Body):

@@ -58,6 +58,7 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
         f"{version}/lineage": (f"{kind}-version-lineage", versions.VersionLineage),
         f"{version}/restore": (f"{kind}-version-restore", versions.VersionRestore),
         f"{version}/diff/<str:other>": (f"{kind}-diff", versions.VersionDiff),
+        f"{version}/diff/<str:other>/weights": (f"{kind}-weights-diff", versions.WeightsDiff),
         f"{version}/evaluations": (f"{kind}-evaluations", evidence.EvaluationList),
         f"{version}/signatures": (f"{kind}-signatures", evidence.SignatureList),
         f"{version}/signatures/<int:signature>": (f"{kind}-signature", evidence.SignatureOne),

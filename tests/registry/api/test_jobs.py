@@ -216,7 +216,15 @@ def test_a_job_that_made_several_versions_names_them_all(api, alice, version):
 
 def test_recipes_say_what_they_take(anonymous):
     kinds = [one["kind"] for one in anonymous.get("recipes").json()["items"]]
-    assert kinds == ["compress", "search", "train", "infer", "evaluate", "profile"]
+    assert kinds == [
+        "compress",
+        "search",
+        "train",
+        "infer",
+        "evaluate",
+        "profile",
+        "diff",
+    ]
     for kind in kinds:
         assert "steps" in anonymous.get(f"recipes/{kind}").json()["properties"]
     problem_of(anonymous.get("recipes/explode"), 404, "recipe_not_found")

@@ -10,13 +10,13 @@ from rest_framework.response import Response
 from registry import signing
 from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
-from registry.api.v1.comparison import visible_datasets
 from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.api.v1.views.versions import named_version
 from registry.models import Evaluation, Signature
 from registry.pages import Page, check_limit, newest_first
 from registry.services import signatures, versions
+from registry.services.diffs import visible_datasets
 
 
 class EvaluationList(Resource):

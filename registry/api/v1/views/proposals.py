@@ -6,12 +6,12 @@ from rest_framework.response import Response
 
 from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
-from registry.api.v1.comparison import measured_changes
 from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent
 from registry.models import Alias, AliasProposal, Repository
 from registry.pages import Page, check_limit, newest_first
 from registry.services import catalog, proposals
+from registry.services.diffs import measured_changes
 
 
 def _protection(repository: Repository) -> Response:

@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from registry.api.pagination import page_response
 from registry.api.standing import standing_headers
 from registry.api.v1 import schemas, wire
-from registry.api.v1.comparison import compare_versions
+from registry.api.v1.comparison import compare_versions, weights_body
 from registry.api.v1.openapi import operation
 from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
@@ -25,7 +25,7 @@ from registry.models import (
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
-from registry.services import blobs, catalog, deletion, exports, versions
+from registry.services import blobs, catalog, deletion, diffs, exports, versions
 
 
 def named_version(actor: Actor, kind: str, text: str) -> Version:
@@ -306,9 +306,45 @@ class VersionDiff(Resource):
         "compare_{kind}_versions",
         "See what changed between two versions of a {kind}.",
         {200: schemas.Diff},
+        query=schemas.DiffQuery,
         public=True,
     )
     def get(self, request: Request, other: str, **_: str) -> Response:
+        return Response(compare_versions(self.actor, *self.pair(other)))
+
+    def pair(self, other: str) -> tuple[Version, Version]:
+        """Find both versions: the other one of the same model, unless another is named."""
         before = self.version()
-        after = catalog.find_version(self.actor, before.repository, other)
-        return Response(compare_versions(self.actor, before, after))
+        named = self.query(schemas.DiffQuery).repository
+        repository = before.repository
+        if named:
+            namespace, _, name = named.partition("/")
+            repository = catalog.find_repository(self.actor, self.kind, namespace, name)
+        return before, catalog.find_version(self.actor, repository, other)
+
+
+class WeightsDiff(VersionDiff):
+    @operation(
+        "compare_{kind}_weights",
+        "See tensor by tensor what is known of what became of the weights.",
+        {200: schemas.WeightsDiff},
+        query=schemas.DiffQuery,
+        public=True,
+    )
+    def get(self, request: Request, other: str, **_: str) -> Response:
+        found = diffs.compare_weights(self.actor, *self.pair(other))
+        return Response(weights_body(found, tensors=True))
+
+    @operation(
+        "request_{kind}_weights_diff",
+        "Have the weights of two versions compared; where a job computes it, follow its Location.",
+        {200: schemas.WeightsDiff, 202: schemas.WeightsDiff},
+        query=schemas.DiffQuery,
+    )
+    def post(self, request: Request, other: str, **_: str) -> Response:
+        before, after = self.pair(other)
+        found = diffs.request_weights(actor=self.actor, before=before, after=after)
+        body = weights_body(found, tensors=True)
+        if found.job is None:
+            return Response(body)
+        return created(body, reverse("api:job", args=[found.job.pk]), status=202)

@@ -1,0 +1,289 @@
+import json
+import math
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+
+from registry.errors import Invalid
+from registry.formats.weights import NOTHING, Chosen, choose_weights
+from workers.ml import myz, weightdiff
+from workers.ml.tensors import Stored, open_tensors
+from workers.ml.weightdiff import Change, Progress, compare_tensors
+
+RNG = np.random.default_rng(7)
+
+
+def opened(folder: Path, *paths: str, format_name: str = "safetensors") -> dict[str, Stored]:
+    return open_tensors(folder, Chosen(format_name, paths), folder / "scratch")
+
+
+def compared(before: dict[str, Stored], after: dict[str, Stored]) -> dict[str, Change]:
+    return {one.name: one for one in compare_tensors(before, after, Progress(0))}
+
+
+def saved(folder: Path, name: str, tensors: dict[str, Any]) -> dict[str, Stored]:
+    save_file(tensors, folder / f"{name}.safetensors")
+    return opened(folder, f"{name}.safetensors")
+
+
+def test_says_of_each_tensor_what_became_of_it(tmp_path: Path) -> None:
+    kept = RNG.standard_normal((40, 30)).astype("f4")
+    pruned = kept * (np.abs(kept) > 1)
+    moved = kept + np.float32(0.01)
+    before = saved(
+        tmp_path,
+        "before",
+        {
+            "same": kept,
+            "pruned": kept,
+            "moved": kept,
+            "shape": kept,
+            "old.name": kept[:7].copy(),
+            "gone": kept[:3].copy(),
+        },
+    )
+    after = saved(
+        tmp_path,
+        "after",
+        {
+            "same": kept,
+            "pruned": pruned,
+            "moved": moved,
+            "shape": kept[:20].copy(),
+            "new.name": kept[:7].copy(),
+            "extra": kept[:5].copy(),
+        },
+    )
+    found = compared(before, after)
+    assert {name: one.state for name, one in found.items()} == {
+        "same": "equal",
+        "pruned": "changed",
+        "moved": "changed",
+        "shape": "reshaped",
+        "new.name": "renamed",
+        "extra": "new",
+        "gone": "gone",
+    }
+    lost = int((np.abs(kept) <= 1).sum())
+    one = found["pruned"]
+    assert (one.emptied, one.filled, one.changed) == (lost, 0, lost)
+    assert (one.zeros_before, one.zeros_after) == (0, lost)
+    assert one.relative == pytest.approx(np.linalg.norm(pruned - kept) / np.linalg.norm(kept))
+    assert one.max_change == pytest.approx(float(np.abs(pruned - kept).max()))
+    cosine = float((pruned * kept).sum()) / np.linalg.norm(pruned) / np.linalg.norm(kept)
+    assert one.cosine == pytest.approx(cosine, rel=1e-5)
+    assert found["same"].relative == 0.0
+    assert found["new.name"].name_before == "old.name"
+    assert found["shape"].shape_after == [20, 30]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8])
+def test_reads_numbers_of_every_width_as_torch_does(tmp_path: Path, dtype: torch.dtype) -> None:
+    wide = torch.tensor([[0.0, 1.0, -2.0, 3.0, 100.0, -1.0]])
+    save_torch({"w": wide}, tmp_path / "wide.safetensors")
+    save_torch({"w": wide.to(dtype)}, tmp_path / "narrow.safetensors")
+    found = compared(opened(tmp_path, "wide.safetensors"), opened(tmp_path, "narrow.safetensors"))[
+        "w"
+    ]
+    apart = int((wide.to(dtype).double() != wide.double()).sum())
+    assert found.changed == apart
+    assert found.state == ("changed" if apart else "recast")
+    assert found.norm_after == pytest.approx(float(wide.to(dtype).double().norm()))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+)
+def test_knows_what_every_byte_of_a_small_float_stands_for(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    save_torch({"w": codes}, tmp_path / "small.safetensors")
+    stored = opened(tmp_path, "small.safetensors")["w"]
+    numbers = stored.numbers(stored.raw(0, 256), 0)
+    np.testing.assert_array_equal(numbers, codes.double().numpy())
+
+
+def test_what_is_no_number_is_counted_and_left_out(tmp_path: Path) -> None:
+    odd = np.array([np.nan, np.inf, 1.0, 2.0], "f4")
+    before = saved(tmp_path, "before", {"w": np.array([np.nan, 5.0, 1.0, 2.0], "f4")})
+    found = compared(before, saved(tmp_path, "after", {"w": odd}))["w"]
+    assert (found.odd_before, found.odd_after, found.changed) == (1, 2, 1)
+    assert found.relative is not None
+    assert math.isfinite(found.relative)
+
+
+def test_empty_and_scalar_tensors_compare(tmp_path: Path) -> None:
+    tensors = {"none": np.zeros((0, 4), "f4"), "one": np.array(3.0, "f4")}
+    before = saved(tmp_path, "before", tensors)
+    after = saved(tmp_path, "after", {**tensors, "one": np.array(4.0, "f4")})
+    found = compared(before, after)
+    assert found["none"].state == "equal"
+    assert found["one"].relative == pytest.approx(1 / 3)
+
+
+def test_a_coded_file_is_compared_with_a_plain_one(tmp_path: Path) -> None:
+    tensors = {"w": RNG.standard_normal((64, 64)).astype("f4"), "b": np.zeros(64, "f4")}
+    before = saved(tmp_path, "model", tensors)
+    myz.pack(tmp_path / "model.safetensors", tmp_path / "model.myz")
+    found = compared(before, opened(tmp_path, "model.myz", format_name="myz"))
+    assert {one.state for one in found.values()} == {"equal"}
+
+
+def graph(path: Path, weights: list[TensorProto], nodes: list[Any]) -> None:
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+        weights,
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+
+
+def test_a_quantized_weight_is_compared_with_the_one_that_it_was_made_of(tmp_path: Path) -> None:
+    weight = RNG.standard_normal((4, 3)).astype("f4")
+    scale = (np.abs(weight).max(axis=0) / 127).astype("f4")
+    whole = np.round(weight / scale).astype("i1")
+    plain = helper.make_node("MatMul", ["x", "fc.weight"], ["y"])
+    graph(tmp_path / "plain.onnx", [numpy_helper.from_array(weight, "fc.weight")], [plain])
+    graph(
+        tmp_path / "int8.onnx",
+        [
+            numpy_helper.from_array(whole, "fc.weight_quantized"),
+            numpy_helper.from_array(scale, "fc.weight_scale"),
+            numpy_helper.from_array(np.zeros(3, "i1"), "fc.weight_zero_point"),
+        ],
+        [
+            helper.make_node(
+                "DequantizeLinear",
+                ["fc.weight_quantized", "fc.weight_scale", "fc.weight_zero_point"],
+                ["fc.weight"],
+                axis=1,
+            ),
+            plain,
+        ],
+    )
+    found = compared(
+        opened(tmp_path, "plain.onnx", format_name="onnx"),
+        opened(tmp_path, "int8.onnx", format_name="onnx"),
+    )
+    assert list(found) == ["fc.weight"]
+    one = found["fc.weight"]
+    exact = np.linalg.norm(whole * scale - weight) / np.linalg.norm(weight)
+    assert one.relative == pytest.approx(exact, rel=1e-5)
+    assert (one.dtype_before, one.dtype_after) == ("F32", "I8")
+
+
+def test_numbers_that_lie_otherwise_in_a_graph_still_compare(tmp_path: Path) -> None:
+    floats = helper.make_tensor("w", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])
+    whole = helper.make_tensor("n", TensorProto.INT64, [2], [1, 300])
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph(tmp_path / "a.onnx", [floats, whole], [node])
+    floats.float_data[0] = 4.0
+    whole.int64_data[1] = 301
+    graph(tmp_path / "b.onnx", [floats, whole], [node])
+    found = compared(
+        opened(tmp_path, "a.onnx", format_name="onnx"),
+        opened(tmp_path, "b.onnx", format_name="onnx"),
+    )
+    assert found["w"].max_change == 3.0
+    assert (found["n"].state, found["n"].max_change) == ("changed", None)
+
+
+def test_weights_beside_a_graph_are_read_and_nothing_else(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(RNG.standard_normal((4, 3)).astype("f4"), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph(tmp_path / "inside.onnx", [weight], [node])
+    model = onnx.load(tmp_path / "inside.onnx")
+    onnx.save(
+        model,
+        tmp_path / "outside.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    inside = opened(tmp_path, "inside.onnx", format_name="onnx")
+    outside = opened(tmp_path, "outside.onnx", format_name="onnx")
+    assert compared(inside, outside)["w"].state == "equal"
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(Invalid, match="not there"):
+        opened(tmp_path, "outside.onnx", format_name="onnx")
+
+
+def test_memory_stays_flat_however_large_a_tensor_is(tmp_path: Path) -> None:
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [1 << 26], "data_offsets": [0, 1 << 28]}}
+    ).encode()
+    for name in ("a", "b"):
+        with (tmp_path / f"{name}.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + (1 << 28))
+            if name == "b":
+                file.seek(8 + len(header) + (1 << 27))
+                file.write(np.array([1.0], "f4").tobytes())
+    before, after = (opened(tmp_path, f"{name}.safetensors") for name in ("a", "b"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = compared(before, after)["w"]
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    assert (found.filled, found.zeros_before, found.max_change) == (1, 1 << 26, 1.0)
+    assert grown < 60 * 1024  # of 512 MiB that were read
+
+
+def test_goes_on_after_what_is_known(tmp_path: Path) -> None:
+    tensors = {name: RNG.standard_normal(10).astype("f4") for name in ("a", "b")}
+    before, after = saved(tmp_path, "before", tensors), saved(tmp_path, "after", tensors)
+    told = Change(name="a", state="changed", relative=0.5)
+    heard: list[str] = []
+    found = compare_tensors(
+        before, after, Progress(0), known={"a": told}, keep=lambda one: heard.append(one.name)
+    )
+    assert found[0] is told
+    assert heard == ["b"]
+
+
+def test_a_report_lists_what_changed_before_what_did_not() -> None:
+    many = [Change(name=f"w{n}", state="equal") for n in range(weightdiff.MOST_LISTED)]
+    said = weightdiff.summarise([*many, Change(name="x", state="changed", changed=1)])
+    assert said["counts"] == {"changed": 1, "equal": weightdiff.MOST_LISTED}
+    assert said["tensors"][-1]["name"] == "x"
+    assert len(said["tensors"]) == weightdiff.MOST_LISTED
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "first", "second"),
+    [
+        (
+            ["model.safetensors", "model.onnx"],
+            ["model.onnx"],
+            Chosen("onnx", ("model.onnx",)),
+            Chosen("onnx", ("model.onnx",)),
+        ),
+        (
+            ["model.safetensors"],
+            ["model.myz", "README.md"],
+            Chosen("safetensors", ("model.safetensors",)),
+            Chosen("myz", ("model.myz",)),
+        ),
+        (
+            ["m-00002-of-00002.safetensors", "m-00001-of-00002.safetensors", "x.safetensors"],
+            ["a/model.safetensors", "program.safetensors", "other.safetensors"],
+            Chosen("safetensors", ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors")),
+            Chosen("safetensors", ("other.safetensors",)),
+        ),
+        (["README.md"], ["model.onnx"], NOTHING, Chosen("onnx", ("model.onnx",))),
+    ],
+)
+def test_chooses_files_that_can_be_compared(
+    before: list[str], after: list[str], first: Chosen, second: Chosen
+) -> None:
+    assert choose_weights(before, after) == (first, second)

@@ -1,0 +1,202 @@
+"""Weights of two versions, compared by a real job, and who may read what it found."""
+
+import orjson
+import pytest
+from django.test import Client
+
+from registry.errors import Invalid, NotFound
+from registry.models import Job, JobState, WeightDiff
+from registry.services import diffs, weights
+from registry.services.jobs import submit_job
+from registry.services.versions import describe_version
+from tests import factories
+from tests.factories import actor_of, make_token, safetensors_bytes
+from tests.workers.ml.little import write_cnn
+from tests.workers.tiny import run_next
+
+WEIGHTS = {"conv1.weight": [1.0, 2.0, 3.0, 4.0], "fc.weight": [1.0, 1.0], "old": [7.0]}
+PRUNED = {"conv1.weight": [0.0, 0.0, 3.0, 4.0], "fc.weight": [1.0, 1.0]}
+
+
+@pytest.fixture
+def model(owner):
+    repository = factories.make_model(owner, "digits-cnn")
+    for tensors in (WEIGHTS, PRUNED):
+        factories.make_version(
+            owner, repository, {"model.safetensors": safetensors_bytes(**tensors)}
+        )
+    return repository
+
+
+def pair(repository):
+    return list(repository.versions.select_related("repository__namespace").order_by("number"))
+
+
+def api(user, method, path):
+    headers = {"Authorization": f"Bearer {make_token(user)}"} if user else {}
+    answer = Client().generic(method, f"/api/v1/models/{path}", headers=headers)
+    return answer.status_code, orjson.loads(answer.content)
+
+
+def test_weights_are_compared_by_a_job_and_kept_by_content(owner, model):
+    address = "alice/digits-cnn/versions/1/diff/2/weights"
+    assert api(owner, "GET", address)[1]["state"] == "unknown"
+    status, asked = api(owner, "POST", address)
+    assert (status, asked["state"]) == (202, "running")
+    # Who asks again is told of the same job.
+    assert api(owner, "POST", address)[1]["job"] == asked["job"]
+    run_next()
+    job = Job.objects.get(pk=asked["job"])
+    assert (job.state, job.error_detail) == (JobState.SUCCEEDED, "")
+    assert "tensors" not in job.report["summary"]
+    status, found = api(owner, "POST", address)
+    assert (status, found["state"], found["job"]) == (200, "known", None)
+    assert found["summary"]["counts"] == {"changed": 1, "equal": 1, "gone": 1}
+    conv, fc, old = found["tensors"]
+    assert (conv["name"], conv["state"], conv["emptied"]) == ("conv1.weight", "changed", 2)
+    assert (conv["zeros_before"], conv["zeros_after"]) == (0, 2)
+    assert conv["relative"] == pytest.approx((5 / 30) ** 0.5, rel=1e-5)
+    assert (fc["state"], old["state"]) == ("equal", "gone")
+    # Anybody who sees both reads it, signed in or not.
+    status, diff = api(None, "GET", "alice/digits-cnn/versions/1/diff/2")
+    assert diff["weights"]["summary"]["counts"] == found["summary"]["counts"]
+
+
+def test_the_same_bytes_elsewhere_are_answered_at_once(owner, model):
+    diffs.request_weights(actor=actor_of(owner), before=pair(model)[0], after=pair(model)[1])
+    run_next()
+    bob = factories.UserFactory(username="bob")
+    other = factories.make_model(bob, "copy", visibility="private")
+    for tensors in (WEIGHTS, PRUNED):
+        factories.make_version(bob, other, {"model.safetensors": safetensors_bytes(**tensors)})
+    before, after = pair(other)
+    assert diffs.compare_weights(actor_of(bob), before, after).state == "known"
+    # Across two models; and who does not see one of both sees nothing.
+    address = "bob/copy/versions/1/diff/2/weights?repository=alice/digits-cnn"
+    assert api(bob, "GET", address)[1]["state"] == "known"
+    assert api(owner, "GET", address)[0] == 404
+    hidden = "alice/digits-cnn/versions/1/diff/2/weights?repository=bob/copy"
+    assert api(owner, "GET", hidden)[0] == 404
+
+
+def test_a_reader_has_weights_compared_in_their_own_namespace(owner, model):
+    bob = factories.UserFactory(username="bob")
+    before, after = pair(model)
+    found = diffs.request_weights(actor=actor_of(bob), before=before, after=after)
+    assert found.job.namespace.slug == "bob"
+    run_next()
+    assert diffs.compare_weights(actor_of(bob), before, after).state == "known"
+
+
+def test_equal_weights_need_no_job(owner, model):
+    again = factories.make_version(
+        owner, model, {"model.safetensors": safetensors_bytes(**PRUNED), "x.txt": b"x"}
+    )
+    _, before, _ = pair(model)
+    found = diffs.request_weights(actor=actor_of(owner), before=before, after=again)
+    assert (found.state, found.job) == ("equal", None)
+    assert Job.objects.count() == 0
+
+
+def test_says_why_weights_cannot_be_compared(owner, model):
+    words = factories.make_version(owner, model, {"notes.txt": b"no weights"})
+    found = diffs.request_weights(actor=actor_of(owner), before=pair(model)[0], after=words)
+    assert found.state == "impossible"
+    assert "no safetensors" in found.why.detail
+    data = factories.make_model(owner, "rows", kind="dataset")
+    rows = [factories.make_version(owner, data, {"a.csv": text}) for text in (b"1", b"2")]
+    found = diffs.compare_weights(actor_of(owner), *rows)
+    assert (found.state, found.why.detail) == ("impossible", "Only models have weights.")
+
+
+def test_of_archived_weights_only_maintainers_learn(owner, model):
+    before, after = pair(model)
+    diffs.request_weights(actor=actor_of(owner), before=before, after=after)
+    run_next()
+    describe_version(actor=actor_of(owner), version=before, changes={"state": "archived"})
+    assert diffs.compare_weights(actor_of(owner), before, after).state == "known"
+    bob = actor_of(factories.UserFactory())
+    assert diffs.compare_weights(bob, before, after).state == "impossible"
+
+
+def test_versions_without_a_common_tensor_still_compare(owner, model):
+    other = factories.make_version(
+        owner, model, {"model.safetensors": safetensors_bytes(quite=[1.0], different=[2.0])}
+    )
+    before = pair(model)[0]
+    diffs.request_weights(actor=actor_of(owner), before=before, after=other)
+    run_next()
+    found = diffs.compare_weights(actor_of(owner), before, other)
+    assert found.summary["counts"] == {"new": 2, "gone": 3}
+    assert found.summary["relative"] is None
+
+
+def test_what_a_process_says_is_cut_to_what_is_known():
+    said = {
+        "tensors_count": "many",
+        "counts": {"changed": 2, "strange": 1, "new": -1},
+        "relative": float("inf"),
+        "tensors": [
+            {"name": "a", "state": "changed", "relative": "x", "changed": True, "more": 1},
+            {"name": "b", "state": "strange"},
+            {"name": 7, "state": "new"},
+            "no row",
+        ],
+    }
+    found = weights.cleaned(said)
+    assert found["counts"] == {"changed": 2}
+    assert (found["tensors_count"], found["relative"]) == (0, None)
+    (row,) = found["tensors"]
+    assert (row["name"], row["relative"], row["changed"]) == ("a", None, None)
+    assert "more" not in row
+    assert weights.cleaned("nonsense")["tensors"] == []
+
+
+def test_what_nobody_looks_at_is_forgotten(owner, model):
+    before, after = pair(model)
+    diffs.request_weights(actor=actor_of(owner), before=before, after=after)
+    run_next()
+    assert weights.forget_unused() == 0
+    row = WeightDiff.objects.get()
+    WeightDiff.objects.update(used_on=row.used_on - weights.KEEP * 2)
+    # Whoever looks keeps it.
+    assert diffs.compare_weights(actor_of(owner), before, after).state == "known"
+    assert weights.forget_unused() == 0
+    WeightDiff.objects.update(used_on=row.used_on - weights.KEEP * 2)
+    assert weights.forget_unused() == 1
+
+
+def test_a_job_compares_no_version_with_itself(owner, model):
+    recipe = {"kind": "diff", "base": "alice/digits-cnn@1", "model": "alice/digits-cnn@1"}
+    with pytest.raises(Invalid, match="same version"):
+        submit_job(actor=actor_of(owner), recipe=recipe)
+    with pytest.raises(NotFound):
+        submit_job(actor=actor_of(owner), recipe={**recipe, "base": "alice/nothing@1"})
+
+
+@pytest.mark.slow
+def test_a_compression_says_what_it_did_to_the_weights(owner, tmp_path):
+    repository = factories.make_model(owner, "digits-cnn")
+    written = write_cnn(tmp_path / "model", classes=10)
+    files = {path.name: path.read_bytes() for path in written.iterdir()}
+    before = factories.make_version(owner, repository, files)
+    recipe = {
+        "kind": "compress",
+        "model": before.ref,
+        "variant": "pruned",
+        "steps": [{"method": "prune_magnitude", "sparsity": 0.6, "epochs": 0}],
+    }
+    job = submit_job(actor=actor_of(owner), recipe=recipe)
+    run_next()
+    job.refresh_from_db()
+    assert (job.state, job.error_detail) == (JobState.SUCCEEDED, "")
+    assert "weights" not in job.report["summary"]
+    found = diffs.compare_weights(actor_of(factories.UserFactory()), before, job.result)
+    assert found.state == "known"
+    pruned = [row for row in found.summary["tensors"] if row["state"] == "changed"]
+    assert pruned
+    for row in pruned:
+        assert row["name"].endswith(".weight")
+        assert row["emptied"] == row["changed"] > 0
+    elements = sum(row["elements"] for row in pruned)
+    assert sum(row["emptied"] for row in pruned) == pytest.approx(0.6 * elements, rel=0.1)
