@@ -15,7 +15,14 @@ _PROBE = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 found = [torch.cuda.get_device_properties(index) for index in range(count)]
-print(json.dumps([{"name": one.name, "memory_bytes": one.total_memory} for one in found]))
+print(json.dumps([
+    {
+        "name": one.name,
+        "memory_bytes": one.total_memory,
+        "capability": [one.major, one.minor],
+    }
+    for one in found
+]))
 """
 _PROBE_SECONDS = 120
 

@@ -34,9 +34,11 @@ from registry.recipes.pruning import (
 )
 from registry.recipes.quantization import (
     FixedPoint,
+    PackLinear,
     QuantizeStatic,
     QuantizeWeights,
     TrainQuantized,
+    no_int4,
 )
 from registry.recipes.searching import MAX_VARIANTS, Search, SearchRecipe
 from registry.recipes.train import (
@@ -78,6 +80,7 @@ __all__ = [
     "InferRecipe",
     "LowRank",
     "Merge",
+    "PackLinear",
     "Predict",
     "Produces",
     "Profile",
@@ -99,6 +102,7 @@ __all__ = [
     "TrainRecipe",
     "count_parameters",
     "kind_of",
+    "no_int4",
     "parse_recipe",
     "parse_reference",
     "recipe_schema",

@@ -26,7 +26,7 @@ from registry.recipes.fields import (
 from registry.recipes.fusing import Fuse
 from registry.recipes.merging import Merge
 from registry.recipes.pruning import FineTune, PruneMagnitude, PruneMovement, PruneStructured
-from registry.recipes.quantization import QuantizationStep
+from registry.recipes.quantization import PackLinear, QuantizationStep
 
 
 class ExportOnnx(Frozen):
@@ -91,6 +91,7 @@ _OF_A_MODULE = frozenset(
         "svd",
         "distill",
         "extract_lora",
+        "pack_linear",
     }
 )
 _OF_A_FILE = frozenset({"export_onnx", "quantize_dynamic", "quantize_static"})
@@ -144,6 +145,12 @@ class CompressRecipe(BaseRecipe):
             raise Unfit("Coding writes the file that stays: put it last, and once.")
         if any(isinstance(step, ExtractLora) for step in self.steps[:-1]):
             raise Unfit("An adapter is what is left of the model: put it last, and once.")
+        after = [step.method for step in self._after_packing() if not isinstance(step, Code)]
+        if after:
+            raise Unfit(
+                "Packed weights do not change any more: put {method} before pack_linear.",
+                method=after[0],
+            )
         return self
 
     @property
@@ -232,5 +239,9 @@ class CompressRecipe(BaseRecipe):
     def _learns(self) -> bool:
         return any(getattr(step, "needs_rows", False) for step in self.steps)
 
+    def _after_packing(self) -> tuple[CompressStep, ...]:
+        packs = [isinstance(step, PackLinear) for step in self.steps]
+        return self.steps[packs.index(True) + 1 :] if any(packs) else ()
+
     def _gains_by_gpu(self) -> bool:
-        return self._learns()
+        return self._learns() or any(isinstance(step, PackLinear) for step in self.steps)

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from registry.errors import Text
 from registry.recipes.fields import ADVANCED, Frozen, PerChannel, ReduceRange
 from registry.recipes.pruning import (
     BatchSize,
@@ -142,6 +143,36 @@ class QuantizeWeights(Frozen):
         return "rtn" if self.algorithm == "gptq" else ""
 
 
+def no_int4(device: str) -> Text:
+    """Say why weights in 4 bits are refused: before a job waits, and on what would run it."""
+    return Text(
+        "pack_linear in 4 bits computes on a GPU with CUDA and tensor cores, and this job would "
+        "run on {device}. Use quantize_weights, which stores 4 bits in an ONNX file that runs on "
+        "CPUs too, or 8 bits.",
+        device=device,
+    )
+
+
+class PackLinear(Frozen):
+    """Round the weights of linear layers with torchao; the model stays a torch model."""
+
+    model_config = ConfigDict(title="Pack linear layers (torchao)")
+    default_variant: ClassVar[str] = "packed"
+
+    method: Literal["pack_linear"] = Field(title="Method")
+    bits: Literal[4, 8] = Field(
+        default=8,
+        title="Bits of a weight",
+        description="8 compute everywhere, 4 on a GPU alone.",
+    )
+    group_size: Literal[32, 64, 128, 256] = Field(
+        default=128,
+        title="Weights that share a scale",
+        description="For 4 bits. Of 8 bits, each output has one.",
+    )
+    exclude: Exclude = ()
+
+
 class FixedPoint(Frozen):
     """Round each weight x to round(x * 2^p), with the p that suits its tensor."""
 
@@ -190,4 +221,4 @@ class TrainQuantized(Frozen):
     checkpoint_interval: Interval = 100
 
 
-QuantizationStep = QuantizeStatic | QuantizeWeights | FixedPoint | TrainQuantized
+QuantizationStep = QuantizeStatic | QuantizeWeights | PackLinear | FixedPoint | TrainQuantized

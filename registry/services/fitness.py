@@ -14,6 +14,7 @@ from registry.recipes import (
     BASE,
     OTHER,
     Cluster,
+    Code,
     CompressRecipe,
     CompressStep,
     DiffRecipe,
@@ -22,12 +23,14 @@ from registry.recipes import (
     FixedPoint,
     InferRecipe,
     Merge,
+    PackLinear,
     ProfileRecipe,
     PruneMagnitude,
     PruneStructured,
     Recipe,
     SearchRecipe,
     TrainRecipe,
+    no_int4,
 )
 from registry.services.headers import (
     DatasetHead,
@@ -38,6 +41,7 @@ from registry.services.headers import (
     splits_of,
 )
 from registry.services.sizes import depth_of, makes_graph, student_parameters
+from registry.services.workers import device_without_int4
 
 _NEED_A_MODULE: Final = frozenset(
     {
@@ -49,6 +53,7 @@ _NEED_A_MODULE: Final = frozenset(
         "svd",
         "distill",
         "extract_lora",
+        "pack_linear",
     }
 )
 _ROUND: Final = frozenset(
@@ -91,11 +96,14 @@ def _misfits(recipe: Recipe, inputs: Mapping[str, Version]) -> Iterator[FieldErr
         return
     trains = isinstance(recipe, CompressRecipe | SearchRecipe)
     head = head_of(inputs["model"], trainable=trains)
+    if head.is_packed:
+        yield from _packed(recipe, head)
     if isinstance(recipe, TrainRecipe):
         yield from _continued(head)
         return
     if isinstance(recipe, CompressRecipe):
         yield from _steps(recipe, head)
+        yield from _without_device(recipe)
         yield from _merged(recipe, head, inputs)
     elif isinstance(recipe, SearchRecipe):
         yield from _goal(recipe, head)
@@ -130,6 +138,20 @@ def _compared(inputs: Mapping[str, Version]) -> Iterator[FieldError]:
                 "{version} has no safetensors, myz or ONNX file whose weights could be compared.",
                 version=version.ref,
             )
+
+
+def _packed(recipe: Recipe, head: ModelHead) -> Iterator[FieldError]:
+    coding = isinstance(recipe, CompressRecipe) and all(
+        isinstance(step, Code) for step in recipe.steps
+    )
+    if isinstance(recipe, TrainRecipe | CompressRecipe | SearchRecipe) and not coding:
+        yield FieldError(
+            "model",
+            "already_quantized",
+            "The linear layers of {version} are packed, and nothing but coding can be done to "
+            "them: choose the version that it was made from.",
+            version=head.version.ref,
+        )
 
 
 # --- Steps ---------------------------------------------------------------------------------------
@@ -177,6 +199,19 @@ def _steps(recipe: CompressRecipe, head: ModelHead) -> Iterator[FieldError]:
         if makes_graph(step):
             graph = graph or step.method
             rounded = step.method if step.method in _ROUND else rounded
+
+
+def _without_device(recipe: CompressRecipe) -> Iterator[FieldError]:
+    """Refuse what no device that would take the job computes."""
+    packs = [
+        at
+        for at, step in enumerate(recipe.steps)
+        if isinstance(step, PackLinear) and step.bits == 4
+    ]
+    device = device_without_int4(recipe.device) if packs else ""
+    said = no_int4(device)
+    for at in packs if device else ():
+        yield FieldError(f"steps.{at}.bits", "no_int4", said.template, **said.values)
 
 
 def _needs_module(field: str, method: str, earlier: str, head: ModelHead) -> FieldError:

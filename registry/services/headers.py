@@ -166,6 +166,15 @@ class ModelHead:
         return {str(name): int(count) for name, count in found.items()}
 
     @property
+    def is_packed(self) -> bool:
+        """Whether linear layers hold whole numbers, which nothing can train or change."""
+        changes = self.config.get("structure")
+        return not self.is_graph and any(
+            isinstance(change, Mapping) and change.get("change") == "packed"
+            for change in (changes if isinstance(changes, list) else [])
+        )
+
+    @property
     def quantized_by(self) -> Sequence[str]:
         """Name the methods that have rounded a graph already, as its config.json tells."""
         steps = self.config.get("compression")

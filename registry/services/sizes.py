@@ -204,6 +204,14 @@ def _quantize_weights(step: recipes.QuantizeWeights, group: Weights, _head: Mode
     return replace(made, bits=Range(bits, made.bits.high * 1.1), values=bits)
 
 
+def _pack_linear(step: recipes.PackLinear, group: Weights, _head: ModelHead) -> Weights:
+    if group.sort != "matrix":
+        return group
+    scale = 24 / step.group_size if step.bits == 4 else 0.0
+    sure = step.bits == 8 and not step.exclude
+    return replace(_rounded(group, step.bits + scale, sure=sure), values=step.bits)
+
+
 def _fixed_point(step: recipes.FixedPoint, group: Weights, _head: ModelHead) -> Weights:
     if step.keep_module:
         return replace(group, values=step.bits)
@@ -278,6 +286,7 @@ _MOVES: Final[Mapping[str, Callable[[Any, Weights, ModelHead], Weights]]] = {
     "quantize_dynamic": _quantize_dynamic,
     "quantize_static": _quantize_static,
     "quantize_weights": _quantize_weights,
+    "pack_linear": _pack_linear,
     "fixed_point": _fixed_point,
     "train_quantized": _train_quantized,
     "prune_magnitude": _prune,

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 RECIPES = {
     "int8": [{"method": "quantize_dynamic"}],
     "int4": [{"method": "quantize_weights", "bits": 4}],
+    "packed": [{"method": "pack_linear"}],
     "sparse": [
         {"method": "prune_magnitude", "sparsity": 0.8, "epochs": 0},
         {"method": "code"},

@@ -25,6 +25,7 @@ from workers.ml.infer.engines import TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
 from workers.ml.infer.sessions import first_line
+from workers.ml.packed import packed_layers
 
 WIRE_LEVEL = 3
 _BLOCK_BYTES = 1 << 20
@@ -216,7 +217,15 @@ def _product(shape: tuple[int, ...]) -> int:
 def count_nonzero(runtime: Runtime) -> int:
     """Count the weights of a loaded model that are not zero."""
     if isinstance(runtime.engine, TorchEngine):
-        return sum(int(torch.count_nonzero(t)) for t in tensors_of(runtime.engine.module).values())
+        module = runtime.engine.module
+        layers = [(f"{name}.", part) for name, part in packed_layers(module)]
+        rest = [
+            tensor
+            for name, tensor in tensors_of(module).items()
+            if name.endswith(".bias") or not any(name.startswith(layer) for layer, _ in layers)
+        ]
+        whole = [part.whole_numbers() for _, part in layers]
+        return sum(int(torch.count_nonzero(tensor)) for tensor in [*rest, *whole])
     return sum(count for _name, count in graph_nonzero(runtime.folder.weights))
 
 

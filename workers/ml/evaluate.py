@@ -24,8 +24,10 @@ from workers.ml.formats import ModelFolder
 from workers.ml.graphs import inspect_onnx
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
+from workers.ml.packed import weights_in
 from workers.ml.report import Metric
 from workers.ml.statistics import bootstrap_mean, mcnemar, unit, wilson
+from workers.ml.structure import packed_names, read_structure
 
 MAX_PROBES = 512
 LATENCY_BATCHES = (1, 8, 32)
@@ -361,11 +363,13 @@ def count_parameters(folder: ModelFolder) -> tuple[int, dict[str, Any]]:
 
     count = 0
     kinds: dict[str, int] = {}
+    packed = packed_names(read_structure(folder.config))
     with safe_open(folder.weights, framework="np") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - not a dict
             found = tensors.get_slice(name)
             size = math.prod(found.get_shape())
-            count += size
+            layer, _, kind = name.rpartition(".")
+            count += size * (weights_in(kind, found.get_dtype()) if layer in packed else 1)
             kinds[found.get_dtype()] = kinds.get(found.get_dtype(), 0) + size
     return count, {"parameters_by_type": kinds}
 

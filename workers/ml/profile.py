@@ -43,6 +43,7 @@ from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime, load_runtime
 from workers.ml.infer.sessions import first_line
 from workers.ml.job import Job
+from workers.ml.packed import packed_layers
 from workers.ml.probes import NOWHERE, probe_rows
 from workers.ml.report import Metric, Report
 from workers.ml.statistics import cosines
@@ -159,6 +160,7 @@ def _profile_module(
         for name, part in engine.module.named_modules()
         if name and (not list(part.children()) or list(part.parameters(recurse=False)))
     }
+    packed = dict(packed_layers(engine.module))
     times: dict[str, list[float]] = {name: [] for name in parts}
     started: dict[str, float] = {}
     handles = []
@@ -188,8 +190,14 @@ def _profile_module(
         Layer(
             name=name,
             kind=type(part).__name__,
-            parameters=sum(tensor.numel() for tensor in part.parameters(recurse=False)),
-            bytes=sum(t.numel() * t.element_size() for t in part.parameters(recurse=False)),
+            parameters=sum(
+                t.numel()
+                for t in ([part.weight] if name in packed else part.parameters(recurse=False))
+            ),
+            bytes=sum(
+                t.numel() * t.element_size()
+                for t in (part.buffers() if name in packed else part.parameters(recurse=False))
+            ),
             macs=macs.get(name, 0),
             milliseconds=_median(times[name][_WARM_UP:]),
         )

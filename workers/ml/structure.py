@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from registry.errors import Invalid
+from workers.ml.packed import PackedLinear
 
 KEY = "structure"
 RESIZE = "resize"
 LOW_RANK = "low_rank"
+PACKED = "packed"
 MAX_CHANGES = 64
 MAX_LAYERS = 10_000
 
@@ -57,6 +59,16 @@ def factored(layers: Sequence[str]) -> dict[str, Any]:
     return {"change": LOW_RANK, "layers": list(layers)}
 
 
+def packed(layers: Sequence[str]) -> dict[str, Any]:
+    """Record that the weights of linear layers were packed into whole numbers."""
+    return {"change": PACKED, "layers": list(layers)}
+
+
+def packed_names(structure: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Name the layers whose weights are packed."""
+    return {name for change in structure if change["change"] == PACKED for name in change["layers"]}
+
+
 def with_change(
     structure: Sequence[Mapping[str, Any]], change: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
@@ -87,7 +99,7 @@ def read_structure(config: Mapping[str, Any]) -> list[dict[str, Any]]:
             "{key} in config.json must be a list of changes, each {kinds} with its layers.",
             code="bad_config",
             key=KEY,
-            kinds=f"{RESIZE} / {LOW_RANK}",
+            kinds=" / ".join(_CHANGES),
         )
     return list(said)
 
@@ -216,6 +228,25 @@ def _factor(layer: nn.Module, name: str, shapes: Shapes) -> nn.Module:
         return LowRank(deep, wide, rank, bias=layer.bias is not None)
 
 
+def _pack(layer: nn.Module, name: str, shapes: Shapes) -> nn.Module:
+    if not isinstance(layer, nn.Linear):
+        raise _no_size(layer, name)
+    # Eight bits have no zeros of their own; a program's layer does not know its size here.
+    bits = 4 if f"{name}.zeros" in shapes else 8
+    wide, width = _shape(shapes, f"{name}.numbers", 2)
+    outputs, groups = _shape(shapes, f"{name}.scales", 2)
+    deep = width * 8 // bits
+    if outputs != wide or deep % groups or (bits == 8 and groups != 1):
+        raise Invalid(
+            "{key} in config.json packs {layer!r}, whose numbers and scales do not fit each other.",
+            code="weights_mismatch",
+            key=KEY,
+            layer=name[:100],
+        )
+    with _where(layer):
+        return PackedLinear(deep, wide, bits=bits, groups=groups, bias=layer.bias is not None)
+
+
 def _no_size(layer: nn.Module, name: str) -> Invalid:
     return Invalid(
         "{key} in config.json changes {layer!r}, a {kind}, whose size cannot change.",
@@ -234,4 +265,5 @@ def _where(layer: nn.Module) -> torch.device:
 _CHANGES: dict[str, Callable[[nn.Module, str, Shapes], nn.Module]] = {
     RESIZE: _resize,
     LOW_RANK: _factor,
+    PACKED: _pack,
 }

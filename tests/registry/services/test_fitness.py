@@ -5,9 +5,10 @@ import json
 import pytest
 from onnx import TensorProto, helper
 
-from registry.errors import Invalid
+from registry.errors import Conflict, Invalid
 from registry.models import Job
 from registry.services import jobs
+from registry.services.workers import register_worker
 from tests.factories import UserFactory, actor_of, make_model, make_version
 from tests.workers.tiny import safetensors
 
@@ -354,3 +355,75 @@ def test_columns_of_json_lines_are_those_of_the_first_rows(alice, encoder):
     code, _fields, said = refused(alice, search("alice/encoder", "alice/said", min_cosine=0.9))
     assert code == "missing_column"
     assert "'sentence'" in said
+
+
+# --- Packed weights ------------------------------------------------------------------------------
+
+
+FOUR = {"method": "pack_linear", "bits": 4}
+
+
+def worker(*gpus):
+    register_worker(
+        name="w",
+        queues=["cpu", "gpu"] if gpus else ["cpu"],
+        devices=[{"kind": "cpu", "name": "a CPU", "threads": 2}, *gpus],
+    )
+
+
+def gpu(name, *capability):
+    told = {"capability": list(capability)} if capability else {}
+    return {"kind": "gpu", "index": 0, "name": name, "memory_bytes": 1 << 33, **told}
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_four_bits_want_a_gpu(alice, cnn, digits, device):
+    worker()
+    code, fields, said = refused(alice, compress(FOUR, device=device))
+    assert (code, fields) == ("no_int4", ["steps.0.bits"])
+    assert "this job would run on cpu. Use quantize_weights" in said
+    accepted(alice, compress({**FOUR, "bits": 8}, device=device))
+
+
+def test_four_bits_want_a_gpu_with_tensor_cores(alice, cnn, digits):
+    worker(gpu("Old Card", 7, 5))
+    code, fields, said = refused(alice, compress(FOUR))
+    assert (code, fields) == ("no_int4", ["steps.0.bits"])
+    assert "would run on Old Card" in said
+
+
+@pytest.mark.parametrize("card", [gpu("New Card", 9, 0), gpu("Unknown Card")])
+def test_four_bits_wait_for_a_gpu_that_may_do(alice, cnn, digits, card):
+    worker(card)
+    assert accepted(alice, compress(FOUR)).queue == "gpu"
+
+
+def test_who_asks_for_a_gpu_that_nobody_has_is_told_that(alice, cnn, digits):
+    worker()
+    with pytest.raises(Conflict) as caught:
+        jobs.submit_job(actor=actor_of(alice), recipe=compress(FOUR, device="gpu"))
+    assert caught.value.reason == "no_gpu"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        compress({"method": "quantize_dynamic"}),
+        compress({"method": "pack_linear"}),
+        search(max_accuracy_loss=0.01),
+        {
+            "kind": "train",
+            "model": "alice/cnn",
+            "dataset": "alice/rows",
+            "output": "alice/more",
+            "steps": [{"method": "train"}],
+        },
+    ],
+    ids=["int8", "again", "search", "train"],
+)
+def test_what_is_packed_is_only_coded(alice, digits, recipe):
+    config = {**CNN, "structure": [{"change": "packed", "layers": ["hidden"]}]}
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": weights(CNN_SHAPES)}
+    make_version(alice, make_model(alice, "cnn"), files)
+    assert refused(alice, recipe)[:2] == ("already_quantized", ["model"])
+    accepted(alice, compress({"method": "code"}))

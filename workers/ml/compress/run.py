@@ -21,6 +21,7 @@ from workers.ml.compress.fuse import fuse_step
 from workers.ml.compress.learn import check_rows, measure_controls
 from workers.ml.compress.low_rank import svd_step
 from workers.ml.compress.merge import merge_step
+from workers.ml.compress.pack import check_packing, pack_linear_step, refuse_packed
 from workers.ml.compress.prune import fine_tune_step, prune_movement_step
 from workers.ml.compress.quantize import quantize_dynamic_step, quantize_static_step
 from workers.ml.compress.resume import keep_state, take_up
@@ -75,6 +76,7 @@ _HANDLERS: dict[str, Handler] = {
     "quantize_dynamic": quantize_dynamic_step,
     "quantize_static": quantize_static_step,
     "quantize_weights": quantize_weights_step,
+    "pack_linear": pack_linear_step,
     "fixed_point": fixed_point_step,
     "train_quantized": train_quantized_step,
     "fuse": fuse_step,
@@ -93,6 +95,7 @@ _QUANTIZING: dict[str, tuple[str, ...]] = {
     "quantize_static": ("int8", "quantized"),
     "quantize_weights": ("quantized",),
     "train_quantized": ("int8", "quantized"),
+    "pack_linear": ("quantized",),
     "fixed_point": ("quantized",),
 }
 _TAGS = {
@@ -113,6 +116,7 @@ _NEED_A_MODULE = {
     "svd": "A low rank",
     "distill": "Distillation",
     "extract_lora": "An adapter",
+    "pack_linear": "Packing weights",
 }
 
 
@@ -155,6 +159,7 @@ def finish(bench: Bench, done: list[dict[str, Any]]) -> Report:
 
 def check(bench: Bench) -> None:
     """Refuse what can be known to fail before any step has worked."""
+    refuse_packed(bench)
     for step in bench.recipe.steps:
         if step.method in _NEED_A_MODULE:
             bench.need_module(_NEED_A_MODULE[step.method])
@@ -166,6 +171,8 @@ def check(bench: Bench) -> None:
             check_calibration(bench, instead)
         if isinstance(step, recipes.Distill):
             check_student(step, bench)
+        if isinstance(step, recipes.PackLinear):
+            check_packing(step, bench)
 
 
 def write_result(bench: Bench, done: list[dict[str, Any]]) -> None:

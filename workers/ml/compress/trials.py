@@ -26,6 +26,7 @@ from registry.errors import Invalid, RegistryError, Text, pack
 from workers.ml import environment, evaluate
 from workers.ml.compress import run
 from workers.ml.compress.bench import Bench, open_bench
+from workers.ml.compress.pack import refuse_packed
 from workers.ml.data import (
     Dataset,
     Labels,
@@ -384,6 +385,7 @@ class Trials:
 
     def _check(self, bench: Bench) -> None:
         """Refuse goals that this model cannot be judged by."""
+        refuse_packed(bench)
         asked, classes = self.search, bench.parent.answers == "classes"
         vectors = asked.min_cosine is not None or asked.min_neighbour_overlap is not None
         if classes and (vectors or asked.probe):

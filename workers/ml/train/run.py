@@ -29,7 +29,7 @@ from workers.ml.infer.runtime import load_runtime
 from workers.ml.job import Job
 from workers.ml.measure import CHILD, PARENT, Contest, HeldOut, measure_classes, measure_cost
 from workers.ml.report import Metric, Report
-from workers.ml.structure import KEY, read_structure
+from workers.ml.structure import KEY, packed_names, read_structure
 from workers.ml.train.examples import Examples, ImageExamples, TextExamples
 from workers.ml.train.loop import Place, Training
 from workers.ml.vocabulary import Vocabulary, build_vocabulary, load_vocabulary
@@ -106,6 +106,12 @@ def _plan(job: Job, recipe: recipes.TrainRecipe, step: recipes.Train, dataset: D
             )
         module, parameters = load_module(folder)
         structure = read_structure(folder.config)
+        if packed_names(structure):
+            raise Invalid(
+                "The weights of this model are packed and cannot be trained: choose the version "
+                "that it was made from.",
+                code="already_quantized",
+            )
         labels = Labels(folder.labels)
         if isinstance(parameters, recipes.TextClassifier):
             vocabulary = load_vocabulary(folder.path)
