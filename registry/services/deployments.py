@@ -93,17 +93,33 @@ def find_deployment(endpoint: Endpoint, number: int) -> Deployment:
 
 def deployments_of(endpoint: Endpoint) -> list[Deployment]:
     """List what is deployed at an endpoint with the version that each serves now, oldest first."""
-    rows = list(endpoint.deployments.select_related("version", "created_by").order_by("pk"))
-    following = Alias.objects.filter(
-        repository=endpoint.repository_id, name__in=[row.alias for row in rows if row.alias]
+    return deployments_of_each([endpoint])[endpoint.pk]
+
+
+def deployments_of_each(endpoints: Iterable[Endpoint]) -> Mapping[int, list[Deployment]]:
+    """List what is deployed at each of some endpoints, by their keys, in two queries for all."""
+    places = {endpoint.pk: endpoint for endpoint in endpoints}
+    found: dict[int, list[Deployment]] = {key: [] for key in places}
+    rows = list(
+        Deployment.objects.filter(endpoint__in=places)
+        .select_related("version", "created_by")
+        .order_by("pk")
     )
-    aliases = {alias.name: alias.version for alias in following.select_related("version")}
+    following = Alias.objects.filter(
+        repository__in={places[row.endpoint_id].repository_id for row in rows if row.alias},
+        name__in={row.alias for row in rows if row.alias},
+    )
+    aliases = {
+        (alias.repository_id, alias.name): alias.version
+        for alias in following.select_related("version")
+    }
     for row in rows:
-        row.endpoint = endpoint
-        row.serves = row.version or aliases.get(row.alias)
+        row.endpoint = endpoint = places[row.endpoint_id]
+        row.serves = row.version or aliases.get((endpoint.repository_id, row.alias))
         if row.serves is not None:
             row.serves.repository = endpoint.repository
-    return rows
+        found[endpoint.pk].append(row)
+    return found
 
 
 # --- Endpoints -----------------------------------------------------------------------------------

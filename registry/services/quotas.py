@@ -40,6 +40,7 @@ from registry.models import (
     Job,
     JobState,
     Namespace,
+    Repository,
     Version,
 )
 from registry.models.artifacts import BlobQuerySet
@@ -114,14 +115,18 @@ def require_deployment_place(namespace: Namespace) -> None:
 
     """
     row = _lock(namespace)
-    limit, used = limit_of(row, DEPLOYMENTS), _count_deployments(row)
-    if limit is not None and used >= limit:
+    _require_deployments(row, beside=_count_deployments(row), more=1)
+
+
+def _require_deployments(namespace: Namespace, *, beside: int, more: int) -> None:
+    limit = limit_of(namespace, DEPLOYMENTS)
+    if limit is not None and more and beside + more > limit:
         raise NamespaceFull(
             "{namespace} has {used} of the {limit} deployments that it may have. Undeploy what "
             "nobody calls, or ask an administrator for a larger quota.",
             code="deployments_quota_exceeded",
-            namespace=row.slug,
-            used=used,
+            namespace=namespace.slug,
+            used=beside,
             limit=limit,
         )
 
@@ -227,17 +232,23 @@ def free_room(namespace: Namespace, versions: VersionQuerySet) -> None:
     _free(row, versions)
 
 
-def move_room(source: Namespace, target: Namespace, versions: VersionQuerySet) -> None:
-    """Count versions in another namespace, to which their locked repository has just moved.
+def move_room(source: Namespace, repository: Repository) -> None:
+    """Count a repository where it is now, which has just moved there from `source`, locked.
 
     Raises:
-        NamespaceFull: they do not fit there.
+        NamespaceFull: its versions do not fit there, or what is deployed of it.
 
     """
     # Both rows in one order, for somebody may be moving something the other way.
+    target = repository.namespace
     rows = _lock_all({source.pk, target.pk})
+    versions = Version.objects.live().filter(repository=repository)
     _free(rows[source.pk], versions)
     _take(rows[target.pk], versions)
+    # Its endpoints have moved with it.
+    moved = Deployment.objects.filter(endpoint__repository=repository).count()
+    beside = _count_deployments(target) - moved
+    _require_deployments(rows[target.pk], beside=beside, more=moved)
 
 
 def require_room(namespace: Namespace, *, size_bytes: int = 0, versions: int = 0) -> None:

@@ -16,7 +16,6 @@ from registry.models import (
     Redirect,
     Repository,
     Role,
-    Version,
 )
 from registry.permissions import require, require_scope, role_of
 from registry.services.audit import record_event
@@ -166,7 +165,7 @@ def transfer_repository(
         Redirect.objects.create(kind=row.kind, namespace=source, name=row.name, repository=row)
         refresh_search(row)
         follow_model(row, name_before=row.name)
-        move_room(source, namespace, Version.objects.live().filter(repository=row))
+        move_room(source, row)
         take_along(actor, row)
         for side in (source, namespace):
             record_event(

@@ -1,6 +1,8 @@
 """Endpoints over REST: deployed, split, promoted, rolled back, and how they follow a model."""
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from registry import queue
@@ -310,6 +312,50 @@ def test_a_namespace_has_as_many_deployments_as_it_may(api, model):
     assert Deployment.objects.count() == 1
     quota = api.get("namespaces/team/quota").json()["deployments"]
     assert quota == {"used": 1, "limit": 1, "own": 1}
+
+
+def test_a_model_brings_no_more_deployments_than_fit_where_it_moves(apis, people):
+    api = apis["owner"]
+    deploy(api)
+    deploy(api, "2")
+    lab = NamespaceFactory(slug="lab", quota_deployments=2)
+    lab.memberships.create(user=people["owner"], role=Role.OWNER)
+    make_version(people["owner"], make_model(people["owner"], "second", namespace="lab"))
+    api.post("deployments", {"model": "lab/second", "version": "1"})
+    move = "models/team/classifier/transfer"
+    problem_of(api.post(move, {"namespace": "lab"}), 403, "deployments_quota_exceeded")
+    assert api.get(ENDPOINT).json()["model"] == "team/classifier"
+    assert api.get("namespaces/lab/quota").json()["deployments"]["used"] == 1
+    lab.quota_deployments = 3
+    lab.save()
+    assert api.post(move, {"namespace": "lab"}).status_code == 200
+    assert api.get("namespaces/lab/quota").json()["deployments"]["used"] == 3
+
+
+def test_endpoints_are_listed_in_the_same_number_of_queries_however_many(api, apis, people, model):
+    def queries():
+        with CaptureQueriesContext(connection) as seen:
+            found = api.get("endpoints?namespace=team").json()["items"]
+        return len(seen), {
+            one["name"]: [(row["version"], row["alias"]) for row in one["deployments"]]
+            for one in found
+        }
+
+    api.put("models/team/classifier/aliases/champion", {"version": 2})
+    deploy(api, "@champion")
+    few, _ = queries()
+    for number in range(4):
+        other = make_model(people["owner"], f"other-{number}", namespace="team")
+        make_version(people["owner"], other)
+        api.put(f"models/team/other-{number}/aliases/champion", {"version": 1})
+        for version in ("1", "@champion"):
+            body = {"model": f"team/other-{number}", "version": version}
+            assert api.post("deployments", body).status_code == 201
+    apis["owner"].post("endpoints", {"model": "team/classifier", "name": "empty"})
+    many, found = queries()
+    assert many == few
+    others = {f"other-{number}": [(1, None), (1, "champion")] for number in range(4)}
+    assert found == {"classifier": [(2, "champion")], "empty": [], **others}
 
 
 @pytest.mark.parametrize(

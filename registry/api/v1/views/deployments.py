@@ -42,7 +42,9 @@ class EndpointList(Resource):
                 repository=catalog.find_repository(self.actor, Kind.MODEL, slug, name)
             )
         found, after = newest_first(rows, "endpoints", check_limit(asked.limit), asked.cursor)
-        return page_response(request, Page([_body(row) for row in found], after))
+        present = deployments.deployments_of_each(found)
+        bodies = [wire.endpoint_body(row, present[row.pk]) for row in found]
+        return page_response(request, Page(bodies, after))
 
     @operation(
         "create_endpoint",
