@@ -138,14 +138,14 @@ def count_token(token_id: int, *, writes: bool) -> Standing:
 
 def count_address(ip: str | None) -> Standing:
     """Count one request without a good token, for the address it comes from."""
-    return Standing(_count(f"address:{_network(ip)}", writes=False))
+    return Standing(_count(f"address:{network_of(ip)}", writes=False))
 
 
 def key_of(caller: str, budget: str) -> str:
     return f"modelyard:rate:{budget}:{caller}"
 
 
-def _network(ip: str | None) -> str:
+def network_of(ip: str | None) -> str:
     """Take the addresses of one client for one: whoever has one of IPv6 has 2^64 of them."""
     try:
         named = ip_address(ip or "")

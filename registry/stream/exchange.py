@@ -5,11 +5,9 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, TypeAlias
 
-from django.conf import settings
-
+from registry.authenticate import client_address
 from registry.errors import Invalid, RegistryError
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -180,40 +178,6 @@ class Exchange:
             headers = [*headers, ("content-length", str(len(body)))]
         await self.start(status, headers)
         await self.write(b"" if self.method == "HEAD" else body, more=False)
-
-
-def client_address(peer: str | None, forwarded: str) -> str | None:
-    """Give the address a request comes from.
-
-    A proxy of MODELYARD_TRUSTED_PROXIES is believed about who spoke to it, and so on from the right
-    of X-Forwarded-For up to the first address that is no such proxy; everybody else could write
-    there what they like.
-    """
-    believed = peer
-    for written in reversed(forwarded.split(",")):
-        named = _address(written)
-        if named is None or not _is_trusted(believed):
-            break
-        believed = str(named)
-    return believed
-
-
-def _is_trusted(address: str | None) -> bool:
-    named = _address(address or "")
-    return named is not None and any(named in network for network in settings.TRUSTED_PROXIES)
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        named = ip_address(text)
-    except ValueError:
-        return None
-    return getattr(named, "ipv4_mapped", None) or named
 
 
 class _Whole:

@@ -12,6 +12,7 @@ from granian.server.embed import Server
 
 from registry.errors import Denied, NotFound, RateLimited, Unauthenticated
 from registry.models import ANONYMOUS, Actor
+from workers.serving.budget import Bounds
 from workers.serving.codec import NUMPY
 from workers.serving.messages import (
     Counters,
@@ -48,8 +49,9 @@ class Doubling:
     def server_metadata(self):
         return {"name": "modelyard", "version": "1", "extensions": ["binary_tensor_data"]}
 
-    async def identify(self, authorization):
+    async def identify(self, authorization, address):
         if authorization is None:
+            self.address = address
             return ANONYMOUS
         if authorization != f"Bearer {TOKEN}":
             raise Unauthenticated("The token is not known.")
@@ -169,7 +171,8 @@ class Served:
 
     def __init__(self) -> None:
         self.plane = Doubling()
-        self.rest = Rest(self.plane, body_bytes=BODY_BYTES, held_bytes=4 * BODY_BYTES)
+        self.bounds = Bounds(BODY_BYTES, 4 * BODY_BYTES)
+        self.rest = Rest(self.plane, self.bounds)
         self.port, self.grpc_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -181,7 +184,7 @@ def serving():
     stop: list = []
 
     async def run():
-        rpc = serve_grpc(served.plane, max_message_bytes=BODY_BYTES, max_calls=64)
+        rpc = serve_grpc(served.plane, served.bounds, max_calls=64)
         rpc.add_insecure_port(f"127.0.0.1:{served.grpc_port}")
         await rpc.start()
         http = Server(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import struct
 import time
 import tracemalloc
@@ -19,8 +20,8 @@ from workers.serving.codec import (
     MAX_JSON_BYTES,
     NUMPY,
     Asked,
+    Unpacking,
     deflate,
-    inflate,
     load_json,
     read_infer,
     read_version,
@@ -344,9 +345,30 @@ def _machine(digits):
     return value if -(2**63) <= value < 2**64 else float(value)
 
 
+def unpacked(body, limit):
+    """Put the pieces together, as they are made."""
+    unpacking = Unpacking(body, limit)
+    return b"".join(iter(unpacking.next, b""))
+
+
 @given(st.binary(max_size=2000), st.sampled_from(["gzip", "deflate"]))
 def test_what_was_packed_is_unpacked(body, coding):
-    assert inflate(deflate([body], coding), len(body)) == body
+    assert unpacked(deflate([body], coding), len(body)) == body
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_large_bodies_come_in_pieces(coding):
+    body = random.Random(1).randbytes(3_000_000) + bytes(20_000_000)
+    packed = deflate([body], coding)
+    unpacking = Unpacking(packed, len(body))
+    pieces = list(iter(unpacking.next, b""))
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) <= 1024 * 1024
+    for cut in (packed[:-1], packed[:100_000], packed + b"x"):
+        with pytest.raises((TooLarge, Invalid)):
+            unpacked(cut, len(body))
+    with pytest.raises((TooLarge, Invalid)):
+        unpacked(packed, len(body) - 1)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
@@ -355,7 +377,7 @@ def test_a_bomb_is_stopped_at_the_limit(coding):
     tracemalloc.start()
     try:
         with pytest.raises(TooLarge):
-            inflate(bomb, 1_000_000)
+            unpacked(bomb, 1_000_000)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
@@ -366,7 +388,7 @@ def test_a_gzip_bomb_that_lies_about_its_size_is_stopped_there():
     tracemalloc.start()
     try:
         with pytest.raises(Invalid):
-            inflate(bomb, 1_000_000)
+            unpacked(bomb, 1_000_000)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -385,7 +407,7 @@ def test_a_gzip_bomb_that_lies_about_its_size_is_stopped_there():
 )
 def test_a_broken_compression_is_refused(body):
     with pytest.raises(Invalid):
-        inflate(body, 1000)
+        unpacked(body, 1000)
 
 
 def test_versions_are_numbers_or_aliases():

@@ -6,6 +6,9 @@ import json
 import socket
 import struct
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_network
 
 import httpx
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 from tests.local.waiting import wait_until
 from tests.protocols.doubling import BODY_BYTES, MODEL, TOKEN
+from workers.serving.budget import own_bytes
 
 INFER = f"/v2/models/{MODEL}/infer"
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1, 2.5]]}]}
@@ -322,6 +326,37 @@ def test_who_hangs_up_is_no_longer_computed_for(served):
     assert served.plane.started.wait(10)
     one.close()
     assert served.plane.cancelled.wait(10)
+    wait_until(lambda: served.rest.bounds.held == 0, "the room to be free again")
+
+
+def test_who_calls_without_a_token_is_known_by_address(http, served, settings):
+    headers = {"x-forwarded-for": "203.0.113.1, 198.51.100.7"}
+    http.post(INFER, json=GOOD, headers=headers)
+    assert served.plane.address == "127.0.0.1"
+    settings.TRUSTED_PROXIES = [ip_network("127.0.0.0/8")]
+    http.post(INFER, json=GOOD, headers=headers)
+    assert served.plane.address == "198.51.100.7"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_many_bombs_at_once_take_no_more_memory_than_there_is(served, coding):
+    """Each is within the limit of one body; together they would take sixteen times the budget."""
+    wait_until(lambda: served.rest.bounds.held == 0, "earlier tests")
+    content = b'{"inputs":[' + b" " * (BODY_BYTES - 20)
+    packed = gzip.compress(content) if coding == "gzip" else zlib.compress(content)
+    headers = {"content-encoding": coding}
+    before, most = own_bytes(), []
+
+    def send(_):
+        answer = httpx.post(served.url + INFER, content=packed, headers=headers, timeout=60)
+        most.append(own_bytes())
+        return answer.status_code
+
+    with ThreadPoolExecutor(32) as pool:
+        seen = set(pool.map(send, range(128)))
+    assert seen <= {400, 503}
+    assert 400 in seen
+    assert max(most) - before < 3 * served.rest.bounds.held_bytes + 64_000_000
     wait_until(lambda: served.rest.bounds.held == 0, "the room to be free again")
 
 

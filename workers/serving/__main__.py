@@ -27,6 +27,7 @@ async def serve() -> None:
     from granian.constants import Interfaces  # noqa: PLC0415
     from granian.server.embed import Server  # noqa: PLC0415
 
+    from workers.serving.budget import Bounds  # noqa: PLC0415
     from workers.serving.dataplane import DataPlane  # noqa: PLC0415
     from workers.serving.rest import Rest  # noqa: PLC0415
     from workers.serving.rpc import serve_grpc  # noqa: PLC0415
@@ -38,8 +39,10 @@ async def serve() -> None:
     plane = DataPlane()
     await plane.start()
     limit = settings.SERVING_MAX_BYTES
-    rest = Rest(plane, body_bytes=limit, held_bytes=limit * _HELD_SHARE)
-    calls = serve_grpc(plane, max_message_bytes=limit, max_calls=MAX_CALLS)
+    bounds = Bounds(limit, limit * _HELD_SHARE)
+    watching = loop.create_task(bounds.watch())
+    rest = Rest(plane, bounds)
+    calls = serve_grpc(plane, bounds, max_calls=MAX_CALLS)
     host = settings.BIND
     calls.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{settings.GRPC_PORT}")
     await calls.start()
@@ -67,6 +70,7 @@ async def serve() -> None:
     pages.stop()
     async with asyncio.timeout(STOP_SECONDS):
         await listening
+    watching.cancel()
     await plane.stop(grace_seconds=STOP_SECONDS)
 
 

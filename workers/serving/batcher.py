@@ -56,6 +56,8 @@ class Work:
     caller: Hashable
     deadline: float
     future: "asyncio.Future[Answer]"
+    # Of the deployment that it was sent to.
+    counters: Counters
     # Of `run`: the tensors as they came. Of the others: one JSON text, and its number of rows.
     tensors: Sequence[Tensor] = ()
     payload: Data = b""
@@ -85,13 +87,10 @@ class Answer:
 class Batcher:
     """The queue in front of one model, and the batch that it is working on."""
 
-    def __init__(
-        self, *, batch_size: int, queue_size: int, deadline_seconds: float, counters: Counters
-    ) -> None:
+    def __init__(self, *, batch_size: int, queue_size: int, deadline_seconds: float) -> None:
         self.batch_size = batch_size
         self.queue_size = queue_size
         self.deadline_seconds = deadline_seconds
-        self.counters = counters
         self.described: Described | None = None
         self.last_used = time.monotonic()
         self._loop = asyncio.get_running_loop()
@@ -356,12 +355,16 @@ class Batcher:
             refusal = Invalid("The model gave another number of rows.", code="run_failed")
             self._refuse(batch, refusal)
             return
-        counted = self.counters
-        counted.executions += 1
-        counted.inferences += rows
-        counted.last_at = time.time()
-        counted.batches.setdefault(rows, Timed()).add(infer_ns)
+        last: Counters | None = None
         for work, answer in zip(batch, answers, strict=True):
+            counted = work.counters
+            if counted is not last:
+                # A batch that several deployments share counts for each of them.
+                last = counted
+                counted.executions += 1
+                counted.last_at = time.time()
+                counted.batches.setdefault(rows, Timed()).add(infer_ns)
+            counted.inferences += work.rows
             counted.success.add(done_ns - work.queued_ns)
             counted.queue.add(answer.queue_ns)
             counted.compute_input.add(input_ns)
@@ -395,7 +398,7 @@ class Batcher:
 
     def _fail(self, work: Work, error: RegistryError) -> None:
         if not work.future.done():
-            self.counters.fail.add(time.monotonic_ns() - work.queued_ns)
+            work.counters.fail.add(time.monotonic_ns() - work.queued_ns)
             work.future.set_exception(error)
 
     def _expire(self, work: Work) -> None:

@@ -54,7 +54,9 @@ NUMPY: Mapping[str, np.dtype[Any]] = {
 """What numpy calls the datatypes; it has no BF16, which therefore travels as raw bytes only."""
 
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_GZIP = b"\x1f\x8b"
+_GZIP, _ZLIB = b"\x1f\x8b", b"x"
+FED_PIECE_BYTES = 256 * 1024
+UNPACKED_PIECE_BYTES = 1024 * 1024
 # What a gzip file has around its content.
 _GZIP_FRAME_BYTES = 18
 _SHARED_MEMORY = "shared_memory_region"
@@ -460,31 +462,65 @@ def dump(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def inflate(body: bytes, limit: int) -> bytes:
-    """Undo gzip or deflate, up to `limit` bytes and no further.
+class Unpacking:
+    """Undoes gzip or deflate piece by piece, up to a limit and no further."""
 
-    Raises:
-        Invalid: it is neither, or ends too soon; TooLarge: it grows beyond the limit.
-
-    """
-    size = limit
-    if body.startswith(_GZIP):
-        # It ends with its own size, so that a bomb is known before any of it is unpacked. What is
-        # more than it says is broken.
-        size = int.from_bytes(body[-4:], "little") if len(body) >= _GZIP_FRAME_BYTES else 0
-    if size <= limit:
+    def __init__(self, body: bytes, limit: int) -> None:
+        self._limit, self._most = limit, limit
+        if body.startswith(_GZIP):
+            # It ends with its own size, so that a bomb is known before any of it is unpacked. What
+            # is more than it says is broken.
+            whole = len(body) >= _GZIP_FRAME_BYTES
+            self._most = int.from_bytes(body[-4:], "little") if whole else 0
+            if self._most > limit:
+                raise self._too_large()
         # 32 more than the largest window: either of the two headers.
-        stream = zlib.decompressobj(wbits=47)
-        try:
+        self._stream = zlib.decompressobj(wbits=47)
+        self._body, self._at = memoryview(body), 0
+        self._size = 0
+
+    def next(self) -> bytes:
+        """Give the next piece, or nothing at the end.
+
+        Raises:
+            Invalid: it is neither, or ends too soon; TooLarge: it grows beyond the limit.
+
+        """
+        while not self._stream.eof:
+            fed: Data = self._stream.unconsumed_tail
+            if not fed and self._at >= len(self._body):
+                break
+            if not fed:
+                fed = self._body[self._at : self._at + FED_PIECE_BYTES]
+                self._at += len(fed)
             # No byte more would be no limit at all to zlib.
-            found = stream.decompress(body, size + 1)
-        except zlib.error:
-            raise Invalid("The body is neither gzip nor deflate.", code="bad_encoding") from None
-        if stream.eof and not stream.unused_data:
-            return found
-        if len(found) <= size or size < limit:
+            wanted = min(UNPACKED_PIECE_BYTES, self._most - self._size + 1)
+            try:
+                found = self._stream.decompress(fed, wanted)
+            except zlib.error:
+                template = "The body is neither gzip nor deflate."
+                raise Invalid(template, code="bad_encoding") from None
+            self._size += len(found)
+            if self._size > self._most:
+                break
+            if found:
+                return found
+        if self._size > self._most == self._limit:
+            raise self._too_large()
+        whole = self._stream.eof and not self._stream.unused_data and self._at >= len(self._body)
+        if self._size > self._most or not whole:
             raise Invalid("The compressed body ends too soon or goes on.", code="bad_encoding")
-    raise TooLarge("The body unpacks to more than {limit} bytes.", limit=limit)
+        return b""
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge("The body unpacks to more than {limit} bytes.", limit=self._limit)
+
+
+def is_packed(message: bytes) -> bool:
+    """Say whether a message is gzip or deflate: no message of ours begins like either."""
+    return message.startswith(_GZIP) or (
+        message[:1] == _ZLIB and len(message) > 1 and int.from_bytes(message[:2], "big") % 31 == 0
+    )
 
 
 def deflate(parts: Sequence[Data], coding: str) -> bytes:

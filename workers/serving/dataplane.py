@@ -38,12 +38,13 @@ from workers.serving.messages import (
     Tensor,
     TensorSpec,
     Timed,
+    add_up,
 )
 from workers.serving.process import Described
 from workers.serving.router import Entry, Target
 from workers.serving.shadow import Shadows
 from workers.serving.shelf import Shelf
-from workers.serving.tables import NOBODY, Tables, secret_of
+from workers.serving.tables import Tables, Visitors, secret_of
 
 EXTENSIONS = (
     *("binary_tensor_data", "model_configuration"),
@@ -56,8 +57,14 @@ _MAX_REMEMBERED = 256
 _RETRY_SECONDS = 5.0
 _REPORT_SECONDS = 2.0
 _REPORT_LASTS_SECONDS = 8.0
+# Whoever has a thousand addresses does not get a thousand turns.
+UNKNOWN_TURNS = 64
+_MAX_COUNTED = 4096
 _STATES = {State.READY: "READY", State.LOADING: "LOADING"}
 _TYPES = {"BYTES": "TYPE_STRING"}
+
+# Endpoint, deployment and number of the version.
+Place = tuple[int, int, int]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +94,8 @@ class DataPlane:
         self._changing: dict[str, asyncio.Task[None]] = {}
         self._remembered: dict[tuple[int, str], tuple[float, Deployed | None]] = {}
         self._tables = Tables(self._take_routes)
+        self._visitors = Visitors()
+        self._counted: dict[Place, Counters] = {}
         self._stopping = False
         self._started_at = time.time()
         self._applied = asyncio.Event()
@@ -131,9 +140,7 @@ class DataPlane:
             if known is not None and known.route == route:
                 entries[name] = known
                 continue
-            entry = Entry(
-                route, [Target(one, self.fleet.find(one, route.name)) for one in route.deployments]
-            )
+            entry = Entry(route, [self._make_target(route, one) for one in route.deployments])
             entries[name] = entry
             wanted = [one for one in entry.with_traffic if not one.served.is_ready]
             answers = known is not None and any(one.served.is_ready for one in known.active)
@@ -152,6 +159,21 @@ class DataPlane:
         )
         self._preload()
         self._applied.set()
+
+    def _make_target(self, route: Route, deployed: Deployed) -> Target:
+        place = (route.endpoint_id, deployed.id, deployed.number)
+        counters = self._counted.get(place)
+        if counters is None:
+            self._forget_counted()
+            counters = self._counted[place] = Counters(route.name, str(deployed.number))
+        return Target(deployed, self.fleet.find(deployed, route.name), counters)
+
+    def _forget_counted(self) -> None:
+        """Forget what was counted longest ago, where there is much of it."""
+        if len(self._counted) >= _MAX_COUNTED:
+            ordered = sorted(self._counted, key=lambda place: self._counted[place].last_at)
+            for place in ordered[: _MAX_COUNTED // 2]:
+                del self._counted[place]
 
     def _preload(self) -> None:
         """Load what has traffic and never sleeps, as far as it fits."""
@@ -235,15 +257,18 @@ class DataPlane:
             )
         if (listed := entry.named(str(deployed.number))) is not None:
             return listed
-        return Target(deployed, self.fleet.find(deployed, entry.route.name))
+        return self._make_target(entry.route, deployed)
 
     # --- who calls --------------------------------------------------------------------------------
 
-    async def identify(self, authorization: str | None) -> Actor:
-        """Find out who calls; the database is asked for a token once, when it first comes."""
+    async def identify(self, authorization: str | None, address: str | None = None) -> Actor:
+        """Find out who calls; the database is asked for a token once, when it first comes.
+
+        Who shows none is known by their address.
+        """
         secret = secret_of(authorization)
         if secret is None:
-            return NOBODY
+            return self._visitors.at(address)
         actor = self._tables.actor_of(secret)
         if actor is None:
             actor = await asyncio.to_thread(self._tables.look_up, secret)
@@ -261,8 +286,8 @@ class DataPlane:
             target = chosen or await self._target(request.actor, request.model, "")
         served = target.served
         future: asyncio.Future[Answer] = self._loop.create_future()
-        caller = _caller_of(request.actor)
-        work = Work("run", caller, request.deadline, future, request.inputs)
+        turn = _turn_of(request.actor)
+        work = Work("run", turn, request.deadline, future, target.counters, request.inputs)
         self.fleet.submit(served, work)
         answer = await future
         self.shadows.follow(entry, target, work, answer)
@@ -332,9 +357,10 @@ class DataPlane:
         future: asyncio.Future[Answer] = self._loop.create_future()
         work = Work(
             verb,
-            _caller_of(actor),
+            _turn_of(actor),
             deadline,
             future,
+            target.counters,
             payload=payload,
             rows=len(rows),
         )
@@ -416,26 +442,31 @@ class DataPlane:
     ) -> list[dict[str, Any]]:
         """Give what versions have done, in the shape of the statistics extension."""
         if model is not None and version:
-            return [statistics_of((await self._target(actor, model, version)).served.counters)]
+            target = await self._target(actor, model, version)
+            entry = self._entry(actor, model)
+            same = [one for one in entry.targets if one.served.version == target.served.version]
+            return [statistics_of(add_up([_counted_at(one) for one in same or [target]]))]
         entries = [self._entry(actor, model)] if model is not None else self._visible_entries(actor)
-        return [statistics_of(served.counters) for served in self._served_by(entries)]
+        return [statistics_of(one) for one in _counted_by(entries)]
 
     def counters(self, actor: Actor | None = None) -> list[Counters]:
         """Give the same numbers as they are counted, with what waits now; of all, for nobody."""
         entries = [*self._entries.values()] if actor is None else self._visible_entries(actor)
-        found = self._served_by(entries)
-        for served in found:
-            served.counters.pending = served.batcher.pending
-        return [served.counters for served in found]
+        return _counted_by(entries)
 
     async def index(self, actor: Actor, *, ready_only: bool) -> list[dict[str, Any]]:
         listed = []
-        for served in self._served_by(self._visible_entries(actor)):
+        found = {
+            (entry.route.name, one.served.version): one.served
+            for entry in self._visible_entries(actor)
+            for one in (*entry.active, *entry.targets)
+        }
+        for (name, _), served in found.items():
             state = _STATES.get(served.state, "UNAVAILABLE")
             if state == "READY" or not ready_only:
                 listed.append(
                     {
-                        "name": served.name,
+                        "name": name,
                         "version": served.version,
                         "state": state,
                         "reason": served.reason,
@@ -475,14 +506,6 @@ class DataPlane:
     def _visible_entries(self, actor: Actor) -> list[Entry]:
         return [one for one in self._entries.values() if one.route.may_be_called_by(actor)]
 
-    def _served_by(self, entries: Sequence[Entry]) -> list[Served]:
-        found = {
-            one.served.key: one.served
-            for entry in entries
-            for one in (*entry.active, *entry.targets)
-        }
-        return [*found.values()]
-
     # --- what this server says of itself ----------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -509,6 +532,22 @@ class DataPlane:
                 queue.report_replica, self.replica, self.status(), _REPORT_LASTS_SECONDS
             )
             await asyncio.sleep(_REPORT_SECONDS)
+
+
+def _counted_by(entries: Sequence[Entry]) -> list[Counters]:
+    """Give what each version of each endpoint has done, which several deployments may have."""
+    found: dict[tuple[str, str], dict[int, Counters]] = {}
+    for entry in entries:
+        for one in (*entry.active, *entry.targets):
+            same = found.setdefault((entry.route.name, one.served.version), {})
+            same[id(one.counters)] = _counted_at(one)
+    return [add_up([*same.values()]) for same in found.values()]
+
+
+def _counted_at(target: Target) -> Counters:
+    target.counters.pending = target.served.batcher.pending
+    target.counters.memory_bytes = target.served.memory_bytes
+    return target.counters
 
 
 def statistics_of(counters: Counters) -> dict[str, Any]:
@@ -549,7 +588,7 @@ def statistics_of(counters: Counters) -> dict[str, Any]:
 
 def _status_of(entry: Entry, one: Target) -> dict[str, Any]:
     served = one.served
-    counters = served.counters
+    counters = one.counters
     return {
         "deployment_id": one.deployed.id,
         "endpoint": entry.route.name,
@@ -585,6 +624,14 @@ def _find(route: Route, version: str) -> Deployed | None:
 
 def _caller_of(actor: Actor) -> Hashable:
     return actor.user_id or actor.ip
+
+
+def _turn_of(actor: Actor) -> int:
+    """Say whose turn a request takes: everybody has one, and all that are unknown a few together.
+
+    Nobody could know which address shares one with them, so nobody can aim for somebody's turn.
+    """
+    return actor.user_id or -1 - hash(actor.ip) % UNKNOWN_TURNS
 
 
 def _parameters(target: Target, answer: Answer) -> dict[str, Any]:

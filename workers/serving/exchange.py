@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from registry.errors import Invalid, TooLarge, Unavailable
-from workers.serving.codec import deflate, inflate
+from registry.authenticate import client_address
+from registry.errors import Invalid, TooLarge
+from workers.serving.budget import Bounds, Holding
+from workers.serving.codec import Unpacking, deflate
 from workers.serving.messages import Data
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,7 +24,7 @@ WATCH_AFTER_SECONDS = 0.02
 PACK_FROM_BYTES = 1024
 THREAD_FROM_BYTES = 64 * 1024
 
-_CODINGS = ("gzip", "deflate")
+CODINGS = ("gzip", "deflate")
 _EXPOSED = b"inference-header-content-length, grpc-status, grpc-message, retry-after"
 _ALLOWED = (
     b"authorization, content-type, content-encoding, inference-header-content-length, "
@@ -33,26 +34,6 @@ _ALLOWED = (
 
 class ClientGone(Exception):  # noqa: N818 - it is no error that a caller hangs up
     """The client closed its connection, or stopped in the middle of what it sent."""
-
-
-@dataclass(slots=True)
-class Bounds:
-    """How large a body may be, and how many bytes of bodies a process holds at once."""
-
-    body_bytes: int
-    held_bytes: int
-    held: int = 0
-
-    def take(self, size: int) -> None:
-        """Count bytes that are about to be held.
-
-        Raises:
-            Unavailable: there are too many already.
-
-        """
-        if self.held + size > self.held_bytes:
-            raise Unavailable("Too much is being sent at once; try again soon.", code="busy")
-        self.held += size
 
 
 class Exchange:
@@ -67,14 +48,16 @@ class Exchange:
         self.started = False
         self._receive = receive
         self._send = send
-        self._bounds = bounds
-        self._held = 0
+        self._client: tuple[str, int] | None = scope.get("client")
+        self.holding = Holding(bounds)
         self._gone = False
         self._watching: asyncio.Task[None] | None = None
 
     @property
-    def body_bytes(self) -> int:
-        return self._bounds.body_bytes
+    def address(self) -> str | None:
+        """Where the client is, as far as one may believe it."""
+        peer = self._client[0] if self._client else None
+        return client_address(peer, self.header(b"x-forwarded-for") or "")
 
     def header(self, name: bytes) -> str | None:
         value = self.headers.get(name)
@@ -94,11 +77,6 @@ class Exchange:
             raise Invalid("{header} is no number of bytes.", header=name.decode().title())
         return int(value)
 
-    def release(self) -> None:
-        """Let go of what was held for the body."""
-        self._bounds.held -= self._held
-        self._held = 0
-
     async def body(self) -> bytes:
         """Read the body, unpacked.
 
@@ -107,11 +85,11 @@ class Exchange:
             Unavailable: too much is held already; ClientGone: it never ends.
 
         """
-        limit = self._bounds.body_bytes
+        limit = self.holding.bounds.body_bytes
         announced = self.count(b"content-length") or 0
         if announced > limit:
             raise _too_large(limit)
-        self._hold(announced)
+        self.holding.hold(announced)
         parts: list[bytes] = []
         size = 0
         message = await self._next()
@@ -121,7 +99,7 @@ class Exchange:
                 size += len(part)
                 if size > limit:
                     raise _too_large(limit)
-                self._hold(size - self._held)
+                self.holding.hold(size - self.holding.held)
             if not message.get("more_body", False):
                 break
             try:
@@ -140,18 +118,10 @@ class Exchange:
         return message
 
     async def _unpack(self, body: bytes, coding: str) -> bytes:
-        if coding not in _CODINGS:
+        if coding not in CODINGS:
             template = "The encoding {coding!r} is unknown; send gzip, deflate or none."
             raise Invalid(template, code="bad_encoding", coding=coding[:40])
-        limit = self._bounds.body_bytes
-        found = await asyncio.to_thread(inflate, body, limit)
-        self._hold(len(found))
-        return found
-
-    def _hold(self, more: int) -> None:
-        if more > 0:
-            self._bounds.take(more)
-            self._held += more
+        return await unpack(body, self.holding)
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, and drop it when the client hangs up meanwhile.
@@ -230,7 +200,7 @@ class Exchange:
         offers = [one.strip() for one in accepted.decode("latin-1").lower().split(",")]
         if not packable and len(offers) > 1:
             return None
-        return next((one for one in _CODINGS if one in offers), None)
+        return next((one for one in CODINGS if one in offers), None)
 
     async def allow(self) -> None:
         """Tell a browser that pages of other sites may call, as they may with any program.
@@ -253,6 +223,22 @@ _shared_with_pages: tuple[Header, ...] = (
     (b"access-control-allow-origin", b"*"),
     (b"access-control-expose-headers", _EXPOSED),
 )
+
+
+async def unpack(body: bytes, holding: Holding) -> bytes:
+    """Undo gzip or deflate in a thread, each piece counted before the next is made.
+
+    Raises:
+        Invalid: it is neither, or ends too soon; TooLarge: it grows beyond the limit;
+        Unavailable: too much is held already.
+
+    """
+    unpacking = Unpacking(body, holding.bounds.body_bytes)
+    parts: list[bytes] = []
+    while part := await asyncio.to_thread(unpacking.next):
+        holding.hold(len(part))
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -12,7 +12,6 @@ from enum import StrEnum
 from registry.errors import NotLoaded, RegistryError, Unavailable
 from registry.routes import Deployed
 from workers.serving.batcher import Batcher, Work
-from workers.serving.messages import Counters
 from workers.serving.process import Described, ModelProcess, Reply
 from workers.serving.shelf import Laid, Shelf
 
@@ -64,13 +63,11 @@ class Served:
         self.failure: RegistryError | None = None
         self.failures = 0
         self.again_at = 0.0
-        self.counters = Counters(name, self.version)
         self.deadline_seconds = options.deadline_ms / 1000
         self.batcher = Batcher(
             batch_size=options.max_batch_size,
             queue_size=options.queue_size,
             deadline_seconds=self.deadline_seconds,
-            counters=self.counters,
         )
 
     @property
@@ -239,7 +236,6 @@ class Fleet:
                 return
             served.state, served.failure = State.READY, None
             served.loaded_at = time.monotonic()
-            served.counters.memory_bytes = served.memory_bytes
             assert process.described is not None
             served.batcher.attach(process, process.described)
             logger.info(
@@ -308,7 +304,7 @@ class Fleet:
         if served.process is not process or served.loading is not None:
             return
         served.process = None
-        served.memory_bytes = served.counters.memory_bytes = 0
+        served.memory_bytes = 0
         served.state = State.ASLEEP
         served.batcher.detach()
         if self._closing or served.put_away:
@@ -335,7 +331,7 @@ class Fleet:
             served.process = process
             return
         served.state = State.ASLEEP
-        served.memory_bytes = served.counters.memory_bytes = 0
+        served.memory_bytes = 0
         served.batcher.detach()
         if process is not None:
             process.kill()
@@ -376,7 +372,7 @@ class Fleet:
             if served.is_ready and process is not None:
                 held = await asyncio.to_thread(process.held_bytes)
                 if served.process is process and served.is_ready:
-                    served.memory_bytes = served.counters.memory_bytes = held
+                    served.memory_bytes = held
                     self._make_room(held, beside=served)
 
     def _look_after(self, served: Served, now: float) -> None:

@@ -1,22 +1,24 @@
 """gRPC-Web over the REST port: the calls of rpc.py in frames that browsers can send and read."""
 
+import asyncio
 import base64
 import binascii
 import math
 import re
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from urllib.parse import quote
 
 import grpc
 
 from registry.errors import Invalid, TooLarge
-from workers.serving.codec import inflate
-from workers.serving.exchange import ClientGone, Exchange
+from workers.serving.budget import Bounds, Holding
+from workers.serving.exchange import CODINGS, THREAD_FROM_BYTES, ClientGone, Exchange, unpack
+from workers.serving.messages import Data
 from workers.serving.plane import Plane
-from workers.serving.rpc import UNARY, Call, Refusal, Unary, parse, stream_infer
+from workers.serving.rpc import UNARY, Call, Refusal, Unary, stream_infer
 
 MAX_MESSAGES = 1000
 
@@ -25,7 +27,8 @@ _PACKED, _TRAILERS = 0x01, 0x80
 _TYPES = re.compile(rb"application/grpc-web(-text)?(\+proto)?")
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_BASE64_PARTS = re.compile(rb"[^=]+=*")
+# A multiple of four.
+_TEXT_PIECE_BYTES = 512 * 1024
 
 
 async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
@@ -37,10 +40,11 @@ async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
     writer = _Writer(exchange, spoken, text=found[1] is not None)
     try:
         body = await exchange.body()
-        messages = read_frames(from_text(body) if writer.text else body, _Unpacking(exchange))
+        messages = await _read(exchange, body, text=writer.text)
+        said = exchange.header(b"authorization")
         call = Call(
             plane,
-            await plane.identify(exchange.header(b"authorization")),
+            await plane.identify(said, None if said else exchange.address),
             time.monotonic() + read_timeout(exchange.headers.get(b"grpc-timeout")),
         )
         if method == "ModelStreamInfer":
@@ -59,23 +63,24 @@ async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
         await writer.end(Refusal.of(error))
 
 
-async def _answer(call: Call, method: Unary, messages: list[bytes]) -> bytes:
+async def _answer(call: Call, method: Unary, messages: list[Data]) -> bytes:
     if len(messages) != 1:
         raise Invalid("A call has one message; {count} came.", count=len(messages))
-    answer = await method.answer(call, parse(method.request, messages[0]))
+    answer = await method.answer(call, method.read(messages[0]))
     return answer.SerializeToString()
 
 
-async def _stream(call: Call, messages: list[bytes], writer: "_Writer") -> None:
+async def _stream(call: Call, messages: list[Data], writer: "_Writer") -> None:
     async with aclosing(stream_infer(call, _each(messages))) as answers:
         async for answer in answers:
             await writer.message(answer.SerializeToString())
     await writer.end(None)
 
 
-async def _each(messages: list[bytes]) -> AsyncIterator[bytes]:
+async def _each(messages: list[Data]) -> AsyncIterator[tuple[Data, Holding]]:
     for one in messages:
-        yield one
+        # All of them are held by the one request that they came in.
+        yield one, Holding(Bounds(0, 0))
 
 
 class _Writer:
@@ -121,64 +126,78 @@ def _trailers(refusal: Refusal | None) -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
 
+async def _read(exchange: Exchange, body: bytes, *, text: bool) -> list[Data]:
+    """Take a body apart into messages, unpacked."""
+    if text:
+        # Decoded, it is held once more.
+        exchange.holding.hold(len(body) * 3 // 4)
+        apart = len(body) >= THREAD_FROM_BYTES
+        body = await asyncio.to_thread(from_text, body) if apart else from_text(body)
+    messages: list[Data] = []
+    for packed, message in read_frames(body):
+        messages.append(await _unpack(exchange, message) if packed else message)
+    return messages
+
+
+async def _unpack(exchange: Exchange, message: Data) -> Data:
+    coding = exchange.header(b"grpc-encoding")
+    if coding not in CODINGS:
+        raise Invalid("A message is packed, and its encoding is not gzip or deflate.")
+    return await unpack(bytes(message), exchange.holding)
+
+
 def from_text(body: bytes) -> bytes:
     """Undo the base64 of grpc-web-text, whose pieces may each have their own padding.
 
     Raises:
-        Invalid: it is not base64.
+        Invalid: it is not base64, or has very many pieces.
 
     """
-    try:
-        return b"".join(
-            base64.b64decode(part, validate=True) for part in _BASE64_PARTS.findall(body)
-        )
-    except binascii.Error:
-        raise Invalid("The body is not base64.") from None
+    parts: list[bytes] = []
+    place = padded = 0
+    while place < len(body):
+        # In pieces, so that others have their turn meanwhile.
+        end = body.find(b"=", place, place + _TEXT_PIECE_BYTES)
+        if end < 0:
+            end = min(place + _TEXT_PIECE_BYTES, len(body))
+        else:
+            padded += 1
+            while end < len(body) and body[end : end + 1] == b"=":
+                end += 1
+        try:
+            parts.append(base64.b64decode(body[place:end], validate=True))
+        except binascii.Error:
+            raise Invalid("The body is not base64.") from None
+        if padded > MAX_MESSAGES:
+            raise Invalid("The body is not base64.")
+        place = end
+    return b"".join(parts)
 
 
-class _Unpacking:
-    """Unpacks frames in the encoding that the headers name."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._coding = exchange.headers.get(b"grpc-encoding", b"identity")
-        self._left = exchange.body_bytes
-
-    def __call__(self, body: bytes) -> bytes:
-        if self._coding not in {b"gzip", b"deflate"}:
-            raise Invalid("A message is packed, and its encoding is not gzip or deflate.")
-        found = inflate(body, self._left)
-        self._left -= len(found)
-        return found
-
-
-def read_frames(body: bytes, unpack: Callable[[bytes], bytes] | None = None) -> list[bytes]:
-    """Take a body apart into messages.
+def read_frames(body: bytes) -> list[tuple[bool, Data]]:
+    """Take a body apart into messages, and say of each whether it is packed; nothing is copied.
 
     Raises:
         Invalid: its lengths lie, or it has frames that a caller does not send.
 
     """
-    messages: list[bytes] = []
+    messages: list[tuple[bool, Data]] = []
+    view = memoryview(body)
     place = 0
-    while place < len(body):
+    while place < len(view):
         if len(messages) >= MAX_MESSAGES:
             raise TooLarge("A call has {limit} messages at most.", limit=MAX_MESSAGES)
-        if place + _HEAD.size > len(body):
+        if place + _HEAD.size > len(view):
             raise Invalid("The body ends within the head of a frame.")
-        flag, size = _HEAD.unpack_from(body, place)
+        flag, size = _HEAD.unpack_from(view, place)
         place += _HEAD.size
-        if size > len(body) - place:
+        if size > len(view) - place:
             template = "A frame says {said} bytes; {left} are left in the body."
-            raise Invalid(template, said=size, left=len(body) - place)
-        message = body[place : place + size]
-        place += size
+            raise Invalid(template, said=size, left=len(view) - place)
         if flag & ~_PACKED:
             raise Invalid("A frame has the unknown flag {flag}.", flag=flag)
-        if flag == _PACKED:
-            if unpack is None:
-                raise Invalid("A message is packed, and no encoding was named.")
-            message = unpack(message)
-        messages.append(message)
+        messages.append((flag == _PACKED, view[place : place + size]))
+        place += size
     return messages
 
 

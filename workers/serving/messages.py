@@ -134,7 +134,7 @@ class Timed:
 
 @dataclass(slots=True)
 class Counters:
-    """What one version has done since the server started; times of all requests added up."""
+    """What one deployment has done since the server started; times of all requests added up."""
 
     model: str
     version: str
@@ -153,6 +153,29 @@ class Counters:
     memory_bytes: int = 0
     # Batch size to executions of that size.
     batches: dict[int, Timed] = field(default_factory=dict)
+
+
+def add_up(counted: Sequence[Counters]) -> Counters:
+    """Make one of what was counted of one version in several places."""
+    if len(counted) == 1:
+        return counted[0]
+    total = Counters(counted[0].model, counted[0].version)
+    for one in counted:
+        for name in _TIMES:
+            timed: Timed = getattr(one, name)
+            getattr(total, name).add(timed.ns, timed.count)
+        for size, timed in one.batches.items():
+            total.batches.setdefault(size, Timed()).add(timed.ns, timed.count)
+        total.inferences += one.inferences
+        total.executions += one.executions
+        total.last_at = max(total.last_at, one.last_at)
+    # One process computes for all of them.
+    total.pending = max(one.pending for one in counted)
+    total.memory_bytes = max(one.memory_bytes for one in counted)
+    return total
+
+
+_TIMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
 def check_tensor(tensor: Tensor) -> None:

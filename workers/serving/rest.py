@@ -12,8 +12,9 @@ import numpy as np
 
 from registry.errors import Invalid, NotFound, RegistryError
 from registry.models import Actor
+from workers.serving.budget import Bounds
 from workers.serving.codec import Asked, dump, load_json, read_infer, read_version, write_infer
-from workers.serving.exchange import JSON, Bounds, ClientGone, Exchange, Header, Receive, Send
+from workers.serving.exchange import JSON, ClientGone, Exchange, Header, Receive, Send
 from workers.serving.grpcweb import answer_grpcweb
 from workers.serving.messages import ITEM_BYTES, InferRequest, Tensor, TensorSpec, check_tensor
 from workers.serving.metrics import exposition
@@ -41,9 +42,9 @@ class WrongMethod(RegistryError):  # noqa: N818 - as HTTP names it
 class Rest:
     """The ASGI application, for requests alone: who starts it looks after its lifespan."""
 
-    def __init__(self, plane: Plane, *, body_bytes: int, held_bytes: int) -> None:
+    def __init__(self, plane: Plane, bounds: Bounds) -> None:
         self.plane = plane
-        self.bounds = Bounds(body_bytes, held_bytes)
+        self.bounds = bounds
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self.bounds)
@@ -55,7 +56,7 @@ class Rest:
         except Exception as error:  # noqa: BLE001
             await _refuse(exchange, error)
         finally:
-            exchange.release()
+            exchange.holding.release()
 
     async def _answer(self, exchange: Exchange) -> None:
         path, method = exchange.path, exchange.method
@@ -80,7 +81,8 @@ class Rest:
         raise NotFound("There is nothing at {path}.", path=path[:200])
 
     async def actor(self, exchange: Exchange) -> Actor:
-        return await self.plane.identify(exchange.header(b"authorization"))
+        said = exchange.header(b"authorization")
+        return await self.plane.identify(said, None if said else exchange.address)
 
     async def infer(self, exchange: Exchange, where: Mapping[str, str]) -> None:
         body = memoryview(await exchange.body())

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from registry.routes import Deployed, Route
 from workers.serving.fleet import Served
+from workers.serving.messages import Counters
 
 _TRAFFIC = frozenset({"live", "canary"})
 
@@ -18,6 +19,8 @@ class Target:
 
     deployed: Deployed
     served: Served
+    # Its own, also where others serve the same version with the same options.
+    counters: Counters
 
 
 @dataclass(slots=True, eq=False)

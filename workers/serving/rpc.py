@@ -11,26 +11,34 @@ from collections.abc import (
     Awaitable,
     Callable,
     Mapping,
+    Sequence,
 )
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
-from registry.errors import Invalid, NotFound, RegistryError
+from registry.authenticate import client_address
+from registry.errors import Invalid, NotFound, RegistryError, TooLarge
 from registry.models import Actor
+from workers.serving.budget import BUSY, Bounds, Holding, busy
 from workers.serving.codec import (
+    MAX_JSON_BYTES,
     MAX_PARAMETERS,
     Asked,
+    is_packed,
     pack_numbers,
     read_version,
     refuse_unknown_output,
     unpack_numbers,
 )
+from workers.serving.exchange import unpack
 from workers.serving.messages import (
     BYTES,
     MAX_TENSORS,
@@ -49,6 +57,16 @@ from workers.serving.protos.model_config_pb2 import ModelConfig
 SERVICE = "inference.GRPCInferenceService"
 # How many calls of one stream are under way; their answers come in the order of the calls.
 STREAM_WINDOW = 32
+# Messages without tensors are small; those that are not raw take Python much more than their bytes.
+MAX_PLAIN_BYTES = 1024 * 1024
+MAX_TYPED_BYTES = MAX_JSON_BYTES
+# Up to this size a message is read at once; larger ones are looked through before.
+_SMALL_BYTES = 4096
+# From this size on, typed values are read beside the loop.
+_THREAD_FROM_BYTES = 64 * 1024
+# Inputs, outputs and raw tensors, the parameters, and what is said once.
+_MAX_FIELDS = 3 * MAX_TENSORS + MAX_PARAMETERS + 8
+_RAW_FIELD = 7
 
 M = TypeVar("M", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
@@ -107,8 +125,9 @@ class Refusal:
         if not isinstance(error, RegistryError):
             logger.error("a call failed", exc_info=error)
             return cls(grpc.StatusCode.INTERNAL, "Something went wrong; it was logged.")
+        code = _CODES.get(error.status, grpc.StatusCode.INTERNAL)
         return cls(
-            _CODES.get(error.status, grpc.StatusCode.INTERNAL),
+            grpc.StatusCode.RESOURCE_EXHAUSTED if error.reason == BUSY else code,
             error.detail,
             getattr(error, "retry_after", None),
         )
@@ -191,8 +210,85 @@ def refuse_load_parameters() -> None:
     )
 
 
-async def _infer(call: Call, asked: pb.ModelInferRequest) -> Message:
-    body, raw = _read_infer(asked)
+@dataclass(frozen=True, slots=True)
+class InferCall:
+    """A request for tensors: its message without the raw ones, which lie in the bytes that came."""
+
+    message: pb.ModelInferRequest
+    raw: Sequence[Data]
+    typed_bytes: int
+
+
+def read_call(body: Data) -> InferCall:
+    """Read a request for tensors; what is raw is not copied, and bombs are found before.
+
+    Raises:
+        Invalid: it is none; TooLarge: it has more typed values than are read.
+
+    """
+    if len(body) <= _SMALL_BYTES:
+        message = parse(pb.ModelInferRequest, body)
+        return InferCall(message, message.raw_input_contents, 0)
+    view = memoryview(body)
+    rest: list[memoryview] = []
+    raw: list[Data] = []
+    place = kept = fields = 0
+    while place < len(view):
+        fields += 1
+        if fields > _MAX_FIELDS:
+            raise Invalid("A request has {limit} tensors at most.", limit=MAX_TENSORS)
+        start = place
+        number, kind, place, end = _read_field(view, place)
+        if number == _RAW_FIELD and kind == _SIZED:
+            rest.append(view[kept:start])
+            raw.append(view[place:end])
+            kept = end
+        place = end
+    rest.append(view[kept:])
+    size = sum(map(len, rest))
+    if size > MAX_TYPED_BYTES:
+        raise TooLarge(
+            "The message has {found} bytes beside raw_input_contents; {limit} are allowed.",
+            found=size,
+            limit=MAX_TYPED_BYTES,
+        )
+    return InferCall(parse(pb.ModelInferRequest, b"".join(rest)), raw, size)
+
+
+_VARINT, _FIXED64, _SIZED, _FIXED32 = 0, 1, 2, 5
+
+
+def _read_field(view: memoryview, place: int) -> tuple[int, int, int, int]:
+    """Give a field's number and kind, and where its content begins and ends."""
+    tag, place = _read_varint(view, place)
+    kind = tag & 7
+    if kind == _VARINT:
+        end = _read_varint(view, place)[1]
+    elif kind == _SIZED:
+        size, place = _read_varint(view, place)
+        end = place + size
+    else:
+        end = place + {_FIXED64: 8, _FIXED32: 4}.get(kind, len(view) + 1)
+    if end > len(view):
+        raise Invalid("The message cannot be read as {kind}.", kind=pb.ModelInferRequest.__name__)
+    return tag >> 3, kind, place, end
+
+
+def _read_varint(view: memoryview, place: int) -> tuple[int, int]:
+    value = 0
+    for at, byte in enumerate(view[place : place + 10]):
+        value |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            return value, place + at + 1
+    raise Invalid("The message cannot be read as {kind}.", kind=pb.ModelInferRequest.__name__)
+
+
+async def _infer(call: Call, came: InferCall) -> Message:
+    asked = came.message
+    if came.typed_bytes > _THREAD_FROM_BYTES:
+        body, raw = await asyncio.to_thread(_read_infer, came)
+    else:
+        body, raw = _read_infer(came)
     response = await call.plane.infer(
         InferRequest(
             model=asked.model_name,
@@ -208,26 +304,27 @@ async def _infer(call: Call, asked: pb.ModelInferRequest) -> Message:
     return _write_infer(response, raw=raw)
 
 
-def _read_infer(message: pb.ModelInferRequest) -> tuple[Asked, bool]:
+def _read_infer(came: InferCall) -> tuple[Asked, bool]:
     """Give what a message asks, and whether its tensors are raw; the answer's are the same."""
-    count = max(len(message.inputs), len(message.outputs), len(message.raw_input_contents))
+    message, contents = came.message, came.raw
+    count = max(len(message.inputs), len(message.outputs), len(contents))
     if not message.inputs:
         raise Invalid("The request has no inputs.")
     if count > MAX_TENSORS:
         raise Invalid("A request has {limit} tensors at most.", limit=MAX_TENSORS)
-    raw = len(message.raw_input_contents) > 0
-    if raw and len(message.raw_input_contents) != len(message.inputs):
+    raw = len(contents) > 0
+    if raw and len(contents) != len(message.inputs):
         raise Invalid(
             "There are {inputs} inputs and {raw} raw_input_contents.",
             inputs=len(message.inputs),
-            raw=len(message.raw_input_contents),
+            raw=len(contents),
         )
     inputs = []
     for at, one in enumerate(message.inputs):
         refuse_unknown_output(_parameters(one.parameters))
         if raw and one.HasField("contents"):
             raise Invalid("Input {name!r} has both contents and raw_input_contents.", name=one.name)
-        data = message.raw_input_contents[at] if raw else _pack_contents(one)
+        data = contents[at] if raw else _pack_contents(one)
         inputs.append(Tensor(one.name, one.datatype, tuple(one.shape), data))
     check_tensors(inputs)
     names = [one.name for one in message.outputs]
@@ -301,29 +398,35 @@ def _set_parameter(place: pb.InferParameter, value: Any) -> None:
         place.string_param = str(value)
 
 
-async def _stream_one(call: Call, message: pb.ModelInferRequest) -> Message:
+async def _stream_one(call: Call, came: InferCall) -> Message:
     """Answer one request of a stream; its error is an answer too, and the stream goes on."""
     try:
-        response = await _infer(call, message)
+        response = await _infer(call, came)
     # Of this request alone.
     except Exception as error:  # noqa: BLE001
         return pb.ModelStreamInferResponse(
             error_message=Refusal.of(error).detail,
-            infer_response=pb.ModelInferResponse(id=message.id),
+            infer_response=pb.ModelInferResponse(id=came.message.id),
         )
     assert isinstance(response, pb.ModelInferResponse)
     return pb.ModelStreamInferResponse(infer_response=response)
 
 
-async def stream_infer(call: Call, messages: AsyncIterable[bytes]) -> AsyncGenerator[Message, None]:
-    """Answer requests as they come, several at once and in their order."""
+async def stream_infer(
+    call: Call, messages: AsyncIterable[tuple[Data, Holding]]
+) -> AsyncGenerator[Message, None]:
+    """Answer requests as they come, several at once and in their order.
+
+    What each holds of the budget is given back with its answer.
+    """
     under_way: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue(STREAM_WINDOW)
 
     async def take_in() -> None:
         try:
-            async for one in messages:
-                message = parse(pb.ModelInferRequest, one)
-                await under_way.put(asyncio.create_task(_stream_one(call, message)))
+            async for one, holding in messages:
+                task = asyncio.create_task(_stream_one(call, _read_held(one, holding)))
+                task.add_done_callback(partial(_release, holding))
+                await under_way.put(task)
         finally:
             await under_way.put(None)
 
@@ -339,6 +442,18 @@ async def stream_infer(call: Call, messages: AsyncIterable[bytes]) -> AsyncGener
                 waiting.cancel()
 
 
+def _read_held(body: Data, holding: Holding) -> InferCall:
+    try:
+        return read_call(body)
+    except BaseException:
+        holding.release()
+        raise
+
+
+def _release(holding: Holding, _: object) -> None:
+    holding.release()
+
+
 async def _no_regions(_: Call, __: Any) -> Message:
     return pb.SystemSharedMemoryStatusResponse()
 
@@ -351,29 +466,11 @@ async def _no_cuda_regions(_: Call, __: Any) -> Message:
 class Unary:
     """A call with one message each way."""
 
-    request: type[Message]
+    read: Callable[[Data], Any]
     answer: Callable[[Call, Any], Awaitable[Message]]
 
 
-UNARY: Mapping[str, Unary] = {
-    "ServerLive": Unary(pb.ServerLiveRequest, _server_live),
-    "ServerReady": Unary(pb.ServerReadyRequest, _server_ready),
-    "ServerMetadata": Unary(pb.ServerMetadataRequest, _server_metadata),
-    "ModelReady": Unary(pb.ModelReadyRequest, _model_ready),
-    "ModelMetadata": Unary(pb.ModelMetadataRequest, _model_metadata),
-    "ModelInfer": Unary(pb.ModelInferRequest, _infer),
-    "ModelConfig": Unary(pb.ModelConfigRequest, _model_config),
-    "ModelStatistics": Unary(pb.ModelStatisticsRequest, _model_statistics),
-    "RepositoryIndex": Unary(pb.RepositoryIndexRequest, _repository_index),
-    "RepositoryModelLoad": Unary(pb.RepositoryModelLoadRequest, _load),
-    "RepositoryModelUnload": Unary(pb.RepositoryModelUnloadRequest, _unload),
-    "SystemSharedMemoryStatus": Unary(pb.SystemSharedMemoryStatusRequest, _no_regions),
-    "CudaSharedMemoryStatus": Unary(pb.CudaSharedMemoryStatusRequest, _no_cuda_regions),
-}
-"""Calls by name; what is not here, as shared memory and tracing, is answered as unimplemented."""
-
-
-def parse(kind: type[M], body: bytes) -> M:
+def parse(kind: type[M], body: Data) -> M:
     """Read a message.
 
     Raises:
@@ -381,17 +478,106 @@ def parse(kind: type[M], body: bytes) -> M:
 
     """
     try:
-        return kind.FromString(body)
+        return kind.FromString(bytes(body))
     except DecodeError:
         raise Invalid("The message cannot be read as {kind}.", kind=kind.__name__) from None
 
 
-def serve_grpc(plane: Plane, *, max_message_bytes: int, max_calls: int) -> grpc.aio.Server:
+def _plain(kind: type[Message], answer: Callable[[Call, Any], Awaitable[Message]]) -> Unary:
+    """Make a call whose message has no tensors."""
+
+    def read(body: Data) -> Message:
+        if len(body) > MAX_PLAIN_BYTES:
+            raise TooLarge(
+                "The message has {found} bytes; {limit} are allowed.",
+                found=len(body),
+                limit=MAX_PLAIN_BYTES,
+            )
+        return parse(kind, body)
+
+    return Unary(read, answer)
+
+
+UNARY: Mapping[str, Unary] = {
+    "ServerLive": _plain(pb.ServerLiveRequest, _server_live),
+    "ServerReady": _plain(pb.ServerReadyRequest, _server_ready),
+    "ServerMetadata": _plain(pb.ServerMetadataRequest, _server_metadata),
+    "ModelReady": _plain(pb.ModelReadyRequest, _model_ready),
+    "ModelMetadata": _plain(pb.ModelMetadataRequest, _model_metadata),
+    "ModelInfer": Unary(read_call, _infer),
+    "ModelConfig": _plain(pb.ModelConfigRequest, _model_config),
+    "ModelStatistics": _plain(pb.ModelStatisticsRequest, _model_statistics),
+    "RepositoryIndex": _plain(pb.RepositoryIndexRequest, _repository_index),
+    "RepositoryModelLoad": _plain(pb.RepositoryModelLoadRequest, _load),
+    "RepositoryModelUnload": _plain(pb.RepositoryModelUnloadRequest, _unload),
+    "SystemSharedMemoryStatus": _plain(pb.SystemSharedMemoryStatusRequest, _no_regions),
+    "CudaSharedMemoryStatus": _plain(pb.CudaSharedMemoryStatusRequest, _no_cuda_regions),
+}
+"""Calls by name; what is not here, as shared memory and tracing, is answered as unimplemented."""
+
+
+class Incoming:
+    """The messages of one call on their way in, counted against what all calls may hold."""
+
+    def __init__(self, bounds: Bounds, context: Context) -> None:
+        self._bounds = bounds
+        self._context = context
+
+    async def next(self) -> tuple[bytes, Holding] | None:
+        """Give the next message, unpacked, with what it holds; None where there is no more.
+
+        Raises:
+            Unavailable: all calls hold too much together; TooLarge, Invalid: it was packed, and
+            is too large or broken.
+
+        """
+        task = self._bounds.begin()
+        try:
+            body = await self._context.read()
+        except asyncio.CancelledError:
+            if self._bounds.end(task):
+                task.uncancel()
+                raise busy() from None
+            raise
+        except BaseException:
+            self._bounds.end(task)
+            raise
+        self._bounds.end(task)
+        if not isinstance(body, bytes):
+            return None
+        holding = Holding(self._bounds)
+        try:
+            holding.hold(len(body))
+            return (await unpack(body, holding) if is_packed(body) else body), holding
+        except BaseException:
+            holding.release()
+            raise
+
+    async def first(self) -> tuple[bytes, Holding]:
+        """Give the one message of a call.
+
+        Raises:
+            Invalid: there is none; and what `next` raises.
+
+        """
+        came = await self.next()
+        if came is None:
+            raise Invalid("A call has one message; {count} came.", count=0)
+        return came
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Data, Holding]]:
+        while (message := await self.next()) is not None:
+            yield message
+
+
+def serve_grpc(plane: Plane, bounds: Bounds, *, max_calls: int) -> grpc.aio.Server:
     """Make the gRPC server of `plane`; the caller gives it a port and starts it."""
     server = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", bounds.body_bytes),
             ("grpc.max_send_message_length", -1),
+            # The library would unpack a bomb to its end.
+            ("grpc.per_message_decompression", 0),
             ("grpc.so_reuseport", 0),
             # A client may ping an idle connection; Triton's are told that they may every 20 s.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -399,33 +585,40 @@ def serve_grpc(plane: Plane, *, max_message_bytes: int, max_calls: int) -> grpc.
         ],
         maximum_concurrent_rpcs=max_calls,
     )
-    # Without (de)serialisers: a message that cannot be read is the caller's error, not ours.
+    # Without (de)serialisers: a message that cannot be read is the caller's error, not ours. As a
+    # stream of one message each call is read by ourselves, when we know that there is room.
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        name: grpc.unary_unary_rpc_method_handler(_unary(plane, one)) for name, one in UNARY.items()
+        name: grpc.stream_unary_rpc_method_handler(_unary(plane, bounds, one))
+        for name, one in UNARY.items()
     }
-    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_stream(plane))
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_stream(plane, bounds))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     return server
 
 
-def _unary(plane: Plane, method: Unary) -> Any:
-    async def handle(body: bytes, context: Context) -> bytes:
+def _unary(plane: Plane, bounds: Bounds, method: Unary) -> Any:
+    async def handle(_: Any, context: Context) -> bytes:
+        holding = None
         try:
             call = await _call(plane, context)
-            message = await method.answer(call, parse(method.request, body))
+            body, holding = await Incoming(bounds, context).first()
+            message = await method.answer(call, method.read(body))
         # Whatever it is, the caller hears it as a status.
         except Exception as error:  # noqa: BLE001
             await _abort(context, error)
+        finally:
+            if holding is not None:
+                holding.release()
         return message.SerializeToString()
 
     return handle
 
 
-def _stream(plane: Plane) -> Any:
-    async def handle(messages: AsyncIterable[bytes], context: Context) -> AsyncIterator[bytes]:
+def _stream(plane: Plane, bounds: Bounds) -> Any:
+    async def handle(_: Any, context: Context) -> AsyncIterator[bytes]:
         try:
             call = await _call(plane, context)
-            async with aclosing(stream_infer(call, messages)) as answers:
+            async with aclosing(stream_infer(call, Incoming(bounds, context))) as answers:
                 async for answer in answers:
                     yield answer.SerializeToString()
         # Of the stream as a whole; those of its requests have been answered.
@@ -438,10 +631,20 @@ def _stream(plane: Plane) -> Any:
 async def _call(plane: Plane, context: Context) -> Call:
     metadata = dict(context.invocation_metadata() or ())
     said = metadata.get("authorization")
-    actor = await plane.identify(said.decode("latin-1") if isinstance(said, bytes) else said)
+    if said is None:
+        forwarded = str(metadata.get("x-forwarded-for", ""))
+        actor = await plane.identify(None, client_address(_peer(context.peer()), forwarded))
+    else:
+        known = said.decode("latin-1") if isinstance(said, bytes) else said
+        actor = await plane.identify(known, None)
     left = context.time_remaining()
     # Without a deadline, some versions say so by a very distant one.
     return Call(plane, actor, math.inf if left is None else time.monotonic() + left)
+
+
+def _peer(said: str) -> str:
+    """Take the address out of `ipv4:192.0.2.1:5000` or `ipv6:%5B::1%5D:5000`."""
+    return unquote(said.partition(":")[2]).rpartition(":")[0].strip("[]")
 
 
 async def _abort(context: Context, error: Exception) -> None:

@@ -81,6 +81,7 @@ class Shadows:
             _CALLER,
             time.monotonic() + _DEADLINE_SECONDS,
             future,
+            shadow.counters,
             work.tensors,
             work.payload,
             rows=work.rows,

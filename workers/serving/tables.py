@@ -17,12 +17,14 @@ from registry.authenticate import Visit, actor_from_token, actors_of, digest_of,
 from registry.errors import RegistryError, Unauthenticated, Unavailable
 from registry.models import ANONYMOUS, Actor
 from registry.queue import RouteListener
+from registry.rates import network_of
 from registry.routes import Route, read_routes
 
 REFRESH_SECONDS = 2.0
 # So long tokens are believed that could not be looked up again.
 TOKENS_LAST_SECONDS = 180.0
 _MAX_TOKENS = 20_000
+_MAX_VISITORS = 4096
 # A token that is not good is refused for so long without another question.
 _REFUSED_SECONDS = 2.0
 DOOR = "serving"
@@ -171,4 +173,17 @@ def _not_good() -> Unauthenticated:
     return Unauthenticated("This token is unknown, expired or revoked; create a new one.")
 
 
-NOBODY = Actor(scopes=ANONYMOUS.scopes, door=DOOR)
+class Visitors:
+    """Callers without a token: an actor for each network that they come from."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str | None, Actor] = OrderedDict()
+
+    def at(self, address: str | None) -> Actor:
+        actor = self._known.get(address)
+        if actor is None:
+            actor = Actor(scopes=ANONYMOUS.scopes, door=DOOR, ip=network_of(address))
+            self._known[address] = actor
+            if len(self._known) > _MAX_VISITORS:
+                self._known.popitem(last=False)
+        return actor

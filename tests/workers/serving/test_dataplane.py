@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from registry.errors import (
     Unavailable,
 )
 from tests.workers.serving import yard as y
+from workers.serving.dataplane import UNKNOWN_TURNS, _turn_of
 from workers.serving.fleet import State
 from workers.serving.messages import Tensor, pack_strings, unpack_strings
 
@@ -262,7 +264,7 @@ def test_a_process_that_is_killed_under_load_comes_back(yard):
 
             callers = [asyncio.create_task(caller("a/mlp", one, expected)) for _ in range(8)]
             callers.append(asyncio.create_task(caller("a/double", y.floats([[1]]), [[2]])))
-            counted = _served(plane, "a/mlp").counters
+            counted = next(one for one in plane.counters() if one.model == "a/mlp")
             for _ in range(2):
                 before = _served(plane, "a/mlp").process
                 os.kill(before.pid, signal.SIGKILL)
@@ -379,6 +381,72 @@ def test_one_caller_with_many_requests_does_not_hold_up_another(yard):
             await asyncio.gather(*greedy)
 
     asyncio.run(go())
+
+
+def test_callers_without_a_token_have_turns_by_their_address(yard):
+    """One address floods a model; another one is answered among its requests, not after them."""
+    version = yard.version("a/count", 1, y.counting(), max_batch_size=1)
+    yard.route("a/count", version, visibility="public")
+
+    async def story():
+        async with yard.plane() as plane:
+            turns = {}
+            for number in range(200):
+                actor = await plane.identify(None, f"198.51.100.{number}")
+                turns.setdefault(_turn_of(actor), actor)
+            # However many addresses somebody has, they have no more turns than these.
+            assert 32 < len(turns) <= UNKNOWN_TURNS
+            busy, other, *_ = turns.values()
+            near = [await plane.identify(None, f"2001:db8::{one}") for one in (1, 2)]
+            assert _turn_of(near[0]) == _turn_of(near[1])
+            await y.ask(plane, "a/count", y.numbers([1]), actor=busy)
+            done = []
+
+            async def call(actor):
+                await y.ask(plane, "a/count", y.numbers([2000]), actor=actor)
+                done.append(actor)
+
+            flood = [asyncio.create_task(call(busy)) for _ in range(60)]
+            await asyncio.sleep(0)
+            await call(other)
+            assert done.index(other) < 10
+            await asyncio.gather(*flood)
+
+    asyncio.run(story())
+
+
+def test_two_deployments_of_one_version_are_counted_apart(yard):
+    """They share a process: a canary's evidence must not be that of the live one."""
+    live = yard.version("a/double", 1, y.linear(2.0), weight=100)
+    canary = replace(live, id=live.id + 1000, role="canary", weight=0)
+    yard.route("a/double", live)
+    yard.route("a/other", canary, replace(canary, id=live.id + 2000, weight=100))
+
+    async def story():
+        async with yard.plane() as plane:
+            for _ in range(3):
+                await y.ask(plane, "a/double", y.floats([[1.0]]))
+            await y.ask(plane, "a/other", y.floats([[1.0]]))
+            with pytest.raises(RegistryError):
+                await y.ask(plane, "a/other", y.numbers([1]))
+            said = {one["deployment_id"]: one for one in plane.status()["models"]}
+            assert said[live.id]["success_count"] == 3
+            assert said[live.id + 2000]["success_count"] == 1
+            assert said[live.id + 1000]["success_count"] == 0
+            # What the protocol tells is of a version at an endpoint, under the endpoint's name.
+            told = {one["name"]: one for one in await plane.statistics(y.ALICE, None, "")}
+            counts = {
+                name: one["inference_stats"]["success"]["count"] for name, one in told.items()
+            }
+            assert counts == {"a/double": 3, "a/other": 1}
+            plane.apply([*yard.routes.values()])
+            assert {one["success_count"] for one in plane.status()["models"]} == {3, 1, 0}
+            listed = await plane.index(y.ALICE, ready_only=True)
+            assert sorted(one["name"] for one in listed) == ["a/double", "a/other"]
+            alone = await plane.statistics(y.ALICE, "a/other", "1")
+            assert [one["inference_stats"]["success"]["count"] for one in alone] == [1]
+
+    asyncio.run(story())
 
 
 def test_a_model_that_nobody_calls_falls_asleep_and_is_woken(yard):

@@ -1,0 +1,114 @@
+"""What all calls may hold in memory together while they come in: one budget for every protocol.
+
+Bytes are counted as they come, where a protocol shows them. gRPC hands out whole messages only, so
+what its library has of those that are still on their way is seen in the memory of the process
+alone: where that runs short, calls that have been sending for longest are given up.
+"""
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, field
+
+from registry.errors import Unavailable
+
+# Memory is looked at so often, and calls that have been sending for so long may be given up.
+LOOK_SECONDS = 0.05
+SLOW_SECONDS = 0.25
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+BUSY = "busy"
+
+
+def busy() -> Unavailable:
+    return Unavailable("Too much is being sent at once; try again soon.", code=BUSY)
+
+
+@dataclass(slots=True)
+class Bounds:
+    """How large a body may be, and how many bytes of bodies a process holds at once."""
+
+    body_bytes: int
+    held_bytes: int
+    held: int = 0
+    # What is being waited for: the task, and since when; the oldest first.
+    _sending: "dict[asyncio.Task[object], float]" = field(default_factory=dict)
+    _given_up: "set[asyncio.Task[object]]" = field(default_factory=set)
+    _beside: int = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that are about to be held.
+
+        Raises:
+            Unavailable: there are too many already.
+
+        """
+        if self.held + size > self.held_bytes:
+            raise busy()
+        self.held += size
+
+    # --- what nobody can count --------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Look at the memory of the process for ever, and give calls up where it runs short."""
+        self._beside = own_bytes()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.look(own_bytes())
+
+    def look(self, bytes_now: int) -> None:
+        """Give up who has been sending for long, where so much memory is in use."""
+        # What is counted may be there twice while it is read.
+        if bytes_now <= self._beside + 2 * self.held_bytes:
+            return
+        until = time.monotonic() - SLOW_SECONDS
+        for task, since in [*self._sending.items()]:
+            if since <= until:
+                self._given_up.add(task)
+                task.cancel()
+
+    def begin(self) -> "asyncio.Task[object]":
+        """Note that the current task waits for a message of which nothing can be seen."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._sending[task] = time.monotonic()
+        return task
+
+    def end(self, task: "asyncio.Task[object]") -> bool:
+        """Note that it waits no more; give whether it was given up."""
+        self._sending.pop(task, None)
+        if task in self._given_up:
+            self._given_up.remove(task)
+            return True
+        return False
+
+
+@dataclass(slots=True)
+class Holding:
+    """What one call holds of the budget, until it is released."""
+
+    bounds: Bounds
+    held: int = 0
+
+    def hold(self, more: int) -> None:
+        """Count more bytes for this call.
+
+        Raises:
+            Unavailable: all calls hold too many together.
+
+        """
+        if more > 0:
+            self.bounds.take(more)
+            self.held += more
+
+    def release(self) -> None:
+        self.bounds.held -= self.held
+        self.held = 0
+
+
+def own_bytes() -> int:
+    """Give the memory of this process that it shares with nobody and no file."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - twenty times a second
+        _, resident, shared, *_ = file.read().split()
+    return (int(resident) - int(shared)) * _PAGE_BYTES
