@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from registry.models import Version
 from registry.recipes import MAX_VARIANTS, VARIANT_PATTERN
-from registry.services.jobs import Message
+from registry.services.jobs import Message, log_line
 from registry.services.versions import MAX_FILES, EvaluationSpec
 from workers.ml.report import FILE_NAME as REPORT_NAME
 from workers.words import clean_said, clean_text, finite
@@ -55,12 +55,15 @@ def read_line(line: bytes) -> Message | Complaint | None:
 
 def _checkpoint(said: Mapping[str, Any]) -> Message:
     step = _whole(said.get("step"))
-    text = f"Wrote a checkpoint at step {step}."
-    return Message("log", {"message": text, "level": "info", "checkpoint": step})
+    text = Text("Wrote a checkpoint at step {step}.", step=step)
+    return Message("log", {**log_line(text, level="info"), "checkpoint": step})
 
 
 def _log(said: Mapping[str, Any]) -> Message:
-    return Message("log", {"message": clean_text(said.get("message", "")), "level": "info"})
+    text, packed = clean_text(said.get("message", "")), clean_said(said.get("said"))
+    return Message(
+        "log", {"message": text, "level": "info", **({"said": packed} if packed else {})}
+    )
 
 
 def _error(said: Mapping[str, Any]) -> Complaint:

@@ -24,7 +24,7 @@ from registry.errors import Invalid, RegistryError, Text, Unavailable, pack
 from registry.models import Blob, Version
 from registry.services import jobs
 from registry.services.blobs import inspect_blob, record_blob
-from registry.services.jobs import Claim, LeaseLost, Message
+from registry.services.jobs import Claim, LeaseLost, Message, log_line
 from registry.services.results import Made, Outcome
 from registry.storage import default_storage
 from workers import memory, report, sandbox
@@ -494,8 +494,8 @@ class _Watch:
         if self._left > 0:
             self._pending.append(message)
         elif self._left == 0:
-            text = "The job says more than is kept; the rest is dropped."
-            self._pending.append(Message("log", {"message": text, "level": "error"}))
+            text = Text("The job says more than is kept; the rest is dropped.")
+            self._pending.append(Message("log", log_line(text, level="error")))
 
     def _keep_errors(self) -> None:
         """Let the job's log end with what the process wrote to stderr, without our folders."""

@@ -33,6 +33,7 @@ from registry.recipes import (
     no_int4,
 )
 from registry.services.headers import (
+    OF_ARCHITECTURE,
     DatasetHead,
     ModelHead,
     Shape,
@@ -89,6 +90,8 @@ def require_fit(recipe: Recipe, inputs: Mapping[str, Version]) -> None:
 
 
 def _misfits(recipe: Recipe, inputs: Mapping[str, Version]) -> Iterator[FieldError]:
+    if isinstance(recipe, TrainRecipe):
+        yield from _lessons(recipe, inputs)
     if "model" not in inputs:
         return
     if isinstance(recipe, DiffRecipe):
@@ -386,13 +389,7 @@ class _Use(NamedTuple):
 
 def _rows(recipe: Recipe, head: ModelHead, dataset: DatasetHead) -> Iterator[FieldError]:
     if not dataset.splits:
-        yield FieldError(
-            "dataset",
-            "unsupported_format",
-            "The dataset {dataset} has no file that can be read; add train.safetensors, "
-            "train.parquet, train.csv or train.jsonl.",
-            dataset=dataset.version.ref,
-        )
+        yield _unreadable(dataset)
         return
     if isinstance(recipe, CompressRecipe):
         yield from _measured_elsewhere(recipe, dataset)
@@ -430,6 +427,49 @@ def _uses(recipe: Recipe, head: ModelHead, dataset: DatasetHead) -> Iterable[_Us
             yield _Use(split, "steps.0.split", label, named)
 
 
+def _lessons(recipe: TrainRecipe, inputs: Mapping[str, Version]) -> Iterator[FieldError]:
+    """Look for the splits of a training, and in them for the columns that it names."""
+    reads = _learned_from(recipe, inputs)
+    dataset = splits_of(inputs["dataset"])
+    if not dataset.splits:
+        yield _unreadable(dataset)
+        return
+    (step,) = recipe.steps
+    # What is measured on may be missing; what is learned from may not.
+    parts = {"train_split": step.train_split}
+    if step.test_split is not None and step.test_split in dataset.splits:
+        parts["test_split"] = step.test_split
+    columns = {"image": "image_column", "words": "text_column"}
+    fields = [columns[reads], "label_column"] if reads in columns else ["label_column"]
+    seen: set[str] = set()
+    for part, name in parts.items():
+        split = dataset.splits.get(name)
+        if split is None:
+            yield _no_split(f"steps.0.{part}", name, dataset)
+            continue
+        for field in fields:
+            column = getattr(step, field)
+            if field not in seen and not _has(split, column):
+                seen.add(field)
+                yield FieldError(
+                    f"steps.0.{field}",
+                    "missing_column",
+                    "{file} of {dataset} has no column {column!r}; it has {columns}. Name one of "
+                    "these, or choose another dataset.",
+                    file=split.file,
+                    dataset=dataset.version.ref,
+                    column=column,
+                    columns=_names(split),
+                )
+
+
+def _learned_from(recipe: TrainRecipe, inputs: Mapping[str, Version]) -> str | None:
+    """Tell what a model that is trained reads; None where nobody knows."""
+    if recipe.architecture is not None:
+        return OF_ARCHITECTURE.get(recipe.architecture.name)
+    return head_of(inputs["model"]).reads if "model" in inputs else None
+
+
 def _measured_elsewhere(recipe: CompressRecipe, dataset: DatasetHead) -> Iterator[FieldError]:
     learns = any(getattr(step, "needs_rows", False) for step in recipe.steps)
     if learns and recipe.test_split not in dataset.splits:
@@ -447,14 +487,7 @@ def _measured_elsewhere(recipe: CompressRecipe, dataset: DatasetHead) -> Iterato
 def _misfits_of_split(use: _Use, head: ModelHead, dataset: DatasetHead) -> Iterator[FieldError]:
     split = dataset.splits.get(use.split)
     if split is None:
-        yield FieldError(
-            use.field,
-            "missing_split",
-            "{dataset} has no split {split!r}; name one of these: {splits}.",
-            dataset=dataset.version.ref,
-            split=use.split,
-            splits=", ".join(dataset.splits),
-        )
+        yield _no_split(use.field, use.split, dataset)
         return
     if split.is_tensors and head.reads in {"words", "wordpieces"}:
         yield FieldError(
@@ -481,6 +514,27 @@ def _misfits_of_split(use: _Use, head: ModelHead, dataset: DatasetHead) -> Itera
             version=head.version.ref,
             columns=_names(split),
         )
+
+
+def _unreadable(dataset: DatasetHead) -> FieldError:
+    return FieldError(
+        "dataset",
+        "unsupported_format",
+        "The dataset {dataset} has no file that can be read; add train.safetensors, "
+        "train.parquet, train.csv or train.jsonl.",
+        dataset=dataset.version.ref,
+    )
+
+
+def _no_split(field: str, split: str, dataset: DatasetHead) -> FieldError:
+    return FieldError(
+        field,
+        "missing_split",
+        "{dataset} has no split {split!r}; name one of these: {splits}.",
+        dataset=dataset.version.ref,
+        split=split,
+        splits=", ".join(dataset.splits),
+    )
 
 
 def _has(split: SplitHead, column: str) -> bool:

@@ -21,7 +21,8 @@ Answers = Literal["classes", "embedding", "tensors"]
 Reads = Literal["image", "words", "wordpieces", "tensors"]
 _READ_BYTES: Final = 256 * 1024
 _JSON_ROWS: Final = 100
-_OF_ARCHITECTURE: Final[Mapping[str, Reads]] = {"digits_cnn": "image", "text_classifier": "words"}
+OF_ARCHITECTURE: Final[Mapping[str, Reads]] = {"digits_cnn": "image", "text_classifier": "words"}
+"""What rows become for architectures of this registry."""
 _PROGRAM: Final = "program.safetensors"
 _DESCRIBING: Final = frozenset({"json", "text"})
 
@@ -88,7 +89,7 @@ class ModelHead:
     def architecture(self) -> Mapping[str, Any]:
         """What config.json says of an architecture of ours; empty where it is none."""
         said = {} if self.is_program else _table(self.config.get("architecture"))
-        return said if said.get("name") in _OF_ARCHITECTURE else {}
+        return said if said.get("name") in OF_ARCHITECTURE else {}
 
     @property
     def reads(self) -> Reads | None:
@@ -99,7 +100,7 @@ class ModelHead:
             return self._reads_of_graph
         if self.is_encoder:
             return "wordpieces"
-        return _OF_ARCHITECTURE.get(str(self.architecture.get("name")))
+        return OF_ARCHITECTURE.get(str(self.architecture.get("name")))
 
     @property
     def _reads_of_graph(self) -> Reads | None:

@@ -82,6 +82,11 @@ class Message(NamedTuple):
     data: Mapping[str, Any]
 
 
+def log_line(said: Text, *, level: str = "info") -> dict[str, Any]:
+    """Write the fields of a line of the log: its English, and how pages say it in theirs."""
+    return {"message": said.detail, "level": level, "said": pack(said)}
+
+
 class PartDone(NamedTuple):
     """What a part has left for the whole: the digest of its file, and the summary of its report."""
 
@@ -232,8 +237,12 @@ def _cut(job: Job, count: int, inputs: Iterable[Version]) -> None:
 def _warn_of_deprecated(job: Job, inputs: Iterable[Version]) -> None:
     for version in inputs:
         if version.state == VersionState.DEPRECATED:
-            said = f"{version.ref} is deprecated: {version.state_reason}"
-            _tell(job, "log", {"message": said, "level": "warning"})
+            said = Text(
+                "{version} is deprecated: {reason}",
+                version=version.ref,
+                reason=version.state_reason,
+            )
+            _tell(job, "log", log_line(said, level="warning"))
 
 
 def _find_input(actor: Actor, role: str, text: str, field: str) -> Version:
@@ -370,7 +379,7 @@ def cancel_job(*, actor: Actor, job: Job) -> Job:
         elif row.cancel_requested_at is None:
             row.cancel_requested_at = timezone.now()
             row.save(update_fields=["cancel_requested_at"])
-            _tell(row, "log", {"message": f"{actor.username} asked to cancel.", "level": "info"})
+            _tell(row, "log", log_line(Text("{user} asked to cancel.", user=actor.username)))
         record_event(actor, AuditAction.JOB_CANCEL, namespace=row.namespace, target=str(row.pk))
     return row
 
@@ -724,7 +733,8 @@ def fail_job(
         if job.cancel_requested_at is not None:
             _end(job, JobState.CANCELLED)
         elif retryable and job.attempts_count < job.max_attempts:
-            _tell(job, "log", {"message": f"{detail} Trying again.", "level": "error"})
+            again = Text("{why} Trying again.", why=unpack(said) if said else detail)
+            _tell(job, "log", log_line(again, level="error"))
             _put_back(job)
         else:
             if report is not None:
@@ -774,7 +784,7 @@ def requeue_expired() -> int:
                 )
                 _fail(job, "worker_lost", said.detail, pack(said))
             else:
-                _tell(job, "log", {"message": "The worker fell silent.", "level": "error"})
+                _tell(job, "log", log_line(Text("The worker fell silent."), level="error"))
                 _put_back(job)
                 _wake_later(job)
     return len(rows)

@@ -62,3 +62,14 @@ def test_what_a_job_says_of_its_failure_is_bounded_and_keeps_its_values():
     deep = {"template": "{a}", "values": {"a": {"template": "{a}", "values": {"a": said}}}}
     kept = clean_said({"template": "{a}", "values": {"a": deep}})
     assert kept["values"]["a"]["values"]["a"]["values"]["a"] == ""
+
+
+def test_a_line_of_the_log_keeps_its_words_and_its_template():
+    said = {"template": "Resumed after step {step}.", "values": {"step": 40}}
+    line = {"event": "log", "message": "Resumed after step 40.", "said": said}
+    kept = report.read_line(json.dumps(line).encode())
+    assert kept.data == {"message": "Resumed after step 40.", "level": "info", "said": said}
+    assert "said" not in report.read_line(b'{"event": "log", "message": "x", "said": [1]}').data
+    checkpoint = report.read_line(b'{"event": "checkpoint", "step": 7}')
+    assert checkpoint.data["message"] == "Wrote a checkpoint at step 7."
+    assert unpack(checkpoint.data["said"]).detail == "Wrote a checkpoint at step 7."

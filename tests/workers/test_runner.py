@@ -1,6 +1,7 @@
 """Real jobs, run by the runner in this process: their process, their results, their folders."""
 
 import errno
+import io
 import json
 import os
 import sys
@@ -8,6 +9,8 @@ import textwrap
 import threading
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from django.db import OperationalError, connection
 
@@ -670,9 +673,13 @@ def test_numbers_in_a_report_are_checked(run_script, digits_dataset):
 
 @pytest.mark.slow
 def test_a_dataset_without_the_label_column_fails_with_a_way_out(owner):
-    rows = b"text,topic\n" + b"hello there,greeting\n" * 30
+    """The names of a Parquet file's columns stand where only the job looks."""
+    table = pa.table({"text": ["hello there"] * 30, "topic": ["greeting"] * 30})
+    rows = io.BytesIO()
+    pq.write_table(table, rows)
+    files = {"train.parquet": rows.getvalue(), "test.parquet": rows.getvalue()}
     repository = factories.make_model(owner, "texts", kind="dataset")
-    factories.make_version(owner, repository, {"train.csv": rows, "test.csv": rows})
+    factories.make_version(owner, repository, files)
     recipe = training() | {
         "dataset": "alice/texts",
         "architecture": {"name": "text_classifier"},

@@ -51,8 +51,13 @@ class Events:
     def checkpoint(self, step: int) -> None:
         self._say(event="checkpoint", step=step)
 
-    def log(self, message: str) -> None:
-        self._say(event="log", message=message)
+    def log(self, said: Text | RegistryError) -> None:
+        """Tell a line of the log, as it is in English and as a template for other languages."""
+        self._say(event="log", message=said.detail, said=pack(said))
+
+    def relay(self, message: object, said: object) -> None:
+        """Tell a line that a process of the job's own has told."""
+        self._say(event="log", message=message, said=said)
 
     def error(self, code: str, why: Text | RegistryError) -> None:
         self._say(event="error", code=code, detail=why.detail, said=pack(why))

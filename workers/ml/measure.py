@@ -178,7 +178,7 @@ def _counted(contest: Contest, feeds: Mapping[int, Feeds]) -> list[Metric]:
             contest.child, contest.parent, feeds[1], device=contest.job.device
         )
     except Invalid as error:
-        contest.job.events.log(error.detail)
+        contest.job.events.log(error)
         return []
 
 

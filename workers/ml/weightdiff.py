@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from registry.errors import Invalid, RegistryError
+from registry.errors import Invalid, RegistryError, Text
 from registry.formats.weights import choose_weights
 from registry.recipes import DiffRecipe
 from workers.ml.job import Job
@@ -383,7 +383,7 @@ def run(job: Job, recipe: DiffRecipe) -> Report:
     checkpoint = _Checkpoint(job.checkpoints / "tensors.jsonl")
     known = checkpoint.known()
     if known:
-        job.events.log(f"Goes on after {len(known)} tensors.")
+        job.events.log(Text("Goes on after {count} tensors.", count=len(known)))
     changes = compare_tensors(before, after, progress, known=known, keep=checkpoint.keep)
     summary = {
         "before": {"format": chosen[0].format, "paths": list(chosen[0].paths[:20])},
@@ -412,7 +412,8 @@ def add_to(report: Report, job: Job) -> None:
         report.summary[BESIDE] = summarise(changes)
     except (RegistryError, OSError, MemoryError) as error:
         # What was made is worth more than this; it can be asked for later.
-        job.events.log(f"The weights were not compared: {error}")
+        why = error if isinstance(error, RegistryError) else str(error)
+        job.events.log(Text("The weights were not compared: {why}", why=why))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -249,7 +249,10 @@ def _progress(job: Job) -> dict[str, Any]:
     return {
         "steps": _steps(job),
         "curves": [curve for curve in drawn if curve],
-        "log": [(at, data.get("message", "")) for at, data in reversed(list(log))],
+        "log": [
+            (at, reports.said(data.get("said"), data.get("message")))
+            for at, data in reversed(list(log))
+        ],
         "attempts": attempts,
         "left": _time_left(job, attempts[0].started_at if attempts else None),
         "took": ((job.finished_at or timezone.now()) - job.started_at).total_seconds()

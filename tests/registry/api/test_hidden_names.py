@@ -65,7 +65,7 @@ def webhook(space, olga):
 @pytest.fixture
 def secret(bob):
     place = make_model(bob, "cabal", kind="dataset", namespace="bureau", visibility="private")
-    return make_version(bob, place, {"train.csv": b"text,label\na,b\n"})
+    return make_version(bob, place, {"train.csv": b"image,label\na,b\n"})
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_what_was_hidden_from_a_reads_as_nothing_in_a(bob, anna, webhook, secret
 
 def test_what_lies_in_a_is_named_in_a(bob, anna, webhook, out):
     data = make_model(bob, "rows", kind="dataset", namespace="team-a", visibility="private")
-    make_version(bob, data, {"train.csv": b"text,label\na,b\n"})
+    make_version(bob, data, {"train.csv": b"image,label\na,b\n"})
     job = submit(bob, dataset="team-a/rows")
     jobs.fail_job(claim(), code="bad_data", detail="team-a/rows@1 has no split 'test'.")
     told = [one for one in anna.get("events").json()["items"] if one["action"] == "job.submit"]
@@ -192,7 +192,7 @@ def test_what_everybody_saw_is_remembered_by_its_name(bob, anna, secret, out):
 
 def test_what_left_a_takes_its_new_name_along(bob, anna, olga, webhook, out):
     data = make_model(bob, "rows", kind="dataset", namespace="team-a")
-    make_version(bob, data, {"train.csv": b"text,label\na,b\n"})
+    make_version(bob, data, {"train.csv": b"image,label\na,b\n"})
     job = submit(bob, dataset="team-a/rows")
     jobs.finish_job(claim(), Outcome(files={"a.safetensors": make_blob(safetensors_bytes(a=[1]))}))
     owner = api_of(olga)

@@ -427,3 +427,62 @@ def test_what_is_packed_is_only_coded(alice, digits, recipe):
     make_version(alice, make_model(alice, "cnn"), files)
     assert refused(alice, recipe)[:2] == ("already_quantized", ["model"])
     accepted(alice, compress({"method": "code"}))
+
+
+# --- What a training names ------------------------------------------------------------------------
+
+
+def training(architecture="digits_cnn", dataset="alice/rows", **step):
+    return {
+        "kind": "train",
+        "dataset": dataset,
+        "output": "alice/made",
+        "architecture": {"name": architecture},
+        "steps": [step],
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "code_and_field", "says"),
+    [
+        (training(image_column="photo"), ("missing_column", "image_column"), "'image', 'label'"),
+        (training(label_column="digit"), ("missing_column", "label_column"), "no column 'digit'"),
+        (training(train_split="dev"), ("missing_split", "train_split"), "test, train"),
+        (
+            training("text_classifier", "alice/texts", text_column="body"),
+            ("missing_column", "text_column"),
+            "train.csv of alice/texts@1 has no column 'body'; it has 'text', 'label'",
+        ),
+    ],
+)
+def test_a_training_names_columns_that_are_there(
+    alice, digits, texts, recipe, code_and_field, says
+):
+    code, field = code_and_field
+    reason, fields, said = refused(alice, recipe)
+    assert (reason, fields) == (code, [f"steps.0.{field}"])
+    assert says in said
+
+
+def test_a_training_that_goes_on_names_columns_that_are_there(alice, cnn, digits):
+    recipe = {**training(label_column="digit"), "architecture": None, "model": "alice/cnn"}
+    assert refused(alice, recipe)[:2] == ("missing_column", ["steps.0.label_column"])
+    accepted(alice, {**recipe, "steps": [{}]})
+
+
+def test_a_training_needs_no_rows_to_measure_on(alice, texts):
+    rows(alice, train__safetensors=images())
+    accepted(alice, training())
+    accepted(alice, training("text_classifier", "alice/texts"))
+
+
+def test_rows_to_measure_a_training_on_have_its_columns(alice):
+    rows(alice, train__safetensors=images(), test__safetensors=images(label="digit"))
+    code, fields, said = refused(alice, training())
+    assert (code, fields) == ("missing_column", ["steps.0.label_column"])
+    assert "test.safetensors of alice/rows@1" in said
+
+
+def test_columns_that_nobody_knows_are_no_reason(alice):
+    rows(alice, train__csv=b"text,label\n" + b'"' + b"x" * 300_000)
+    accepted(alice, training("text_classifier"))

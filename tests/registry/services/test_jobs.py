@@ -63,7 +63,7 @@ def alice(db):
 @pytest.fixture
 def data(alice):
     repository = make_model(alice, "digits", kind="dataset")
-    return make_version(alice, repository, {"train.csv": b"text,label\na,b\n"})
+    return make_version(alice, repository, {"train.csv": b"image,label\na,b\n"})
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def states(job):
 
 def test_references_are_made_exact(alice, data):
     job = submit(alice)
-    make_version(alice, data.repository, {"train.csv": b"text,label\nc,d\n"})
+    make_version(alice, data.repository, {"train.csv": b"image,label\nc,d\n"})
     assert job.recipe["dataset"] == "alice/digits@1"
     assert list(job.inputs.all()) == [data]
     assert (job.state, job.queue, job.kind) == (JobState.QUEUED, "cpu", "train")

@@ -20,7 +20,9 @@ from registry.errors import (
     pack,
     unpack,
 )
+from registry.models import JobEvent
 from registry.services import jobs
+from registry.services.jobs import log_line
 from registry.services.texts import invalid_field
 from registry.web.refusals import words_at, words_of
 from tests.factories import actor_of
@@ -239,3 +241,36 @@ def test_braces_of_every_translation_can_be_read():
         for message in read_catalogue(path):
             if "python-brace-format" in message.flags and isinstance(message.string, str):
                 assert list(string.Formatter().parse(message.string))
+
+
+# --- Lines of a job's log -------------------------------------------------------------------------
+
+
+def test_the_log_of_a_job_is_in_the_language_of_the_page(as_owner, owner, model):
+    recipe = {
+        "kind": "compress",
+        "model": "olga/digits-cnn@2",
+        "steps": [{"method": "quantize_dynamic"}],
+    }
+    job = jobs.submit_job(actor=actor_of(owner), recipe=recipe)
+    claim = jobs.claim_job(worker="w", queues=["cpu"])
+    said = Text("Resumed after step {step}.", step=40)
+    odd = {"template": "Call {name}: {pk} & <b>now</b>", "values": {"name": "me", "pk": 1}}
+    lines = [
+        log_line(said),
+        {"message": "Plain words of a process.", "level": "error"},
+        {"message": "Made up words.", "level": "info", "said": odd},
+    ]
+    jobs.record_events(claim, [jobs.Message("log", line) for line in lines])
+    chinese = as_owner.get(f"/zh-hans/jobs/{job.pk}").content.decode()
+    assert "从第 40 步之后继续。" in chinese
+    assert "Plain words of a process." in chinese
+    assert "Made up words." in chinese, "only templates of the catalogue are filled in"
+    assert "Call me" not in chinese
+    english = as_owner.get(f"/jobs/{job.pk}").content.decode()
+    assert "Resumed after step 40." in english
+    first = JobEvent.objects.filter(job=job, type="log").earliest("pk")
+    assert first.data["message"] == "Resumed after step 40.", "programs read English"
+    jobs.cancel_job(actor=actor_of(owner), job=job)
+    chinese = as_owner.get(f"/zh-hans/jobs/{job.pk}").content.decode()
+    assert "olga 要求取消。" in chinese

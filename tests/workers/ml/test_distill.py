@@ -105,7 +105,7 @@ def test_layers_that_would_not_shrink_are_left_and_named():
     done = low_rank.factor_layers(module, lambda weight: low_rank.rank_for_energy(weight, 0.99999))
     assert done.ranks == {"hidden": 3}
     assert done.errors["hidden"] < 1e-2
-    assert done.left == {"classes": "needs rank 4, and saves nothing from 4"}
+    assert done.left["classes"].detail == "needs rank 4, and saves nothing from 4"
     assert module.hidden.down.weight.shape == (3, 576)
     assert torch.allclose(module(image), expected, atol=0.05 * float(expected.detach().abs().max()))
     with pytest.raises(RegistryError, match="is low rank already"):

@@ -116,9 +116,9 @@ def test_a_layer_whose_inputs_fill_no_groups_is_left_and_named():
     module = nn.Sequential(nn.Linear(64, 12), nn.Linear(12, 3), nn.Conv1d(1, 1, 3))
     done = pack_linear(module, bits=4, group=32)
     assert [layer.layer for layer in done.layers] == ["0"]
-    assert done.left["1"] == "its 12 inputs are no multiple of 32"
+    assert done.left["1"].detail == "its 12 inputs are no multiple of 32"
     assert type(module[1]) is nn.Linear
-    assert "Conv1d" in done.left["2"]
+    assert "Conv1d" in done.left["2"].detail
 
 
 def test_a_packed_cnn_answers_as_before_and_tells_its_price(trained, digits, packed):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.architectures.sentence_encoder import SentenceEncoder
 from workers.ml.compress.bench import Adapter, Bench
 from workers.ml.compress.low_rank import Adapters, apply_lora, extract_lora
@@ -55,8 +55,14 @@ def extract_step(step: recipes.ExtractLora, bench: Bench) -> Mapping[str, Any]:
     ranks = {name: factors.down.shape[0] for name, factors in found.factors.items()}
     worst = max(found.errors.values(), default=0.0)
     bench.job.events.log(
-        f"{len(ranks)} layers are told at rank {step.rank}; at worst {worst:.1%} of what a layer "
-        f"has learned is lost. {len(whole)} other tensors are kept whole."
+        Text(
+            "{count} layers are told at rank {rank}; at worst {share} of what a layer has learned "
+            "is lost. {whole} other tensors are kept whole.",
+            count=len(ranks),
+            rank=step.rank,
+            share=f"{worst:.1%}",
+            whole=len(whole),
+        )
     )
     return {
         "base": base.title,

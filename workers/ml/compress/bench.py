@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.data import Dataset, Rows, Split, check_columns, open_dataset
 from workers.ml.evaluate import latency_feeds
 from workers.ml.export.onnx import Agreement, export_onnx, verify
@@ -131,8 +131,10 @@ class Bench:
         exported = OnnxEngine(target, device="cpu", threads=self.job.threads)
         self.agreement = verify(changed, exported, list(feeds.values()))
         self.job.events.log(
-            f"Exported to ONNX; the largest difference to torch is "
-            f"{self.agreement.largest_absolute:.2g}."
+            Text(
+                "Exported to ONNX; the largest difference to torch is {difference}.",
+                difference=f"{self.agreement.largest_absolute:.2g}",
+            )
         )
         self.module, self.file = None, target
         self.exported = self.exported or target

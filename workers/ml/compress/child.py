@@ -120,7 +120,7 @@ class Child:
             if said.get("event") == "answer":
                 return _answer(said)
             if said.get("event") == "log":
-                self._job.events.log(str(said.get("message")))
+                self._job.events.relay(said.get("message"), said.get("said"))
 
     def _lost(self) -> NotDone:
         process = self._process

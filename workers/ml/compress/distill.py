@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.architectures import build, read_parameters
 from workers.ml.architectures.sentence_encoder import SentenceEncoder
 from workers.ml.compress.bench import Bench, Control
@@ -360,10 +360,15 @@ def _distill_classes(
         helped = best[0] > _score(trained)
         notes |= {"control": trained, "helped": helped}
         bench.job.events.log(
-            "Distillation helped: on validation rows the student is better than with labels alone."
+            Text(
+                "Distillation helped: on validation rows the student is better than with labels "
+                "alone."
+            )
             if helped
-            else "Distillation did not help: on validation rows the same student is as good or "
-            "better with labels alone."
+            else Text(
+                "Distillation did not help: on validation rows the same student is as good or "
+                "better with labels alone."
+            )
         )
     return notes
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml import evaluate
 from workers.ml.compress.bench import Bench, Control
 from workers.ml.data import (
@@ -53,6 +53,11 @@ from workers.ml.train.hooks import Hooks
 from workers.ml.train.loop import Place, Training
 
 DENSE = "dense_control"
+_CONTROLS = {
+    DENSE: Text("dense control"),
+    "scratch_control": Text("student trained from scratch"),
+    "labels_control": Text("student trained on labels alone"),
+}
 _ANSWER_BATCH = 64
 
 
@@ -309,10 +314,18 @@ def measure_controls(bench: Bench, contest: Contest, held_out: HeldOut) -> list[
         metrics.append(replace(measured, metric=f"accuracy_of_{name}", details={}))
         gaps = right.astype(float) - (predictions.predicted[name] == predictions.actual)
         low, high = bootstrap_mean(gaps) if len(gaps) else (0.0, 0.0)
-        verdict = "a difference" if low > 0 or high < 0 else "no difference that so few rows show"
         bench.job.events.log(
-            f"{gaps.mean():+.4f} to the {name.replace('_', ' ')} on {len(gaps)} rows "
-            f"({low:+.4f} to {high:+.4f}): {verdict}."
+            Text(
+                "{gap} to the {control} on {rows} rows ({low} to {high}): {verdict}.",
+                gap=f"{gaps.mean():+.4f}",
+                control=_CONTROLS.get(name, name),
+                rows=len(gaps),
+                low=f"{low:+.4f}",
+                high=f"{high:+.4f}",
+                verdict=Text("a difference")
+                if low > 0 or high < 0
+                else Text("no difference that so few rows show"),
+            )
         )
         metrics.append(
             Metric(

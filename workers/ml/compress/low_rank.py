@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.compress.bench import Bench
 from workers.ml.compress.prune import layers_of
 from workers.ml.structure import LowRank, factored, replace, stored_names, with_change
@@ -72,7 +72,7 @@ class Factored:
     ranks: dict[str, int] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     """Of each replaced layer's weights: the norm of what is lost over the norm of all."""
-    left: dict[str, str] = field(default_factory=dict)
+    left: dict[str, Text] = field(default_factory=dict)
 
 
 def factor_layers(
@@ -96,9 +96,9 @@ def factor_layers(
         if not isinstance(layer, nn.Linear):
             continue
         if name.rpartition(".")[0] in thin:
-            done.left[name] = "is low rank already"
+            done.left[name] = Text("is low rank already")
         elif name not in chosen:
-            done.left[name] = "left out by name"
+            done.left[name] = Text("left out by name")
         else:
             _factor_layer(module, name, layer, choose(layer.weight), done)
     if not done.ranks:
@@ -117,7 +117,11 @@ def _factor_layer(
     wide, deep = layer.weight.shape
     rank = min(rank, wide, deep)
     if rank * (wide + deep) >= wide * deep:
-        done.left[name] = f"needs rank {rank}, and saves nothing from {break_even(layer.weight)}"
+        done.left[name] = Text(
+            "needs rank {rank}, and saves nothing from {even}",
+            rank=rank,
+            even=break_even(layer.weight),
+        )
         return
     factors = truncate(layer.weight, rank)
     thin = LowRank(deep, wide, rank, bias=layer.bias is not None)
@@ -223,10 +227,10 @@ def svd_step(step: recipes.LowRank, bench: Bench) -> Mapping[str, Any]:
     change = factored(stored_names(module, list(done.ranks)))
     bench.structure = with_change(bench.structure, change)
     for name, why in done.left.items():
-        bench.job.events.log(f"{name} is left as it is: {why}.")
+        bench.job.events.log(Text("{layer} is left as it is: {why}.", layer=name, why=why))
     return {
         "ranks": done.ranks,
         "errors": done.errors,
-        "left": done.left,
+        "left": {name: why.detail for name, why in done.left.items()},
         "parameters": [before, after],
     }

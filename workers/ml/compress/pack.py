@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.compress import blocks
 from workers.ml.compress.bench import Bench
 from workers.ml.compress.prune import layers_of
@@ -37,7 +37,7 @@ class Done:
     """What was packed, and what was left for which reason."""
 
     layers: list[Layer] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
+    left: dict[str, Text] = field(default_factory=dict)
 
 
 def check_packing(step: recipes.PackLinear, bench: Bench) -> None:
@@ -97,10 +97,11 @@ def pack_linear_step(step: recipes.PackLinear, bench: Bench) -> Mapping[str, Any
     module = bench.need_module("Packing weights").cpu()
     done = pack_linear(module, bits=step.bits, group=step.group_size, exclude=step.exclude)
     for name, why in done.left.items():
-        bench.job.events.log(f"{name} is left as it is: {why}.")
+        bench.job.events.log(Text("{layer} is left as it is: {why}.", layer=name, why=why))
     names = stored_names(module, [layer.layer for layer in done.layers])
     bench.structure = with_change(bench.structure, packed(names))
-    return {"layers": [asdict(layer) for layer in done.layers], "left": done.left}
+    left = {name: why.detail for name, why in done.left.items()}
+    return {"layers": [asdict(layer) for layer in done.layers], "left": left}
 
 
 def pack_linear(
@@ -122,9 +123,14 @@ def pack_linear(
     chosen: dict[str, nn.Linear] = {}
     for name, layer in layers_of(module, exclude).items():
         if type(layer) is not nn.Linear:
-            done.left[name] = f"it is no linear layer, but {type(layer).__name__}"
+            kind = type(layer).__name__
+            done.left[name] = Text("it is no linear layer, but {sort}", sort=kind)
         elif bits == 4 and layer.in_features % group:
-            done.left[name] = f"its {layer.in_features} inputs are no multiple of {group}"
+            done.left[name] = Text(
+                "its {inputs} inputs are no multiple of {group}",
+                inputs=layer.in_features,
+                group=group,
+            )
         else:
             chosen[name] = layer
     if not chosen:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.architectures.sentence_encoder import load_sentence_encoder
 from workers.ml.compress.bench import Bench, Control
 from workers.ml.formats import load_module, load_program, open_model, save_module
@@ -45,7 +45,7 @@ def keep_state(bench: Bench, notes: list[dict[str, Any]], write_files: WriteFile
     for old in bench.job.checkpoints.iterdir():
         if old != folder and old.is_dir() and _is_older(old.name, len(notes)):
             shutil.rmtree(old)
-    bench.job.events.log(f"Kept what {len(notes)} step(s) have done.")
+    bench.job.events.log(Text("Kept what {count} step(s) have done.", count=len(notes)))
 
 
 def _is_older(name: str, count: int) -> bool:
@@ -80,12 +80,14 @@ def take_up(bench: Bench) -> list[dict[str, Any]]:
             controls = {name: _control(folder / name) for name in state["controls"]}
         except Invalid as damaged:
             # A disk that lost power can keep a name and lose the bytes: those steps are done again.
-            bench.job.events.log(f"What was kept of finished steps is of no use: {damaged.detail}")
+            bench.job.events.log(
+                Text("What was kept of finished steps is of no use: {why}", why=damaged)
+            )
             continue
         bench.module, bench.controls = module, controls
         bench.structure, bench.config = state["structure"], state["config"]
         notes: list[dict[str, Any]] = state["notes"]
-        bench.job.events.log(f"Resumed after {len(notes)} finished step(s).")
+        bench.job.events.log(Text("Resumed after {count} finished step(s).", count=len(notes)))
         return notes
     return []
 

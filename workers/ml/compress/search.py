@@ -131,8 +131,12 @@ class Search:
         self.about = self._start()
         self._finish_seconds = float(self.about["finish_seconds"])
         self.job.events.log(
-            f"Choosing on {self.about['rows']} rows held out of {self.goal.train_split}, by "
-            f"{' and '.join(self.about['measures'])}."
+            Text(
+                "Choosing on {rows} rows held out of {split}, by {measures}.",
+                rows=self.about["rows"],
+                split=self.goal.train_split,
+                measures=", ".join(self.about["measures"]),
+            )
         )
         for candidate in self._candidates():
             self._try(candidate)
@@ -283,7 +287,9 @@ class Search:
             try:
                 self.workshop.ask("drop", limit=_LEAST_SECONDS, name=candidate.name)
             except NotDone as refused:
-                self.job.events.log(f"{candidate.name}: {refused.why.detail}")
+                self.job.events.log(
+                    Text("{candidate}: {why}", candidate=candidate.name, why=refused.why)
+                )
 
     def _measure(self, candidate: Candidate, ask: Callable[..., dict[str, Any]]) -> None:
         """Build it and look at more and more of it, as long as it may still be good enough."""
@@ -458,7 +464,11 @@ class Search:
                 report = self._measure_finally(candidate)
             except NotDone as refused:
                 candidate.end("error", refused.code, refused.why)
-                self.job.events.log(f"{candidate.name} is left out: {refused.why.detail}")
+                self.job.events.log(
+                    Text(
+                        "{candidate} is left out: {why}", candidate=candidate.name, why=refused.why
+                    )
+                )
                 continue
             variants.append(report)
             self._finish_seconds = time.monotonic() - started

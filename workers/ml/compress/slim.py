@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch_pruning.ops import OPTYPE
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml.architectures.text_classifier import TextClassifier
 from workers.ml.compress.bench import Bench
 from workers.ml.compress.learn import open_lessons
@@ -364,9 +364,13 @@ def prune_structured_step(step: recipes.PruneStructured, bench: Bench) -> Mappin
         "before": before,
         "after": after,
     }
+    gone = {name: f"{1 - after[name] / before[name]:.0%}" for name in ("products", "parameters")}
     bench.job.events.log(
-        f"{1 - after['products'] / before['products']:.0%} of the products and "
-        f"{1 - after['parameters'] / before['parameters']:.0%} of the parameters were taken out."
+        Text(
+            "{products} of the products and {parameters} of the parameters were taken out.",
+            products=gone["products"],
+            parameters=gone["parameters"],
+        )
     )
     if lessons is not None:
         notes |= tune(bench, module, lessons, step, KeepZeros(module))

@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml import environment
 from workers.ml.data import (
     Column,
@@ -198,7 +198,7 @@ class _Writer:
         before = done.rows_in_all
         total = sum(span.stop - span.start for span in spans)
         if before:
-            self._job.events.log(f"Resumed after row {before}.")
+            self._job.events.log(Text("Resumed after row {row}.", row=before))
         path = self._job.checkpoints / FILE_NAME
         path.touch()
         with path.open("r+b") as out, self._job.interrupt.deferred():

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from registry.recipes import MAX_SAMPLES_SEEN
 from workers.ml.events import Events
 from workers.ml.interrupt import Interrupt
@@ -106,7 +106,7 @@ class Training:
         """
         torch.manual_seed(self.recipe.seed)
         if self._resume():
-            self._place.events.log(f"Resumed after step {self.progress.step}.")
+            self._place.events.log(Text("Resumed after step {step}.", step=self.progress.step))
         saved_at = self.progress.step
         drawn_for, batches = -1, []
         self.module.train(self._goal.dropout)
@@ -126,7 +126,7 @@ class Training:
                     self._save()
                     saved_at = at
                 if self._place.interrupt.requested:
-                    self._place.events.log(f"Stopped after step {saved_at}.")
+                    self._place.events.log(Text("Stopped after step {step}.", step=saved_at))
                     return
         self._keep()
 

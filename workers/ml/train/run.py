@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from registry import recipes
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from workers.ml import environment
 from workers.ml.architectures import KINDS, build
 from workers.ml.cards import read_card, write_card
@@ -57,8 +57,15 @@ def run(job: Job, recipe: recipes.TrainRecipe) -> Report:
     plan = _plan(job, recipe, step, dataset)
     rows = len(plan.train.labels)
     job.events.log(
-        f"Training {plan.parameters.name} on {rows} rows of {given.ref}, "
-        f"{len(plan.labels)} classes; {plan.dropped} rows were empty and left out."
+        Text(
+            "Training {architecture} on {rows} rows of {dataset}, {classes} classes; {dropped} "
+            "rows were empty and left out.",
+            architecture=plan.parameters.name,
+            rows=rows,
+            dataset=given.ref,
+            classes=len(plan.labels),
+            dropped=plan.dropped,
+        )
     )
     place = Place(job.checkpoints, job.device, job.events, job.interrupt)
     training = Training(plan.module, plan.train, plan.validation, step, place)
