@@ -221,7 +221,11 @@ def _same_at_the_start(old: Sequence[str], new: Sequence[str]) -> int:
 
 def compare_config(before: Version, after: Version) -> list[Setting]:
     """Compare config.json value by value, whatever its layout; the signature is told apart."""
-    return _settings(*(dict(_flat(_plain_config(one), "", 0)) for one in (before, after)))
+    return _settings(flat_config(before), flat_config(after))
+
+
+def flat_config(version: Version) -> dict[str, str]:
+    return dict(_flat(_plain_config(version), "", 0))
 
 
 def _plain_config(version: Version) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from registry.models import (
     Job,
     Kind,
     LineageEdge,
+    LineageRole,
     Ref,
     Repository,
     Revision,
@@ -127,13 +128,14 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     parents: Sequence[ParentSpec] = (),
     job: Job | None = None,
     evaluations: Sequence[EvaluationSpec] = (),
+    restores: int | None = None,
 ) -> Version:
     """Register the next version of a repository.
 
     `files` maps paths to blobs that the caller has shown to be theirs to use. A version without
     files registers metadata alone. With a `variant` it stands beside the main line: it never
     becomes the latest. The same job yields the same version of a variant, however
-    often it asks.
+    often it asks. `restores` is the number of the version that it repeats.
 
     Raises:
         Invalid: a path, a file's header or a field is wrong; nothing was written.
@@ -156,6 +158,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     except (NotFound, IntegrityError) as error:
         # Nothing is looked for there but the bytes of blobs that were found before.
         raise collected_meanwhile() from error
+    again: dict[str, Any] = {} if restores is None else {"restores": restores}
     with transaction.atomic():
         row = lock_repository(repository)
         if job is not None:
@@ -202,9 +205,56 @@ def create_version(  # noqa: PLR0913 - a version is this wide
         plan_screening(version, facts.inspections)
         take_room(row.namespace, Version.objects.filter(pk=version.pk))
         record_event(
-            actor, AuditAction.VERSION_CREATE, repository=row, target=version.ref, files=len(files)
+            actor,
+            AuditAction.VERSION_CREATE,
+            repository=row,
+            target=version.ref,
+            files=len(files),
+            **again,
         )
     return version
+
+
+def restore_as_new(*, actor: Actor, version: Version, message: object = "") -> Version:
+    """Register the files and tags of an old version once more, as the newest of the main line.
+
+    The bytes are shared. Where the files stand is judged afresh: what is quarantined stays so.
+
+    Raises:
+        Denied: the actor may not write here.
+        NotFound: the actor may not read the files of an archived version.
+        Conflict: it is the newest already.
+        NamespaceFull: the namespace has no room for it.
+
+    """
+    repository = version.repository
+    require(actor, "write", repository)
+    if not Version.objects.downloadable_by(actor).filter(pk=version.pk).exists():
+        raise NotFound(
+            "{version} is archived or deleted, and only maintainers read its files.",
+            code="version_not_found",
+            version=version.ref,
+        )
+    newest = (
+        Version.objects.filter(repository=repository).live().main_line().order_by("-number").first()
+    )
+    if newest is not None and newest.pk == version.pk:
+        raise Conflict(
+            "{version} is the newest version already.", code="already_newest", version=version.ref
+        )
+    said = check_text("message", message, max_length=9_000)
+    role = LineageRole.WEIGHTS if repository.kind == Kind.MODEL else LineageRole.DATA
+    artifacts = Artifact.objects.filter(revision_id=version.revision_id).select_related("blob")
+    return create_version(
+        actor=actor,
+        repository=repository,
+        files={row.path: row.blob for row in artifacts},
+        message=f"Restores version {version.number}" + (f": {said}" if said else "."),
+        tags=dict(version.tags.values_list("key", "value")),
+        source=version.source,
+        parents=[ParentSpec(version=version, role=role)],
+        restores=version.number,
+    )
 
 
 def _commit(

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from django.db.models import Exists, OuterRef, Q
 from django.urls import reverse
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 
 from registry.models import (
@@ -304,6 +305,49 @@ def address_of(version: Version) -> str:
             "number": version.number,
         },
     )
+
+
+def pair_address(page: str, before: Version, after: Version) -> str:
+    """Give the address of a page about two versions, which may be of two repositories."""
+    address = reverse(
+        f"web:{page}",
+        kwargs={
+            "kind": before.repository.kind,
+            "namespace": before.repository.namespace.slug,
+            "name": before.repository.name,
+            "number": before.number,
+            "other": after.number,
+        },
+    )
+    if before.repository_id == after.repository_id:
+        return address
+    return f"{address}?{urlencode({'repository': after.repository.full_name})}"
+
+
+def recent(repository: Repository, but: Sequence[Version]) -> list[Version]:
+    """Offer the newest versions beside those that are chosen already."""
+    rows = Version.objects.filter(repository=repository).live()
+    return list(rows.exclude(pk__in=[one.pk for one in but]).order_by("-number")[:PAGE])
+
+
+def origin_of(version: Version, parents: Sequence[Branch]) -> Version | None:
+    """Choose what a version is best compared with: what its weights came from, or the one before.
+
+    `parents` are those that whoever asks may see.
+    """
+    for branch in parents:
+        if branch.role == LineageRole.WEIGHTS:
+            return branch.version
+    found = (
+        Version.objects.filter(repository=version.repository_id, number__lt=version.number)
+        .live()
+        .main_line()
+        .order_by("-number")
+        .first()
+    )
+    if found is not None:
+        found.repository = version.repository
+    return found
 
 
 def lineage(actor: Actor, version: Version) -> tuple[list[Branch], list[Branch]]:

@@ -249,6 +249,7 @@ API: Mapping[str, Line] = {
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
     f"{_VERSION}/restore": {"post": ("maintain", 200)},
+    f"{_VERSION}/restore-as-new": {"post": ("write", 201, {})},
     f"{_VERSION}/diff/{{other}}": {"get": ("see", 200)},
     f"{_VERSION}/diff/{{other}}/weights": {"get": ("see", 200), "post": ("see", 200)},
     f"{_VERSION}/evaluations": {
@@ -527,11 +528,15 @@ PAGES: Mapping[str, Line] = {
         "post": ("page: write", {302, 422}, {"message": "x"}),
     },
     _PAGE_VERSION: {"get": ("page: see", 200)},
+    f"{_PAGE}/compare": {"get": ("page: see", 200)},
+    f"{_PAGE_VERSION}/diff/{{other}}": {"get": ("page: see", 200)},
+    f"{_PAGE_VERSION}/diff/{{other}}/weights": {"post": ("page: change", 302)},
     f"{_PAGE_VERSION}/edit": {"post": ("page: change", 302, {"message": "x"})},
     f"{_PAGE_VERSION}/signatures": {"post": ("page: write", 422)},
     f"{_PAGE_VERSION}/signatures/{{signature}}": {"get": ("page: see", 200)},
     # Who may not write is told so on the page that it leads back to.
     f"{_PAGE_VERSION}/signatures/{{signature}}/delete": {"post": ("page: change", 302, {})},
+    f"{_PAGE_VERSION}/restore-as-new": {"post": ("page: change", 302)},
     f"{_PAGE_VERSION}/delete": {"post": ("page: change", 302, {"confirm": "team/thing@2"})},
 }
 

@@ -25,6 +25,7 @@ HOW_TO = (
     "register",
     "uploads",
     "client",
+    "versions",
     "compress",
     "train",
     "batch-inference",

@@ -3,7 +3,7 @@
 import copy
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -24,7 +24,7 @@ from modelyard.answers import (
     read_as,
 )
 from modelyard.configuration import find_server
-from modelyard.errors import BadAnswer
+from modelyard.errors import BadAnswer, JobFailed
 from modelyard.names import Reference, parse_reference, segment
 from modelyard.progress import Progress, Silent
 from modelyard.pull import Pull, Pulled
@@ -121,6 +121,53 @@ class Client:
         """List the versions, newest first; variants too, unless `with_variants=False`."""
         home = self._home(parse_reference(name), kind)
         return self._pages(Version, f"{home}/versions", limit=limit, **filters)
+
+    def diff(self, before: str, after: str, *, kind: Kind = "model") -> Any:
+        """Say what changed: files, texts, settings, tags, numbers, and what is known of weights."""
+        path, params = self._pair(before, after, kind)
+        return self.transport.call("GET", path, params=params)
+
+    def diff_weights(
+        self,
+        before: str,
+        after: str,
+        *,
+        wait: bool = True,
+        tell: Callable[[Event], None] = lambda _event: None,
+    ) -> Any:
+        """Say what became of the weights, tensor by tensor; where nobody knows, a job finds out.
+
+        Without `wait` the answer names the job. `tell` hears how it goes.
+
+        Raises:
+            JobFailed: it could not find out.
+
+        """
+        path, params = self._pair(before, after, "model")
+        found = self.transport.call("POST", f"{path}/weights", params=params)
+        if not wait or not found.get("job"):
+            return found
+        for event in self.follow_job(found["job"]):
+            tell(event)
+        job = self.job(found["job"])
+        if job["state"] != "succeeded":
+            error = job["error"]
+            raise JobFailed(error["detail"] if error else f"The job was {job['state']}.")
+        return self.transport.call("GET", f"{path}/weights", params=params)
+
+    def _pair(self, before: str, after: str, kind: Kind) -> tuple[str, dict[str, str]]:
+        first, second = parse_reference(before), parse_reference(after)
+        home = f"{self._home(first, kind)}/versions/{segment(first.selector)}"
+        same = first.repository == second.repository
+        params = {} if same else {"repository": second.repository}
+        return f"{home}/diff/{segment(second.selector)}", params
+
+    def restore(self, name: str, *, message: str = "", kind: Kind = "model") -> Version:
+        """Register the files and tags of an old version once more, as the newest."""
+        reference = parse_reference(name)
+        home = f"{self._home(reference, kind)}/versions/{segment(reference.selector)}"
+        body = {"message": message} if message else {}
+        return read_as(Version, self.transport.call("POST", f"{home}/restore-as-new", body=body))
 
     def files(self, name: str, *, kind: Kind = "model") -> Iterator[File]:
         reference = parse_reference(name)

@@ -48,6 +48,10 @@ class NotConfigured(ModelyardError):
     exit_status = 4
 
 
+class JobFailed(ModelyardError):
+    """A job that was waited for failed, or was cancelled."""
+
+
 class Unreachable(ModelyardError):
     """The server did not answer, or only that it is away, for longer than was waited."""
 

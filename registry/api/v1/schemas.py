@@ -393,6 +393,10 @@ class History(Paging):
     with_archived: bool = Field(default=False, description="Whether archived ones are listed too.")
 
 
+class RestoredVersion(Body):
+    message: str = Field("", description="Why; it stands behind the number of the old version.")
+
+
 class VersionName(Answer):
     kind: Literal["model", "dataset"]
     namespace: str

@@ -57,6 +57,7 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
         f"{version}/tags/<str:key>": (f"{kind}-version-tag", versions.VersionTag),
         f"{version}/lineage": (f"{kind}-version-lineage", versions.VersionLineage),
         f"{version}/restore": (f"{kind}-version-restore", versions.VersionRestore),
+        f"{version}/restore-as-new": (f"{kind}-version-again", versions.VersionAgain),
         f"{version}/diff/<str:other>": (f"{kind}-diff", versions.VersionDiff),
         f"{version}/diff/<str:other>/weights": (f"{kind}-weights-diff", versions.WeightsDiff),
         f"{version}/evaluations": (f"{kind}-evaluations", evidence.EvaluationList),

@@ -24,7 +24,7 @@ from registry.models import (
     Version,
 )
 from registry.services.blobs import inspection_of
-from registry.web import wording
+from registry.web import history, wording
 from registry.web.refusals import stored_words, words_of
 
 register = template.Library()
@@ -292,6 +292,11 @@ def deployment_role(role: str) -> str:
 @register.filter
 def version_url(version: Version) -> str:
     return f"{repository_url(version.repository)}/versions/{version.number}"
+
+
+@register.simple_tag
+def diff_url(before: Version, after: Version) -> str:
+    return history.pair_address("diff", before, after)
 
 
 @register.filter

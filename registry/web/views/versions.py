@@ -35,6 +35,7 @@ from registry.services.versions import (
     delete_version,
     describe_version,
     read_card,
+    restore_as_new,
 )
 from registry.signing import installation_key
 from registry.web import history
@@ -112,6 +113,8 @@ def show_version(
         "compared_kinds": MAKERS,
         "profile": profile_of_version(actor, version) if kind == Kind.MODEL else None,
         "parents": parents,
+        "origin": history.origin_of(version, parents),
+        "is_old": version.number != repository.latest_number,
         "children": children,
         "card_html": render_markdown(card.body) if card else "",
         "signers": _signers(actor, version, host),
@@ -270,6 +273,23 @@ def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int
     else:
         messages.success(request, _("Saved."))
     return redirect(history.address_of(version))
+
+
+@signed_in
+@require_POST
+def restore_again(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int
+) -> HttpResponse:
+    actor = actor_of(request)
+    version = find_version(actor, kind, namespace, name, number)
+    try:
+        made = restore_as_new(actor=actor, version=version)
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+        return redirect(history.address_of(version))
+    said = {"old": version.number, "number": made.number}
+    messages.success(request, _("Version %(old)s is here again, as version %(number)s.") % said)
+    return redirect(history.address_of(made))
 
 
 @signed_in

@@ -19,6 +19,8 @@ COMMANDS = {
     "search": ("catalogue", "Find models or datasets."),
     "info": ("catalogue", "Show what is known about a model."),
     "versions": ("catalogue", "List the versions of a model, newest first."),
+    "diff": ("history", "Say what changed from one version to another."),
+    "restore": ("history", "Make an old version the newest again."),
     "push": ("transfer", "Make the files of a folder the next version of a model."),
     "pull": ("transfer", "Lay the files of a version out in a folder."),
     "export": ("transfer", "Lay a version out as another server wants it."),

@@ -104,14 +104,18 @@ class VersionList(Resource):
             ],
             **new.model_dump(include={"message", "variant", "source", "tags"}),
         )
-        row = wire.version_row(version)
-        address = reverse(
-            f"api:{self.kind}-version",
-            args=[row["namespace"], row["name"], version.number],
-        )
-        response = created(wire.one_version(row), address)
-        response["ETag"] = wire.version_etag(row)
-        return response
+        return _created(version)
+
+
+def _created(version: Version) -> Response:
+    row = wire.version_row(version)
+    address = reverse(
+        f"api:{version.repository.kind}-version",
+        args=[row["namespace"], row["name"], version.number],
+    )
+    response = created(wire.one_version(row), address)
+    response["ETag"] = wire.version_etag(row)
+    return response
 
 
 def _known_state(state: str) -> str:
@@ -181,6 +185,23 @@ class VersionRestore(Resource):
         found = deletion.find_deleted_version(self.actor, self.repository(), version)
         row = wire.version_row(deletion.restore_version(actor=self.actor, version=found))
         return Response(wire.one_version(row), headers={"ETag": wire.version_etag(row)})
+
+
+class VersionAgain(Resource):
+    @operation(
+        "restore_{kind}_version_as_new",
+        "Register the files and tags of an old version once more, as the newest.",
+        {201: schemas.Version},
+        body=schemas.RestoredVersion,
+        headers=("Idempotency-Key",),
+        gives=("ETag",),
+    )
+    @idempotent
+    def post(self, request: Request, /, **_: str) -> Response:
+        asked = self.body(schemas.RestoredVersion)
+        return _created(
+            versions.restore_as_new(actor=self.actor, version=self.version(), message=asked.message)
+        )
 
 
 class VersionTag(Resource):

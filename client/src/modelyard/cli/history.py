@@ -1,0 +1,150 @@
+"""What became of a model over its versions: diff, restore."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from modelyard.cli.jobs import Teller
+from modelyard.cli.output import (
+    Session,
+    dataset_option,
+    echo,
+    plain,
+    print_json,
+    print_table,
+    shared_options,
+    size_text,
+)
+from modelyard.client import Kind
+
+_SHOWN_TENSORS = 50
+
+
+@click.command()
+@click.argument("before")
+@click.argument("after")
+@click.option("--weights", is_flag=True, help="Have the weights compared, and wait for it.")
+@dataset_option
+@shared_options
+def diff(session: Session, *, before: str, after: str, weights: bool, kind: Kind) -> None:
+    """Say what changed from one version to another, which may be of another model.
+
+    \b
+    modelyard diff team/classifier@1 team/classifier@2
+    modelyard diff team/classifier@1 other/classifier@champion --weights
+    """  # noqa: D301
+    with session.client() as client:
+        if weights:
+            told = Teller(session)
+            # JSON is one document: how the job goes is for people.
+            tell = (lambda _event: None) if session.as_json else told.tell
+            found = client.diff_weights(before, after, tell=tell)
+            if session.as_json:
+                print_json(found)
+            else:
+                _print_weights(found)
+            return
+        changed = client.diff(before, after, kind=kind)
+    if session.as_json:
+        print_json(changed)
+        return
+    for line in _lines(changed):
+        echo(plain(line))
+
+
+def _lines(changed: Any) -> Iterator[str]:
+    """Say everything that changed, a line each; texts as a unified diff."""
+    yield from _files(changed["files"])
+    for text in changed["texts"]:
+        yield f"--- {text['path']}"
+        yield from text["lines"] or [text["why"] or ""]
+    for setting in changed["config"]:
+        yield f"config  {setting['name']}: {setting['before']} -> {setting['after']}"
+    yield from _tags(changed["tags"])
+    for row in changed["metrics"]:
+        yield f"metric  {row['metric']}: {row['before']} -> {row['after']} {row['unit']}".rstrip()
+    if changed["signature"]["accepts"] is False:
+        yield f"It does not take what callers send: {changed['signature']['why']}"
+    known = changed["weights"]
+    if known["state"] == "equal":
+        yield "The weights are the same, byte for byte."
+    elif known["summary"]:
+        yield f"weights: {_counts(known['summary'])}"
+    elif known["state"] == "unknown":
+        yield "Nobody has compared the weights yet: --weights does."
+
+
+def _files(files: Any) -> Iterator[str]:
+    for file in files["added"]:
+        yield f"new file      {file['path']} ({size_text(file['size_bytes'])})"
+    for file in files["removed"]:
+        yield f"gone file     {file['path']}"
+    for change in files["changed"]:
+        sizes = [size_text(change[side]["size_bytes"]) for side in ("before", "after")]
+        yield f"changed file  {change['path']} ({sizes[0]} -> {sizes[1]})"
+
+
+def _tags(tags: Any) -> Iterator[str]:
+    for key, value in tags["added"].items():
+        yield f"new tag   {key}={value}"
+    for key, value in tags["removed"].items():
+        yield f"gone tag  {key}={value}"
+    for key, sides in tags["changed"].items():
+        yield f"tag       {key}: {sides['before']} -> {sides['after']}"
+
+
+def _counts(summary: Any) -> str:
+    return ", ".join(f"{count} {state}" for state, count in summary["counts"].items())
+
+
+def _print_weights(found: Any) -> None:
+    if found["state"] == "equal":
+        echo("The weights are the same, byte for byte.")
+    elif found["state"] != "known":
+        echo(plain(found["why"] or f"{found['state']}: job {found['job']}"))
+    else:
+        changed = [row for row in found["tensors"] if row["state"] != "equal"]
+        echo(plain(_counts(found["summary"])))
+        print_table(
+            ("tensor", "state", "relative", "largest", "cosine", "changed", "zeros"),
+            (_row(row) for row in changed[:_SHOWN_TENSORS]),
+        )
+        if len(changed) > _SHOWN_TENSORS:
+            echo(f"and {len(changed) - _SHOWN_TENSORS} more; --format json has them all")
+
+
+def _row(row: Any) -> tuple[object, ...]:
+    zeros = [row["zeros_before"], row["zeros_after"]]
+    return (
+        row["name"],
+        row["state"],
+        _number(row["relative"]),
+        _number(row["max_change"]),
+        _number(row["cosine"]),
+        "" if row["changed"] is None else f"{row['changed']} of {row['elements']}",
+        " -> ".join(str(count) for count in zeros if count is not None),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+@click.command()
+@click.argument("name")
+@click.option("--message", default="", metavar="TEXT", help="Why.")
+@dataset_option
+@shared_options
+def restore(session: Session, *, name: str, message: str, kind: Kind) -> None:
+    """Make the files and tags of an old version the newest version; the bytes are kept once.
+
+    \b
+    modelyard restore team/classifier@3 --message "The fourth forgets the sevens"
+    """  # noqa: D301
+    with session.client() as client:
+        made = client.restore(name, message=message, kind=kind)
+    if session.as_json:
+        print_json(made)
+    else:
+        echo(plain(f"{made['namespace']}/{made['name']}@{made['number']}"))

@@ -1,0 +1,127 @@
+"""Pages that set versions beside each other: what changed between two, and up to six at once."""
+
+from typing import Any, Final
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST, require_safe
+
+from registry.errors import RegistryError
+from registry.models import Actor, Kind, Repository, Version
+from registry.recipes import parse_reference
+from registry.services import catalog, diffs
+from registry.web import beside, changes, history
+from registry.web.refusals import words_of
+from registry.web.views.versions import find_version
+from registry.web.visitor import actor_of, anybody, signed_in
+
+# Weights up to this size are compared as soon as somebody who may ask looks at the page.
+_AT_ONCE_BYTES: Final = 512 << 20
+
+
+def _pair(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int, other: int
+) -> tuple[Version, Version]:
+    """Find the version of the address and the other one, of another repository if one is named."""
+    actor = actor_of(request)
+    before = find_version(actor, kind, namespace, name, number)
+    named = request.GET.get("repository", "")
+    if not named:
+        return before, catalog.find_version(actor, before.repository, str(other))
+    space, _slash, rest = named.partition("/")
+    repository = catalog.find_repository(actor, kind, space, rest)
+    return before, catalog.find_version(actor, repository, str(other))
+
+
+@never_cache
+@require_safe
+@anybody
+def diff_page(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int, other: int
+) -> HttpResponse:
+    return _show(request, *_pair(request, kind, namespace, name, number, other))
+
+
+def _show(
+    request: HttpRequest, before: Version, after: Version, *, refusal: str = ""
+) -> HttpResponse:
+    """Render what changed; with why the weights could not be compared, if somebody asked."""
+    actor, kind = actor_of(request), after.repository.kind
+    files = diffs.compare_files(before, after)
+    weights = diffs.compare_weights(actor, before, after)
+    known = weights.state in {"known", "equal"}
+    context = {
+        "before": before,
+        "after": after,
+        "repository": after.repository,
+        "kind": kind,
+        "plural": f"{kind}s",
+        "files": files,
+        "texts": diffs.compare_texts(actor, before, after, files),
+        "config": diffs.compare_config(before, after),
+        "tags": diffs.compare_tags(before, after),
+        "numbers": beside.numbers(diffs.compare_metrics(actor, before, after)),
+        "signature": diffs.compare_signatures(before, after),
+        "weights": weights,
+        "story": changes.story_of(weights) if known and kind == Kind.MODEL else None,
+        "may_ask": diffs.may_request(actor),
+        "refusal": refusal,
+        # Once: what was refused is asked for again by hand.
+        "asks_itself": not refusal
+        and weights.weights is not None
+        and weights.weights.size_bytes <= _AT_ONCE_BYTES,
+        "ask_url": history.pair_address("compare-weights", before, after),
+        "swap_url": history.pair_address("diff", after, before),
+    }
+    return render(request, "version/diff.html", context)
+
+
+@require_POST
+@signed_in
+def compare_weights(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int, other: int
+) -> HttpResponse:
+    before, after = _pair(request, kind, namespace, name, number, other)
+    try:
+        diffs.request_weights(actor=actor_of(request), before=before, after=after)
+    except RegistryError as error:
+        return _show(request, before, after, refusal=words_of(error))
+    return redirect(history.pair_address("diff", before, after) + "#weights")
+
+
+@require_safe
+@anybody
+def compare_page(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpResponse:
+    """Set up to six versions beside each other; of more, the first six are shown."""
+    actor = actor_of(request)
+    repository = catalog.find_repository(actor, kind, namespace, name)
+    asked = list(dict.fromkeys(one.strip() for one in request.GET.getlist("v") if one.strip()))
+    found = [_named(actor, kind, repository, text) for text in asked[: beside.MOST]]
+    versions = [version for version in found if version is not None]
+    only = request.GET.get("only") == "differences"
+    context: dict[str, Any] = {
+        "repository": repository,
+        "kind": kind,
+        "plural": f"{kind}s",
+        "versions": versions,
+        "missing": [text[:200] for text, one in zip(asked, found, strict=False) if one is None],
+        "too_many": len(asked) > beside.MOST,
+        "only": only,
+        "sections": beside.sections(actor, versions, only_differences=only),
+        "steps": beside.pairs(versions),
+        "offered": history.recent(repository, versions),
+    }
+    return render(request, "version/beside.html", context)
+
+
+def _named(actor: Actor, kind: str, repository: Repository, text: str) -> Version | None:
+    """Find what a part of the address names: a version, an alias, or one of another repository."""
+    try:
+        if "/" not in text:
+            return catalog.find_version(actor, repository, text)
+        reference = parse_reference(text)
+        other = catalog.find_repository(actor, kind, reference.namespace, reference.name)
+        return catalog.find_version(actor, other, reference.version)
+    except RegistryError:
+        return None

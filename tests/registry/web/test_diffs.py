@@ -1,0 +1,228 @@
+"""What changed between two versions, told first and then drawn; up to six beside each other."""
+
+import pytest
+
+from registry.models import Job, JobState
+from registry.services import jobs, weights
+from registry.services.diffs import WeightsDiff, compare_files, compare_texts
+from registry.services.results import Outcome
+from registry.services.versions import EvaluationSpec, add_evaluations
+from registry.web import changes
+from registry.web.beside import MOST
+from registry.web.history import TIMES
+from tests.factories import actor_of, make_model, make_version, safetensors_bytes
+
+pytestmark = pytest.mark.django_db
+
+
+def tensor(name, state="changed", **more):
+    """Give a line of what a job finds out; 100 numbers in one row, unless told."""
+    shape = more.pop("shape", [100])
+    both = {"shape_before": shape, "shape_after": shape, "elements": 100}
+    zeros = {"zeros_before": 0, "zeros_after": 0}
+    return {"name": name, "state": state, **both, **zeros, "relative": 0.0, **more}
+
+
+def found(*tensors):
+    counts = {}
+    for one in tensors:
+        counts[one["state"]] = counts.get(one["state"], 0) + 1
+    said = {"tensors_count": len(tensors), "counts": counts, "tensors": list(tensors)}
+    return weights.cleaned(said)
+
+
+PRUNED = found(
+    tensor("conv1.weight", relative=0.7, cosine=0.7, changed=90, emptied=90, zeros_after=90),
+    tensor("conv1.bias", "equal"),
+    tensor("fc.weight", relative=0.2, cosine=0.98, changed=30, emptied=30, zeros_after=30),
+    tensor("fc.bias", "equal"),
+)
+
+
+def story(summary):
+    return changes.story_of(WeightsDiff(state="known", summary=summary))
+
+
+def test_a_story_says_what_pruning_did_layer_by_layer():
+    told = story(PRUNED)
+    assert told.sentences == [
+        "2 of 4 tensors changed.",
+        "conv1 lost 90% of its weights.",
+        "fc lost 30% of its weights.",
+        "What was left is as it was.",
+        "conv1.weight changed most: by 70.0% of its norm, cosine 0.7000.",
+        "2 are as before.",
+    ]
+    assert [(one.name, one.zeros_before, one.zeros_after) for one in told.layers][:2] == [
+        ("conv1", "0.0%", "90.0%"),
+        ("conv1.bias", "0.0%", "0.0%"),
+    ]
+    (drawn,) = told.maps
+    assert [name for name, _y in drawn.rows] == ["conv1", "fc"]
+    assert [name for name, _x in drawn.columns] == ["weight", "bias"]
+    assert [cell.shade for cell in drawn.cells] == ["h5", "h0", "h4", "h0"]
+
+
+def test_a_story_says_more_than_how_much():
+    told = story(
+        found(
+            tensor("a.w", "reshaped", shape_before=[32, 9], shape_after=[16, 9], relative=None),
+            tensor("b.w", "recast", dtype_before="F32", dtype_after="F16"),
+            tensor("c.w", "new", relative=None),
+            tensor("d.w", "gone", relative=None),
+            tensor("e.w", "renamed", name_before="old.w", relative=None),
+            tensor("f.w", changed=100, emptied=50, zeros_after=50, relative=0.5),
+        )
+    ).sentences
+    assert f"a.w went from 32{TIMES}9 to 16{TIMES}9." in told
+    assert "1 is stored as F16 now, not as F32." in told
+    assert "1 is new." in told
+    assert "1 is gone." in told
+    assert "1 has another name and the same numbers." in told
+    assert "What was left was trained on since." in told
+
+
+def test_what_froze_is_named_and_what_has_nothing_in_common_too():
+    froze = story(found(tensor("encoder.w", "equal"), tensor("head.w", changed=9, relative=0.01)))
+    assert "Untouched: encoder." in froze.sentences
+    apart = story(found(tensor("a", "new"), tensor("b", "gone")))
+    assert apart.sentences[0] == "The two have no tensor of the same name."
+
+
+def test_blocks_that_repeat_have_a_map_of_their_own():
+    held = [
+        tensor(f"encoder.layer.{n}.{part}.weight", relative=0.05, changed=1)
+        for n in (0, 1, 10)
+        for part in ("query", "key")
+    ]
+    first, blocks = story(found(tensor("pooler.weight", "equal"), *held)).maps
+    assert [name for name, _y in first.rows] == ["pooler"]
+    assert blocks.title == "encoder.layer"
+    assert [name for name, _y in blocks.rows] == [f"encoder.layer.{n}" for n in (0, 1, 10)]
+    assert [name for name, _x in blocks.columns] == ["query.weight", "key.weight"]
+    assert len(blocks.cells) == 6
+
+
+@pytest.fixture
+def pair(owner):
+    repository = make_model(owner, "net")
+    files = {
+        "README.md": b"# Net\n\nFirst words.\n",
+        "config.json": b'{"a": {"b": 1}, "same": true}',
+        "model.safetensors": safetensors_bytes(w=[1.0, 2.0]),
+        "big.txt": b"x" * 300_000,
+        "kept.bin": b"kept",
+    }
+    before = make_version(owner, repository, files, tags={"team": "nlp"})
+    after = make_version(
+        owner,
+        repository,
+        {
+            **files,
+            "README.md": b"# Net\n\nOther <b>words</b>.\n",
+            "config.json": b'{"a": {"b": 2}, "same": true}',
+            "model.safetensors": safetensors_bytes(w=[0.0, 2.0]),
+            "big.txt": b"y" * 300_000,
+        },
+        tags={"team": "vision"},
+        message="Retrained",
+    )
+    return before, after
+
+
+def address(before, after, page=""):
+    return f"/models/olga/net/versions/{before.number}/diff/{after.number}{page}"
+
+
+def test_a_page_says_what_changed_between_two_versions(as_owner, owner, pair):
+    for version, value in zip(pair, (0.9, 0.95), strict=True):
+        number = EvaluationSpec(metric="accuracy", value=value, unit="share")
+        add_evaluations(actor=actor_of(owner), version=version, evaluations=[number])
+    page = as_owner.get(address(*pair)).content.decode()
+    assert "<del>First words.</del>" in page
+    assert "<ins>Other &lt;b&gt;words&lt;/b&gt;.</ins>" in page
+    assert "a.b" in page
+    assert "vision" in page
+    assert "+5.00 pt" in page
+    assert "compared by their digests only" in page
+    assert "1 file is the same in both" in page
+    assert "Compare the weights" in page
+
+
+def test_weights_are_asked_for_on_the_page(as_owner, as_stranger, client, pair):
+    assert "Sign in to have them compared" in client.get(address(*pair)).content.decode()
+    answer = as_owner.post(address(*pair, "/weights"))
+    assert (answer.status_code, answer.url) == (302, address(*pair) + "#weights")
+    assert "A job reads both" in as_owner.get(address(*pair)).content.decode()
+    job = Job.objects.get()
+    claim = jobs.claim_job(worker="w", queues=["cpu"])
+    jobs.finish_job(claim, Outcome(report={"summary": PRUNED}))
+    job.refresh_from_db()
+    assert job.state == JobState.SUCCEEDED
+    for reader in (as_stranger, client):
+        page = reader.get(address(*pair)).content.decode()
+        assert "conv1 lost 90% of its weights." in page
+        assert 'class="h5"' in page
+        assert "style=" not in page
+
+
+def test_a_refusal_is_said_once_and_not_asked_for_again(as_owner, pair, settings):
+    settings.JOB_MAX_QUEUED = 0
+    page = as_owner.post(address(*pair, "/weights")).content.decode()
+    assert "jobs waiting" in page
+    assert 'hx-trigger="load' not in page
+    assert 'hx-trigger="load' in as_owner.get(address(*pair)).content.decode()
+
+
+def test_versions_of_two_models_are_compared(as_owner, as_stranger, owner, pair):
+    other = make_model(owner, "other", visibility="private")
+    version = make_version(owner, other, {"model.safetensors": safetensors_bytes(w=[5.0])})
+    there = f"{address(pair[0], version)}?repository=olga/other"
+    page = as_owner.get(there).content.decode()
+    assert "olga/net@1 \N{RIGHTWARDS ARROW} olga/other@1" in page
+    assert as_stranger.get(there).status_code == 404
+
+
+def test_a_text_of_the_worst_kind_is_bounded(owner):
+    repository = make_model(owner, "lines")
+    same = b"a\n" * 20_000
+    before = make_version(owner, repository, {"a.txt": same + b"b\n" * 40_000})
+    after = make_version(owner, repository, {"a.txt": same + b"c\nd\n" * 20_000})
+    files = compare_files(before, after)
+    (text,) = compare_texts(actor_of(owner), before, after, files)
+    assert text.why.detail == "More than 2000 lines changed."
+    near = make_version(owner, repository, {"a.txt": same + b"x\n" + b"b\n" * 40_000})
+    files = compare_files(before, near)
+    (text,) = compare_texts(actor_of(owner), before, near, files)
+    assert (text.added, text.removed) == (1, 0)
+    assert text.lines[0].text == "-19998,6 +19998,7"
+
+
+def test_versions_stand_beside_each_other(as_owner, owner, pair):
+    page = as_owner.get("/models/olga/net/compare?v=1&v=2").content.decode()
+    assert "Retrained" in page
+    assert "kept.bin" in page
+    only = as_owner.get("/models/olga/net/compare?v=1&v=2&only=differences").content.decode()
+    assert "kept.bin" not in only
+    assert "vision" in only
+    assert "same" not in only.partition("config.json")[2].partition("Files")[0].split()
+
+
+def test_at_most_six_and_only_what_may_be_seen(as_stranger, owner, pair):
+    hidden = make_model(owner, "hidden", visibility="private")
+    make_version(owner, hidden, {})
+    many = "&".join(f"v={n}" for n in (1, 2, 1, "olga/net@2", "olga/hidden@1", 99, "@none", 5, 6))
+    page = as_stranger.get(f"/models/olga/net/compare?{many}").content.decode()
+    assert "There is no version olga/hidden@1 that you may see." in page
+    assert "There is no version 99 that you may see." in page
+    assert page.count('<th scope="col">') <= MOST + 1
+    empty = as_stranger.get("/models/olga/net/compare")
+    assert "Choose versions" in empty.content.decode()
+
+
+def test_the_history_leads_to_both(as_owner, pair):
+    page = as_owner.get("/models/olga/net?tab=versions").content.decode()
+    assert 'action="/models/olga/net/compare"' in page
+    assert page.count('form="beside"') == 2
+    assert address(*pair) in page
+    assert address(*pair) in as_owner.get("/models/olga/net/versions/2").content.decode()
