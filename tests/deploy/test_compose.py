@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
-APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "courier", "beat", "serving"}
+APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "courier", "beat", "serving", "front"}
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +47,54 @@ def test_secrets_are_files(compose):
 
 def test_only_the_web_and_the_models_are_published(compose):
     published = {name for name, service in compose["services"].items() if "ports" in service}
-    assert published == {"web", "serving"}
+    assert published == {"web", "front"}
     assert compose["networks"]["inside"]["internal"] is True
     assert {
         name
         for name, service in compose["services"].items()
         if set(service["networks"]) != {"inside"}
-    } == {"web", "courier", "serving"}
+    } == {"web", "courier", "front"}
 
 
 def test_no_job_runs_where_there_is_a_way_out(compose):
     command = compose["services"]["courier"]["command"]
     assert re.findall(r"--queues (\S+)", command) == ["webhooks"]
+
+
+def test_the_front_knows_no_database(compose):
+    front = compose["services"]["front"]
+    assert front["secrets"] == ["redis-url", "secret-key"]
+    assert "volumes" not in front
+    assert not any("DATABASE" in name for name in front["environment"])
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed here")
+def test_nginx_takes_its_configuration(tmp_path):
+    """With names and files that are there: the upstreams are containers of the compose file."""
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    key, certificate = tmp_path / "certificate.key", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
+            *("-subj", "/CN=a", "-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    for name in ("web", "front"):
+        text = text.replace(f"server {name}:", "server 127.0.0.1:")
+    file = tmp_path / "nginx.conf"
+    file.write_text(
+        text.replace("/etc/nginx/", f"{tmp_path}/").replace("/tmp/nginx", f"{tmp_path}/n")
+    )
+    checked = subprocess.run(
+        ["nginx", "-t", "-c", file, "-e", tmp_path / "errors"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "warn" not in checked.stderr
 
 
 def test_every_queue_has_a_worker(compose):

@@ -23,6 +23,7 @@ from workers.serving.messages import (
     Tensor,
     TensorSpec,
 )
+from workers.serving.passage import Front
 from workers.serving.rest import Rest
 from workers.serving.rpc import serve_grpc
 
@@ -176,15 +177,53 @@ class Served:
         self.port, self.grpc_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
+    def rpc(self):
+        return serve_grpc(self.plane, self.bounds, max_calls=64)
+
+    async def begin(self):
+        pass
+
+    async def end(self):
+        await self.rest.reader.close()
+
+
+class Fronted:
+    """A front before one replica, which is the plane that doubles."""
+
+    def __init__(self, served) -> None:
+        self.bounds = Bounds(BODY_BYTES, 4 * BODY_BYTES)
+        self.port, self.grpc_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._served = served
+
+    @property
+    def rest(self):
+        return self.front
+
+    def rpc(self):
+        return self.front.serve_calls(max_calls=64)
+
+    async def begin(self):
+        self.front = Front(self.bounds)
+        status = {"id": "one", "address": "127.0.0.1", "models": []}
+        ports = {"rest_port": self._served.port, "grpc_port": self._served.grpc_port}
+        self.front.pool.hear([{**status, **ports}])
+        await self.front.pool.check_all()
+        assert self.front.pool.up
+
+    async def end(self):
+        await self.front.close()
+
 
 @contextmanager
-def serving():
-    served = Served()
+def serving(served=None):
+    served = served or Served()
     up = threading.Event()
     stop: list = []
 
     async def run():
-        rpc = serve_grpc(served.plane, served.bounds, max_calls=64)
+        await served.begin()
+        rpc = served.rpc()
         rpc.add_insecure_port(f"127.0.0.1:{served.grpc_port}")
         await rpc.start()
         http = Server(
@@ -208,6 +247,7 @@ def serving():
         http.stop()
         await task
         await rpc.stop(0)
+        await served.end()
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()

@@ -34,6 +34,8 @@ MAX_OBJECTS = 20_000
 # Up to this size, a second look at JSON that may be bad is cheap.
 MAX_DOUBTED_BYTES = 1024 * 1024
 MAX_DEPTH = 32
+# So many numbers, or bytes of them, are written at once.
+LONG = 32_768
 MAX_PARAMETERS = 64
 MAX_TEXT_CHARACTERS = 1024
 
@@ -80,7 +82,7 @@ class Asked:
         return timeout_of(self.parameters)
 
 
-def load_json(data: Data) -> Any:
+def load_json(data: Data, max_values: int | None = None) -> Any:
     """Read JSON from outside within the bounds of this module.
 
     Raises:
@@ -94,6 +96,8 @@ def load_json(data: Data) -> Any:
             limit=MAX_JSON_BYTES,
         )
     raw = bytes(data)
+    if max_values is not None and _count_values(raw, max_values) > max_values:
+        raise TooLarge("The JSON has more than {limit} values.", limit=max_values)
     if _is_crowded(raw) and (len(raw) > MAX_DOUBTED_BYTES or _is_crowded(_TEXTS.sub(b"", raw))):
         raise Invalid(
             "The JSON has more than {lists} lists or {objects} objects.",
@@ -111,6 +115,14 @@ def load_json(data: Data) -> Any:
         raise Invalid("The JSON names a key twice, or nests deeply or unevenly.")
     # Slower, and says precisely what is wrong, if anything is.
     return read_json(raw, max_depth=MAX_DEPTH, parse_int=_whole)
+
+
+def _count_values(raw: bytes, enough: int) -> int:
+    """Count the commas outside of texts, where there are many at all."""
+    commas = raw.count(b",")
+    if commas <= enough:
+        return commas
+    return sum(one.count(b",") for one in _TEXTS.split(raw))
 
 
 def _is_crowded(raw: bytes) -> bool:
@@ -435,7 +447,23 @@ def write_infer(response: InferResponse, asked: Asked) -> tuple[list[Data], int 
     return [head, *tail], len(head) if binary else None
 
 
-def _json_values(tensor: Tensor) -> NDArray[Any] | list[str]:
+def is_long(response: InferResponse) -> bool:
+    """Say whether an answer takes long to write as JSON."""
+    return any(len(one.data) > LONG for one in response.outputs)
+
+
+def write_numbers(values: NDArray[Any]) -> NDArray[Any] | orjson.Fragment:
+    """Write many numbers piece by piece, so that others have their turn in between."""
+    if values.size <= LONG:
+        return values
+    pieces = (
+        orjson.dumps(values[at : at + LONG], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        for at in range(0, len(values), LONG)
+    )
+    return orjson.Fragment(b"[" + b",".join(pieces) + b"]")
+
+
+def _json_values(tensor: Tensor) -> NDArray[Any] | orjson.Fragment | list[str]:
     if tensor.datatype == BYTES:
         try:
             strings = unpack_strings(tensor.data, math.prod(tensor.shape))
@@ -445,7 +473,7 @@ def _json_values(tensor: Tensor) -> NDArray[Any] | list[str]:
     if tensor.datatype not in NUMPY:
         raise _without_json(tensor)
     # What is not finite is written as null, which clients read as NaN.
-    return unpack_numbers(tensor.datatype, tensor.data)
+    return write_numbers(unpack_numbers(tensor.datatype, tensor.data))
 
 
 def _without_json(tensor: Tensor) -> Invalid:

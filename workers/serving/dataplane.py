@@ -513,6 +513,7 @@ class DataPlane:
         return {
             "id": self.replica,
             "host": socket.gethostname(),
+            "address": own_address(),
             "process": os.getpid(),
             "rest_port": settings.INFER_PORT,
             "grpc_port": settings.GRPC_PORT,
@@ -608,6 +609,12 @@ def _status_of(entry: Entry, one: Target) -> dict[str, Any]:
         "execution_count": counters.executions,
         "inference_count": counters.inferences,
     }
+
+
+def own_address() -> str:
+    """Say where a front reaches this process."""
+    anywhere = settings.BIND in {"", "0.0.0.0", "::"}  # noqa: S104 - it is only compared
+    return settings.SERVING_ADDRESS or (socket.gethostname() if anywhere else settings.BIND)
 
 
 def _find(route: Route, version: str) -> Deployed | None:

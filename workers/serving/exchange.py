@@ -54,10 +54,14 @@ class Exchange:
         self._watching: asyncio.Task[None] | None = None
 
     @property
+    def peer(self) -> str | None:
+        """Who holds the other end of the connection: the client, or a proxy."""
+        return self._client[0] if self._client else None
+
+    @property
     def address(self) -> str | None:
         """Where the client is, as far as one may believe it."""
-        peer = self._client[0] if self._client else None
-        return client_address(peer, self.header(b"x-forwarded-for") or "")
+        return client_address(self.peer, self.header(b"x-forwarded-for") or "")
 
     def header(self, name: bytes) -> str | None:
         value = self.headers.get(name)
@@ -85,37 +89,55 @@ class Exchange:
             Unavailable: too much is held already; ClientGone: it never ends.
 
         """
-        limit = self.holding.bounds.body_bytes
         announced = self.count(b"content-length") or 0
-        if announced > limit:
-            raise _too_large(limit)
+        self.check_size(announced)
         self.holding.hold(announced)
         parts: list[bytes] = []
         size = 0
-        message = await self._next()
+        part, more = await self._next()
         while True:
-            if part := message.get("body", b""):
+            if part:
                 parts.append(part)
                 size += len(part)
-                if size > limit:
-                    raise _too_large(limit)
+                self.check_size(size)
                 self.holding.hold(size - self.holding.held)
-            if not message.get("more_body", False):
+            if not more:
                 break
-            try:
-                async with asyncio.timeout(IDLE_SECONDS):
-                    message = await self._next()
-            except TimeoutError:
-                raise ClientGone from None
+            part, more = await self.read_part()
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         coding = (self.header(b"content-encoding") or "identity").strip().lower()
         return body if coding == "identity" else await self._unpack(body, coding)
 
-    async def _next(self) -> MutableMapping[str, Any]:
+    def check_size(self, size: int) -> None:
+        """Pass when a body may have so many bytes.
+
+        Raises:
+            TooLarge: it may not.
+
+        """
+        limit = self.holding.bounds.body_bytes
+        if size > limit:
+            template = "The body has more than {limit} bytes, which is the limit."
+            raise TooLarge(template, limit=limit)
+
+    async def read_part(self) -> tuple[bytes, bool]:
+        """Give the next part of the body as it comes, and whether there are more.
+
+        Raises:
+            ClientGone: it stopped in the middle.
+
+        """
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                return await self._next()
+        except TimeoutError:
+            raise ClientGone from None
+
+    async def _next(self) -> tuple[bytes, bool]:
         message = await self._receive()
         if message["type"] != "http.request":
             raise ClientGone
-        return message
+        return message.get("body", b""), message.get("more_body", False)
 
     async def _unpack(self, body: bytes, coding: str) -> bytes:
         if coding not in CODINGS:
@@ -239,7 +261,3 @@ async def unpack(body: bytes, holding: Holding) -> bytes:
         holding.hold(len(part))
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge("The body has more than {limit} bytes, which is the limit.", limit=limit)

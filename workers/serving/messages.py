@@ -4,13 +4,16 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from registry.errors import Invalid
-from registry.models import Actor
+
+if TYPE_CHECKING:
+    # What reads requests beside the server knows no tables.
+    from registry.models import Actor
 
 Data = bytes | bytearray | memoryview
 
@@ -57,7 +60,7 @@ class InferRequest:
 
     model: str
     inputs: list[Tensor]
-    actor: Actor
+    actor: "Actor"
     # On the clock of time.monotonic.
     deadline: float
     # A number, `@` and an alias, or nothing: then the endpoint's traffic decides.

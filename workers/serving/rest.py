@@ -1,31 +1,49 @@
 """The data plane over HTTP: the Open Inference Protocol, OpenAI's embeddings, and plain JSON."""
 
+import asyncio
 import base64
 import logging
 import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from registry.errors import Invalid, NotFound, RegistryError
 from registry.models import Actor
 from workers.serving.budget import Bounds
-from workers.serving.codec import Asked, dump, load_json, read_infer, read_version, write_infer
+from workers.serving.codec import (
+    LONG,
+    MAX_JSON_BYTES,
+    Asked,
+    dump,
+    is_long,
+    load_json,
+    read_infer,
+    read_version,
+    write_infer,
+    write_numbers,
+)
 from workers.serving.exchange import JSON, ClientGone, Exchange, Header, Receive, Send
 from workers.serving.grpcweb import answer_grpcweb
 from workers.serving.messages import ITEM_BYTES, InferRequest, Tensor, TensorSpec, check_tensor
 from workers.serving.metrics import exposition
 from workers.serving.plane import Plane
+from workers.serving.reader import APART_FROM_BYTES, Reader
 from workers.serving.rpc import SERVICE, refuse_load_parameters
 
 MAX_TEXTS = 2048
 MAX_ROWS = 10_000
+# Of rows and of tokens: numbers beyond this hold up others, and have a shorter form in tensors.
+MAX_VALUES = 400_000
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Handler: TypeAlias = Callable[["Rest", Exchange, Mapping[str, str]], Awaitable[None]]
 
 # A name is a namespace and a word after a slash; clients send that slash as it is.
@@ -45,6 +63,7 @@ class Rest:
     def __init__(self, plane: Plane, bounds: Bounds) -> None:
         self.plane = plane
         self.bounds = bounds
+        self.reader = Reader()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self.bounds)
@@ -54,7 +73,7 @@ class Rest:
             pass
         # The last place that can still say something.
         except Exception as error:  # noqa: BLE001
-            await _refuse(exchange, error)
+            await refuse(exchange, error)
         finally:
             exchange.holding.release()
 
@@ -85,14 +104,17 @@ class Rest:
         return await self.plane.identify(said, None if said else exchange.address)
 
     async def infer(self, exchange: Exchange, where: Mapping[str, str]) -> None:
-        body = memoryview(await exchange.body())
+        body = await exchange.body()
         length = exchange.count(_LENGTH)
         actor = await self.actor(exchange)
         version = read_version(where["version"])
         if length == 0:
-            asked = await self._read_raw(actor, where["model"], version, body)
+            asked = await self._read_raw(actor, where["model"], version, memoryview(body))
+        elif APART_FROM_BYTES < (len(body) if length is None else length) <= MAX_JSON_BYTES:
+            asked = await self.reader.read(body, length)
+            exchange.holding.hold(sum(len(one.data) for one in asked.inputs))
         else:
-            asked = read_infer(body, length)
+            asked = read_infer(memoryview(body), length)
         request = InferRequest(
             model=where["model"],
             version=version,
@@ -104,7 +126,10 @@ class Rest:
             deadline=time.monotonic() + asked.timeout_seconds,
         )
         response = await exchange.unless_gone(self.plane.infer(request))
-        parts, json_bytes = write_infer(response, asked)
+        if is_long(response):
+            parts, json_bytes = await asyncio.to_thread(write_infer, response, asked)
+        else:
+            parts, json_bytes = write_infer(response, asked)
         if json_bytes is None:
             await exchange.respond(200, [JSON], parts)
             return
@@ -191,7 +216,7 @@ class Rest:
         """Answer rows of named fields: one object, or a list of them."""
         body = await exchange.body()
         actor, version = await self.actor(exchange), read_version(where["version"])
-        rows, several = _read_rows(exchange, body)
+        rows, several = await _beside(body, _read_rows, exchange, body)
         found = await exchange.unless_gone(
             self.plane.predict(actor, where["model"], version, rows, math.inf)
         )
@@ -200,9 +225,11 @@ class Rest:
         await _say(exchange, {**said, "parameters": found.parameters})
 
     async def embeddings(self, exchange: Exchange, _: Mapping[str, str]) -> None:
-        asked = await _json_object(exchange)
+        body = await exchange.body()
+        asked = await _beside(body, _read_object, body, MAX_VALUES)
         actor = await self.actor(exchange)
         model, version = _read_model(asked.get("model"))
+        texts = await _beside(body, _read_texts, asked.get("input"))
         packed = asked.get("encoding_format", "float")
         if packed not in {"float", "base64"}:
             raise Invalid("encoding_format is float or base64.")
@@ -211,17 +238,17 @@ class Rest:
                 actor,
                 model,
                 version,
-                _read_texts(asked.get("input")),
+                texts,
                 _read_dimensions(asked.get("dimensions")),
                 math.inf,
             )
         )
-        vectors: list[Any] = list(np.ascontiguousarray(found.vectors, "<f4"))
-        if packed == "base64":
-            vectors = [base64.b64encode(one.tobytes()).decode() for one in vectors]
-        data = [
-            {"object": "embedding", "index": at, "embedding": one} for at, one in enumerate(vectors)
-        ]
+        rows = np.ascontiguousarray(found.vectors, "<f4")
+        data = (
+            await asyncio.to_thread(_written, rows, packed)
+            if rows.size > LONG
+            else _written(rows, packed)
+        )
         usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
         said = {"object": "list", "data": data, "model": asked["model"], "usage": usage}
         await _say(exchange, {**said, "parameters": found.parameters})
@@ -270,11 +297,32 @@ async def _say(exchange: Exchange, value: Any, *, status: int = 200) -> None:
 
 async def _json_object(exchange: Exchange) -> dict[str, Any]:
     """Read a body that is an object; Triton's clients send none where they have nothing to say."""
-    body = await exchange.body()
-    value = load_json(body) if body.strip() else {}
+    return _read_object(await exchange.body())
+
+
+def _read_object(body: bytes, max_values: int | None = None) -> dict[str, Any]:
+    value = load_json(body, max_values) if body.strip() else {}
     if not isinstance(value, dict):
         raise Invalid("The body is no JSON object.")
     return value
+
+
+async def _beside(body: bytes, read: Callable[P, T], *asked: P.args, **more: P.kwargs) -> T:
+    """Read what a body says, in a thread where it is large."""
+    if len(body) > APART_FROM_BYTES:
+        return await asyncio.to_thread(read, *asked, **more)
+    return read(*asked, **more)
+
+
+def _written(rows: NDArray[np.float32], packed: str) -> list[dict[str, Any]]:
+    vectors: list[Any] = (
+        [base64.b64encode(one.tobytes()).decode() for one in rows]
+        if packed == "base64"
+        else [write_numbers(one) for one in rows]
+    )
+    return [
+        {"object": "embedding", "index": at, "embedding": one} for at, one in enumerate(vectors)
+    ]
 
 
 def _raw_shape(spec: TensorSpec, size: int) -> tuple[int, ...]:
@@ -297,7 +345,7 @@ def _read_rows(exchange: Exchange, body: bytes) -> tuple[list[dict[str, Any]], b
     kind = (exchange.header(b"content-type") or "").partition(";")[0].strip().lower()
     if kind.startswith("image/"):
         return [{"image": base64.b64encode(body).decode()}], False
-    value = load_json(body)
+    value = load_json(body, MAX_VALUES)
     rows = value if isinstance(value, list) else [value]
     if not rows or len(rows) > MAX_ROWS or not all(isinstance(one, dict) for one in rows):
         raise Invalid(
@@ -345,7 +393,7 @@ def _openai_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
-async def _refuse(exchange: Exchange, error: Exception) -> None:
+async def refuse(exchange: Exchange, error: Exception) -> None:
     """Answer with what went wrong, in the shape of the protocol that was spoken."""
     if isinstance(error, RegistryError):
         status, detail, code = error.status, error.detail, error.reason

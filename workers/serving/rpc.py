@@ -13,7 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -67,6 +67,8 @@ _THREAD_FROM_BYTES = 64 * 1024
 # Inputs, outputs and raw tensors, the parameters, and what is said once.
 _MAX_FIELDS = 3 * MAX_TENSORS + MAX_PARAMETERS + 8
 _RAW_FIELD = 7
+# In the trailers: why a call was refused, as the REST protocol's `code`.
+REFUSED = "modelyard-code"
 
 M = TypeVar("M", bound=Message)
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
@@ -119,6 +121,7 @@ class Refusal:
     code: grpc.StatusCode
     detail: str
     retry_after: int | None = None
+    reason: str = "error"
 
     @classmethod
     def of(cls, error: Exception) -> "Refusal":
@@ -130,6 +133,7 @@ class Refusal:
             grpc.StatusCode.RESOURCE_EXHAUSTED if error.reason == BUSY else code,
             error.detail,
             getattr(error, "retry_after", None),
+            error.reason,
         )
 
 
@@ -516,6 +520,17 @@ UNARY: Mapping[str, Unary] = {
 """Calls by name; what is not here, as shared memory and tracing, is answered as unimplemented."""
 
 
+OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_send_message_length", -1),
+    # The library would unpack a bomb to its end.
+    ("grpc.per_message_decompression", 0),
+    ("grpc.so_reuseport", 0),
+    # A client may ping an idle connection; Triton's are told that they may every 20 s.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
 class Incoming:
     """The messages of one call on their way in, counted against what all calls may hold."""
 
@@ -573,16 +588,7 @@ class Incoming:
 def serve_grpc(plane: Plane, bounds: Bounds, *, max_calls: int) -> grpc.aio.Server:
     """Make the gRPC server of `plane`; the caller gives it a port and starts it."""
     server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", bounds.body_bytes),
-            ("grpc.max_send_message_length", -1),
-            # The library would unpack a bomb to its end.
-            ("grpc.per_message_decompression", 0),
-            ("grpc.so_reuseport", 0),
-            # A client may ping an idle connection; Triton's are told that they may every 20 s.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ],
+        options=[*OPTIONS, ("grpc.max_receive_message_length", bounds.body_bytes)],
         maximum_concurrent_rpcs=max_calls,
     )
     # Without (de)serialisers: a message that cannot be read is the caller's error, not ours. As a
@@ -605,7 +611,7 @@ def _unary(plane: Plane, bounds: Bounds, method: Unary) -> Any:
             message = await method.answer(call, method.read(body))
         # Whatever it is, the caller hears it as a status.
         except Exception as error:  # noqa: BLE001
-            await _abort(context, error)
+            await abort(context, error)
         finally:
             if holding is not None:
                 holding.release()
@@ -623,7 +629,7 @@ def _stream(plane: Plane, bounds: Bounds) -> Any:
                     yield answer.SerializeToString()
         # Of the stream as a whole; those of its requests have been answered.
         except Exception as error:  # noqa: BLE001
-            await _abort(context, error)
+            await abort(context, error)
 
     return handle
 
@@ -632,8 +638,7 @@ async def _call(plane: Plane, context: Context) -> Call:
     metadata = dict(context.invocation_metadata() or ())
     said = metadata.get("authorization")
     if said is None:
-        forwarded = str(metadata.get("x-forwarded-for", ""))
-        actor = await plane.identify(None, client_address(_peer(context.peer()), forwarded))
+        actor = await plane.identify(None, address_of(context))
     else:
         known = said.decode("latin-1") if isinstance(said, bytes) else said
         actor = await plane.identify(known, None)
@@ -642,12 +647,29 @@ async def _call(plane: Plane, context: Context) -> Call:
     return Call(plane, actor, math.inf if left is None else time.monotonic() + left)
 
 
-def _peer(said: str) -> str:
-    """Take the address out of `ipv4:192.0.2.1:5000` or `ipv6:%5B::1%5D:5000`."""
-    return unquote(said.partition(":")[2]).rpartition(":")[0].strip("[]")
+def address_of(context: Context) -> str | None:
+    """Give where a call comes from, as far as one may believe it."""
+    # As `ipv4:192.0.2.1:5000` or `ipv6:%5B::1%5D:5000`.
+    peer = unquote(context.peer().partition(":")[2]).rpartition(":")[0].strip("[]")
+    metadata = dict(context.invocation_metadata() or ())
+    return client_address(peer, str(metadata.get("x-forwarded-for", "")))
 
 
-async def _abort(context: Context, error: Exception) -> None:
+async def abort(context: Context, error: Exception) -> None:
+    """End a call with what went wrong; the trailers say more to programs than its code does."""
     refusal = Refusal.of(error)
-    trailing = () if refusal.retry_after is None else (("retry-after", str(refusal.retry_after)),)
-    await context.abort(refusal.code, refusal.detail, trailing)
+    trailing = [(REFUSED, refusal.reason)]
+    if refusal.retry_after is not None:
+        trailing.append(("retry-after", str(refusal.retry_after)))
+    await context.abort(refusal.code, refusal.detail, tuple(trailing))
+
+
+def model_of(method: str, body: bytes) -> str:
+    """Give the model that a request for tensors names at its beginning, where clients write it."""
+    if method != "ModelInfer":
+        return ""
+    with suppress(Invalid):
+        number, kind, place, end = _read_field(memoryview(body), 0)
+        if (number, kind) == (1, _SIZED):
+            return body[place:end].decode(errors="replace")
+    return ""

@@ -1,12 +1,8 @@
 """`python -m workers.serving` as it runs: its ports, who may call, what it does when parts fail."""
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,117 +14,20 @@ import httpx
 import pytest
 from django.utils import timezone
 
-from registry.models import Alias, Deployment, Endpoint, Token
+from registry.models import Alias, Token
 from registry.queue import announce_routes, read_replicas
-from tests.factories import make_model, make_token, make_version
+from tests.factories import make_token
 from tests.workers.serving import yard as y
+from tests.workers.serving.servers import CALL, deploy, outputs, wait_until
 
 # Each starts a server, and that starts models.
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[3]
-CALL = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [3.0]}]}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_until(condition, seconds=60):
-    ends = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < ends, "it did not come to hold"
-        time.sleep(0.02)
-    return found
-
-
-class InferenceServer:
-    """The program, with ports and a data folder of its own."""
-
-    def __init__(self, environment, home):
-        self.port, self.grpc_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = home / "serving.log"
-        self.environment = {
-            **environment,
-            "MODELYARD_STORAGE_URL": f"file://{os.environ['MODELYARD_HOME']}/storage",
-            "MODELYARD_HOME": str(home),
-            "MODELYARD_INFER_PORT": str(self.port),
-            "MODELYARD_GRPC_PORT": str(self.grpc_port),
-            "MODELYARD_SECRET_KEY": "of no use to anybody, and long enough for that",
-        }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers.serving"],
-                cwd=ROOT,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        wait_until(self.is_ready)
-
-    def is_ready(self):
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return httpx.get(f"{self.url}/v2/health/ready", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def call(self, model, token=None, version=""):
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        path = f"/v2/models/{model}{f'/versions/{version}' if version else ''}/infer"
-        return httpx.post(self.url + path, json=CALL, headers=headers, timeout=30)
-
-    def stop(self):
-        self.process.terminate()
-        return self.process.wait(60)
-
-
-@pytest.fixture
-def home():
-    folder = Path(tempfile.mkdtemp(prefix="served-"))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
 def double(owner):
     """Give a deployed model that doubles its input, public to nobody."""
     return deploy(owner, "double", y.linear(2.0))
-
-
-def deploy(owner, name, *contents):
-    repository = make_model(owner, name, visibility="private")
-    versions = [make_version(owner, repository, {"model.onnx": one}) for one in contents]
-    Alias.objects.create(repository=repository, name="live", version=versions[0])
-    endpoint = Endpoint.objects.create(
-        namespace=repository.namespace, name=name, repository=repository
-    )
-    Deployment.objects.create(endpoint=endpoint, alias="live", weight=100)
-    return repository, versions
-
-
-@pytest.fixture
-def start(process_environment, home):
-    started = []
-
-    def run(**more):
-        started.append(InferenceServer({**process_environment, **more}, home))
-        return started[-1]
-
-    yield run
-    for server in started:
-        if server.process.poll() is None:
-            server.stop()
-
-
-def outputs(answer):
-    assert answer.status_code == 200, answer.text
-    return answer.json()["outputs"][0]["data"]
 
 
 def test_a_model_answers_those_who_may_read_it_until_they_may_not(start, owner, double):

@@ -1,0 +1,99 @@
+"""A front before one replica: who hangs up, deadlines, what it says itself."""
+
+import socket
+import time
+from ipaddress import ip_network
+
+import grpc
+import httpx
+import pytest
+
+from tests.local.waiting import wait_until
+from tests.protocols.doubling import MODEL, Fronted, serving
+from workers.serving.protos import inference_pb2 as pb
+from workers.serving.rpc import REFUSED, SERVICE
+
+GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1, 2.5]]}]}
+
+
+@pytest.fixture(scope="module")
+def fronted(served):
+    with serving(Fronted(served)) as one:
+        yield one
+
+
+@pytest.fixture
+def channel(fronted):
+    with grpc.insecure_channel(f"127.0.0.1:{fronted.grpc_port}") as one:
+        yield one
+
+
+def message(model):
+    asked = pb.ModelInferRequest(model_name=model, raw_input_contents=[b"a"])
+    asked.inputs.add(name="x", datatype="UINT8", shape=[1])
+    return asked.SerializeToString()
+
+
+def test_an_answer_passes_through(fronted):
+    answer = httpx.post(f"{fronted.url}/v2/models/{MODEL}/infer", json=GOOD)
+    assert answer.json()["outputs"][0]["data"] == [2.0, 5.0]
+    refused = httpx.post(f"{fronted.url}/v2/models/lab/busy/infer", json=GOOD)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
+    assert httpx.get(f"{fronted.url}/v2/models/no/such").status_code == 404
+
+
+def test_who_calls_is_passed_on(fronted, served, settings):
+    settings.TRUSTED_PROXIES = [ip_network("127.0.0.0/8")]
+    headers = {"x-forwarded-for": "198.51.100.7"}
+    httpx.post(f"{fronted.url}/v2/models/{MODEL}/infer", json=GOOD, headers=headers)
+    assert served.plane.address == "198.51.100.7"
+
+
+def test_who_hangs_up_is_no_longer_computed_for(fronted, served):
+    served.plane.started.clear()
+    served.plane.cancelled.clear()
+    body = httpx.Request("POST", "http://a", json=GOOD).content
+    path = "/v2/models/lab/slow/infer"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", fronted.port), 30) as one:
+        one.sendall(head.encode() + body)
+        assert served.plane.started.wait(30)
+    assert served.plane.cancelled.wait(30)
+    wait_until(lambda: fronted.bounds.held == 0, "the room to be free again")
+
+
+def test_who_cancels_a_call_is_no_longer_computed_for(channel, served):
+    served.plane.started.clear()
+    served.plane.cancelled.clear()
+    waiting = channel.unary_unary(f"/{SERVICE}/ModelInfer").future(message("lab/slow"))
+    assert served.plane.started.wait(30)
+    waiting.cancel()
+    assert served.plane.cancelled.wait(30)
+
+
+def test_a_deadline_goes_along(channel, served):
+    served.plane.cancelled.clear()
+    began = time.monotonic()
+    with pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary(f"/{SERVICE}/ModelInfer")(message("lab/slow"), timeout=0.5)
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - began < 20
+    assert served.plane.cancelled.wait(30)
+
+
+def test_a_refusal_keeps_its_code_and_what_it_says_to_programs(channel):
+    call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    with pytest.raises(grpc.RpcError) as raised:
+        call(message("lab/busy"), timeout=30)
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailers = dict(raised.value.trailing_metadata())
+    assert (trailers[REFUSED], trailers["retry-after"]) == ("rate_limited", "7")
+
+
+def test_a_replica_that_fails_by_itself_is_left_out_though_it_is_the_only_one(fronted):
+    for _ in range(6):
+        broken = httpx.post(f"{fronted.url}/v2/models/lab/broken/infer", json=GOOD)
+        assert broken.status_code == 500
+    assert "modelyard_front_ejections_total 1" in httpx.get(f"{fronted.url}/metrics").text
+    answer = httpx.post(f"{fronted.url}/v2/models/{MODEL}/infer", json=GOOD)
+    assert answer.is_success

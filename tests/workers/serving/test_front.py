@@ -1,0 +1,221 @@
+"""`python -m workers.serving.front` before three serving processes, of which some go."""
+
+import gzip
+import json
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+
+from tests.factories import make_token
+from tests.workers.serving import yard as y
+from tests.workers.serving.servers import CALL, deploy, outputs, wait_until
+from workers.serving.protos import inference_pb2 as pb
+from workers.serving.rpc import SERVICE
+
+pytestmark = pytest.mark.slow
+CALLERS = 4
+
+
+@pytest.fixture
+def model(owner):
+    repository, _ = deploy(owner, "double", y.linear(2.0))
+    return repository.full_name
+
+
+@pytest.fixture
+def token(owner):
+    return make_token(owner)
+
+
+@pytest.fixture
+def replicas(start, model):
+    found = [start(wait=False) for _ in range(3)]
+    for one in found:
+        one.wait()
+    yield found
+    for one in found:
+        if one.process.poll() is None:
+            one.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def front(start, replicas):
+    one = start(module="workers.serving.front")
+    wait_until(lambda: numbers(one, "replica_up") == [1, 1, 1])
+    return one
+
+
+def numbers(front, name):
+    lines = httpx.get(f"{front.url}/metrics", timeout=30).text.splitlines()
+    return [int(one.split()[-1]) for one in lines if one.startswith(f"modelyard_front_{name}")]
+
+
+def raw_request(model, values):
+    data = np.asarray(values, np.float32)
+    message = pb.ModelInferRequest(model_name=model, raw_input_contents=[data.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=data.shape)
+    return message.SerializeToString()
+
+
+class Load:
+    """Callers of both protocols, who go on until they are told to stop and keep every answer."""
+
+    def __init__(self, front, model, token):
+        self.front, self.model, self.token = front, model, token
+        self.stop = threading.Event()
+        self.answered = 0
+        self.seen = set()
+        self._pool = ThreadPoolExecutor(2 * CALLERS)
+
+    def __enter__(self):
+        self._calls = [
+            self._pool.submit(caller) for caller in (self._http, self._grpc) for _ in range(CALLERS)
+        ]
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self._pool.shutdown()
+        for call in self._calls:
+            call.result()
+
+    def _http(self):
+        headers = {"Authorization": f"Bearer {self.token}"}
+        with httpx.Client(headers=headers, timeout=60) as client:
+            while not self.stop.is_set():
+                answer = client.post(f"{self.front.url}/v2/models/{self.model}/infer", json=CALL)
+                said = answer.json()["outputs"][0]["data"] if answer.is_success else answer.text
+                self.seen.add((answer.status_code, str(said)))
+                self.answered += 1
+
+    def _grpc(self):
+        metadata = [("authorization", f"Bearer {self.token}")]
+        body = raw_request(self.model, [[3.0]])
+        with grpc.insecure_channel(f"127.0.0.1:{self.front.grpc_port}") as channel:
+            call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            while not self.stop.is_set():
+                try:
+                    answer = pb.ModelInferResponse.FromString(
+                        call(body, timeout=60, metadata=metadata)
+                    )
+                    value = np.frombuffer(answer.raw_output_contents[0], np.float32)
+                    self.seen.add((200, str(value.tolist())))
+                except grpc.RpcError as error:
+                    self.seen.add((error.code(), error.details()))
+                self.answered += 1
+
+    def more(self, count=60):
+        """Wait for so many further answers."""
+        before = self.answered
+        wait_until(lambda: self.answered >= before + count)
+
+
+def test_replicas_may_go_and_hang_and_come_back_without_a_failed_call(
+    start, replicas, front, model, token
+):
+    wait_until(lambda: outputs(front.call(model, token)) == [6.0])
+    with Load(front, model, token) as load:
+        load.more(200)
+        spread = numbers(front, "answers_total")
+        assert min(spread) > max(spread) / 4, spread
+        gone, hung, _ = replicas
+        os.kill(gone.process.pid, signal.SIGKILL)
+        gone.process.wait(30)
+        load.more()
+        wait_until(lambda: sum(numbers(front, "replica_up")) == 2)
+        os.kill(hung.process.pid, signal.SIGSTOP)
+        wait_until(lambda: sum(numbers(front, "replica_up")) == 1)
+        load.more()
+        os.kill(hung.process.pid, signal.SIGCONT)
+        wait_until(lambda: sum(numbers(front, "replica_up")) == 2)
+        start()
+        wait_until(lambda: sum(numbers(front, "replica_up")) == 3)
+        load.more(200)
+    assert load.seen == {(200, "[6.0]")}
+    assert numbers(front, "retries_total")[0] > 0
+
+
+def test_everything_passes_through_as_it_came(front, replicas, model, token):
+    # Three servers take long to start: both protocols share them.
+    over_http(front, replicas, model, token)
+    over_grpc(front, model, token)
+
+
+def over_http(front, replicas, model, token):
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=front.url, headers=headers, timeout=60) as client:
+        path = f"/v2/models/{model}"
+        assert client.get(f"{path}/ready").status_code == 200
+        assert client.get(f"{path}?x=%2F").json()["name"] == model
+        assert client.get("/v2/health/ready").json() == {"ready": True}
+        assert client.get("/v2/models/no/such").status_code == 404
+        assert client.post(f"{path}/infer", content=b"{").status_code == 400
+        packed = gzip.compress(httpx.Request("POST", "http://a", json=CALL).content)
+        answer = client.post(f"{path}/infer", content=packed, headers={"content-encoding": "gzip"})
+        assert outputs(answer) == [6.0]
+        # Longer than what is kept to be sent again, with and without its length said.
+        large = np.arange(2_000_000, dtype=np.float32)
+        shape = {"name": "x", "datatype": "FP32", "shape": [1, 2_000_000]}
+        shape["parameters"] = {"binary_data_size": 8_000_000}
+        asked = {"inputs": [shape], "parameters": {"binary_data_output": True}}
+        head = json.dumps(asked).encode()
+        sizes = {"inference-header-content-length": str(len(head))}
+        body = head + large.tobytes()
+        for content in (body, iter([body[:3_000_000], body[3_000_000:]])):
+            answer = client.post(f"{path}/infer", content=content, headers=sizes)
+            length = int(answer.headers["inference-header-content-length"])
+            found = np.frombuffer(answer.content[length:], np.float32)
+            assert np.array_equal(found, 2 * large)
+        assert client.post(f"{path}/infer", content=bytes(70_000_000)).status_code == 413
+        page = {"origin": "https://elsewhere.example"}
+        answer = client.post(f"{path}/infer", json=CALL, headers=page)
+        assert answer.headers.get_list("access-control-allow-origin") == ["*"]
+        # What each process does for itself is asked of all.
+        assert client.post(f"/v2/repository/models/{model}/unload").status_code == 200
+        for one in replicas:
+            said = httpx.get(f"{one.url}{path}/ready", headers=headers, timeout=30)
+            assert said.status_code == 503
+        assert client.post(f"/v2/repository/models/{model}/load").status_code == 200
+        for one in replicas:
+            assert httpx.get(f"{one.url}{path}/ready", headers=headers, timeout=30).is_success
+        message = raw_request(model, [[3.0]])
+        frame = b"\0" + len(message).to_bytes(4, "big") + message
+        kind = {"content-type": "application/grpc-web+proto"}
+        answer = client.post(f"/{SERVICE}/ModelInfer", content=frame, headers=kind)
+        assert b"grpc-status: 0" in answer.content
+
+
+def over_grpc(front, model, token):
+    metadata = [("authorization", f"Bearer {token}")]
+    with grpc.insecure_channel(f"127.0.0.1:{front.grpc_port}") as channel:
+        stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        answers = stream(
+            iter([raw_request(model, [[float(at)]]) for at in range(5)]),
+            timeout=60,
+            metadata=metadata,
+        )
+        found = [
+            np.frombuffer(
+                pb.ModelStreamInferResponse.FromString(one).infer_response.raw_output_contents[0],
+                np.float32,
+            ).tolist()
+            for one in answers
+        ]
+        assert found == [[0.0], [2.0], [4.0], [6.0], [8.0]]
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(raw_request(model, [[1.0]]), timeout=60)
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError) as refused:
+            call(raw_request(model, [1.0]), timeout=60, metadata=metadata)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "takes" in refused.value.details()
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"\xff\xff", timeout=60, metadata=metadata)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

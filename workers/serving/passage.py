@@ -1,0 +1,528 @@
+"""Calls on their way through a front: each to one of the serving processes, and back.
+
+A call goes to the less busy of two that answer; one that was lost before it was answered goes to
+another. Bodies pass through: only their beginning is kept, so that it can be sent again. Nothing
+here asks the database.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import grpc
+import grpc.aio
+import httpx
+
+from registry import queue
+from registry.errors import RegistryError, Unavailable
+from workers.serving.budget import Bounds
+from workers.serving.codec import dump
+from workers.serving.exchange import JSON, ClientGone, Exchange, Header, Receive, Send
+from workers.serving.pool import CHECK_SECONDS, Pool, Replica
+from workers.serving.rest import refuse
+from workers.serving.rpc import (
+    OPTIONS,
+    REFUSED,
+    SERVICE,
+    UNARY,
+    Incoming,
+    abort,
+    address_of,
+    model_of,
+)
+
+# So much of a body is kept to be sent again; what is longer goes to one replica only.
+REPLAYED_BYTES = 1024 * 1024
+ATTEMPTS = 3
+CONNECT_SECONDS = 1.0
+_KEPT_CONNECTIONS = 256
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_MODEL = re.compile(r"/(?:v2/models|predict)/([^/]+/[^/]+?)(?:/versions/[^/]+)?(?:/[a-z]+)?")
+# Each process loads for itself.
+_FOR_ALL = re.compile(
+    rf"/v2/repository/models/.+/(?:load|unload)|/{re.escape(SERVICE)}/RepositoryModel(?:Unl|L)oad"
+)
+_CALLS_FOR_ALL = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
+# Of one connection, or written anew here.
+_OWN_HEADERS = frozenset(
+    {
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"),
+        *(b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"content-length"),
+        b"x-forwarded-for",
+    }
+)
+_OWN_METADATA = re.compile(r"(?::|grpc-).*|user-agent|te|content-type|x-forwarded-for")
+
+
+class Lost(Exception):  # noqa: N818 - an ending, which another replica makes good
+    """The replica went away before it answered."""
+
+
+class Front:
+    """The ASGI application and the gRPC calls of a front, over one pool of replicas."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.pool = Pool(self._is_ready)
+        self._transports: dict[Replica, httpx.AsyncHTTPTransport] = {}
+        self._channels: dict[Replica, grpc.aio.Channel] = {}
+        self._stopping = False
+
+    # --- the replicas -----------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Look for ever which replicas there are, and whether they answer."""
+        while True:
+            try:
+                self.pool.hear(await asyncio.to_thread(queue.read_replicas))
+                await self.pool.check_all()
+                await self._let_go()
+            except Exception:
+                logger.exception("The replicas could not be looked after")
+            await asyncio.sleep(CHECK_SECONDS)
+
+    async def _is_ready(self, replica: Replica) -> bool:
+        try:
+            request = self._request(replica, "GET", b"/v2/health/ready", [])
+            answer = await self._transport(replica).handle_async_request(request)
+            await answer.aread()
+        except httpx.TransportError:
+            return False
+        return answer.status_code == 200
+
+    async def _let_go(self) -> None:
+        """Close what leads to replicas that have gone."""
+        known = set(self.pool.all)
+        for replica in [one for one in self._transports if one not in known]:
+            await self._transports.pop(replica).aclose()
+        for replica in [one for one in self._channels if one not in known]:
+            await self._channels.pop(replica).close()
+
+    async def close(self) -> None:
+        for transport in self._transports.values():
+            await transport.aclose()
+        for channel in self._channels.values():
+            await channel.close()
+
+    def refuse_new(self) -> None:
+        """Say that this front is on its way out; what comes all the same is still passed on."""
+        self._stopping = True
+
+    def _transport(self, replica: Replica) -> httpx.AsyncHTTPTransport:
+        found = self._transports.get(replica)
+        if found is None:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS)
+            found = self._transports[replica] = httpx.AsyncHTTPTransport(limits=limits)
+        return found
+
+    def _channel(self, replica: Replica) -> grpc.aio.Channel:
+        found = self._channels.get(replica)
+        if found is None:
+            found = self._channels[replica] = grpc.aio.insecure_channel(
+                f"{replica.address}:{replica.grpc_port}",
+                options=[
+                    ("grpc.max_receive_message_length", -1),
+                    ("grpc.max_send_message_length", -1),
+                    ("grpc.use_local_subchannel_pool", 1),
+                    ("grpc.initial_reconnect_backoff_ms", 100),
+                    ("grpc.min_reconnect_backoff_ms", 100),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
+                ],
+            )
+        return found
+
+    async def _unless_lost(self, replica: Replica, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for an answer for as long as the replica lives.
+
+        Raises:
+            Lost: it went away meanwhile.
+
+        """
+        replica.in_flight += 1
+        asking = asyncio.ensure_future(work)
+        losing = asyncio.ensure_future(replica.down.wait())
+        try:
+            await asyncio.wait({asking, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise Lost
+            return await asking
+        finally:
+            replica.in_flight -= 1
+            losing.cancel()
+            asking.cancel()
+
+    # --- HTTP -------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, self.bounds)
+        try:
+            await self._answer(exchange, scope)
+        except ClientGone:
+            pass
+        # The last place that can still say something.
+        except Exception as error:  # noqa: BLE001
+            await refuse(exchange, error)
+        finally:
+            exchange.holding.release()
+
+    async def _answer(self, exchange: Exchange, scope: Mapping[str, Any]) -> None:
+        own = {
+            "/healthz": self._health,
+            "/v2/health/live": self._health,
+            "/v2/health/ready": self._ready,
+            "/metrics": self._metrics,
+        }.get(exchange.path)
+        if exchange.method == "OPTIONS":
+            await exchange.allow()
+        elif own is not None and exchange.method in {"GET", "HEAD"}:
+            await own(exchange)
+        else:
+            passage = _Passage(exchange, scope)
+            await passage.begin()
+            if _FOR_ALL.fullmatch(exchange.path):
+                await self._pass_to_all(passage)
+            else:
+                await self._pass(passage)
+
+    async def _health(self, exchange: Exchange) -> None:
+        await exchange.respond(200, [JSON], [dump({"live": True})])
+
+    async def _ready(self, exchange: Exchange) -> None:
+        ready = bool(self.pool.up) and not self._stopping
+        await exchange.respond(200 if ready else 503, [JSON], [dump({"ready": ready})])
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        kind = b"text/plain; version=0.0.4; charset=utf-8"
+        body = exposition(self.pool).encode()
+        await exchange.respond(200, [(b"content-type", kind)], [body])
+
+    async def _pass(self, passage: "_Passage") -> None:
+        """Send a request to one replica, and to another one where that does not answer it."""
+        found = _MODEL.fullmatch(passage.exchange.path)
+        model = found[1] if found else ""
+        asked: list[Replica] = []
+        while True:
+            replica = self.pool.pick(model, beside=asked)
+            asked.append(replica)
+            again = len(asked) < ATTEMPTS
+            try:
+                asking = self._ask(replica, passage)
+                # While the body comes, its end tells that the client has gone.
+                answer = await (asking if passage.more else passage.exchange.unless_gone(asking))
+            except (Lost, httpx.TransportError) as error:
+                if passage.is_touched or not again:
+                    raise _broken(replica) from error
+                self.pool.retries += 1
+                continue
+            # It is loading the model, or on its way out: another one may have it.
+            if answer.status_code == 503 and again and not passage.is_touched:
+                with suppress(Unavailable):
+                    self.pool.pick(model, beside=asked)
+                    await answer.aclose()
+                    self.pool.retries += 1
+                    continue
+            await self._give_back(passage.exchange, answer)
+            return
+
+    async def _ask(self, replica: Replica, passage: "_Passage") -> httpx.Response:
+        request = self._request(
+            replica,
+            passage.exchange.method,
+            passage.target,
+            passage.headers,
+            passage.content(),
+        )
+        asking = self._transport(replica).handle_async_request(request)
+        try:
+            answer = await self._unless_lost(replica, asking)
+        except httpx.TransportError:
+            self.pool.count(replica, failed=True)
+            raise
+        self.pool.count(replica, failed=answer.status_code in {500, 502})
+        return answer
+
+    def _request(
+        self,
+        replica: Replica,
+        method: str,
+        target: bytes,
+        headers: Sequence[Header],
+        content: bytes | AsyncIterator[bytes] | None = None,
+    ) -> httpx.Request:
+        address = f"http://{replica.address}:{replica.rest_port}"
+        waits = {"connect": CONNECT_SECONDS, "read": None, "write": None, "pool": None}
+        # As it came: an address may be written in several ways.
+        more = {"timeout": waits, "target": target}
+        return httpx.Request(method, address, headers=[*headers], content=content, extensions=more)
+
+    async def _give_back(self, exchange: Exchange, answer: httpx.Response) -> None:
+        headers = [
+            (name.lower(), value)
+            for name, value in answer.headers.raw
+            if name.lower() not in _OWN_HEADERS - {b"content-length"}
+            # What pages of other sites may see is said here.
+            and not name.lower().startswith(b"access-control-")
+        ]
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        try:
+            await exchange.start(answer.status_code, headers)
+            async for part in answer.stream:
+                await exchange.write(part, more=True)
+            await exchange.write(b"", more=False)
+        finally:
+            await answer.aclose()
+
+    async def _pass_to_all(self, passage: "_Passage") -> None:
+        """Send a request to every replica; the answer is the first that is no success, if any."""
+        if passage.more:
+            raise Unavailable("The body is too long to be sent to every serving process.")
+        answers = []
+        for replica in self.pool.up:
+            with suppress(Lost, httpx.TransportError):
+                answer = await passage.exchange.unless_gone(self._ask(replica, passage))
+                await answer.aread()
+                answers.append(answer)
+        if not answers:
+            self.pool.pick()
+            raise Unavailable("No serving process answers; try again soon.", code="no_replica")
+        worst = max(answers, key=lambda one: one.status_code)
+        kind = [(b"content-type", worst.headers.get("content-type", "").encode())]
+        await passage.exchange.respond(worst.status_code, kind, [worst.content])
+
+    # --- gRPC -------------------------------------------------------------------------------------
+
+    def serve_calls(self, *, max_calls: int) -> grpc.aio.Server:
+        """Make the gRPC server that passes calls on."""
+        server = grpc.aio.server(
+            options=[*OPTIONS, ("grpc.max_receive_message_length", self.bounds.body_bytes)],
+            maximum_concurrent_rpcs=max_calls,
+        )
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            name: grpc.stream_unary_rpc_method_handler(self._passing(name)) for name in UNARY
+        }
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        return server
+
+    def _passing(self, method: str) -> Any:
+        async def handle(_: Any, context: Any) -> bytes:
+            holding = None
+            try:
+                body, holding = await Incoming(self.bounds, context).first()
+                if method in _CALLS_FOR_ALL:
+                    return await self._call_all(method, body, context)
+                return await self._call_one(method, body, context)
+            except RegistryError as error:
+                await abort(context, error)
+                raise
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), error.details() or "", _trailing(error))
+                raise
+            finally:
+                if holding is not None:
+                    holding.release()
+
+        return handle
+
+    async def _call_one(self, method: str, body: bytes, context: Any) -> bytes:
+        model = model_of(method, body)
+        asked: list[Replica] = []
+        while True:
+            replica = self.pool.pick(model, beside=asked)
+            asked.append(replica)
+            again = len(asked) < ATTEMPTS
+            try:
+                return await self._call(replica, method, body, context)
+            except Lost as error:
+                if not again:
+                    raise _broken(replica) from error
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or not again:
+                    raise
+                try:
+                    self.pool.pick(model, beside=asked)
+                except Unavailable:
+                    raise error from None
+            self.pool.retries += 1
+
+    async def _call_all(self, method: str, body: bytes, context: Any) -> bytes:
+        answer = None
+        for replica in self.pool.up:
+            with suppress(Lost):
+                answer = await self._call(replica, method, body, context)
+        if answer is None:
+            raise Unavailable("No serving process answers; try again soon.", code="no_replica")
+        return answer
+
+    async def _call(self, replica: Replica, method: str, body: bytes, context: Any) -> bytes:
+        call: Any = self._channel(replica).unary_unary(f"/{SERVICE}/{method}")
+
+        async def ask() -> bytes:
+            answer: bytes = await call(body, timeout=_left(context), metadata=_metadata(context))
+            return answer
+
+        try:
+            answer = await self._unless_lost(replica, ask())
+        except grpc.aio.AioRpcError as error:
+            self.pool.count(replica, failed=_is_failure(error))
+            raise
+        self.pool.count(replica, failed=False)
+        return answer
+
+    async def _stream(self, _: Any, context: Any) -> AsyncIterator[bytes]:
+        """Pass a stream on to one replica, message by message."""
+        try:
+            replica = self.pool.pick()
+            replica.in_flight += 1
+            try:
+                call: Any = self._channel(replica).stream_stream(f"/{SERVICE}/ModelStreamInfer")
+                answers = call(
+                    _bodies(Incoming(self.bounds, context)),
+                    timeout=_left(context),
+                    metadata=_metadata(context),
+                )
+                async for answer in answers:
+                    yield answer
+            finally:
+                replica.in_flight -= 1
+        except RegistryError as error:
+            await abort(context, error)
+        except grpc.aio.AioRpcError as error:
+            self.pool.count(replica, failed=_is_failure(error))
+            await context.abort(error.code(), error.details() or "", _trailing(error))
+
+
+class _Passage:
+    """A request on its way through: its head, the beginning of its body, and what comes behind."""
+
+    def __init__(self, exchange: Exchange, scope: Mapping[str, Any]) -> None:
+        self.exchange = exchange
+        path: bytes = scope.get("raw_path") or quote(exchange.path).encode()
+        asked: bytes = scope.get("query_string", b"")
+        self.target = path.partition(b"?")[0] + (b"?" + asked if asked else b"")
+        self.headers: list[Header] = []
+        self.more = False
+        # Whether a part of what comes behind was taken: it cannot be sent again.
+        self.is_touched = False
+        self._kept = b""
+
+    async def begin(self) -> None:
+        """Read the beginning of the body, which for most is all of it."""
+        parts: list[bytes] = []
+        size = 0
+        limit = self.exchange.holding.bounds.body_bytes
+        announced = self.exchange.count(b"content-length")
+        self.exchange.check_size(announced or 0)
+        self.more = True
+        while self.more and size <= REPLAYED_BYTES:
+            part, self.more = await self.exchange.read_part()
+            size += len(part)
+            self.exchange.holding.hold(len(part))
+            parts.append(part)
+        self._kept = b"".join(parts)
+        self._left = limit - size
+        length = announced if self.more else size
+        self.headers = [
+            (name, value)
+            for name, value in self.exchange.headers.items()
+            if name not in _OWN_HEADERS
+        ]
+        if length is not None and (length or self.exchange.method == "POST"):
+            self.headers.append((b"content-length", b"%d" % length))
+        elif self.more:
+            self.headers.append((b"transfer-encoding", b"chunked"))
+        # What else the client wrote there is not believed any further on.
+        address = self.exchange.address or "unknown"
+        self.headers.append((b"x-forwarded-for", address.encode("latin-1")))
+
+    def content(self) -> bytes | AsyncIterator[bytes] | None:
+        return self._parts() if self.more else self._kept or None
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        yield self._kept
+        self.is_touched = True
+        more = True
+        while more:
+            part, more = await self.exchange.read_part()
+            self._left -= len(part)
+            if self._left < 0:
+                self.exchange.check_size(self.exchange.holding.bounds.body_bytes + 1)
+            if part:
+                yield part
+
+
+async def _bodies(incoming: Incoming) -> AsyncIterator[bytes]:
+    async for body, holding in incoming:
+        try:
+            yield bytes(body)
+        finally:
+            holding.release()
+
+
+def _broken(replica: Replica) -> Unavailable:
+    return Unavailable(
+        "The serving process {replica} went away before it answered; try again.",
+        code="replica_lost",
+        replica=replica.id,
+    )
+
+
+def _left(context: Any) -> float | None:
+    left: float | None = context.time_remaining()
+    # Without a deadline, some versions say so by a very distant one.
+    return left if left is not None and left < 1e7 else None
+
+
+def _metadata(context: Any) -> list[tuple[str, str | bytes]]:
+    said = [(str(name), value) for name, value in context.invocation_metadata() or ()]
+    passed = [(name, value) for name, value in said if not _OWN_METADATA.fullmatch(name)]
+    return [*passed, ("x-forwarded-for", address_of(context) or "unknown")]
+
+
+def _trailing(error: grpc.aio.AioRpcError) -> tuple[tuple[str, str | bytes], ...]:
+    found = error.trailing_metadata() or ()
+    return tuple((str(name), value) for name, value in found if not str(name).startswith("grpc-"))
+
+
+def _is_failure(error: grpc.aio.AioRpcError) -> bool:
+    """Say whether the replica failed, rather than the caller or the model."""
+    if error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}:
+        return True
+    refused = any(name == REFUSED for name, _ in error.trailing_metadata() or ())
+    return error.code() is grpc.StatusCode.UNAVAILABLE and not refused
+
+
+def exposition(pool: Pool) -> str:
+    """Write what a front has done as Prometheus reads it."""
+    lines = ["# HELP modelyard_front_replica_up Whether a serving process answers"]
+    lines.append("# TYPE modelyard_front_replica_up gauge")
+    each: Collection[Replica] = pool.all
+    lines += [
+        f'modelyard_front_replica_up{{replica="{_label(one.id)}"}} {int(one.is_up)}' for one in each
+    ]
+    lines.append("# HELP modelyard_front_answers_total Calls that a serving process answered")
+    lines.append("# TYPE modelyard_front_answers_total counter")
+    lines += [
+        f'modelyard_front_answers_total{{replica="{_label(one.id)}"}} {one.answered}'
+        for one in each
+    ]
+    for name, says, value in (
+        ("retries", "Calls that were sent again", pool.retries),
+        ("ejections", "Times that a serving process was left out", pool.ejections),
+    ):
+        lines.append(f"# HELP modelyard_front_{name}_total {says}")
+        lines.append(f"# TYPE modelyard_front_{name}_total counter")
+        lines.append(f"modelyard_front_{name}_total {value}")
+    return "\n".join([*lines, ""])
+
+
+def _label(text: str) -> str:
+    return re.sub(r'[\\"\n]', "_", text)
