@@ -25,7 +25,13 @@ from registry.recipes.fields import (
 )
 from registry.recipes.fusing import Fuse
 from registry.recipes.merging import Merge
-from registry.recipes.pruning import FineTune, PruneMagnitude, PruneMovement, PruneStructured
+from registry.recipes.pruning import (
+    Exclude,
+    FineTune,
+    PruneMagnitude,
+    PruneMovement,
+    PruneStructured,
+)
 from registry.recipes.quantization import PackLinear, QuantizationStep
 
 
@@ -59,6 +65,7 @@ class QuantizeDynamic(Frozen):
         description="Smaller, and on most CPUs slower: integer convolutions are not tuned.",
         json_schema_extra=ADVANCED,
     )
+    exclude: Exclude = ()
 
 
 CompressStep = Annotated[

@@ -402,6 +402,22 @@ def test_a_calibrated_cnn_keeps_its_answers(tmp_path, trained, digits, changes):
 
 
 @pytest.mark.slow
+def test_layers_that_dynamic_quantization_leaves_stay_in_float32(tmp_path, trained, digits):
+    plain = recipe({"method": "quantize_dynamic"})
+    spared = recipe({"method": "quantize_dynamic", "exclude": ["hidden"]})
+    types = []
+    for name, asked in (("plain", plain), ("spared", spared)):
+        done = run_job(tmp_path / name, asked, model=trained, dataset=digits)
+        model = onnx.load(done.files / "model.onnx")
+        kinds = [
+            tensor.data_type for tensor in model.graph.initializer if "hidden.weight" in tensor.name
+        ]
+        types.append(TensorProto.FLOAT in kinds and TensorProto.INT8 not in kinds)
+    assert types == [False, True]
+    odd = recipe({"method": "quantize_dynamic", "exclude": ["hiden"]})
+    assert refusal(tmp_path / "odd", odd, model=trained, dataset=digits).reason == "no_such_layer"
+
+
 def test_excluded_layers_stay_in_float32(tmp_path, trained, digits):
     step = {**STATIC, "exclude": ["second"]}
     result = run_job(tmp_path / "job", recipe(step), model=trained, dataset=digits)

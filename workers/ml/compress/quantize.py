@@ -53,10 +53,18 @@ def quantize(step: recipes.QuantizeDynamic, source: Path, target: Path) -> None:
     refuse_quantized(source)
     before = inspect_onnx(source)
     operators = [*_MATRIX_OPS, *(["Gather"] if step.embeddings else [])]
-    _run(step, source, target, operators, QuantType.QInt8)
+    left_out: list[str] = []
+    if step.exclude:
+        graph = Graph(source)
+        found = sorted(excluded(_called(graph), step.exclude))
+        # The quantizer makes a MatMul and an Add of each Gemm before it looks.
+        left_out = [*found, *(f"{name}_MatMul" for name in found)]
+        source = target.with_name("flat.onnx")  # where every node has a name
+        graph.save(source)
+    _run(step, source, target, operators, QuantType.QInt8, left_out)
     if step.convolutions and "Conv" in before.operators:
         # Unsigned weights: ONNX Runtime's integer convolution is several times slower on signed.
-        _run(step, target, target, ["Conv"], QuantType.QUInt8)
+        _run(step, target, target, ["Conv"], QuantType.QUInt8, left_out)
     after = inspect_onnx(target)
     if sum(after.weight_bytes.get(kind, 0) for kind in ("INT8", "UINT8")) == 0:
         raise Invalid(
@@ -66,12 +74,20 @@ def quantize(step: recipes.QuantizeDynamic, source: Path, target: Path) -> None:
         )
 
 
+def _called(graph: Graph) -> dict[str, list[str]]:
+    """Give for each node all that it is called: by itself, and by its weight."""
+    return {node.name: [node.name] for node in graph.nodes} | {
+        name: list(called) for name, called in graph.names().items()
+    }
+
+
 def _run(
     step: recipes.QuantizeDynamic,
     source: Path,
     target: Path,
     operators: list[str],
     weight_type: QuantType,
+    left_out: list[str],
 ) -> None:
     with _quietly():
         quantize_dynamic(
@@ -81,6 +97,7 @@ def _run(
             per_channel=step.per_channel,
             reduce_range=step.reduce_range,
             weight_type=weight_type,
+            nodes_to_exclude=left_out,
         )
 
 
@@ -180,8 +197,7 @@ def quantize_with_ranges(
             wanted=", ".join(_PRODUCTS),
             operators=", ".join(sorted(set(names.values()))),
         )
-    called = {name: [name] for name in names} | graph.names()
-    left_out = excluded(called, options.exclude)
+    left_out = excluded(_called(graph), options.exclude)
     flat = target.with_name("flat.onnx")
     graph.save(flat)
     ranges = target.with_name("ranges.json")

@@ -349,7 +349,7 @@ class Search:
             candidate.end("failed", "too_large", why)
         elif self.goal.goal == "smallest" and size > parent * _SMALLER:
             why = Text(
-                "It has {size} bytes, hardly fewer than its parent's {parent}.",
+                "Its {size} bytes save next to nothing: its parent has {parent}.",
                 size=size,
                 parent=parent,
             )
