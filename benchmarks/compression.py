@@ -3,7 +3,8 @@
 Two networks of the Deep Compression paper, three seeds each, beside dense ones that trained for
 just as long; and whole versions, made smaller by our jobs and by other packages' one-line defaults.
 `COMPRESSION_ROWS=LeNet-5` (a network, a model, or `versions`) measures a part anew and keeps the
-rest; `COMPRESSION_SEEDS=1` that seed alone (0,1,2: these), and a network is then only tried.
+rest; `COMPRESSION_SEEDS=1` that seed alone (0,1,2: these), and a network is then only tried;
+`COMPRESSION_WAYS="70|dense"` of a model only the ways whose names this expression finds.
 """
 
 import itertools
@@ -34,6 +35,7 @@ _HEAD = (
 def main() -> None:
     wanted = os.environ.get("COMPRESSION_ROWS")
     named = os.environ.get("COMPRESSION_SEEDS")
+    only = os.environ.get("COMPRESSION_WAYS", "")
     seeds = SEEDS if named is None else tuple(int(seed) for seed in named.split(","))
     plans = [plan for plan in PLANS if wanted in {None, plan.name}]
     models = [model for model in MODELS if wanted in {None, VERSIONS, model}]
@@ -47,10 +49,11 @@ def main() -> None:
         if seed >= MODELS[model]:
             continue
         with tempfile.TemporaryDirectory(prefix="modelyard-bench-") as folder:
-            found = list(measure_model(model, seed, Path(folder)))
-        versions = [one for one in versions if (one.model, one.seed) != (model, seed)]
+            found = list(measure_model(model, seed, Path(folder), only=only))
+        anew = {(one.model, one.seed, one.way) for one in found} | {(model, seed, "all")}
+        versions = [one for one in versions if (one.model, one.seed, one.way) not in anew]
         versions += [one for one in found if isinstance(one, Measured)]
-        absent = [one for one in absent if (one.model, one.seed) != (model, seed)]
+        absent = [one for one in absent if (one.model, one.seed, one.way) not in anew]
         absent += [one for one in found if isinstance(one, Absent)]
         _keep(digits.source, outcomes, versions, absent)
     print("\n".join(_tables(outcomes, versions, absent)))

@@ -104,19 +104,26 @@ SEEDS: Mapping[str, int] = {"digits-cnn": 3, "MiniLM": 1, "R8": 3, "IMDb": 3}
 """The models, and how many times each is trained; MiniLM comes trained."""
 
 
-def measure_model(name: str, seed: int, folder: Path) -> Iterator[Measured | Absent]:
-    """Train a model, make it smaller in every way there is, and measure that."""
+def measure_model(
+    name: str, seed: int, folder: Path, *, only: str = ""
+) -> Iterator[Measured | Absent]:
+    """Train a model, make it smaller in every way there is, and measure that.
+
+    `only` is an expression that finds the names of the ways that are wanted.
+    """
     subject = _subject(name, folder, seed)
     if subject is None:
         yield Absent(name, "all", seed, "its texts are not to be had")
         return
     for way, steps in _ours(subject).items():
+        if not re.search(only, way):
+            continue
         recipe = {**compress(subject.model_ref, subject.dataset_ref), "seed": seed, "steps": steps}
         inputs = {"model": subject.folder, "dataset": subject.dataset}
         job = write_job(folder / re.sub(r"\W+", "-", way), recipe, **inputs)
         yield _told(_run_way(subject, way, Path(sys.executable), job))
     for way, (environment, requirements) in _PEERS.items():
-        if name != "MiniLM" and way in _OF_MATRICES:
+        if not re.search(only, way) or (name != "MiniLM" and way in _OF_MATRICES):
             continue
         python: Path | None = Path(sys.executable)
         if environment is not None:
@@ -175,7 +182,6 @@ _LEARN_NEWS = {
 _LEARN_REVIEWS = {
     **_LEARN_NEWS,
     "architecture": {"name": "text_classifier", "dropout": 0.4, "max_length": 128},
-    "steps": [{"method": "train", "epochs": 5, "batch_size": 32, "learning_rate": 0.003}],
 }
 
 
@@ -207,14 +213,17 @@ def _ours(subject: Subject) -> Mapping[str, list[dict[str, Any]]]:
             "int8, calibrated": [{"method": "quantize_static"}],
             "90 % pruned, shared in 4 bits, coded": [{**sparse, "epochs": 5}, shared, CODE],
         }
+    words = {**sparse, "embeddings": "frequency"}
     return {
         "int8": [INT8],
         "int4": [{"method": "quantize_weights", "bits": 4}],
-        "90 % pruned, and of the words, shared in 4 bits, coded": [
-            {**sparse, "embeddings": "frequency"},
+        "dense, trained as long as the pruned": [{"method": "fine_tune", **budget, "epochs": 4}],
+        "70 % pruned, and of the words, shared in 4 bits, coded": [
+            {**words, "sparsity": 0.7},
             shared,
             CODE,
         ],
+        "90 % pruned, and of the words, shared in 4 bits, coded": [words, shared, CODE],
     }
 
 
