@@ -317,6 +317,8 @@ JOB_MAX_MEMORY_BYTES = env_int("MODELYARD_JOB_MAX_MEMORY_BYTES", default=0, low=
 # --- Serving ----------------------------------------------------------------------------------
 # What the models of one server may hold in memory; 0 is half of what the machine has.
 SERVING_MEMORY_BYTES = env_int("MODELYARD_SERVING_MEMORY", default=0, low=0, high=1 << 50)
+# The number of the GPU that the models of this server compute on; empty is none. One server a GPU.
+SERVING_GPU = env_text("MODELYARD_SERVING_GPU")
 # Where a front reaches this process; empty is its host name, or the address it is bound to.
 SERVING_ADDRESS = env_text("MODELYARD_SERVING_ADDRESS")
 # The largest inputs of one call, and the largest answer.

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from registry.errors import Unavailable
+
 _PROBE = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -39,6 +41,32 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def gpu_of_server(said: str) -> int | None:
+    """Read which GPU the models of a server compute on; none where nothing is said.
+
+    Raises:
+        Unavailable: it is no number, or this machine has no such device.
+
+    """
+    if not said:
+        return None
+    if not (said.isascii() and said.isdigit() and len(said) < 4):
+        raise Unavailable(
+            "MODELYARD_SERVING_GPU is {said!r}; it is the number of a GPU, or empty.", said=said
+        )
+    if not _has_gpus():
+        raise Unavailable(
+            "MODELYARD_SERVING_GPU names GPU {number}, and this machine shows no device of one: "
+            "there is no /dev/nvidia0 and no /dev/dxg.",
+            number=int(said),
+        )
+    return int(said)
+
+
+def _has_gpus() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
 def _cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -46,7 +74,7 @@ def _cpu_name() -> str:
 
 
 def _probe_gpus() -> list[dict[str, Any]]:
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+    if not _has_gpus():
         return []
     try:
         answer = subprocess.run(  # noqa: S603 - our own interpreter and program

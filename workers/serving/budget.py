@@ -6,6 +6,7 @@ alone: where that runs short, calls that have been sending for longest are given
 """
 
 import asyncio
+import ctypes
 import os
 import time
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from registry.errors import Unavailable
 # Memory is looked at so often, and calls that have been sending for so long may be given up.
 LOOK_SECONDS = 0.05
 SLOW_SECONDS = 0.25
+# What the allocator keeps of large messages is given back so often at most, while none are there.
+GIVE_BACK_SECONDS = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -53,9 +56,15 @@ class Bounds:
     async def watch(self) -> None:
         """Look at the memory of the process for ever, and give calls up where it runs short."""
         self._beside = own_bytes()
+        given_back_at = 0.0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self.look(own_bytes())
+            found = own_bytes()
+            self.look(found)
+            idle = not self.held and found > self._beside + self.held_bytes // 2
+            if idle and time.monotonic() - given_back_at > GIVE_BACK_SECONDS:
+                await asyncio.to_thread(give_back_memory)
+                given_back_at = time.monotonic()
 
     def look(self, bytes_now: int) -> None:
         """Give up who has been sending for long, where so much memory is in use."""
@@ -105,6 +114,13 @@ class Holding:
     def release(self) -> None:
         self.bounds.held -= self.held
         self.held = 0
+
+
+def give_back_memory() -> None:
+    """Have the allocator give free memory back to the system, as far as it can."""
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "malloc_trim"):
+        allocator.malloc_trim(0)
 
 
 def own_bytes() -> int:

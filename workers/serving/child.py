@@ -80,11 +80,11 @@ class Model(Protocol):
 class OnnxModel:
     """A graph in ONNX Runtime."""
 
-    def __init__(self, file: Path, *, threads: int) -> None:
+    def __init__(self, file: Path, *, threads: int, gpu: bool) -> None:
         import onnxruntime  # noqa: PLC0415 - a torch model does without
 
         onnxruntime.disable_telemetry_events()
-        self._session = open_session(file, threads=threads, gpu=True, log_severity=4)
+        self._session = open_session(file, threads=threads, gpu=gpu, log_severity=4)
         used = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         self.runtime = f"onnxruntime/{used}"
         self.platform = "onnxruntime_onnx"
@@ -105,16 +105,17 @@ class OnnxModel:
 class TorchModel:
     """One of the architectures of this registry, where it does not go into ONNX."""
 
-    def __init__(self, folder: Path, *, threads: int) -> None:
+    def __init__(self, folder: Path, *, threads: int, gpu: bool) -> None:
         from workers.ml import device  # noqa: PLC0415 - loads torch, which takes seconds
         from workers.ml.architectures import KINDS, read_parameters  # noqa: PLC0415
         from workers.ml.formats import open_model  # noqa: PLC0415
         from workers.ml.infer.engines import ProgramEngine, TorchEngine  # noqa: PLC0415
         from workers.ml.infer.runtime import load_runtime  # noqa: PLC0415
 
-        device.prepare(device="cpu", threads=threads)
+        used = "cuda" if gpu else "cpu"
+        device.prepare(device=used, threads=threads)
         opened = open_model(folder)
-        loaded = load_runtime(opened, device="cpu", threads=threads)
+        loaded = load_runtime(opened, device=used, threads=threads)
         if not isinstance(loaded.engine, TorchEngine):
             raise Invalid("An ONNX file is not run by torch.", code="unsupported_format")
         self._engine = loaded.engine
@@ -194,9 +195,9 @@ class Server:
         threads = plan["threads"]
         self.model: Model
         if plan["onnx"]:
-            self.model = OnnxModel(Path(plan["onnx"]), threads=threads)
+            self.model = OnnxModel(Path(plan["onnx"]), threads=threads, gpu=plan["gpu"])
         else:
-            self.model = TorchModel(folder, threads=threads)
+            self.model = TorchModel(folder, threads=threads, gpu=plan["gpu"])
         self.dtypes = [_DTYPES[datatype] for _, datatype, _ in self.model.inputs]
         taken = [
             Input(name, dtype, shape)

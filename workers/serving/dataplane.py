@@ -25,6 +25,7 @@ from registry.errors import Denied, Invalid, NotFound, Unauthenticated, Unavaila
 from registry.models import ROLE_RANK, Actor, Role
 from registry.routes import Deployed, Route, find_deployed
 from registry.storage import Storage, default_storage
+from workers.devices import gpu_of_server
 from workers.memory import machine_bytes
 from workers.serving.batcher import Answer, Work
 from workers.serving.fleet import Fleet, Served, State
@@ -79,6 +80,7 @@ class DataPlane:
         storage: Storage | None = None,
         memory_bytes: int | None = None,
         arena_bytes: int | None = None,
+        gpu: int | None = None,
     ) -> None:
         shelf = Shelf(root or Path(settings.HOME_DIR) / "serving", storage or default_storage())
         budget = memory_bytes or settings.SERVING_MEMORY_BYTES or machine_bytes() // 2
@@ -86,6 +88,7 @@ class DataPlane:
             shelf,
             memory_bytes=budget,
             arena_bytes=arena_bytes or settings.SERVING_MAX_BYTES,
+            gpu=gpu_of_server(settings.SERVING_GPU) if gpu is None else gpu,
         )
         self.shadows = Shadows(self.fleet)
         self.replica = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"

@@ -91,9 +91,12 @@ class Served:
 class Fleet:
     """Loads, keeps and ends the processes of models."""
 
-    def __init__(self, shelf: Shelf, *, memory_bytes: int, arena_bytes: int) -> None:
+    def __init__(
+        self, shelf: Shelf, *, memory_bytes: int, arena_bytes: int, gpu: int | None = None
+    ) -> None:
         self.memory_bytes = memory_bytes
         self._arena_bytes = arena_bytes
+        self._gpu = gpu
         self.shelf = shelf
         self._known: dict[Key, Served] = {}
         self._routed: frozenset[Key] = frozenset()
@@ -271,7 +274,11 @@ class Fleet:
             self._ended(served, process)
 
         process = ModelProcess(
-            folder=laid.folder, arena_bytes=self._arena_bytes, on_reply=on_reply, on_end=on_end
+            folder=laid.folder,
+            arena_bytes=self._arena_bytes,
+            gpu=self._gpu,
+            on_reply=on_reply,
+            on_end=on_end,
         )
         self._processes.add(process)
         return process

@@ -110,10 +110,12 @@ class ModelProcess:
         *,
         folder: Path,
         arena_bytes: int,
+        gpu: int | None = None,
         on_reply: Callable[[Reply], None],
         on_end: Callable[[], None],
     ) -> None:
         self.folder = folder
+        self.gpu = gpu
         self.described: Described | None = None
         self.ended = False
         self._on_reply, self._on_end = on_reply, on_end
@@ -176,6 +178,7 @@ class ModelProcess:
             "threads": threads,
             "batch_size": batch_size,
             "warm": warm,
+            "gpu": self.gpu is not None,
         }
         socket.send_fds(ours, [orjson.dumps(plan)], [self.given.number, self.taken.number])
         try:
@@ -198,8 +201,10 @@ class ModelProcess:
                 COMMAND,
                 folder=self.folder,
                 writable=[own],
-                environment=sandbox.clean_environment(self.folder, threads=threads, gpu=None),
+                environment=sandbox.clean_environment(self.folder, threads=threads, gpu=self.gpu),
+                # No limit of address space: CUDA reserves far more of it than it uses.
                 limits=sandbox.Limits(niceness=0),
+                gpu=self.gpu is not None,
                 channel=theirs.fileno(),
             )
 
