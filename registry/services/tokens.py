@@ -1,7 +1,7 @@
 """Tokens that programs carry: made, shown once, revoked."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import QuerySet
@@ -15,6 +15,9 @@ from registry.services.audit import record_event
 from registry.services.texts import check_text, invalid_field
 
 SCOPES = ("read", "write", "jobs", "admin")
+# What the tokens of a page are called, and how long they last.
+LENT = "playground"
+LENT_FOR = timedelta(minutes=15)
 
 
 @transaction.atomic
@@ -58,6 +61,23 @@ def create_token(
     )
     record_event(actor, AuditAction.TOKEN_CREATE, target=token.name, token=token.pk, scopes=wanted)
     return token, secret
+
+
+@transaction.atomic
+def lend_key(*, actor: Actor, repository: Repository) -> tuple[Token, str]:
+    """Make a token with which a page calls versions of one model, for a quarter of an hour.
+
+    It reads that model and nothing else; what was lent before and has run out is removed.
+    """
+    lent = Token.objects.filter(user_id=actor.person_id, name=LENT, scopes=["read"])
+    lent.filter(expires_at__lt=timezone.now()).delete()
+    return create_token(
+        actor=actor,
+        name=LENT,
+        scopes=["read"],
+        expires_at=timezone.now() + LENT_FOR,
+        repository=repository,
+    )
 
 
 def _within_life(actor: Actor, expires_at: datetime | None) -> datetime | None:

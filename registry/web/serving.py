@@ -96,8 +96,14 @@ def example_of(version: Version | None) -> dict[str, Any]:
     ports = version.signature.get("inputs", []) if version else []
     names = {port["name"] for port in ports}
     if not ports or "input_ids" in names or preprocessing.get("kind") == "words":
-        return {str(columns.get("text", "text")): "How do I read a file?"}
+        return example_of_text(preprocessing)
     return {port["name"]: _zeros(port.get("shape") or []) for port in ports}
+
+
+def example_of_text(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    columns = preprocessing.get("columns")
+    name = columns.get("text", "text") if isinstance(columns, dict) else "text"
+    return {str(name): "How do I read a file?"}
 
 
 def _zeros(shape: Sequence[object]) -> Any:

@@ -503,6 +503,8 @@ PAGES: Mapping[str, Line] = {
     },
     "/{kinds}/{namespace}": {"get": ("page: everybody", 302)},
     _PAGE: {"get": ("page: see", 200)},
+    "/models/{namespace}/{name}/playground": {"get": ("page: see", 200)},
+    "/models/{namespace}/{name}/playground/key": {"post": ("page: change", 200)},
     f"{_PAGE}/settings": {
         "get": ("page: write", 200),
         "post": ("page: write", {200, 302}, {"name": "thing", "summary": "x"}),

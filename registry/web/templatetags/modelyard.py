@@ -278,6 +278,13 @@ def endpoint_url(endpoint: Endpoint) -> str:
 
 
 @register.filter
+def playground_url(repository: Repository) -> str:
+    """Lead to where a model is tried."""
+    names = {"namespace": repository.namespace.slug, "name": repository.name}
+    return reverse("web:playground", kwargs=names)
+
+
+@register.filter
 def deploy_url(version: Version) -> str:
     """Lead to the form that deploys a version."""
     asked = {"model": version.repository.full_name, "version": version.number}
