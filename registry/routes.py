@@ -4,10 +4,11 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from threading import Lock
 
+from django.db.models import F
 from pydantic import ValidationError
 
 from registry.models import (
@@ -15,6 +16,8 @@ from registry.models import (
     Alias,
     Deployment,
     DeploymentRole,
+    LineageEdge,
+    LineageRole,
     Repository,
     Version,
     Visibility,
@@ -52,6 +55,8 @@ class Deployed:
     weight: int
     options: ServingOptions
     files: tuple[ServedFile, ...]
+    # The smaller variant that answers while this one is not loaded, where its options say so.
+    sibling: "Deployed | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +127,17 @@ def read_routes() -> tuple[Route, ...]:
         .order_by("endpoint_id", "pk")
     )
     versions = _versions_of(rows)
-    files = _files.of(versions.values())
+    siblings = _siblings_of(rows, versions)
+    files = _files.of([*versions.values(), *siblings.values()])
     deployments: dict[int, list[Deployed]] = {}
     for row in rows:
         version = versions.get(row.pk)
         deployments.setdefault(row.endpoint_id, [])
         if version is not None:
-            deployments[row.endpoint_id].append(_deployed(version, files[version.pk], row))
+            deployed = _deployed(version, files[version.pk], row)
+            if row.pk in siblings:
+                deployed = _beside(deployed, siblings[row.pk], files[siblings[row.pk].pk])
+            deployments[row.endpoint_id].append(deployed)
     endpoints = {row.endpoint_id: row.endpoint for row in rows}
     return tuple(
         Route(
@@ -167,6 +176,73 @@ def _versions_of(rows: Iterable[Deployment]) -> Mapping[int, Version]:
             version.repository = row.endpoint.repository
             versions[row.pk] = version
     return versions
+
+
+def _siblings_of(
+    rows: Iterable[Deployment], versions: Mapping[int, Version]
+) -> Mapping[int, Version]:
+    """Map deployments that let a sibling answer meanwhile to the smallest variant that may.
+
+    It was made of the version, or of what that was made of, and takes and gives the same.
+    """
+    asking = {
+        row.pk: versions[row.pk]
+        for row in rows
+        if row.pk in versions and read_options(row.options).sibling_meanwhile
+    }
+    if not asking:
+        return {}
+    repositories = {version.repository_id for version in asking.values()}
+    edges = LineageEdge.objects.filter(
+        role=LineageRole.WEIGHTS,
+        child__repository__in=repositories,
+        parent__repository=F("child__repository"),
+    ).values_list("child_id", "parent_id")
+    made: dict[int, set[int]] = {}
+    origins: dict[int, set[int]] = {}
+    for child_id, parent_id in edges:
+        made.setdefault(parent_id, set()).add(child_id)
+        origins.setdefault(child_id, set()).add(parent_id)
+    family = {
+        key: set().union(
+            *(made.get(one, set()) for one in {version.pk, *origins.get(version.pk, ())})
+        )
+        for key, version in asking.items()
+    }
+    usable = Version.objects.usable().exclude(variant="").select_related("repository__namespace")
+    found = list(usable.filter(pk__in=set().union(*family.values())).order_by("size_bytes", "pk"))
+    siblings = {}
+    for key, version in asking.items():
+        for one in found:
+            smaller = one.pk in family[key] and one.size_bytes < version.size_bytes
+            if smaller and _ports_of(one) == _ports_of(version):
+                siblings[key] = one
+                break
+    return siblings
+
+
+def _ports_of(version: Version) -> dict[str, list[tuple[object, ...]]]:
+    """Say what a version takes and gives; an axis of any size is None, whatever it is called."""
+    return {
+        side: sorted(
+            (
+                str(port.get("name")),
+                str(port.get("dtype")),
+                *(
+                    size if isinstance(size, int) and size >= 0 else None
+                    for size in port.get("shape") or []
+                ),
+            )
+            for port in version.signature.get(side, [])
+        )
+        for side in ("inputs", "outputs")
+    }
+
+
+def _beside(deployed: Deployed, version: Version, files: tuple[ServedFile, ...]) -> Deployed:
+    options = deployed.options.model_copy(update={"sibling_meanwhile": False})
+    sibling = replace(_deployed(version, files, None), options=options)
+    return replace(deployed, sibling=sibling)
 
 
 def find_deployed(route: Route, number_or_alias: str) -> Deployed | None:

@@ -74,3 +74,13 @@ class ServingOptions(Frozen):
             json_schema_extra=ADVANCED,
         ),
     ] = "auto"
+    sibling_meanwhile: Annotated[
+        bool,
+        Field(
+            title="Smaller variant meanwhile",
+            description="While the version is not loaded, the smallest variant of it that takes "
+            "and gives the same answers, where that is loaded sooner; each answer names its "
+            "version.",
+            json_schema_extra=ADVANCED,
+        ),
+    ] = False

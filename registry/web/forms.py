@@ -446,6 +446,11 @@ class DeployForm(forms.Form):
         choices=[("auto", "auto"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch")],
         initial="auto",
     )
+    sibling_meanwhile = forms.BooleanField(
+        label=_("A smaller variant answers meanwhile"),
+        required=False,
+        help_text=_("While the version is loaded; each answer names the version that gave it."),
+    )
     reason = forms.CharField(
         label=_("Reason"),
         required=False,

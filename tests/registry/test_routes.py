@@ -15,8 +15,10 @@ from registry.models import (
     Alias,
     Deployment,
     Endpoint,
+    LineageEdge,
     Repository,
     Token,
+    Version,
     VersionState,
 )
 from registry.routes import find_deployed, read_options, read_routes
@@ -197,3 +199,81 @@ def test_replicas_say_how_they_are_until_they_fall_silent():
     while "two" in (said := {replica["id"]: replica for replica in queue.read_replicas()}):
         pass
     assert said["one"]["models"] == 3
+
+
+# --- Siblings ------------------------------------------------------------------------------------
+
+
+def make_variant(owner, parent, variant="int8", **facts):
+    made = make_version(owner, parent.repository)
+    changes = {"variant": variant, "size_bytes": parent.size_bytes - 1, **facts}
+    Version.objects.filter(pk=made.pk).update(**changes)
+    LineageEdge.objects.create(child=made, parent=parent, role="weights")
+    return made
+
+
+def ports(name="x", size=-1):
+    return {"inputs": [{"name": name, "dtype": "uint8", "shape": [size, 4]}], "outputs": []}
+
+
+@pytest.fixture
+def asking(db):
+    """Deploy a version whose smaller variant may answer meanwhile; give it and its owner."""
+    owner = UserFactory()
+    _, version = deployed(owner)
+    Version.objects.filter(pk=version.pk).update(size_bytes=1000, signature=ports())
+    Deployment.objects.update(options={"sibling_meanwhile": True})
+    version.refresh_from_db()
+    return owner, version
+
+
+def sibling():
+    (route,) = read_routes()
+    found = next(one for one in route.deployments if one.role == "live").sibling
+    return found.number if found else None
+
+
+def test_the_smallest_variant_with_the_same_signature_is_a_sibling(asking):
+    owner, version = asking
+    assert sibling() is None
+    make_variant(owner, version, size_bytes=500, signature=ports(size="batch"))
+    smaller = make_variant(owner, version, size_bytes=300, signature=ports())
+    # Not one that takes something else, is larger, is no variant, or is not ready.
+    make_variant(owner, version, size_bytes=200, signature=ports("y"))
+    make_variant(owner, version, size_bytes=2000, signature=ports())
+    make_variant(owner, version, "", size_bytes=200, signature=ports())
+    held = make_variant(owner, version, size_bytes=200, signature=ports(), state="archived")
+    assert held.number == 7
+    assert sibling() == smaller.number == 3
+    (route,) = read_routes()
+    one = route.deployments[0].sibling
+    assert (one.weight, one.options.sibling_meanwhile, bool(one.files)) == (0, False, True)
+    Deployment.objects.update(options={})
+    assert sibling() is None
+
+
+def test_variants_of_one_version_are_siblings(asking):
+    owner, version = asking
+    large = make_variant(owner, version, size_bytes=500, signature=ports())
+    small = make_variant(owner, version, size_bytes=300, signature=ports())
+    Deployment.objects.update(version=large)
+    assert sibling() == small.number
+    Deployment.objects.update(version=small)
+    assert sibling() is None
+
+
+def test_siblings_of_many_cost_as_many_queries_as_of_one(asking, django_assert_num_queries):
+    owner, version = asking
+    make_variant(owner, version, size_bytes=500, signature=ports())
+    read_routes()
+    with django_assert_num_queries(4):
+        read_routes()
+    for name in ("a", "b"):
+        _, other = deployed(owner, name)
+        Version.objects.filter(pk=other.pk).update(size_bytes=1000)
+        other.refresh_from_db()
+        make_variant(owner, other, size_bytes=500)
+    Deployment.objects.update(options={"sibling_meanwhile": True})
+    read_routes()
+    with django_assert_num_queries(4):
+        assert sum(one.deployments[0].sibling is not None for one in read_routes()) == 3

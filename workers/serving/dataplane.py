@@ -143,7 +143,7 @@ class DataPlane:
             if known is not None and known.route == route:
                 entries[name] = known
                 continue
-            entry = Entry(route, [self._make_target(route, one) for one in route.deployments])
+            entry = Entry(route, self._targets_of(route))
             entries[name] = entry
             wanted = [one for one in entry.with_traffic if not one.served.is_ready]
             answers = known is not None and any(one.served.is_ready for one in known.active)
@@ -177,6 +177,17 @@ class DataPlane:
             ordered = sorted(self._counted, key=lambda place: self._counted[place].last_at)
             for place in ordered[: _MAX_COUNTED // 2]:
                 del self._counted[place]
+
+    def _targets_of(self, route: Route) -> list[Target]:
+        targets = [self._make_target(route, one) for one in route.deployments]
+        numbered = {one.deployed.number: one for one in targets}
+        for one in targets:
+            sibling = one.deployed.sibling
+            if sibling is not None:
+                # Where it is deployed itself, it is not loaded twice.
+                own = numbered.get(sibling.number)
+                one.sibling = own or self._make_target(route, sibling)
+        return targets
 
     def _preload(self) -> None:
         """Load what has traffic and never sleeps, as far as it fits."""
@@ -231,7 +242,7 @@ class DataPlane:
         entry = self._entry(actor, model)
         if version:
             return entry.named(version) or await self._on_demand(entry, version)
-        chosen = entry.pick(str(_caller_of(actor)))
+        chosen = self._choose(entry, actor)
         if chosen is None:
             raise NotFound(
                 "No version of {model} takes traffic; name one, or deploy one.",
@@ -239,6 +250,14 @@ class DataPlane:
                 model=entry.route.name,
             )
         return chosen
+
+    def _choose(self, entry: Entry, actor: Actor) -> Target | None:
+        """Choose who answers: a deployment that takes traffic, or its sibling meanwhile."""
+        chosen = entry.pick(str(_caller_of(actor)))
+        if chosen is None or chosen.sibling is None or chosen.served.is_ready:
+            return chosen
+        sooner = self.fleet.comes_sooner(chosen.sibling.served, than=chosen.served)
+        return chosen.sibling if sooner else chosen
 
     async def _on_demand(self, entry: Entry, version: str) -> Target:
         """Find a version of the endpoint's model that is asked for by name."""
@@ -285,7 +304,7 @@ class DataPlane:
         if request.version:
             target = await self._target(request.actor, request.model, request.version)
         else:
-            chosen = entry.pick(str(_caller_of(request.actor)))
+            chosen = self._choose(entry, request.actor)
             target = chosen or await self._target(request.actor, request.model, "")
         served = target.served
         future: asyncio.Future[Answer] = self._loop.create_future()

@@ -17,6 +17,8 @@ from workers.serving.shelf import Laid, Shelf
 
 # A caller waits so long for a model that is on its way; beyond that it is told when to come again.
 PATIENCE_SECONDS = 5.0
+# What is there so soon is waited for, rather than loading a smaller one beside it.
+_SOON_SECONDS = 1.0
 # What nobody routes to stays for so long after its last request.
 _UNROUTED_SECONDS = 30.0
 _TICK_SECONDS = 1.0
@@ -172,6 +174,24 @@ class Fleet:
                 version=served.version,
                 retry_after=math.ceil(left),
             )
+
+    def comes_sooner(self, sibling: Served, *, than: Served) -> bool:
+        """Wake a version, and say whether a smaller one is going to answer before it."""
+        if than.put_away or sibling.put_away or self._closing:
+            return False
+        now = time.monotonic()
+        left = math.inf
+        if than.state is not State.FAILED or now >= than.again_at:
+            self.wake(than)
+            left = than.expected_seconds - (now - than.loading_since)
+        if sibling.is_ready:
+            return True
+        if sibling.state is State.FAILED and now < sibling.again_at:
+            return False
+        # One that would only be loaded in passing is not worth another that has to go.
+        if left < _SOON_SECONDS or not self.fits(sibling):
+            return False
+        return sibling.loading is not None or self.shelf.expected_seconds(sibling.deployed) < left
 
     def _failed(self, served: Served) -> Unavailable:
         return Unavailable(

@@ -21,6 +21,8 @@ class Target:
     served: Served
     # Its own, also where others serve the same version with the same options.
     counters: Counters
+    # What answers while it is not loaded, where the deployment says so.
+    sibling: "Target | None" = None
 
 
 @dataclass(slots=True, eq=False)

@@ -479,6 +479,53 @@ def test_who_calls_a_model_that_takes_long_to_load_is_told_how_long(yard):
     asyncio.run(go())
 
 
+def test_a_smaller_variant_answers_while_the_version_is_loaded(yard):
+    async def go():
+        variant = yard.version("a/m", 2, y.linear(3.0), weight=0)
+        plain = yard.version("a/m", 1, y.linear(), idle_seconds=600)
+        deployed = replace(plain, sibling=variant)
+        yard.route("a/m", deployed)
+        async with yard.plane() as plane:
+            plane.fleet.shelf.record_seconds(deployed, 61.5)
+            response, (answer,) = await y.ask(plane, "a/m", y.floats([[1]]))
+            assert (response.version, answer.tolist()) == ("2", [[3]])
+            assert response.parameters["modelyard_version"] == "2"
+            assert response.parameters["modelyard_weights_digest"] == variant.weights_sha256
+            await plane.load(y.ALICE, "a/m")
+            response, (answer,) = await y.ask(plane, "a/m", y.floats([[1]]))
+            assert (response.version, answer.tolist()) == ("1", [[2]])
+
+    asyncio.run(go())
+
+
+def test_whoever_asks_for_a_version_gets_no_sibling(yard):
+    async def go():
+        variant = yard.version("a/m", 2, y.linear(3.0), weight=0)
+        plain = yard.version("a/m", 1, y.linear(), idle_seconds=600)
+        for sibling, version in ((variant, "1"), (None, "")):
+            yard.route("a/m", replace(plain, sibling=sibling))
+            async with yard.plane() as plane:
+                plane.fleet.shelf.record_seconds(plain, 61.5)
+                with pytest.raises(NotLoaded):
+                    await y.ask(plane, "a/m", y.floats([[1]]), version=version)
+
+    asyncio.run(go())
+
+
+def test_a_variant_that_is_deployed_itself_is_not_loaded_twice(yard):
+    async def go():
+        variant = yard.version("a/m", 2, y.linear(3.0), weight=0, idle_seconds=700)
+        plain = yard.version("a/m", 1, y.linear(), idle_seconds=600)
+        yard.route("a/m", replace(plain, sibling=replace(variant, id=0)), variant)
+        async with yard.plane() as plane:
+            plane.fleet.shelf.record_seconds(plain, 61.5)
+            response, _ = await y.ask(plane, "a/m", y.floats([[1]]))
+            assert response.version == "2"
+            assert len(plane.fleet.all) == 2
+
+    asyncio.run(go())
+
+
 def test_the_model_called_longest_ago_makes_room(yard):
     async def go():
         for name in ("a/one", "a/two"):
