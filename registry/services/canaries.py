@@ -31,6 +31,8 @@ MORE_FAILURES = 0.01
 SLOWER = 1.5
 # How seldom chance may look like failure; a step is looked at many times.
 _HARDLY = 0.001
+# So many standard errors are hardly chance.
+_ERRORS = 3.0
 
 _CANARY = Actor(username="canary", door="worker")
 
@@ -39,17 +41,22 @@ Verdict = Literal["widen", "wait", "roll_back"]
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """What some deployments did in a time: requests, how many failed, nanoseconds of the rest."""
+    """What some deployments did in a time: requests, how many failed, nanoseconds of the rest.
+
+    `squares` are those times in microseconds, squared and added up.
+    """
 
     requests: int = 0
     failures: int = 0
     total_ns: int = 0
+    squares: int = 0
 
     def __add__(self, other: "Counted") -> "Counted":
         return Counted(
             requests=self.requests + other.requests,
             failures=self.failures + other.failures,
             total_ns=self.total_ns + other.total_ns,
+            squares=self.squares + other.squares,
         )
 
     @property
@@ -60,6 +67,20 @@ class Counted:
     def mean_ms(self) -> float:
         answered = self.requests - self.failures
         return self.total_ns / answered / 1e6 if answered else 0.0
+
+    @property
+    def error_ms(self) -> float:
+        """Say how far the mean may lie from the truth by chance: its standard error."""
+        answered = self.requests - self.failures
+        if not answered:
+            return 0.0
+        spread = self.squares / answered / 1e6 - self.mean_ms**2
+        return math.sqrt(max(0.0, spread) / answered)
+
+    def surely_slower_than(self, others: "Counted") -> bool:
+        """Say whether it would hardly seem so much slower by chance, as when one answer hung."""
+        error = math.hypot(self.error_ms, SLOWER * others.error_ms)
+        return self.mean_ms - SLOWER * others.mean_ms > _ERRORS * error
 
     def surely_fails_above(self, rate: float) -> bool:
         """Say whether so many failures would hardly come about at `rate` (a binomial tail)."""
@@ -91,9 +112,10 @@ def judge(canary: Counted, others: Counted, *, seconds: float) -> Verdict:
         return "roll_back"
     enough = canary.requests >= LEAST_REQUESTS
     compared = others.requests - others.failures >= LEAST_REQUESTS
-    if enough and compared and canary.mean_ms > others.mean_ms * SLOWER:
+    slower = compared and canary.mean_ms > others.mean_ms * SLOWER
+    if enough and slower and canary.surely_slower_than(others):
         return "roll_back"
-    if not enough or seconds < STEP_SECONDS:
+    if not enough or slower or seconds < STEP_SECONDS:
         return "wait"
     return "widen" if canary.failure_rate <= others.failure_rate + MORE_FAILURES else "wait"
 
@@ -156,7 +178,12 @@ def _begin(
         "since": now.isoformat(),
         "serving": dict(serving),
         "counted": {
-            f"{replica.id}:{one.deployment_id}": [one.requests, one.failures, one.total_ns]
+            f"{replica.id}:{one.deployment_id}": [
+                one.requests,
+                one.failures,
+                one.total_ns,
+                one.squares,
+            ]
             for replica in replicas
             for one in replica.standings
         },
@@ -173,15 +200,15 @@ def _since(canary: Deployment, replicas: Iterable[Replica], deployments: Iterabl
         for one in replica.standings:
             if one.deployment_id not in wanted:
                 continue
-            requests, failures, total_ns = before.get(
-                f"{replica.id}:{one.deployment_id}", (0, 0, 0)
-            )
+            kept = before.get(f"{replica.id}:{one.deployment_id}", ())
+            requests, failures, total_ns, squares = (*kept, 0, 0, 0, 0)[:4]
             if one.requests < requests:
-                requests = failures = total_ns = 0
+                requests = failures = total_ns = squares = 0
             total += Counted(
                 requests=one.requests - requests,
                 failures=max(0, one.failures - failures),
                 total_ns=max(0, one.total_ns - total_ns),
+                squares=max(0, one.squares - squares),
             )
     return total
 

@@ -25,6 +25,8 @@ class DeploymentStanding:
     requests: int
     failures: int
     total_ns: int
+    # The times of the answers in microseconds, squared and added up.
+    squares: int = 0
 
     @property
     def mean_ms(self) -> float | None:
@@ -80,4 +82,5 @@ def _standing(said: Mapping[str, Any]) -> DeploymentStanding:
         requests=succeeded + failed,
         failures=failed,
         total_ns=int(said.get("success_ns", 0)),
+        squares=int(said.get("success_squares", 0)),
     )

@@ -365,7 +365,9 @@ class Batcher:
                 counted.last_at = time.time()
                 counted.batches.setdefault(rows, Timed()).add(infer_ns)
             counted.inferences += work.rows
-            counted.success.add(done_ns - work.queued_ns)
+            took_ns = done_ns - work.queued_ns
+            counted.success.add(took_ns)
+            counted.success_squares += (took_ns / 1000) ** 2
             counted.queue.add(answer.queue_ns)
             counted.compute_input.add(input_ns)
             counted.compute_infer.add(infer_ns)

@@ -625,6 +625,7 @@ def _status_of(entry: Entry, one: Target) -> dict[str, Any]:
         "pending": served.batcher.pending,
         "success_count": counters.success.count,
         "success_ns": counters.success.ns,
+        "success_squares": int(counters.success_squares),
         "fail_count": counters.fail.count,
         "queue_ns": counters.queue.ns,
         "compute_ns": counters.compute_infer.ns,

@@ -151,6 +151,8 @@ class Counters:
     executions: int = 0
     # Requests that wait or run now.
     pending: int = 0
+    # The times of those that succeeded, in microseconds, squared: how far they spread.
+    success_squares: float = 0.0
     # On the clock of time.time.
     last_at: float = 0.0
     memory_bytes: int = 0

@@ -17,9 +17,13 @@ pytestmark = pytest.mark.django_db
 MS = 1_000_000
 
 
-def counted(requests, failures=0, mean_ms=2.0):
+def counted(requests, failures=0, mean_ms=2.0, spread_ms=0.0):
+    answered = requests - failures
     return Counted(
-        requests=requests, failures=failures, total_ns=int((requests - failures) * mean_ms * MS)
+        requests=requests,
+        failures=failures,
+        total_ns=int(answered * mean_ms * MS),
+        squares=int(answered * (mean_ms**2 + spread_ms**2) * 1e6),
     )
 
 
@@ -43,6 +47,11 @@ def counted(requests, failures=0, mean_ms=2.0):
         (counted(100, mean_ms=3.1), counted(5000), 1, "roll_back"),
         (counted(100, mean_ms=2.9), counted(5000), 60, "widen"),
         (counted(20, mean_ms=30), counted(5000), 60, "wait"),
+        # One answer that hung on a busy machine is no evidence, of many that were slow it is.
+        (counted(139, mean_ms=7.6, spread_ms=40), counted(9000, mean_ms=2.9), 60, "wait"),
+        (counted(139, mean_ms=7.6, spread_ms=4), counted(9000, mean_ms=2.9), 60, "roll_back"),
+        (counted(139, mean_ms=7.6, spread_ms=4), counted(60, spread_ms=20), 60, "wait"),
+        (counted(9000, mean_ms=3.0, spread_ms=40), counted(9000, mean_ms=2.9), 60, "widen"),
     ],
 )
 def test_what_a_canary_has_earned(canary, others, seconds, verdict):
@@ -81,6 +90,7 @@ class Traffic:
                 "state": "ready",
                 "success_count": one.requests - one.failures,
                 "success_ns": one.total_ns,
+                "success_squares": one.squares,
                 "fail_count": one.failures,
             }
             for key, one in self.counts.items()
