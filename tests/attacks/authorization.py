@@ -65,6 +65,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "page: own": "     login 403 403 403 403 ok  ok  .   .   login",
         # A small change answers with the page it came from, which says whether it was done.
         "page: change": "  login ok  ok  ok  ok  ok  ok  .   .   login",
+        "page: signed in who see": "  login ok  ok  ok  ok  ok  ok  .   .   login",
     },
     "internal": {
         "see": "           404 ok  ok  ok  ok  ok  ok  ok  404 404",
@@ -87,6 +88,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "page: maintain": " login 403 403 403 ok  ok  ok  .   .   login",
         "page: own": "     login 403 403 403 403 ok  ok  .   .   login",
         "page: change": "  login ok  ok  ok  ok  ok  ok  .   .   login",
+        "page: signed in who see": "  login ok  ok  ok  ok  ok  ok  .   .   login",
     },
     "private": {
         "see": "           404 404 ok  ok  ok  ok  ok  ok  404 404",
@@ -109,6 +111,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "page: maintain": " login 404 403 403 ok  ok  ok  .   .   login",
         "page: own": "     login 404 403 403 403 ok  ok  .   .   login",
         "page: change": "  login 404 ok  ok  ok  ok  ok  .   .   login",
+        "page: signed in who see": "  login 404 ok  ok  ok  ok  ok  .   .   login",
     },
     # Rows that do not depend on a repository's visibility.
     "always": {
@@ -504,7 +507,7 @@ PAGES: Mapping[str, Line] = {
     "/{kinds}/{namespace}": {"get": ("page: everybody", 302)},
     _PAGE: {"get": ("page: see", 200)},
     "/models/{namespace}/{name}/playground": {"get": ("page: see", 200)},
-    "/models/{namespace}/{name}/playground/key": {"post": ("page: change", 200)},
+    "/models/{namespace}/{name}/playground/key": {"post": ("page: signed in who see", 200)},
     f"{_PAGE}/settings": {
         "get": ("page: write", 200),
         "post": ("page: write", {200, 302}, {"name": "thing", "summary": "x"}),
