@@ -36,6 +36,7 @@ from registry.models.catalog import (
     Stage,
     Tag,
     Version,
+    VersionQuerySet,
     VersionState,
     Visibility,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "User",
     "Verdict",
     "Version",
+    "VersionQuerySet",
     "VersionState",
     "Visibility",
     "Webhook",

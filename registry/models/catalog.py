@@ -415,7 +415,12 @@ class Version(models.Model):
                 fields=["repository", "-number"],
                 condition=Q(variant="", deleted_at=None),
                 name="version_main_line",
-            )
+            ),
+            models.Index(
+                fields=["repository", "-number"],
+                condition=~Q(variant="") & Q(deleted_at=None),
+                name="version_beside",
+            ),
         ]
 
     def __str__(self) -> str:

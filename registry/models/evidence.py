@@ -93,6 +93,7 @@ class LineageEdge(models.Model):
                 condition=Q(role__in=LineageRole.values), name="lineage_role_known"
             ),
         ]
+        indexes = [models.Index(fields=["parent", "-id"], name="lineage_newest_of_parent")]
 
     def __str__(self) -> str:
         return f"{self.parent_id} -> {self.child_id} ({self.role})"

@@ -30,7 +30,7 @@ from registry.services.audit import record_event
 from registry.services.namespaces import find_namespace, hold_namespaces
 from registry.services.placement import follow_model, remove_endpoints, require_unfollowed
 from registry.services.quotas import free_room
-from registry.services.succession import require_followed
+from registry.services.succession import require_followed, require_protected
 from registry.services.texts import check_text, invalid_field
 
 # Field of a repository -> the longest text it takes.
@@ -562,12 +562,13 @@ def set_alias(
 ) -> Alias:
     """Point an alias at a version; it always points at exactly one.
 
-    With a `reason`, a maintainer moves one that a deployment follows to what it may not replace.
+    With a `reason`, a maintainer moves one that is protected, or that a deployment follows, to
+    what does not fit its callers.
 
     Raises:
         Denied: the alias is protected, and the actor no maintainer, or a second one is needed.
         Conflict: the version cannot be used, the alias is no longer at `expected_version`, or a
-            deployment follows it whose callers the version may not answer.
+            deployment follows it, or it is protected, and the version does not fit its callers.
 
     """
     require(actor, "write", repository)
@@ -660,6 +661,7 @@ def move_alias(
     """
     require_usable(version)
     facts |= require_followed(actor, repository, name, version, reason=reason)
+    facts |= require_protected(actor, repository, name, version, reason=reason)
     current = (
         Alias.objects.filter(repository=repository, name=name).select_related("version").first()
     )

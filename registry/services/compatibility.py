@@ -7,18 +7,51 @@ from registry.errors import Text
 from registry.models import Version
 
 Port = Mapping[str, Any]
+_MAX_LABELS = 100_000
 
 
 def why_incompatible(present: Version, candidate: Version) -> Text | None:
     """Say what callers of `present` would miss at `candidate`; None where nothing is known to.
 
-    Versions that do not say what they take (weights alone) cannot be compared.
+    Versions that do not say what they take (weights alone) cannot be compared, but for the labels
+    of their answers, where both name some.
     """
     before, after = present.signature, candidate.signature
-    if not before or not after:
+    problem = None
+    if before and after:
+        problem = _of_inputs(_ports(before, "inputs"), _ports(after, "inputs")) or _of_outputs(
+            _ports(before, "outputs"), _ports(after, "outputs")
+        )
+    return problem or _of_labels(labels_of(present), labels_of(candidate))
+
+
+def labels_of(version: Version) -> list[str]:
+    """Give the labels that a version's config.json names, in the order of its outputs."""
+    labels = version.config.get("labels")
+    if isinstance(labels, list):
+        return [str(label) for label in labels[:_MAX_LABELS]]
+    named = version.config.get("id2label")
+    if not isinstance(named, dict):
+        return []
+    numbers = sorted((key for key in named if str(key).isdecimal()), key=lambda key: int(key[:9]))
+    return [str(named[key]) for key in numbers[:_MAX_LABELS]]
+
+
+def _of_labels(before: Sequence[str], after: Sequence[str]) -> Text | None:
+    if not before or not after or before == after:
         return None
-    return _of_inputs(_ports(before, "inputs"), _ports(after, "inputs")) or _of_outputs(
-        _ports(before, "outputs"), _ports(after, "outputs")
+    if len(before) != len(after):
+        return Text(
+            "it answers with {after} labels, where callers know {before}",
+            after=len(after),
+            before=len(before),
+        )
+    at = next(at for at, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1])
+    return Text(
+        "its label {number} is {after!r}, where callers know {before!r}",
+        number=at,
+        after=after[at][:80],
+        before=before[at][:80],
     )
 
 

@@ -324,9 +324,9 @@ class Compatibility:
 
 
 def compare_signatures(before: Version, after: Version) -> Compatibility:
-    if not before.signature or not after.signature:
-        return Compatibility(accepts=None)
     why = why_incompatible(before, after)
+    if why is None and not (before.signature and after.signature):
+        return Compatibility(accepts=None)
     return Compatibility(accepts=why is None, why=why)
 
 

@@ -1,7 +1,7 @@
 """What may answer in place of what a deployment serves: one question for each way to replace it.
 
-A version is replaced where one is deployed beside it, where one is promoted, and where the alias
-that a deployment follows moves.
+A version is replaced where one is deployed beside it, where one is promoted, and where an alias
+moves that a deployment follows or that is protected.
 """
 
 from collections.abc import Sequence
@@ -85,6 +85,42 @@ def require_followed(
         shadow = _shadow_of(row.endpoint, candidate) if row.weight else None
         facts |= require_successor(row.endpoint, before, candidate, shadow=shadow, reason=words)
     return facts
+
+
+def require_protected(
+    actor: Actor, repository: Repository, alias: str, candidate: Version, *, reason: str
+) -> dict[str, Any]:
+    """Pass when a protected alias of a locked repository may move to a version.
+
+    Whoever asks for it by that name relies on what it takes and gives. Gives what the audit log is
+    to remember of it.
+
+    Raises:
+        Conflict: the version does not fit callers of the present one, and no maintainer says why
+            it should answer them.
+
+    """
+    if not repository.protects(alias):
+        return {}
+    current = Alias.objects.filter(repository=repository, name=alias).select_related("version")
+    before = next((one.version for one in current), None)
+    if before is None or before.pk == candidate.pk:
+        return {}
+    before.repository = candidate.repository = repository
+    problem = why_incompatible(before, candidate)
+    if problem is None:
+        return {}
+    if not reason or not allowed(actor, "maintain", repository):
+        raise Conflict(
+            "{version} does not fit callers of the protected alias {alias!r}, which is at "
+            "{before}: {problem}. A maintainer may move it nevertheless, with a reason.",
+            code="incompatible_signature",
+            version=candidate.ref,
+            alias=alias,
+            before=before.ref,
+            problem=problem,
+        )
+    return {"incompatible": problem.detail, "reason": reason}
 
 
 def _shadow_of(endpoint: Endpoint, candidate: Version) -> Deployment | None:

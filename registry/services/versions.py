@@ -59,6 +59,8 @@ from registry.services.texts import check_text, invalid_field
 from registry.storage import default_storage
 
 CARD_PATH = "README.md"
+# How the message of a version begins that repeats an older one.
+RESTORED = "Restores version "
 CONFIG_PATH = "config.json"
 MAX_FILES = 10_000
 # Pages show the declared numbers of a version together.
@@ -249,7 +251,7 @@ def restore_as_new(*, actor: Actor, version: Version, message: object = "") -> V
         actor=actor,
         repository=repository,
         files={row.path: row.blob for row in artifacts},
-        message=f"Restores version {version.number}" + (f": {said}" if said else "."),
+        message=f"{RESTORED}{version.number}" + (f": {said}" if said else "."),
         tags=dict(version.tags.values_list("key", "value")),
         source=version.source,
         parents=[ParentSpec(version=version, role=role)],

@@ -144,8 +144,8 @@ class AliasForm(forms.Form):
         max_length=2000,
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
         help_text=_(
-            "Needed where a deployment follows the alias and the version does not fit its callers, "
-            "or its shadow has not shown that it may answer them."
+            "Needed where a deployment follows the alias or it is protected, and the version does "
+            "not fit its callers, or its shadow has not shown that it may answer them."
         ),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
@@ -22,13 +22,20 @@ from registry.models import (
     LineageRole,
     Repository,
     Version,
+    VersionQuerySet,
     VersionState,
 )
 from registry.web import charts, wording
 
 PAGE = 20
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+COUNTED = 10_000
 _DEEPEST = 4
+# Of how many of the newest versions more is asked than which they are.
+_RECENT = 1000
+_MOST_VARIANTS = 200
+# Among how many of the next variants those are looked for whose origin is not here.
+_WINDOW = 200
 Numbers = Mapping[str, Evaluation]
 
 
@@ -161,6 +168,17 @@ def aliases_of(repository: Repository) -> list[Alias]:
     return aliases
 
 
+def count(repository: Repository) -> int:
+    """Count the versions of a repository, up to one more than anybody reads off a page."""
+    return Version.objects.filter(repository=repository).live()[: COUNTED + 1].count()
+
+
+def newest(repository: Repository) -> VersionQuerySet:
+    """Keep the newest numbers: what a question about all of a long history is asked of."""
+    since = repository.last_number - _RECENT
+    return Version.objects.filter(repository=repository, number__gt=since).live()
+
+
 def history(
     repository: Repository,
     aliases: Sequence[Alias],
@@ -169,22 +187,8 @@ def history(
     archived: bool = False,
 ) -> History:
     """Read one page of the history in a fixed number of queries."""
-    own_parent = LineageEdge.objects.filter(
-        child=OuterRef("pk"), role=LineageRole.WEIGHTS, parent__repository=repository
-    )
-    line = (
-        Version.objects.filter(repository=repository)
-        .live()
-        .filter(Q(variant="") | ~Exists(own_parent))
-        .select_related("created_by", "job")
-        .order_by("-number")
-    )
-    if not archived:
-        line = line.exclude(state=VersionState.ARCHIVED)
-    if before is not None:
-        line = line.filter(number__lt=before)
     # One more than shown: it says whether there are older ones, and what the last is compared to.
-    page = list(line[: PAGE + 1])
+    page = _line(repository, before, archived=archived)
     shown, rest = page[:PAGE], page[PAGE:]
     variants = _variants(repository, shown)
     numbers = numbers_of([*page, *(v for group in variants.values() for v in group)])
@@ -220,6 +224,27 @@ def history(
     return History(rows=rows, older=shown[-1].number if rest else None, quality_metric=quality)
 
 
+def _line(repository: Repository, before: int | None, *, archived: bool) -> list[Version]:
+    """Read the next versions of the main line, and variants whose origin is not here.
+
+    Such variants are looked for among the next so many; a model may have any number of variants.
+    """
+    rows = Version.objects.filter(repository=repository).live().order_by("-number")
+    if not archived:
+        rows = rows.exclude(state=VersionState.ARCHIVED)
+    if before is not None:
+        rows = rows.filter(number__lt=before)
+    named = rows.select_related("created_by", "job")
+    beside = list(rows.exclude(variant="").values_list("pk", flat=True)[:_WINDOW])
+    own_parent = LineageEdge.objects.filter(
+        child=OuterRef("pk"), role=LineageRole.WEIGHTS, parent__repository=repository
+    )
+    found = list(named.main_line()[: PAGE + 1])
+    if beside:
+        found += named.filter(~Exists(own_parent), pk__in=beside)[: PAGE + 1]
+    return sorted(found, key=lambda version: -version.number)[: PAGE + 1]
+
+
 def _variants(repository: Repository, origins: Sequence[Version]) -> dict[int, list[Version]]:
     """Group variants by the version they were made from, variants of variants included."""
     found: dict[int, list[Version]] = defaultdict(list)
@@ -235,7 +260,7 @@ def _variants(repository: Repository, origins: Sequence[Version]) -> dict[int, l
             )
             .exclude(child__variant="")
             .select_related("child__created_by", "child__job")
-            .order_by("-child__number")[:500]
+            .order_by("-pk")[:_MOST_VARIANTS]
         )
         frontier = []
         for edge in edges:

@@ -251,6 +251,7 @@ API: Mapping[str, Line] = {
     "/api/v1/models/{namespace}/{name}/versions/{version}/exports": {"get": ("see", 200)},
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
+    f"{_VERSION}/lineage/graph": {"get": ("see", 200)},
     f"{_VERSION}/restore": {"post": ("maintain", 200)},
     f"{_VERSION}/restore-as-new": {"post": ("write", 201, {})},
     f"{_VERSION}/diff/{{other}}": {"get": ("see", 200)},

@@ -416,6 +416,57 @@ class Lineage(Answer):
     children: list[Relative]
 
 
+class GraphQuery(Query):
+    depth: int = Field(4, ge=1, le=10, description="How many steps to follow, each way.")
+
+
+class GraphNode(VersionName):
+    """`step` says how far it stands from the version asked about; origins are below zero."""
+
+    step: int
+
+
+class GraphEdge(Answer):
+    """`recipe` and `job` are there for those who see the job.
+
+    `verified` says whether running the recipe again gave the same bytes; null: nobody has tried.
+    """
+
+    child: str
+    parent: str
+    relation: Literal[
+        "trained_on",
+        "compressed_from",
+        "distilled_from",
+        "fine_tuned_from",
+        "merged_from",
+        "calibrated_on",
+        "restored_from",
+        "made_from",
+        "computed_by",
+        "computed_from",
+        "evaluated_on",
+    ]
+    role: str
+    job: UUID | None
+    recipe: dict[str, Any] | None
+    verified: bool | None
+    reproduction: UUID | None
+
+
+class LineageGraph(Answer):
+    """Versions that others came from and that came from them, across models.
+
+    `bases` are the models that cards name, the nearest first. `truncated`: there is more.
+    """
+
+    version: VersionName
+    nodes: list[GraphNode]
+    edges: list[GraphEdge]
+    bases: list[str]
+    truncated: bool
+
+
 class FileChange(Answer):
     path: str
     before: File

@@ -56,6 +56,7 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
         f"{version}/derivatives": (f"{kind}-derivatives", versions.DerivativeList),
         f"{version}/tags/<str:key>": (f"{kind}-version-tag", versions.VersionTag),
         f"{version}/lineage": (f"{kind}-version-lineage", versions.VersionLineage),
+        f"{version}/lineage/graph": (f"{kind}-lineage-graph", versions.LineageGraph),
         f"{version}/restore": (f"{kind}-version-restore", versions.VersionRestore),
         f"{version}/restore-as-new": (f"{kind}-version-again", versions.VersionAgain),
         f"{version}/diff/<str:other>": (f"{kind}-diff", versions.VersionDiff),

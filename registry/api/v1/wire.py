@@ -40,6 +40,7 @@ from registry.services.deletion import Deleted
 from registry.services.direct import parts_count
 from registry.services.estimates import Estimate, Figure
 from registry.services.gate import evidence_of
+from registry.services.lineage import Graph
 from registry.services.quotas import QUOTAS, Quota, why_waiting
 from registry.services.replicas import Replica
 
@@ -317,6 +318,31 @@ def version_name(version: Version) -> Row:
         "name": version.repository.name,
         "number": version.number,
         "variant": version.variant,
+    }
+
+
+def graph_body(graph: Graph) -> Row:
+    return {
+        "version": version_name(graph.root),
+        "nodes": [
+            {**version_name(version), "step": graph.steps[key]}
+            for key, version in graph.nodes.items()
+        ],
+        "edges": [
+            {
+                "child": graph.nodes[edge.child].ref,
+                "parent": graph.nodes[edge.parent].ref,
+                "relation": edge.relation,
+                "role": edge.role,
+                "job": edge.job.pk if edge.job else None,
+                "recipe": edge.job.recipe if edge.job else None,
+                "verified": edge.verified,
+                "reproduction": edge.reproduction.pk if edge.reproduction else None,
+            }
+            for edge in graph.edges
+        ],
+        "bases": [name for name, _base in graph.bases],
+        "truncated": graph.is_cut,
     }
 
 

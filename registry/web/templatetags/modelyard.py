@@ -44,6 +44,13 @@ def grouped(number: int | None) -> str:
 
 
 @register.filter
+def capped(number: int) -> str:
+    """Write a count that was cut off where nobody reads on."""
+    most = history.COUNTED
+    return f"{most:,}+" if number > most else grouped(number)
+
+
+@register.filter
 def library_name(library: str) -> str:
     return wording.LIBRARIES.get(library.lower(), library)
 

@@ -16,8 +16,10 @@ from registry.permissions import allowed, require
 from registry.services import catalog
 from registry.services.blobs import RUNNABLE
 from registry.services.deployments import deployments_of, list_endpoints
+from registry.services.lineage import trace
+from registry.services.reproduction import KINDS
 from registry.services.versions import read_card
-from registry.web import charts, history, wording
+from registry.web import ancestry, charts, history, wording
 from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, show_refusal
 from registry.web.markdown import render_markdown
 from registry.web.refusals import words_of
@@ -78,7 +80,7 @@ class RepositoryPage:
             "use": _("Use"),
             "serve": _("Serve"),
         }
-        counts = {"versions": Version.objects.filter(repository=repository).live().count()}
+        counts = {"versions": history.count(repository)}
         if self.latest:
             counts["files"] = self.latest.files_count
         details: Callable[[], Details] = getattr(self, f"_{self.tab}")
@@ -95,7 +97,8 @@ class RepositoryPage:
             "may_write": allowed(self.actor, "write", repository),
             "may_own": allowed(self.actor, "own", repository),
             "may_maintain": allowed(self.actor, "maintain", repository),
-            "followed": any(alias.followed for alias in self.aliases),
+            "followed": any(alias.followed for alias in self.aliases)
+            or bool(repository.protected_aliases),
             "host": self.request.build_absolute_uri("/").rstrip("/"),
             **self._numbers(),
             **details(),
@@ -106,7 +109,8 @@ class RepositoryPage:
         if self.latest is None or self.repository.kind == "dataset":
             return {}
         smallest = (
-            Version.objects.filter(repository=self.repository, files_count__gt=0)
+            history.newest(self.repository)
+            .filter(files_count__gt=0)
             .usable()
             .exclude(pk=self.latest.pk)
             .order_by("size_bytes")
@@ -238,8 +242,14 @@ class RepositoryPage:
         if self.latest is None:
             return {}
         shown = self._shown()
-        parents, children = history.lineage(self.actor, shown)
-        return {"shown": shown, "parents": parents, "children": children}
+        shown.repository = self.repository
+        graph = trace(self.actor, shown)
+        return {
+            "shown": shown,
+            "graph": graph,
+            "drawing": ancestry.drawing_of(graph),
+            "reproducible": KINDS,
+        }
 
     def _use(self) -> Details:
         return self._snippets()

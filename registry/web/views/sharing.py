@@ -392,7 +392,9 @@ def proposal_page(
         "proposal": proposal,
         "present": present,
         "before": before,
-        "followed": bool(alias and alias.followed and proposal.version),
+        "followed": bool(
+            alias and proposal.version and (alias.followed or repository.protects(alias.name))
+        ),
         "reason_hint": AliasForm.base_fields["reason"].help_text,
         "numbers": _side_by_side(before, proposal.version),
         "may_decide": proposal.is_open and allowed(actor, "maintain", repository),

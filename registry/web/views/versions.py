@@ -107,7 +107,8 @@ def show_version(
         "exports": tuple(EXPORTS) if kind == Kind.MODEL and files else (),
         "has_graph": any(path.lower().endswith(".onnx") for path in (*paths, *converted)),
         "aliases": aliases,
-        "followed": any(alias.followed for alias in every_alias),
+        "followed": any(alias.followed for alias in every_alias)
+        or bool(repository.protected_aliases),
         "tags": list(version.tags.order_by("key")),
         "evaluations": _evaluations(actor, version),
         "compared_kinds": MAKERS,

@@ -26,6 +26,7 @@ from registry.models import (
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
 from registry.services import blobs, catalog, deletion, diffs, exports, versions
+from registry.services.lineage import trace
 
 
 def named_version(actor: Actor, kind: str, text: str) -> Version:
@@ -320,6 +321,19 @@ class VersionLineage(LineageOne):
     )
     def get(self, request: Request, **kwargs: str) -> Response:
         return super().get(request, **kwargs)
+
+
+class LineageGraph(Resource):
+    @operation(
+        "graph_{kind}_lineage",
+        "Follow a version's origins and what came of it, across models, with each recipe.",
+        {200: schemas.LineageGraph},
+        query=schemas.GraphQuery,
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        graph = trace(self.actor, self.version(), depth=self.query(schemas.GraphQuery).depth)
+        return Response(wire.graph_body(graph))
 
 
 class VersionDiff(Resource):
