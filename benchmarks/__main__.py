@@ -10,6 +10,7 @@ from benchmarks.report import table, write_page
 NAMES = (
     "startup",
     "dispatch",
+    "weightdiff",
     "models",
     "compression",
     "inspection",
