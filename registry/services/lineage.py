@@ -140,9 +140,10 @@ def _described(
     again = _reproductions(ids)
     described = []
     for edge in edges:
-        recipe = recipes.get(edge.job_id, {})
-        job = seen.get(edge.job_id)
-        repeated = again.get(edge.job_id)
+        key = edge.job_id
+        recipe = recipes.get(key, {}) if key else {}
+        job = seen.get(key) if key else None
+        repeated = again.get(key)
         described.append(
             Edge(
                 child=edge.child_id,
@@ -214,11 +215,11 @@ def _evaluated(actor: Actor, graph: Graph) -> list[Edge]:
     root = graph.root
     visible = Version.objects.visible_to(actor).select_related("repository__namespace")
     if root.repository.kind == Kind.DATASET:
-        rows = Evaluation.objects.filter(dataset_version=root).values("version")
-        found = visible.filter(pk__in=rows).order_by("-pk")
+        on_it = Evaluation.objects.filter(dataset_version=root)
+        found = visible.filter(pk__in=on_it.values("version")).order_by("-pk")
     else:
-        rows = Evaluation.objects.filter(version=root).exclude(dataset_version=None)
-        found = visible.filter(pk__in=rows.values("dataset_version")).order_by("-pk")
+        of_it = Evaluation.objects.filter(version=root).exclude(dataset_version=None)
+        found = visible.filter(pk__in=of_it.values("dataset_version")).order_by("-pk")
     edges = []
     for other in found[: MOST // 4]:
         ahead = root.repository.kind == Kind.DATASET
