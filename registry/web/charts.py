@@ -277,8 +277,10 @@ def _labelled(points: Sequence[Measured], x: _Scale, y: _Scale, front: set[int])
     # The points of the front get their names first.
     for point in sorted(points, key=lambda p: id(p) not in front):
         at_x, at_y = x(point.x), y(point.y)
-        # Below, off the front: the front itself runs above.
-        heights = (at_y - 8, at_y + 19) if id(point) in front else (at_y + 19, at_y - 8)
+        # Below, off the front: the front itself runs above. On it no name is to be missing.
+        heights: tuple[float, ...] = (at_y + 19, at_y - 8)
+        if id(point) in front:
+            heights = (at_y - 8, at_y + 19, at_y + 33, at_y - 22)
         label = _free_place(point.name, at_x, heights, taken, x.end + RIGHT)
         dots.append(
             Dot(

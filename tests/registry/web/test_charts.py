@@ -52,3 +52,27 @@ def test_ticks_of_small_numbers_differ():
     texts = [tick.text for tick in drawn.y_ticks]
     assert len(set(texts)) == len(texts) > 1
     assert all(len(text) <= 8 for text in texts)
+
+
+def test_each_point_of_the_front_has_its_name_in_a_crowd():
+    """As a search drew it: what was recommended stood at the edge, beside two others."""
+    made = {
+        "shared-coded": (562_857, 0.20),
+        "int4-coded": (573_437, 0.40),
+        "weights8-embeddings4-coded": (578_481, 0.89),
+        "int4": (627_017, 0.40),
+        "weights8-embeddings4": (635_385, 0.89),
+        "fixed6-coded": (645_102, 0.0),
+        "fixed8-coded": (901_387, 0.10),
+        "int8-coded": (907_852, -0.20),
+        "int8": (1_070_304, -0.20),
+        "weights8": (1_172_116, -0.10),
+    }
+    points = [
+        Measured(name=name, x=size, y=at, family=1, low=at - 0.7, high=at + 1.0)
+        for name, (size, at) in made.items()
+    ]
+    chart = scatter(points)
+    front = {dot.name: dot.label_y for dot in chart.dots if dot.on_front}
+    assert list(front)[:1] == ["shared-coded"]
+    assert all(front.values())
