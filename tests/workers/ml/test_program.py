@@ -16,6 +16,7 @@ from tests.workers.ml.little import (
     Banded,
     compress_recipe,
     export_program,
+    infer_recipe,
     read_state,
     run_job,
     write_digits,
@@ -231,3 +232,43 @@ def test_plain_columns_feed_a_program(tmp_path, digits):
     step = {"method": "fine_tune", "epochs": 10, "learning_rate": 0.02}
     result = run_job(tmp_path / "job", recipe(step), model=folder, dataset=data)
     assert result.metric("accuracy")["value"] > 0.9
+
+
+class Named(nn.Module):
+    """A classifier whose author calls its input otherwise than the feeders do."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(28 * 28, 4)
+
+    def forward(self, Picture_BHW):
+        return self.out(Picture_BHW.flatten(1).float() / 255)
+
+
+def write_named(folder, example):
+    folder.mkdir()
+    data = export_program(Named().eval(), example)
+    for kind, name in (("pt2", "model.onnx"), (PROGRAM, "program.safetensors")):
+        with (folder / name).open("wb") as sink:
+            assert convert(kind, io.BytesIO(data), len(data), sink, hints={}).format
+    about = {"labels": list("0123"), "preprocessing": {"kind": "image"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_images_go_to_the_one_input_whatever_it_is_called(tmp_path, digits):
+    folder = write_named(tmp_path / "named", torch.zeros(2, 28, 28, dtype=torch.uint8))
+    step = {"method": "prune_magnitude", "sparsity": 0.5, "epochs": 2, "control": False}
+    done = run_job(tmp_path / "job", compress_recipe(**step), model=folder, dataset=digits)
+    assert done.metric("accuracy")["value"] > 0.5
+    said = run_job(tmp_path / "infer", infer_recipe(), model=folder, dataset=digits)
+    assert said.metric("throughput")["value"] > 0
+
+
+def test_images_that_a_model_does_not_take_are_refused_by_name(tmp_path, digits):
+    folder = write_named(tmp_path / "float", torch.zeros(2, 28, 28))
+    with pytest.raises(Invalid) as caught:
+        run_job(tmp_path / "job", infer_recipe(), model=folder, dataset=digits)
+    assert caught.value.reason == "unsupported_input"
+    assert "'picture_bhw' is float32" in caught.value.detail
+    assert "let the model itself scale them" in caught.value.detail

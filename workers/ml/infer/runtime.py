@@ -1,7 +1,7 @@
 """One loaded version: rows in, answers out, whatever its format and preprocessing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -102,7 +102,8 @@ def _fed(folder: ModelFolder, named: dict[str, str], engine: OnnxEngine | Progra
     """Feed what says itself what it takes, as config.json asks, or else column by column."""
     kind = folder.preprocessing.get("kind")
     if kind in {"image", "words"}:
-        return Runtime(folder, engine, _feeder(folder, kind, named), "classes")
+        feeder = _feeder(folder, kind, named)
+        return Runtime(folder, engine, replace(feeder, input_name=_only(kind, engine)), "classes")
     if kind == "wordpieces" or "input_ids" in engine.input_names:
         return Runtime(
             folder, engine, _word_pieces(folder, named["text"], engine.input_names), "embedding"
@@ -112,7 +113,31 @@ def _fed(folder: ModelFolder, named: dict[str, str], engine: OnnxEngine | Progra
     return Runtime(folder, engine, TensorFeeder(dtypes), answers)
 
 
-def _feeder(folder: ModelFolder, kind: str, named: dict[str, str]) -> Feeder:
+def _only(kind: str, engine: OnnxEngine | ProgramEngine) -> str:
+    """Name the one input that images or words go to, whatever its author called it."""
+    inputs = engine.inputs()
+    if len(inputs) != 1:
+        raise Invalid(
+            "The preprocessing {preprocessing} feeds one input, and this model takes "
+            "{input_names}.",
+            code="unsupported_input",
+            preprocessing=kind,
+            input_names=", ".join(inputs),
+        )
+    ((name, (dtype, axes)),) = inputs.items()
+    if kind == "image" and (dtype != np.uint8 or len(axes) != 3):
+        raise Invalid(
+            "Images are fed as uint8 [rows, 28, 28], and the input {name!r} is {dtype} {axes}: "
+            "let the model itself scale them, or leave the preprocessing out and feed columns.",
+            code="unsupported_input",
+            name=name,
+            dtype=dtype.name,
+            axes=axes,
+        )
+    return name
+
+
+def _feeder(folder: ModelFolder, kind: str, named: dict[str, str]) -> ImageFeeder | WordsFeeder:
     if kind == "image":
         return ImageFeeder(named["image"])
     max_length = folder.preprocessing.get("max_length")
