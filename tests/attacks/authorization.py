@@ -536,7 +536,7 @@ PAGES: Mapping[str, Line] = {
     _PAGE_VERSION: {"get": ("page: see", 200)},
     f"{_PAGE}/compare": {"get": ("page: see", 200)},
     f"{_PAGE_VERSION}/diff/{{other}}": {"get": ("page: see", 200)},
-    f"{_PAGE_VERSION}/diff/{{other}}/weights": {"post": ("page: change", 302)},
+    f"{_PAGE_VERSION}/diff/{{other}}/weights": {"post": ("page: signed in who see", 302)},
     f"{_PAGE_VERSION}/edit": {"post": ("page: change", 302, {"message": "x"})},
     f"{_PAGE_VERSION}/signatures": {"post": ("page: write", 422)},
     f"{_PAGE_VERSION}/signatures/{{signature}}": {"get": ("page: see", 200)},

@@ -542,7 +542,8 @@ def test_a_small_change_is_made_by_those_who_may(db):
         allowed = next((who for end, who in rules.items() if template.endswith(end)), writers)
         for caller in ("stranger", "reader", "contributor", "maintainer", "owner", "admin"):
             with undone():
-                answer = call_page(world, caller, "post", world.address(template), line["post"][2])
+                (form,) = line["post"][2:] or ({},)
+                answer = call_page(world, caller, "post", world.address(template), form)
                 said = "".join(str(one) for one in get_messages(answer.wsgi_request))
             assert ("This needs the role" not in said) == (caller in allowed), (template, caller)
 
