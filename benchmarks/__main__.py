@@ -19,6 +19,8 @@ NAMES = (
     "files",
     "folder",
     "transfer",
+    "serving",
+    "oracle",
     "api",
 )
 

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
-from granian.constants import Interfaces
-from granian.server.embed import Server
+import uvloop
 
 from registry.errors import Denied, NotFound, RateLimited, Unauthenticated
 from registry.models import ANONYMOUS, Actor
 from workers.serving.budget import Bounds
 from workers.serving.codec import NUMPY
+from workers.serving.listener import Listener
 from workers.serving.messages import (
     Counters,
     Embedded,
@@ -226,30 +226,21 @@ def serving(served=None):
         rpc = served.rpc()
         rpc.add_insecure_port(f"127.0.0.1:{served.grpc_port}")
         await rpc.start()
-        http = Server(
-            served.rest,
-            address="127.0.0.1",
-            port=served.port,
-            interface=Interfaces.ASGINL,
-            log_enabled=False,
-        )
+        http = Listener(served.rest, max_connections=1024)
+        await http.start("127.0.0.1", served.port)
         ended = asyncio.Event()
         stop.extend([asyncio.get_running_loop(), ended])
-        task = asyncio.create_task(http.serve())
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", served.port), 1).close()
-                break
-            except OSError:
-                await asyncio.sleep(0.01)
         up.set()
         await ended.wait()
-        http.stop()
-        await task
+        await http.stop(10)
         await rpc.stop(0)
         await served.end()
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    def in_loop():
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run())
+
+    thread = threading.Thread(target=in_loop, daemon=True)
     thread.start()
     assert up.wait(30)
     try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import logging
 import os
 import sys
 
@@ -12,8 +11,6 @@ STOP_SECONDS = 20.0
 # Names of glibc's, and its own limit of the first.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _LARGEST_KEPT = 32 * 1024 * 1024
-
-logger = logging.getLogger("workers.serving")
 
 
 async def serve() -> None:
@@ -52,12 +49,9 @@ def main() -> int:
     keep_memory()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     django.setup()
-    try:
-        asyncio.run(serve())
-    except TimeoutError:
-        logger.warning("Calls were cut off: they did not end in %g s.", STOP_SECONDS)
-        return 1
-    return 0
+    from workers.serving.listening import run  # noqa: PLC0415 - needs the settings
+
+    return run(serve())
 
 
 if __name__ == "__main__":

@@ -63,6 +63,45 @@ UNKNOWN_TURNS = 64
 _MAX_COUNTED = 4096
 _STATES = {State.READY: "READY", State.LOADING: "LOADING"}
 _TYPES = {"BYTES": "TYPE_STRING"}
+# What of a ModelConfig is as it is when nobody says anything: Triton writes that too.
+_CONFIG_DEFAULTS: Mapping[str, Any] = {
+    **{key: [] for key in ("batch_input", "batch_output", "model_warmup")},
+    **{key: {} for key in ("cc_model_filenames", "metric_tags", "parameters")},
+    "optimization": {
+        "priority": "PRIORITY_DEFAULT",
+        "input_pinned_memory": {"enable": False},
+        "output_pinned_memory": {"enable": False},
+        "gather_kernel_buffer_threshold": 0,
+        "eager_batching": False,
+    },
+}
+_INPUT_DEFAULTS: Mapping[str, Any] = {
+    "format": "FORMAT_NONE",
+    "is_shape_tensor": False,
+    "allow_ragged_batch": False,
+    "optional": False,
+    "is_non_linear_format_io": False,
+}
+_OUTPUT_DEFAULTS: Mapping[str, Any] = {
+    "label_filename": "",
+    "is_shape_tensor": False,
+    "is_non_linear_format_io": False,
+}
+_GROUP_DEFAULTS: Mapping[str, Any] = {
+    "gpus": [],
+    "secondary_devices": [],
+    "profile": [],
+    "passive": False,
+    "host_policy": "",
+}
+_BATCHING_DEFAULTS: Mapping[str, Any] = {
+    "preferred_batch_size": [],
+    "max_queue_delay_microseconds": 0,
+    "preserve_ordering": False,
+    "priority_levels": 0,
+    "default_priority_level": 0,
+    "priority_queue_policy": {},
+}
 
 # Endpoint, deployment and number of the version.
 Place = tuple[int, int, int]
@@ -442,13 +481,22 @@ class DataPlane:
             "name": served.name,
             "platform": described.platform,
             "backend": described.runtime.partition("/")[0],
+            "runtime": "",
             "version_policy": {"specific": {"versions": [int(served.version)]}},
             "max_batch_size": options.max_batch_size if batched else 0,
-            "input": [_config_of(one, batched=batched) for one in described.inputs],
-            "output": [_config_of(one, batched=batched) for one in described.outputs],
-            "instance_group": [{"name": served.name, "kind": "KIND_CPU", "count": 1}],
+            "input": [
+                {**_config_of(one, batched=batched), **_INPUT_DEFAULTS} for one in described.inputs
+            ],
+            "output": [
+                {**_config_of(one, batched=batched), **_OUTPUT_DEFAULTS}
+                for one in described.outputs
+            ],
+            "instance_group": [
+                {"name": served.name, "kind": "KIND_CPU", "count": 1, **_GROUP_DEFAULTS}
+            ],
             "default_model_filename": "model.onnx",
-            **({"dynamic_batching": {}} if batched else {}),
+            **_CONFIG_DEFAULTS,
+            **({"dynamic_batching": {**_BATCHING_DEFAULTS}} if batched else {}),
         }
 
     async def _described(self, served: Served) -> Described:
@@ -596,6 +644,7 @@ def statistics_of(counters: Counters) -> dict[str, Any]:
             "cache_hit": nothing,
             "cache_miss": nothing,
         },
+        "response_stats": {},
         "batch_stats": [
             {
                 "batch_size": size,

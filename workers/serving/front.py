@@ -1,15 +1,12 @@
 """`python -m workers.serving.front`: one address before many serving processes."""
 
 import asyncio
-import logging
 import os
 import sys
 
 import django
 
-from workers.serving.listening import HELD_SHARE, MAX_CALLS, STOP_SECONDS, listen
-
-logger = logging.getLogger("workers.serving")
+from workers.serving.listening import HELD_SHARE, MAX_CALLS, listen, run
 
 
 async def serve() -> None:
@@ -35,12 +32,7 @@ async def serve() -> None:
 def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     django.setup()
-    try:
-        asyncio.run(serve())
-    except TimeoutError:
-        logger.warning("Calls were cut off: they did not end in %g s.", STOP_SECONDS)
-        return 1
-    return 0
+    return run(serve())
 
 
 if __name__ == "__main__":

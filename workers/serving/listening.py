@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc.aio
+import uvloop
 from django.conf import settings
-from granian.constants import Interfaces
-from granian.server.embed import Server
+
+from workers.serving.listener import Listener
 
 MAX_CALLS = 4096
 # Bodies that are on their way in, of all callers together, in bodies of the largest size.
@@ -23,7 +25,7 @@ async def listen(pages: Any, calls: grpc.aio.Server, *, refuse_new: Callable[[],
     """Answer until a signal says to stop; then finish the calls that are there.
 
     Raises:
-        TimeoutError: some did not end in time; SystemExit: the HTTP server ended by itself.
+        TimeoutError: some did not end in time.
 
     """
     stopping = asyncio.Event()
@@ -33,27 +35,31 @@ async def listen(pages: Any, calls: grpc.aio.Server, *, refuse_new: Callable[[],
     host = settings.BIND
     calls.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{settings.GRPC_PORT}")
     await calls.start()
-    server = Server(
-        pages,
-        address=host,
-        port=settings.INFER_PORT,
-        interface=Interfaces.ASGINL,
-        websockets=False,
-        backlog=2048,
-        backpressure=MAX_CALLS,
-        log_enabled=False,
-    )
-    listening = loop.create_task(server.serve())
-    waiting = loop.create_task(stopping.wait())
+    server = Listener(pages, max_connections=MAX_CALLS)
+    await server.start(host, settings.INFER_PORT)
     logger.info(
         "Models answer on %s, ports %d and %d", host, settings.INFER_PORT, settings.GRPC_PORT
     )
-    await asyncio.wait({listening, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if listening.done():
-        listening.result()
-        raise SystemExit("The HTTP server ended by itself.")
+    await stopping.wait()
     refuse_new()
     await calls.stop(STOP_SECONDS)
-    server.stop()
-    async with asyncio.timeout(STOP_SECONDS):
-        await listening
+    await server.stop(STOP_SECONDS)
+
+
+def run(serving: Coroutine[Any, Any, None]) -> int:
+    """Run a process of serving in its loop; give its exit status."""
+    allow_connections()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serving)
+    except TimeoutError:
+        logger.warning("Calls were cut off: they did not end in %g s.", STOP_SECONDS)
+        return 1
+    return 0
+
+
+def allow_connections() -> None:
+    """Have room for the files of all callers; the usual limit is below their number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * MAX_CALLS if hard == resource.RLIM_INFINITY else min(hard, 4 * MAX_CALLS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import ParseDict
 
 from registry.errors import (
     DeadlineExceeded,
@@ -23,6 +24,7 @@ from tests.workers.serving import yard as y
 from workers.serving.dataplane import UNKNOWN_TURNS, _turn_of
 from workers.serving.fleet import State
 from workers.serving.messages import Tensor, pack_strings, unpack_strings
+from workers.serving.protos.model_config_pb2 import ModelConfig
 
 
 def _served(plane, name):
@@ -48,7 +50,15 @@ def test_a_model_answers_and_says_how(yard):
             assert [one.shape for one in metadata.inputs] == [(-1, -1)]
             config = await plane.model_config(y.ALICE, "a/double", "")
             assert config["max_batch_size"] == 32
-            assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1]}]
+            (taken,) = config["input"]
+            assert (taken["name"], taken["data_type"], taken["dims"]) == ("x", "TYPE_FP32", [-1])
+            # It is a whole ModelConfig, and says all that Triton's does.
+            message = ParseDict(config, ModelConfig())
+            assert message.dynamic_batching.max_queue_delay_microseconds == 0
+            assert taken["format"] == "FORMAT_NONE"
+            assert config["dynamic_batching"]["preferred_batch_size"] == []
+            assert config["instance_group"][0]["gpus"] == []
+            assert {"model_warmup", "metric_tags", "parameters", "optimization"} < set(config)
 
     asyncio.run(go())
 

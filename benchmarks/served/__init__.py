@@ -1,0 +1,1 @@
+"""The parts of the benchmark of serving: models, contenders, callers and the proofs under load."""
