@@ -33,12 +33,25 @@ class Text:
 
 
 class FieldError(Text):
-    """One wrong field of a request: where it is, a stable code, and what to do about it."""
+    """One wrong field of a request: where it is, a stable code, and what to do about it.
 
-    def __init__(self, field: str, code: str, template: str, /, **values: Any) -> None:
+    `position` is the character of its text, from 0, where what is wrong begins.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        code: str,
+        template: str,
+        /,
+        *,
+        position: int | None = None,
+        **values: Any,
+    ) -> None:
         super().__init__(template, **values)
         self.field = field
         self.code = code
+        self.position = position
 
 
 class Wording(NamedTuple):

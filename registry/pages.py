@@ -19,11 +19,15 @@ _LONGEST_CURSOR = 600
 
 @dataclass(frozen=True)
 class Page:
-    """Some rows, the cursor of the rows after them, and counts beside them when asked for."""
+    """Some rows, the cursor of the rows after them, and counts beside them when asked for.
+
+    `reading` says how the words of a search were taken, where it is a search for words.
+    """
 
     items: list[dict[str, Any]]
     next_cursor: str | None = None
     facets: dict[str, Any] = field(default_factory=dict)
+    reading: dict[str, str] | None = None
 
 
 def encode_cursor(order: str, *key: str | float) -> str:

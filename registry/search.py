@@ -1,28 +1,37 @@
 """Discovery: one query over repositories, filters, facet counts and keyset pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property, reduce
+from operator import or_
 from typing import Any
 
-from django.contrib.postgres.search import SearchQuery as WordQuery
-from django.db import connection
-from django.db.models import Case, IntegerField, Q, Value, When
-from django.db.models.functions import Left, Lower
+from django.contrib.postgres.search import SearchRank
+from django.db import OperationalError, connection, transaction
+from django.db.models import BigIntegerField, Case, F, IntegerField, Q, Value, When
+from django.db.models.functions import Cast, Left, Ln, Lower, Round
+from psycopg.errors import QueryCanceled
 
 from registry.errors import FieldError, Invalid
 from registry.models import Actor, Repository, Tag
 from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
+from registry.narrowing import narrow
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
+from registry.query_language import Asked, parse
+from registry.readings import Reading, readings
 
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
 _FACET_VALUES = 20
-_MAX_QUERY_CHARACTERS = 200
-_MAX_WORDS = 8
-_TRIGRAM = 3
+_STATEMENT_MS = 1000
+# Relevance is told apart among so many of what matches, those most downloaded.
+_RANKED = 1000
+# Of a word in the card, in search terms of the second kind, in the name and what stands beside it.
+_WEIGHTS = [0.2, 0.4, 0.6, 1.0]
 
-SORTS = ("relevance", "updated", "created", "downloads", "name", "size")
+SORTS = ("relevance", "updated", "created", "downloads", "name", "size", "quality")
 _FIELDS = (
     "id",
     "namespace__slug",
@@ -39,6 +48,8 @@ _FIELDS = (
     "parameters_count",
     "size_bytes",
     "downloads_count",
+    "quality",
+    "quality_metric",
     "created_at",
     "updated_at",
 )
@@ -63,9 +74,14 @@ class SearchQuery:
     limit: int | None = None
     cursor: str = ""
 
+    @cached_property
+    def asked(self) -> Asked:
+        """Read `q`; raises Invalid."""
+        return parse(self.q)
+
     @property
     def order(self) -> str:
-        return self.sort or ("relevance" if self.q.strip() else "updated")
+        return self.sort or ("relevance" if self.asked.text else "updated")
 
 
 def search_repositories(
@@ -73,23 +89,60 @@ def search_repositories(
 ) -> Page:
     """Find repositories the actor may see.
 
-    Facets come with the first page unless `with_facets` says otherwise.
+    Words that find nothing are taken for mistyped ones, and then any of them will do; `reading`
+    of the page says so. Facets come with the first page unless `with_facets` says otherwise.
 
     Raises:
-        Invalid: a filter, the sort order or the cursor is not understood.
+        Invalid: the query, a filter, the sort order or the cursor is not understood, or the
+            answer takes longer than a second.
 
     """
     _check(query)
-    matches = _narrow(Repository.objects.visible_to(actor).filter(kind=kind), query)
+    limit = check_limit(query.limit)
     if with_facets is None:
         with_facets = not query.cursor
-    facets = count_facets(matches) if with_facets else {}
-    limit = check_limit(query.limit)
-    rows = list(_ordered(matches, query).values(*_FIELDS, *_extra(query))[: limit + 1])
-    more = len(rows) > limit
-    rows = rows[:limit]
+    narrowed = _narrow(Repository.objects.visible_to(actor).filter(kind=kind), query)
+    narrowed = narrow(narrowed, query.asked.narrowings)
+    with _bounded():
+        for reading in readings(query.asked, narrowed):
+            matches = narrowed.filter(reading.condition)
+            ordered = _ordered(matches, query, reading)
+            rows = list(ordered.values(*_FIELDS, *_extra(query))[: limit + 1])
+            if rows or (query.cursor and matches.exists()):
+                break
+        facets = count_facets(matches) if with_facets else {}
+        more = len(rows) > limit
+        rows = _with_tags(rows[:limit])
     next_cursor = _cursor_after(rows[-1], query.order) if more else None
-    return Page(_with_tags(rows), next_cursor, facets)
+    said = {"how": reading.how, "q": reading.text} if query.asked.text else None
+    return Page(rows, next_cursor, facets, said)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Give every statement within a second, whatever was asked.
+
+    Raises:
+        Invalid: one took longer.
+
+    """
+    if connection.in_atomic_block:
+        # Somebody's transaction, with limits of its own.
+        yield
+        return
+    try:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT set_config('statement_timeout', %s, true)", [_STATEMENT_MS])
+            yield
+    except OperationalError as error:
+        if not isinstance(error.__cause__, QueryCanceled):
+            raise
+        raise Invalid(
+            "This search takes longer than a second. Use longer or rarer words, or narrow it by"
+            " a field such as task:translation.",
+            code="search_too_broad",
+        ) from error
 
 
 def _check(query: SearchQuery) -> None:
@@ -97,10 +150,8 @@ def _check(query: SearchQuery) -> None:
         raise _invalid(
             "sort", "{sort!r} is not one of {choices}.", sort=query.sort, choices=", ".join(SORTS)
         )
-    if query.order == "relevance" and not query.q.strip():
+    if query.order == "relevance" and not query.asked.text:
         raise _invalid("sort", "Sorting by relevance needs words to look for in q.")
-    if len(query.q) > _MAX_QUERY_CHARACTERS:
-        raise _invalid("q", "Look for at most {limit} characters.", limit=_MAX_QUERY_CHARACTERS)
     texts = [query.q, query.task, query.library, query.license, query.format, query.owner]
     texts += [query.label, *query.tags, *query.tags.values()]
     if any("\0" in text or not _encodable(text) for text in texts):
@@ -121,12 +172,6 @@ def _invalid(field: str, template: str, /, **values: Any) -> Invalid:
 
 
 def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:
-    for word in query.q.lower().split()[:_MAX_WORDS]:
-        found = Q(search_text__contains=word)
-        # A shorter word has no trigram, so the table is read; leave the long card text out of it.
-        if len(word) >= _TRIGRAM:
-            found |= Q(search_vector=WordQuery(word, config="simple"))
-        matches = matches.filter(found)
     exact = {
         "task": query.task,
         "library": query.library,
@@ -158,10 +203,12 @@ def _extra(query: SearchQuery) -> Sequence[str]:
     return {"relevance": ("rank",), "name": ("name_lower",)}.get(query.order, ())
 
 
-def _ordered(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:
+def _ordered(
+    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading
+) -> RepositoryQuerySet:
     order, cursor = query.order, query.cursor
     if order == "relevance":
-        return _by_relevance(matches, query)
+        return _by_relevance(matches, query, reading)
     if order == "name":
         named = matches.annotate(name_lower=Lower("name")).order_by("name_lower", "id")
         if cursor:
@@ -174,6 +221,12 @@ def _ordered(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuery
             size, row_id = decode_cursor(cursor, order, int, int)
             sized = sized.filter(Q(size_bytes__gt=size) | Q(size_bytes=size, id__gt=row_id))
         return sized
+    if order == "quality":
+        best = matches.exclude(quality=None).order_by("-quality", "-id")
+        if cursor:
+            quality, row_id = decode_cursor(cursor, order, float, int)
+            best = best.filter(Q(quality__lt=quality) | Q(quality=quality, id__lt=row_id))
+        return best
     column = {"updated": "updated_at", "created": "created_at", "downloads": "downloads_count"}[
         order
     ]
@@ -187,37 +240,58 @@ def _ordered(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuery
     return newest
 
 
-def _by_relevance(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQuerySet:
-    """Order by how the name matches the whole text, then by downloads."""
-    text = query.q.strip().lower()
-    ranked = matches.alias(name_lower=Lower("name")).annotate(
-        rank=Case(
-            When(name_lower=text, then=Value(3)),
-            When(name_lower__startswith=text, then=Value(2)),
-            When(name_lower__contains=text, then=Value(1)),
-            default=Value(0),
-            output_field=IntegerField(),
-        )
+def _by_relevance(
+    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading
+) -> RepositoryQuerySet:
+    """Order by how the name matches the whole text, then by words, where they stand, and downloads.
+
+    Of very many matches the most downloaded are ranked, and those of exactly this name.
+    """
+    text = reading.text.lower()
+    named = matches.alias(name_lower=Lower("name"))
+    most_downloaded = matches.order_by("-downloads_count", "-id")[:_RANKED]
+    ranked = Repository.objects.filter(
+        Q(pk__in=most_downloaded.values("pk"))
+        | Q(pk__in=named.filter(name_lower=text).order_by()[:_RANKED].values("pk"))
+    )
+    name_match = Case(
+        When(name_lower=text, then=Value(3)),
+        When(name_lower__startswith=text, then=Value(2)),
+        When(name_lower__contains=text, then=Value(1)),
+        default=Value(0),
+        output_field=IntegerField(),
+    )
+    covered = sum(
+        (Case(When(search_vector=part, then=Value(1)), default=Value(0)) for part in reading.parts),
+        start=Value(0),
+    )
+    words = SearchRank(F("search_vector"), reduce(or_, reading.parts), weights=_WEIGHTS)
+    score = (
+        name_match * 1_000_000
+        + covered * 100_000
+        + words * 50_000.0
+        + Ln(F("downloads_count") + 1.0) * 1_000.0
+    )
+    scored = ranked.alias(name_lower=Lower("name")).annotate(
+        rank=Cast(Round(score), BigIntegerField())
     )
     if query.cursor:
-        rank, downloads, row_id = decode_cursor(query.cursor, "relevance", int, int, int)
-        ranked = ranked.filter(
-            Q(rank__lt=rank)
-            | Q(rank=rank, downloads_count__lt=downloads)
-            | Q(rank=rank, downloads_count=downloads, id__lt=row_id)
-        )
-    return ranked.order_by("-rank", "-downloads_count", "-id")
+        rank, row_id = decode_cursor(query.cursor, "relevance", int, int)
+        scored = scored.filter(Q(rank__lt=rank) | Q(rank=rank, id__lt=row_id))
+    return scored.order_by("-rank", "-id")
 
 
 def _cursor_after(row: Mapping[str, Any], order: str) -> str:
     if order == "relevance":
-        return encode_cursor(order, row["rank"], row["downloads_count"], row["id"])
+        return encode_cursor(order, row["rank"], row["id"])
     if order == "name":
         return encode_cursor(order, row["name_lower"], row["id"])
     if order == "size":
         return encode_cursor(order, row["size_bytes"], row["id"])
     if order == "downloads":
         return encode_cursor(order, row["downloads_count"], row["id"])
+    if order == "quality":
+        return encode_cursor(order, row["quality"], row["id"])
     return encode_cursor(order, _microseconds(row[f"{order}_at"]), row["id"])
 
 

@@ -87,7 +87,13 @@ def problem_body(
         "instance": instance,
         "code": known.reason,
         "errors": [
-            {"field": one.field, "code": one.code, "detail": say(one)} for one in known.errors
+            {
+                "field": one.field,
+                "code": one.code,
+                "detail": say(one),
+                "position": one.position,
+            }
+            for one in known.errors
         ],
         "request_id": request_id,
     }

@@ -33,6 +33,8 @@ from registry.models.catalog import (
     Ref,
     Repository,
     Revision,
+    SavedSearch,
+    SearchWord,
     Stage,
     Tag,
     Version,
@@ -41,6 +43,7 @@ from registry.models.catalog import (
     Visibility,
 )
 from registry.models.evidence import (
+    QUALITY_METRICS,
     Evaluation,
     LineageEdge,
     LineageRole,
@@ -55,6 +58,7 @@ from registry.models.webhooks import Delivery, DeliveryState, Webhook
 
 __all__ = [
     "ANONYMOUS",
+    "QUALITY_METRICS",
     "ROLE_RANK",
     "AccessRequest",
     "Actor",
@@ -91,7 +95,9 @@ __all__ = [
     "Repository",
     "Revision",
     "Role",
+    "SavedSearch",
     "Screening",
+    "SearchWord",
     "Signature",
     "Stage",
     "Tag",

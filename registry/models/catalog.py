@@ -9,7 +9,7 @@ from django.contrib.postgres.indexes import GinIndex, OpClass
 from django.contrib.postgres.search import SearchVector, SearchVectorField
 from django.db import models
 from django.db.models import Exists, OuterRef, Q
-from django.db.models.functions import Lower
+from django.db.models.functions import Lower, Upper
 from django.utils import timezone
 
 from registry.errors import Saying, Text
@@ -112,6 +112,49 @@ class RepositoryQuerySet(models.QuerySet["Repository"]):
         )
 
 
+class SavedSearch(models.Model):
+    """A search that somebody keeps: what stands behind `?` in the address of the page."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="saved_searches")
+    kind = models.CharField(max_length=8, choices=Kind)
+    name = models.CharField(max_length=100)
+    query = models.CharField(max_length=2000)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name_plural = "saved searches"
+        constraints = [
+            models.UniqueConstraint(
+                "user", "kind", Lower("name"), name="saved_search_name_unique_without_case"
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=Kind.values), name="saved_search_kind_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SearchWord(models.Model):
+    """A word of some name, summary or tag: what a mistyped word may have meant.
+
+    Whose word it is does not stand here; a correction is shown only with what it finds.
+    """
+
+    word = models.CharField(max_length=32, primary_key=True)
+
+    class Meta:
+        indexes = [
+            GinIndex(
+                OpClass("word", name="gin_trgm_ops"), name="search_word_trigrams", fastupdate=False
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.word
+
+
 class Repository(models.Model):
     """A named line of versions: a registered model or a dataset.
 
@@ -137,6 +180,9 @@ class Repository(models.Model):
     parameters_count = models.BigIntegerField(null=True, blank=True)
     size_bytes = models.BigIntegerField(null=True, blank=True)
     downloads_count = models.BigIntegerField(default=0)
+    # How good the latest version is, by the first of `QUALITY_METRICS` that it has.
+    quality = models.FloatField(null=True, blank=True)
+    quality_metric = models.CharField(max_length=64, blank=True, db_default="")
     # Patterns of aliases that only maintainers move; others propose.
     protected_aliases = ArrayField(
         models.CharField(max_length=255),
@@ -155,9 +201,15 @@ class Repository(models.Model):
     # Lower-case "namespace/name summary task library tags": what a substring is looked for in.
     search_text = models.TextField(blank=True)
     card_text = models.TextField(blank=True)
+    # Concepts and Chinese words of both, and the pieces of the name (see registry/lexicon.py).
+    search_terms = models.TextField(blank=True, db_default="")
+    card_terms = models.TextField(blank=True, db_default="")
     search_vector: Any = models.GeneratedField(
         expression=SearchVector("search_text", config="simple", weight="A")
-        + SearchVector("card_text", config="simple", weight="D"),
+        + SearchVector("search_text", config="english", weight="B")
+        + SearchVector("search_terms", config="simple", weight="B")
+        + SearchVector("card_text", config="english", weight="D")
+        + SearchVector("card_terms", config="simple", weight="D"),
         output_field=SearchVectorField(),
         db_persist=True,
     )
@@ -197,6 +249,9 @@ class Repository(models.Model):
             ),
             GinIndex(fields=["search_vector"], name="repository_search_words", fastupdate=False),
             GinIndex(fields=["labels"], name="repository_labels"),
+            models.Index(
+                Upper("base_model"), condition=~Q(base_model=""), name="repository_upper_base"
+            ),
             # Holds what facets count and what visibility asks, so that they leave the table alone.
             models.Index(
                 fields=["kind", "namespace"],
@@ -218,6 +273,11 @@ class Repository(models.Model):
                 fields=["kind", "-created_at", "-id"],
                 condition=Q(deleted_at=None),
                 name="repository_new",
+            ),
+            models.Index(
+                fields=["kind", "-quality", "-id"],
+                condition=Q(deleted_at=None, quality__isnull=False),
+                name="repository_best",
             ),
         ]
 

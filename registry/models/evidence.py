@@ -9,6 +9,9 @@ from django.utils import timezone
 from registry.models.access import User
 from registry.models.catalog import Version
 
+# What says how good a model is, the first that a version has counts.
+QUALITY_METRICS = ("accuracy", "f1_macro", "cosine_to_parent", "spearman")
+
 
 class Evaluation(models.Model):
     """One number about one version, measured by a job or declared from outside; append-only."""
@@ -38,7 +41,8 @@ class Evaluation(models.Model):
 
     class Meta:
         indexes = [
-            models.Index(fields=["version", "metric", "-created_at"], name="evaluation_of_version")
+            models.Index(fields=["version", "metric", "-created_at"], name="evaluation_of_version"),
+            models.Index(fields=["metric", "value"], include=["version"], name="evaluation_value"),
         ]
 
     def __str__(self) -> str:

@@ -8,11 +8,14 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from registry import lexicon
 from registry.errors import AlreadyExists, Conflict, Denied, NotFound, PreconditionFailed
 from registry.models import (
+    QUALITY_METRICS,
     Actor,
     Alias,
     AuditAction,
+    Evaluation,
     Kind,
     Namespace,
     Redirect,
@@ -20,6 +23,7 @@ from registry.models import (
     Repository,
     Revision,
     Role,
+    SearchWord,
     Tag,
     Version,
     Visibility,
@@ -349,9 +353,32 @@ def refresh_search(repository: Repository) -> None:
         *repository.labels,
         *(f"{tag.key} {tag.value[:200]}" for tag in tags),
     ]
-    repository.search_text = " ".join(word for word in words if word).lower()[:_SEARCHED_CHARACTERS]
+    text = " ".join(word for word in words if word).lower()[:_SEARCHED_CHARACTERS]
+    repository.search_text = text
+    repository.search_terms = f"{lexicon.pieces_of(repository.full_name)} {lexicon.terms_of(text)}"
+    repository.card_terms = lexicon.terms_of(repository.card_text)
     _touch(repository)
-    repository.save(update_fields=["search_text", "updated_at"])
+    repository.save(update_fields=["search_text", "search_terms", "card_terms", "updated_at"])
+    SearchWord.objects.bulk_create(
+        [SearchWord(word=word) for word in sorted(lexicon.long_words_in(text))],
+        ignore_conflicts=True,
+    )
+
+
+def set_quality(repository: Repository) -> None:
+    """Let the row repeat how good its latest version is; does not save it."""
+    numbers = dict(
+        Evaluation.objects.filter(
+            version__repository=repository,
+            version__number=repository.latest_number or 0,
+            metric__in=QUALITY_METRICS,
+        )
+        .order_by("metric", "-measured", "-created_at", "-pk")
+        .distinct("metric")
+        .values_list("metric", "value")
+    )
+    metric = next((name for name in QUALITY_METRICS if name in numbers), "")
+    repository.quality_metric, repository.quality = metric, numbers.get(metric)
 
 
 def delete_repository(

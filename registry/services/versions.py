@@ -14,6 +14,7 @@ from registry.errors import SILENCE, Conflict, Invalid, NotFound, Saying, Text
 from registry.formats.card import Card, parse_card
 from registry.formats.paths import check_paths
 from registry.models import (
+    QUALITY_METRICS,
     Actor,
     Artifact,
     AuditAction,
@@ -52,6 +53,7 @@ from registry.services.catalog import (
     lock_repository,
     refresh_search,
     require_unheld,
+    set_quality,
 )
 from registry.services.quotas import free_room, take_room
 from registry.services.signatures import sign_version
@@ -201,6 +203,7 @@ def create_version(  # noqa: PLR0913 - a version is this wide
         row.last_number = number
         if not beside:
             _follow_main_line(row, version, facts.card)
+            set_quality(row)
         row.save()
         refresh_search(row)
         sign_version(version, {path: blob.sha256 for path, blob in files.items()})
@@ -580,6 +583,10 @@ def add_evaluations(
         rows = _add_evaluations(
             version, evaluations, measured=job is not None, job=job, actor=actor
         )
+        if any(row.metric in QUALITY_METRICS for row in rows):
+            repository = lock_repository(version.repository)
+            set_quality(repository)
+            repository.save(update_fields=["quality", "quality_metric"])
         record_event(
             actor,
             AuditAction.VERSION_EVALUATE,
@@ -660,6 +667,7 @@ def find_latest(repository: Repository) -> None:
     repository.parameters_count = shown.parameters_count if shown else None
     repository.size_bytes = shown.size_bytes if shown else None
     repository.updated_at = timezone.now()
+    set_quality(repository)
     repository.save()
 
 

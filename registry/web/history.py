@@ -12,6 +12,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 
 from registry.models import (
+    QUALITY_METRICS,
     Actor,
     Alias,
     Deployment,
@@ -143,7 +144,7 @@ def ratio_text(before: float, after: float) -> str:
 
 
 def quality_of(numbers: Numbers) -> Evaluation | None:
-    return next((numbers[m] for m in wording.QUALITY_METRICS if m in numbers), None)
+    return next((numbers[m] for m in QUALITY_METRICS if m in numbers), None)
 
 
 def numbers_of(versions: Iterable[Version]) -> dict[int, dict[str, Evaluation]]:

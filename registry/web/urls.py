@@ -50,6 +50,12 @@ urlpatterns = [
     path("settings", security.overview, name="settings"),
     path("settings/sessions/others", security.end_other_sessions, name="end-other-sessions"),
     path("settings/sessions/<int:session_id>/end", security.end_session, name="end-session"),
+    path("settings/searches/<kind:kind>", browse.save, name="save-search"),
+    path(
+        "settings/searches/<kind:kind>/<int:search_id>/forget",
+        browse.forget,
+        name="forget-search",
+    ),
     path("settings/tokens", account.tokens, name="tokens"),
     path("settings/tokens/<int:token_id>/revoke", account.revoke, name="revoke-token"),
     path("users", people.accounts, name="users"),

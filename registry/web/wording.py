@@ -237,8 +237,6 @@ UNITS: Final = {
     "steps": pgettext_lazy("of progress", "steps"),
     "versions": pgettext_lazy("of progress", "versions"),
 }
-# What says how good a model is, the first that a version has counts.
-QUALITY_METRICS: Final = ("accuracy", "f1_macro", "cosine_to_parent", "spearman")
 LATENCY_METRIC: Final = "latency_p50_batch1"
 _SIZES: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 NOTHING: Final = "\N{EN DASH}"

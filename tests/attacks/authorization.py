@@ -134,6 +134,7 @@ RULES: Mapping[str, Mapping[str, str]] = {
         "ask back": "      404 404 404 ok  404 404 404 404 404 404",
         # What belongs to the contributor alone.
         "of contributor": "401 404 404 ok  404 404 ok  403 404 401",
+        "contributor's own": "401 404 404 ok 404 404 404 403 404 401",
         # A webhook that hears of the whole namespace.
         "webhook": "       401 404 404 404 404 ok  ok  403 404 401",
         "upload": "        401 404 404 ok  404 404 404 403 404 401",
@@ -304,6 +305,11 @@ API: Mapping[str, Line] = {
         "post": ("signed in, admin anywhere", 201, {"name": "x"}),
     },
     "/api/v1/tokens/{token}": {"delete": ("of contributor", 204)},
+    "/api/v1/searches": {
+        "get": ("signed in", 200),
+        "post": ("signed in, write", 201, {"name": "mine", "query": "q=tiny"}),
+    },
+    "/api/v1/searches/{search}": {"delete": ("contributor's own", 204)},
     "/api/v1/namespaces": {
         "get": ("signed in, read", 200),
         "post": ("signed in, write anywhere", 201, {"slug": "new-team"}),
@@ -439,6 +445,11 @@ PAGES: Mapping[str, Line] = {
         "get": ("page: signed in", 200),
         "post": ("page: signed in", 200, {"name": "x", "scopes": ["read"], "days": "30"}),
     },
+    "/settings/searches/{kinds}": {
+        "post": ("page: signed in", 302, {"name": "mine", "query": "q=tiny"}),
+    },
+    # Says on the page it came from whether there was one.
+    "/settings/searches/{kinds}/{search}/forget": {"post": ("page: signed in", 302)},
     "/settings/tokens/{token}/revoke": {"post": ("page: of contributor", 302)},
     "/settings/audit": {"get": ("page: signed in", 200)},
     "/settings/audit/export": {"get": ("page: signed in", 200)},

@@ -40,6 +40,7 @@ from registry.services import (
     jobs,
     proposals,
     requests,
+    searches,
     tokens,
     uploads,
     versions,
@@ -302,6 +303,9 @@ class World:
         token = self.people["contributor"].tokens.create(
             name="another", prefix="my_", digest="x", scopes=["read"]
         )
+        search = searches.save_search(
+            actor=self.contributor, kind="model", name="kept", query="q=small"
+        )
         owner = actor_of(self.owner)
         team = self.people["owner"].memberships.get(namespace__slug="team").namespace
         webhook = webhooks.create_webhook(
@@ -316,6 +320,7 @@ class World:
             "ended job": str(ended.pk),
             "done job": str(done.pk),
             "token": str(token.pk),
+            "search": str(search.pk),
             "proposal": "1",
             "webhook": str(webhook.pk),
             "delivery": str(delivery.pk),
@@ -385,7 +390,7 @@ _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 def absent(address):
     """Give the same address with names and ids, as long as they were, that nobody has."""
     address = re.sub(_ID, UNKNOWN["job"], address)
-    address = re.sub(r"/(tokens|webhooks|requests)/\d+", rf"/\1/{UNKNOWN['token']}", address)
+    address = re.sub(r"/(tokens|webhooks|requests|searches|searches/models)/\d+", rf"/\1/{UNKNOWN['token']}", address)
     for name, other in NOBODYS.items():
         address = address.replace(name, other)
     return address
@@ -414,7 +419,10 @@ def standing(answer):
     for name, other in NOBODYS.items():
         text = text.replace(other, name)
     text = text.replace("thong", "thing").replace("teem", "team")
-    named = r"(?<=tokens/)|(?<=webhooks/)|(?<=requests/)|(?<=webhook )|(?<=the id )|(?<=request )"
+    named = (
+        r"(?<=tokens/)|(?<=webhooks/)|(?<=requests/)|(?<=searches/)|(?<=webhook )|(?<=the id )"
+        r"|(?<=request )|(?<=search )"
+    )
     text = re.sub(rf"{_ID}|(?:{named}|(?<=\"id\":))\d+", "ID", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "NOW", text)
     headers = {name: re.sub(r"(?<=requests/)\d+", "ID", one) for name, one in headers.items()}

@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOW_TO = (
     "tokens",
     "register",
+    "find",
     "uploads",
     "client",
     "versions",

@@ -11,6 +11,7 @@ from registry.errors import Invalid
 from registry.models import ANONYMOUS, Role
 from registry.search import SORTS, SearchQuery, search_repositories
 from registry.services import catalog
+from registry.services.versions import EvaluationSpec, add_evaluations
 from tests.factories import UserFactory, actor_of, make_model, make_version, safetensors_bytes
 
 pytestmark = pytest.mark.django_db
@@ -31,8 +32,137 @@ def test_words_are_found_inside_names_summaries_tags_and_cards(alice):
     make_version(alice, digits)
     for q in ("digits", "igit", "HANDWRITING", "vision", "apart", "alice/digits", "cnn reads"):
         assert "digits-cnn" in names(q=q), q
-    assert names(q="cnn vectors") == []
     assert names(q="100%_") == []
+
+
+def found(q, actor=ANONYMOUS):
+    page = search_repositories(actor, "model", SearchQuery(q=q))
+    return [row["name"] for row in page.items], page.reading
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        "句子向量",
+        "我想要一个句子向量模型",
+        "轻量级 sentence embeddings",
+        "sentence vectors",
+        "语义相似度",
+        "a small sentence encoder for me",
+        "small 句子嵌入",
+        "sentnce embedings",
+        "miniml sentence",
+    ],
+)
+def test_english_cards_are_found_in_either_language_and_mistyped(alice, q):
+    make_model(alice, "tiny-minilm", summary="A small sentence embedding model")
+    make_model(alice, "digits", summary="Reads handwriting")
+    assert found(q)[0] == ["tiny-minilm"]
+
+
+@pytest.mark.parametrize(
+    "q", ["手写数字", "handwritten digits", "识别手写的数字", "数字", "写数", "mnist", '"手写数字"']
+)
+def test_chinese_cards_are_found_in_either_language(alice, q):
+    make_model(alice, "cnn", summary="识别手写数字的卷积神经网络")
+    make_model(alice, "encoder", summary="Sentence vectors")
+    assert found(q)[0] == ["cnn"]
+
+
+def test_the_words_of_cards_are_found_in_their_other_forms(alice):
+    card = "This model classifies incoming messages; 适合客服工单的分类。"
+    make_version(alice, make_model(alice, "router"), {"README.md": card.encode()})
+    for q in ("classified message", "工单", "客服 router", "incoming", '"incoming messages"'):
+        assert found(q)[0] == ["router"], q
+
+
+def test_a_mistyped_word_is_corrected_only_where_it_finds_nothing(alice):
+    make_model(alice, "minilm")
+    make_model(alice, "minims")
+    assert found("minims") == (["minims"], {"how": "as_written", "q": "minims"})
+    assert found("minilmm") == (["minilm"], {"how": "corrected", "q": "minilm"})
+    assert found("mniilm")[0] == ["minilm"]
+    assert found("zzzzzz")[0] == []
+
+
+def test_a_correction_tells_nothing_of_what_is_private(alice):
+    make_model(alice, "projectx-secret", visibility="private")
+    make_model(alice, "plain")
+    assert found("projectz-secret") == ([], {"how": "as_written", "q": "projectz-secret"})
+    assert found("projecty") == ([], {"how": "as_written", "q": "projecty"})
+    assert found("projecty", actor_of(alice))[1] == {"how": "corrected", "q": "projectx"}
+
+
+def test_any_of_the_words_will_do_where_no_model_has_all(alice):
+    make_model(alice, "digits-cnn", summary="Reads handwriting")
+    make_model(alice, "encoder", summary="Sentence vectors")
+    make_model(alice, "reader", summary="Reads sentence vectors")
+    rows, reading = found("reads sentence pictures")
+    assert reading["how"] == "some_words"
+    assert rows[0] == "reader"
+
+
+def test_fields_narrow_as_the_filters_do(alice):
+    one = make_model(alice, "one", task="text-classification", tags={"team": "nlp", "lang": "a b"})
+    make_version(alice, one, {"model.safetensors": safetensors_bytes(weight=[1.0, 2.0])})
+    make_model(alice, "two", task="translation", license="mit", tags={"team": "vision"})
+    for q, expected in {
+        "task:text-classification": ["one"],
+        "task:文本分类": ["one"],
+        "-task:translation": ["one"],
+        "tag:team=nlp": ["one"],
+        'tag:lang="a b"': ["one"],
+        "-tag:lang": ["two"],
+        "format:safetensors params:<10": ["one"],
+        "params:>10": [],
+        "license:MIT name:TW": ["two"],
+        "owner:Alice size:<1": [],
+        "downloads:<1 created:>=2026-01-01": ["one", "two"],
+        "updated:<2020-01-01": [],
+        "two -one": ["two"],
+    }.items():
+        assert sorted(found(q)[0]) == expected, q
+
+
+def measured(alice, name, *numbers):
+    model = make_model(alice, name)
+    for evaluations in numbers:
+        version = make_version(alice, model)
+        add_evaluations(
+            actor=actor_of(alice),
+            version=version,
+            evaluations=[
+                EvaluationSpec(metric=metric, value=value, device=device)
+                for metric, value, device in evaluations
+            ],
+        )
+
+
+def test_measurements_hold_of_one_version_together(alice):
+    accurate = [("accuracy", 0.97, "cpu"), ("latency_p50_batch1", 9.0, "cpu")]
+    quick = [("accuracy", 0.90, "cpu"), ("latency_p50_batch1", 2.0, "cpu")]
+    both = [("accuracy", 0.96, "cpu"), ("latency_p50_batch1", 3.0, "NVIDIA H100")]
+    measured(alice, "mixed", accurate, quick)
+    measured(alice, "good", both)
+    assert sorted(found("accuracy:>0.95")[0]) == ["good", "mixed"]
+    assert found("accuracy:>95% latency:<5ms")[0] == ["good"]
+    assert found("latency:<5ms device:cpu")[0] == ["mixed"]
+    assert found("device:h100")[0] == ["good"]
+    assert found("accuracy:>0.5 -latency:>5")[0] == ["good"]
+
+
+def test_a_row_says_how_good_its_latest_version_is(alice):
+    model = make_model(alice, "one")
+    spec = EvaluationSpec(metric="accuracy", value=0.5)
+    version = make_version(alice, model, evaluations=[spec])
+    (row,) = search_repositories(ANONYMOUS, "model", SearchQuery()).items
+    assert (row["quality_metric"], row["quality"]) == ("accuracy", 0.5)
+    better = EvaluationSpec(metric="accuracy", value=0.75)
+    add_evaluations(actor=actor_of(alice), version=version, evaluations=[better])
+    (row,) = search_repositories(ANONYMOUS, "model", SearchQuery(sort="quality")).items
+    assert row["quality"] == 0.75
+    make_version(alice, model)
+    assert names(sort="quality") == []
 
 
 def test_relevance_puts_the_name_first(alice):
@@ -76,8 +206,9 @@ def test_private_models_leave_no_trace_in_rows_or_counts(alice):
 def test_pages_hold_every_row_once_in_every_order(alice, sort):
     for number in range(7):
         model = make_model(alice, f"model-{number}")
-        if sort == "size":
-            make_version(alice, model, {"a.txt": b"x" * (number // 2)})
+        if sort in {"size", "quality"}:
+            number_of = EvaluationSpec(metric="accuracy", value=number // 2 / 10)
+            make_version(alice, model, {"a.txt": b"x" * (number // 2)}, evaluations=[number_of])
     seen, cursor = [], ""
     for _ in range(7):
         query = SearchQuery(q="model", sort=sort, limit=3, cursor=cursor)
@@ -100,7 +231,12 @@ def test_pages_hold_every_row_once_in_every_order(alice, sort):
         {"cursor": "WyJuYW1lIiwxXQ"},
         {"q": "a\0"},
         {"q": "\ud800"},
-        {"q": "x" * 201},
+        {"q": "x" * 501},
+        {"q": "x" * 1_000_000},
+        {"q": "a " * 10_000},
+        {"q": 'an "open quote'},
+        {"q": "nonsense:1"},
+        {"q": "task:x", "sort": "relevance"},
         {"min_params": -1},
         {"max_bytes": 1 << 63},
     ],

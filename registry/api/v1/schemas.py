@@ -43,9 +43,12 @@ class Answer(BaseModel):
 
 
 class FieldProblem(Answer):
+    """`position` is the character of the field's text, from 0, where that is known."""
+
     field: str
     code: str
     detail: str
+    position: int | None
 
 
 class Problem(Answer):
@@ -88,6 +91,13 @@ class RepositoryChanges(Body):
     base_model: str = Field(default_factory=str)
 
 
+class Quality(Answer):
+    """How good the latest version is, by the first of the known metrics that it has."""
+
+    metric: str
+    value: float
+
+
 class Repository(Answer):
     """A model or a dataset; lists cut the values of its tags at 256 characters."""
 
@@ -107,6 +117,7 @@ class Repository(Answer):
     parameters_count: int | None
     size_bytes: int | None
     downloads: int
+    quality: Quality | None
     created_at: datetime
     updated_at: datetime
 
@@ -126,12 +137,20 @@ class Facets(Answer):
     total_is_exact: bool
 
 
+class Reading(Answer):
+    """How the words of `q` were taken: as they stand, mended, or any of them; `q` is what for."""
+
+    how: Literal["as_written", "corrected", "some_words"]
+    q: str
+
+
 class RepositoryPage(Answer):
-    """`facets` come with the first page."""
+    """`facets` come with the first page; `reading` where there are words to look for."""
 
     items: list[Repository]
     next_cursor: str | None
     facets: Facets | None
+    reading: Reading | None
 
 
 class Paging(Query):
@@ -140,7 +159,10 @@ class Paging(Query):
 
 
 class RepositorySearch(Paging):
-    q: str = Field("", description="Words or parts of words to look for.")
+    q: str = Field(
+        "",
+        description="Words, phrases and fields: `tiny task:translation params:<50M latency:<5ms`.",
+    )
     task: str = ""
     library: str = ""
     license: str = ""
@@ -151,7 +173,30 @@ class RepositorySearch(Paging):
     min_params: int | None = None
     max_params: int | None = None
     max_bytes: int | None = None
-    sort: str = Field("", description="relevance, updated, created, downloads, name or size.")
+    sort: str = Field(
+        "", description="relevance, updated, created, downloads, name, size or quality."
+    )
+
+
+class NewSearch(Body):
+    """A search to keep; `query` is what stands behind `?` in the address of its page."""
+
+    kind: Literal["model", "dataset"] = "model"
+    name: str = Field(max_length=100)
+    query: str = Field(max_length=2000)
+
+
+class SavedSearch(Answer):
+    id: int
+    kind: Literal["model", "dataset"]
+    name: str
+    query: str
+    created_at: datetime
+
+
+class SavedSearchPage(Answer):
+    items: list[SavedSearch]
+    next_cursor: str | None
 
 
 class TagValue(Body):

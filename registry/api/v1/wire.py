@@ -24,6 +24,7 @@ from registry.models import (
     Evaluation,
     Job,
     Repository,
+    SavedSearch,
     Signature,
     Tag,
     Token,
@@ -78,6 +79,9 @@ def repository_body(kind: str, row: Mapping[str, Any]) -> Row:
         "tags": row["tags"],
         "latest_version": row["latest_number"],
         "downloads": row["downloads_count"],
+        "quality": {"metric": row["quality_metric"], "value": row["quality"]}
+        if row["quality"] is not None
+        else None,
     }
 
 
@@ -86,12 +90,17 @@ def one_repository(repository: Repository) -> Row:
     row["namespace"] = repository.namespace.slug
     row["latest_number"] = repository.latest_number
     row["downloads_count"] = repository.downloads_count
+    row["quality"], row["quality_metric"] = repository.quality, repository.quality_metric
     row["tags"] = dict(
         Tag.objects.filter(repository=repository, version=None)
         .order_by("key")
         .values_list("key", "value")
     )
     return repository_body(repository.kind, row)
+
+
+def search_body(search: SavedSearch) -> Row:
+    return {name: getattr(search, name) for name in ("id", "kind", "name", "query", "created_at")}
 
 
 def alias_body(alias: Alias) -> Row:

@@ -156,6 +156,11 @@ def evaluation_value(evaluation: Evaluation) -> str:
 
 
 @register.filter
+def measured(value: float, metric: str) -> str:
+    return wording.value_text(value, "", metric)
+
+
+@register.filter
 def interval(evaluation: Evaluation) -> str:
     return wording.interval_text(
         evaluation.low, evaluation.high, evaluation.unit, evaluation.metric

@@ -1,22 +1,31 @@
 """Finding models and datasets: search, facets, sort and pages, all of it in the address."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import parse_qsl
 
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_POST, require_safe
 
+from registry.errors import Invalid, RegistryError
+from registry.models import Actor, SavedSearch
+from registry.pages import Page
+from registry.query_language import MAX_CHARACTERS, METRICS, parse
 from registry.search import SearchQuery, search_repositories
+from registry.services.searches import PARAMETERS, delete_search, save_search
 from registry.web import wording
-from registry.web.visitor import actor_of, anybody
+from registry.web.refusals import words_of
+from registry.web.visitor import actor_of, anybody, signed_in
 
 _FACETS: Final = ("task", "library", "license", "format", "owner")
-_SORTS: Final = ("updated", "created", "downloads", "name", "size")
+_SORTS: Final = ("updated", "created", "downloads", "name", "size", "quality")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +38,19 @@ class Choice:
     chosen: bool = False
 
 
+# What "Fits my hardware" asks for, by the fields of the form.
+_FITS: Final = {"fits_memory": "memory:<={}MB", "fits_latency": "latency:<={}ms"}
+_DEVICES: Final = ("cpu", "cuda")
+_HARDWARE: Final = re.compile(r"(?:^|\s)(?:memory|latency|device):\S+", re.IGNORECASE)
+
+
 @require_safe
 @anybody
 def repositories(request: HttpRequest, kind: str) -> HttpResponse:
-    asked = {name: request.GET.get(name, "").strip() for name in ("q", "sort", "label", *_FACETS)}
+    if any(name in request.GET for name in (*_FITS, "fits_device")):
+        return redirect(_fitting(request))
+    actor = actor_of(request)
+    asked = {name: request.GET.get(name, "").strip() for name in PARAMETERS}
     query = SearchQuery(
         q=asked["q"],
         sort=asked["sort"],
@@ -44,21 +62,109 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
         owner=asked["owner"],
         cursor=request.GET.get("cursor", ""),
     )
-    page = search_repositories(actor_of(request), kind, query, with_facets=True)
+    refusal = None
+    try:
+        page = search_repositories(actor, kind, query, with_facets=True)
+        order = query.order
+    except Invalid as error:
+        refusal, page, order = error, Page([]), asked["sort"]
     context = {
         "kind": kind,
         "plural": f"{kind}s",
         "page": page,
         "asked": asked,
+        "refusal": refusal and words_of(refusal),
+        "marked": refusal and _marked(asked["q"], refusal),
         "facets": _facets(asked, page.facets),
-        "sorts": _sorts(asked),
-        "order": query.order,
+        "sorts": _sorts(with_words=page.reading is not None),
+        "order": order,
         "narrowed": any(asked[name] for name in ("q", "label", *_FACETS)),
         "older": _address(asked, cursor=page.next_cursor) if page.next_cursor else "",
         "is_first": not query.cursor,
         "address": request.build_absolute_uri("/").rstrip("/"),
+        "hardware": _hardware(asked["q"]) if not refusal else {},
+        "devices": _DEVICES,
+        "saved": _saved(actor, kind),
+        "this_search": _address(asked)[1:],
+        "max_characters": MAX_CHARACTERS,
     }
-    return render(request, "browse.html", context)
+    return render(request, "browse.html", context, status=refusal.status if refusal else 200)
+
+
+def _marked(query: str, refusal: Invalid) -> tuple[str, str, str] | None:
+    """Cut the query before and after the term that was not understood."""
+    places = [one.position for one in refusal.errors if one.position is not None]
+    if not places or len(query) > MAX_CHARACTERS:
+        return None
+    at = places[0]
+    length = next((n for n, character in enumerate(query[at:]) if character.isspace()), None)
+    end = at + length if length else len(query)
+    return query[:at], query[at:end], query[end:]
+
+
+def _fitting(request: HttpRequest) -> str:
+    """Put what the form says of somebody's machine into the words of the search."""
+    kept = {name: request.GET.get(name, "").strip() for name in PARAMETERS}
+    terms = [_HARDWARE.sub("", kept["q"]).strip()]
+    for name, term in _FITS.items():
+        if given := request.GET.get(name, "").strip():
+            terms.append(term.format(given))
+    if (device := request.GET.get("fits_device", "")) in _DEVICES:
+        terms.append(f"device:{device}")
+    kept["q"] = " ".join(term for term in terms if term)
+    return _address(kept)
+
+
+def _hardware(query: str) -> dict[str, str]:
+    """Read back what the form said, for its fields."""
+    found = {}
+    for one in parse(query).narrowings:
+        high = one.bounds.high if one.bounds else None
+        if one.field == "device":
+            found["device"] = one.text.lower()
+        elif one.detail == METRICS["memory"] and high is not None:
+            found["memory"] = f"{high / 1e6:g}"
+        elif one.detail == METRICS["latency"] and high is not None:
+            found["latency"] = f"{high:g}"
+    return found
+
+
+def _saved(actor: Actor, kind: str) -> list[SavedSearch]:
+    if actor.is_anonymous:
+        return []
+    return list(SavedSearch.objects.filter(user_id=actor.person_id, kind=kind).order_by("name"))
+
+
+@signed_in
+@require_POST
+def save(request: HttpRequest, kind: str) -> HttpResponse:
+    query = request.POST.get("query", "")
+    try:
+        kept = save_search(
+            actor=actor_of(request), kind=kind, name=request.POST.get("name", ""), query=query
+        )
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+    else:
+        messages.success(request, _("The search %(name)s is kept.") % {"name": kept.name})
+    return redirect(f"{reverse('web:repositories', kwargs={'kind': kind})}?{_plain(query)}")
+
+
+@signed_in
+@require_POST
+def forget(request: HttpRequest, kind: str, search_id: int) -> HttpResponse:
+    try:
+        delete_search(actor=actor_of(request), search_id=search_id)
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+    query = _plain(request.POST.get("query", ""))
+    return redirect(f"{reverse('web:repositories', kwargs={'kind': kind})}?{query}")
+
+
+def _plain(query: str) -> str:
+    """Keep the parts of a search, and nothing else that a form could say."""
+    given = dict(parse_qsl(query[:2000], max_num_fields=None))
+    return urlencode({name: given[name] for name in PARAMETERS if given.get(name)})
 
 
 @require_safe
@@ -109,13 +215,14 @@ def _value_text(name: str, value: str) -> str:
     return str(known.get(name, {}).get(value.lower(), value))
 
 
-def _sorts(asked: dict[str, str]) -> list[tuple[str, str]]:
+def _sorts(*, with_words: bool) -> list[tuple[str, str]]:
     titles = {
         "updated": _("Recently updated"),
         "created": _("Newest"),
         "downloads": _("Most downloaded"),
         "name": _("Name"),
         "size": _("Smallest"),
+        "quality": _("Best quality"),
     }
     found = [(name, titles[name]) for name in _SORTS]
-    return [("relevance", _("Best match")), *found] if asked["q"] else found
+    return [("relevance", _("Best match")), *found] if with_words else found

@@ -148,4 +148,4 @@ def _target(line: ast.stmt) -> str:
     return _name(line.target) if isinstance(line, ast.AnnAssign) else ""
 
 
-_TAKEN = frozenset({"code", "errors"})
+_TAKEN = frozenset({"code", "errors", "position"})

@@ -40,7 +40,7 @@ class RepositoryList(Resource):
         query = SearchQuery(**fields, tags=_tag_filters(asked.tag))
         page = search_repositories(self.actor, self.kind, query)
         page.items[:] = [wire.repository_body(self.kind, row) for row in page.items]
-        return page_response(request, page, facets=page.facets or None)
+        return page_response(request, page, facets=page.facets or None, reading=page.reading)
 
     @operation(
         "register_{kind}",

@@ -1,0 +1,176 @@
+"""Which words say the same, in English and in Chinese; how Chinese is cut into words.
+
+Texts are indexed and queries are read by the same two rules, so that 句子向量 finds a card that
+says "sentence embeddings", and the other way round. Nothing here knows of a database.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import rjieba
+
+_CONCEPTS: Final = Path(__file__).with_name("concepts.txt")
+# Words that every second card has: a query goes on without them when it has others.
+# fmt: off
+_COMMON: Final = frozenset([
+    "a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or",
+    "our", "that", "the", "this", "to", "with", "which", "who", "i", "me", "my", "we", "model",
+    "models", "want", "need", "needs", "find", "looking", "something",
+    "的", "了", "和", "与", "或", "是", "在", "用", "把", "我", "我们", "想", "想要", "需要",
+    "一个", "一种", "可以", "能", "找", "模型", "适合", "用于", "用来", "进行",
+])
+# fmt: on
+# A token that no text holds by itself, so that a concept is found by one whole word.
+_CONCEPT_PREFIX: Final = "concept"
+_CHINESE: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
+_WORDS: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+|[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+")
+_PHRASE: Final = 4
+_CHINESE_PHRASE: Final = 8
+_SHORTEST: Final = 4
+_LONGEST: Final = 32
+_INDEXED_CHARACTERS: Final = 100_000
+
+
+def is_chinese(text: str) -> bool:
+    return _CHINESE.search(text) is not None
+
+
+def terms_of(text: str) -> str:
+    """Give what a text is indexed by beside its own words: concepts, and Chinese words.
+
+    Of Chinese, the dictionary's words, the shorter words within them, and each pair of
+    neighbours: a query that is cut elsewhere still finds them.
+    """
+    lowered = text[:_INDEXED_CHARACTERS].lower()
+    terms: dict[str, None] = {}
+    for piece in _pieces(lowered):
+        for start in range(len(piece)):
+            for _, names in _phrases_at(piece, start):
+                terms.update(dict.fromkeys(concept_token(name) for name in names))
+    for run in _CHINESE.findall(lowered):
+        terms.update(dict.fromkeys(rjieba.cut_for_search(run)))
+        terms.update(dict.fromkeys(pairs_of(run)))
+    return " ".join(terms)
+
+
+def concept_token(name: str) -> str:
+    return _CONCEPT_PREFIX + re.sub(r"[^a-z0-9]", "", name)
+
+
+def pairs_of(run: str) -> list[str]:
+    return [run[at : at + 2] for at in range(len(run) - 1)] or [run]
+
+
+def concepts_named(phrase: str) -> tuple[str, ...]:
+    """Give the concepts that a phrase names as a whole."""
+    plain = phrase if is_chinese(phrase) else " ".join(_WORDS.findall(phrase))
+    return _known().get(plain) or _known().get(plain.removesuffix("s"), ())
+
+
+class Sought(NamedTuple):
+    """A part of what somebody types: its words, and the concepts that they name together."""
+
+    words: tuple[str, ...]
+    concepts: tuple[str, ...] = ()
+
+    @property
+    def is_common(self) -> bool:
+        return all(word in _COMMON for word in self.words) and not self.concepts
+
+
+def read_words(tokens: Sequence[str]) -> list[Sought]:
+    """Cut what somebody looks for into parts that all have to be found, in the fewest words.
+
+    A token of English stays as it was typed; one that has Chinese in it is cut.
+    """
+    found: list[Sought] = []
+    at = 0
+    while at < len(tokens):
+        if is_chinese(tokens[at]):
+            found += _read_chinese(tokens[at])
+            at += 1
+            continue
+        size, names = _phrase_of_tokens(tokens, at)
+        found.append(Sought(tuple(tokens[at : at + size]), names))
+        at += size
+    return found
+
+
+def _phrase_of_tokens(tokens: Sequence[str], start: int) -> tuple[int, tuple[str, ...]]:
+    for size in range(min(_PHRASE, len(tokens) - start), 0, -1):
+        if names := concepts_named(" ".join(tokens[start : start + size])):
+            return size, names
+    return 1, ()
+
+
+def _read_chinese(token: str) -> Iterator[Sought]:
+    for piece in _pieces(token):
+        if not is_chinese(piece[0]):
+            yield from read_words(piece)
+            continue
+        at = unknown = 0
+        while at < len(piece):
+            size, names = max(_phrases_at(piece, at), default=(0, ()))
+            if size:
+                yield from (Sought((word,)) for word in rjieba.cut("".join(piece[unknown:at])))
+                yield Sought(("".join(piece[at : at + size]),), names)
+                unknown = at + size
+            at += size or 1
+        yield from (Sought((word,)) for word in rjieba.cut("".join(piece[unknown:])))
+
+
+def pieces_of(name: str) -> str:
+    """Cut a name where letters end; PostgreSQL takes `team/model` for one path."""
+    return " ".join(_WORDS.findall(name.lower()))
+
+
+def long_words_in(text: str) -> set[str]:
+    """Give the English words that a mistyped word may have meant."""
+    return {
+        word
+        for word in _WORDS.findall(text.lower())
+        if _SHORTEST <= len(word) <= _LONGEST and not word.isdigit() and not is_chinese(word)
+    }
+
+
+def _pieces(text: str) -> Iterator[list[str]]:
+    """Give runs of English as words and runs of Chinese as characters, in their order."""
+    english: list[str] = []
+    for match in _WORDS.finditer(text):
+        if is_chinese(match[0]):
+            yield from ([english] if english else [])
+            english = []
+            yield list(match[0])
+        else:
+            english.append(match[0])
+    if english:
+        yield english
+
+
+def _phrases_at(piece: Sequence[str], start: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Find the phrases that begin here: of how many parts, and which concepts they name."""
+    known, between, longest = (
+        (_known(), "", _CHINESE_PHRASE) if is_chinese(piece[start]) else (_known(), " ", _PHRASE)
+    )
+    for size in range(1, min(longest, len(piece) - start) + 1):
+        phrase = between.join(piece[start : start + size])
+        if names := known.get(phrase) or known.get(phrase.removesuffix("s")):
+            yield size, names
+
+
+@cache
+def _known() -> dict[str, tuple[str, ...]]:
+    """Find the concepts by their phrases; hyphens are spaces."""
+    found: dict[str, tuple[str, ...]] = {}
+    for line in _CONCEPTS.read_text().splitlines():
+        name, *others = line.split(", ")
+        if not name or name.startswith("#"):
+            continue
+        for phrase in (name, *others):
+            plain = phrase if is_chinese(phrase) else " ".join(_WORDS.findall(phrase))
+            if name not in found.get(plain, ()):
+                found[plain] = (*found.get(plain, ()), name)
+    return found
