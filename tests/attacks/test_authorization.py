@@ -390,7 +390,11 @@ _ID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 def absent(address):
     """Give the same address with names and ids, as long as they were, that nobody has."""
     address = re.sub(_ID, UNKNOWN["job"], address)
-    address = re.sub(r"/(tokens|webhooks|requests|searches|searches/models)/\d+", rf"/\1/{UNKNOWN['token']}", address)
+    address = re.sub(
+        r"/(tokens|webhooks|requests|searches|searches/models)/\d+",
+        rf"/\1/{UNKNOWN['token']}",
+        address,
+    )
     for name, other in NOBODYS.items():
         address = address.replace(name, other)
     return address
