@@ -39,6 +39,14 @@ class Search(Frozen):
         description="As a share: 0.01 is one answer in a hundred. For classifiers, and for "
         "encoders that a probe judges.",
     )
+    min_accuracy: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        title="Least accuracy",
+        description="As a share, whatever the parent has: 0.95 is 95 right answers in a hundred. "
+        "For classifiers.",
+    )
     min_cosine: float | None = Field(
         default=None,
         ge=0,
@@ -118,14 +126,16 @@ class Search(Frozen):
             raise Unfit("To fit, say how many bytes there are.")
         if self.probe and self.max_accuracy_loss is None:
             raise Unfit("A probe measures accuracy: say how much of it may be lost.")
-        asked = (self.max_accuracy_loss, self.min_cosine, self.min_neighbour_overlap)
-        if self.goal != "fits" and all(limit is None for limit in asked):
+        vectors = self.min_cosine is not None or self.min_neighbour_overlap is not None
+        answers = self.max_accuracy_loss is not None or self.min_accuracy is not None
+        if self.goal != "fits" and not vectors and not answers:
             raise Unfit(
                 "Say what may be lost: an accuracy for a classifier, a cosine or an overlap of "
                 "neighbours for an encoder."
             )
-        vectors = self.min_cosine is not None or self.min_neighbour_overlap is not None
-        if vectors and self.max_accuracy_loss is not None and not self.probe:
+        if self.min_accuracy is not None and (vectors or self.probe):
+            raise Unfit("A least accuracy is for classifiers, without a probe and without vectors.")
+        if vectors and answers and not self.probe:
             raise Unfit(
                 "Accuracy is for classifiers, cosine and neighbours are for encoders; to ask an "
                 "encoder for both, switch the probe on."

@@ -364,14 +364,19 @@ def _goal(recipe: SearchRecipe, head: ModelHead) -> Iterator[FieldError]:
                 "lost.",
                 version=head.version.ref,
             )
-    elif head.answers is not None and asked.max_accuracy_loss is not None and not asked.probe:
-        yield FieldError(
-            "steps.0.max_accuracy_loss",
-            "unfit_goal",
-            "{version} has no classes, so no accuracy either: ask for a cosine or an overlap of "
-            "neighbours, or switch the probe on, which needs a labelled dataset.",
-            version=head.version.ref,
-        )
+    elif head.answers is not None and not asked.probe:
+        answers = {
+            "max_accuracy_loss": asked.max_accuracy_loss is not None,
+            "min_accuracy": asked.min_accuracy is not None,
+        }
+        for name in (name for name, is_asked in answers.items() if is_asked):
+            yield FieldError(
+                f"steps.0.{name}",
+                "unfit_goal",
+                "{version} has no classes, so no accuracy either: ask for a cosine or an overlap "
+                "of neighbours, or switch the probe on, which needs a labelled dataset.",
+                version=head.version.ref,
+            )
 
 
 # --- Rows ----------------------------------------------------------------------------------------

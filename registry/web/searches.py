@@ -62,6 +62,12 @@ _GOALS: Final = (
         fields={"goal": "fastest", "max_accuracy_loss": 0.01},
     ),
     Goal(
+        key="fast-enough",
+        title=gettext_noop("Fast enough, and good enough"),
+        about=gettext_noop("A classifier that answers within 5 ms, 95 of a hundred rightly."),
+        fields={"goal": "fastest", "max_latency_ms": 5, "min_accuracy": 0.95},
+    ),
+    Goal(
         key="smallest-vectors",
         title=gettext_noop("As small as possible, alike in vectors"),
         about=gettext_noop("An encoder whose vectors keep a cosine of at least 0.99."),
@@ -100,10 +106,13 @@ def goal_of(filled: Mapping[str, Any]) -> str:
     asked = filled.get("steps.0.goal")
     limits = (filled.get("steps.0.min_cosine"), filled.get("steps.0.min_neighbour_overlap"))
     vectors = any(limit is not None for limit in limits)
+    least = filled.get("steps.0.min_accuracy") is not None
     found = (
         goal.key
         for goal in _GOALS
-        if goal.fields["goal"] == asked and (goal.for_vectors == vectors or asked == "fits")
+        if goal.fields["goal"] == asked
+        and (goal.for_vectors == vectors or asked == "fits")
+        and (("min_accuracy" in goal.fields) == least or asked != "fastest")
     )
     return next(found, _GOALS[0].key)
 

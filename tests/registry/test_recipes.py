@@ -248,6 +248,7 @@ def test_the_number_of_reported_errors_is_bounded():
         ({"goal": "fits"}, "how many bytes"),
         ({"max_accuracy_loss": None, "min_cosine": 0.9, "probe": True}, "A probe measures"),
         ({"min_cosine": 0.99}, "switch the probe on"),
+        ({"min_accuracy": 0.9, "probe": True}, "without a probe"),
     ],
 )
 def test_a_search_needs_a_goal_that_can_be_judged(step, said):
@@ -258,6 +259,7 @@ def test_a_search_needs_a_goal_that_can_be_judged(step, said):
     ]
     parse_recipe(with_step(SEARCH, goal="fits", max_bytes=8_000_000, max_accuracy_loss=None))
     parse_recipe(with_step(SEARCH, min_cosine=0.99, probe=True))
+    parse_recipe(with_step(SEARCH, min_accuracy=0.95, max_accuracy_loss=None))
 
 
 def test_a_search_needs_a_dataset():

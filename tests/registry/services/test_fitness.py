@@ -161,6 +161,8 @@ def test_a_classifier_has_no_cosine(alice, cnn, digits, asked, fields):
 def test_an_encoder_has_no_accuracy_without_a_probe(alice, encoder, texts):
     recipe = search("alice/encoder", "alice/texts", max_accuracy_loss=0.01)
     assert refused(alice, recipe)[:2] == ("unfit_goal", ["steps.0.max_accuracy_loss"])
+    recipe = search("alice/encoder", "alice/texts", min_accuracy=0.9)
+    assert refused(alice, recipe)[:2] == ("unfit_goal", ["steps.0.min_accuracy"])
 
 
 def test_accuracy_needs_labels_in_both_splits(alice, cnn):

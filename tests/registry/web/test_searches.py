@@ -87,6 +87,7 @@ def test_the_model_and_its_versions_lead_to_the_goals(as_owner, client, model):
         ("smallest", {"max_accuracy_loss": "0.01", "min_cosine": "", "max_bytes": ""}),
         ("smallest-vectors", {"max_accuracy_loss": "", "min_cosine": "0.99"}),
         ("fits", {"max_accuracy_loss": "", "max_bytes": "8000000"}),
+        ("fast-enough", {"max_accuracy_loss": "", "min_accuracy": "0.95", "max_latency_ms": "5"}),
     ],
 )
 def test_a_goal_fills_the_form(as_owner, model, goal, filled):

@@ -159,6 +159,19 @@ def test_the_planted_optimum_is_found(begin, half_dead, digits):
     assert all(unpack(said["said"]).detail == said["reason"] for said in told)
 
 
+def test_an_accuracy_may_be_asked_for_whatever_the_parent_has(begin, half_dead, digits):
+    rungs = [Rung(f"slim-{share}", ({**SLIM, "share": share / 100},)) for share in (50, 90)]
+    step = {"goal": "fits", "max_bytes": 10**8, "min_accuracy": 0.95}
+    report = begin(step, rungs=rungs, model=half_dead, dataset=digits).run()
+    assert report.summary["limits"] == {"min_accuracy": 0.95, "max_bytes": 10**8}
+    best, failed = of(report, "slim-50"), of(report, "slim-90")
+    judged = best["quality"]["mistakes"]
+    assert (judged["value"], judged["n"], best["verdict"]) == (0.0, 350, "met")
+    assert failed["code"] == "lost_too_much"
+    assert "of the answers right, and 0.95 was asked for" in failed["reason"]
+    assert report.variants[0].summary["tested_on"]["mistakes"]["n"] == 300
+
+
 def test_an_optimiser_turns_the_dial_to_the_planted_optimum(begin, half_dead, digits):
     family = Family("slim", (SLIM,), {"0.share": (0.05, 0.95)})
     step = {"max_accuracy_loss": 0.01, "most_candidates": 8, "seed": 1}
@@ -434,6 +447,7 @@ def test_what_has_no_more_to_give_is_not_tried(begin, half_dead, digits):
     ("write", "step", "code"),
     [
         (write_encoder, {"max_accuracy_loss": 0.01}, "unfit_goal"),
+        (write_encoder, {"min_accuracy": 0.9}, "unfit_goal"),
         (write_lstm, {"min_cosine": 0.99}, "unfit_goal"),
         (write_lstm, {"max_accuracy_loss": 0.01, "probe": True}, "unfit_goal"),
         (write_lstm, {"max_accuracy_loss": 0.01, "train_split": "nowhere"}, "missing_split"),

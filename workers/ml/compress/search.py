@@ -337,6 +337,8 @@ class Search:
         goal = self.goal
         if measure in {"accuracy", "probe"}:
             return goal.max_accuracy_loss
+        if measure == "mistakes":
+            return None if goal.min_accuracy is None else 1 - goal.min_accuracy
         least = goal.min_cosine if measure == "cosine" else goal.min_neighbour_overlap
         return None if least is None else 1 - least
 
@@ -541,6 +543,7 @@ class Search:
                 name: limit
                 for name in (
                     "max_accuracy_loss",
+                    "min_accuracy",
                     "min_cosine",
                     "min_neighbour_overlap",
                     "max_latency_ms",
@@ -635,6 +638,14 @@ def _lost(measure: str, judged: Judgement) -> Text:
             low=low,
             high=high,
             asked=asked,
+            n=n,
+        )
+    if measure == "mistakes":
+        return Text(
+            "It has {low} to {high} of the answers right, and {asked} was asked for (n={n}).",
+            low=round(1 - judged.high, 5),
+            high=round(1 - judged.low, 5),
+            asked=round(1 - judged.margin, 5),
             n=n,
         )
     low, high, asked = round(judged.low, 5), round(judged.high, 5), round(judged.margin, 5)

@@ -314,7 +314,9 @@ class Trials:
         """List what the recipe wants to be judged by; without a wish, what suits the model."""
         asked = self.search
         if self._runtime.answers == "classes":
-            return [("accuracy", self._lost_answers)]
+            lost: list[tuple[str, _Measure]] = [("accuracy", self._lost_answers)]
+            wrong: list[tuple[str, _Measure]] = [("mistakes", self._wrong_answers)]
+            return lost + wrong if asked.min_accuracy is not None else lost
         found: list[tuple[str, _Measure]] = []
         if asked.probe:
             found.append(("probe", self._lost_by_probe))
@@ -330,6 +332,12 @@ class Trials:
         actual = self._held.labels[: len(child)]
         right = [(scores.argmax(1) == actual).astype(np.int64) for scores in (parent, child)]
         return np.asarray(right[0] - right[1])
+
+    def _wrong_answers(
+        self, child: NDArray[Any], _parent: NDArray[Any], _runtime: Runtime
+    ) -> NDArray[Any]:
+        """Tell what is lost against somebody who is always right: the rows answered wrongly."""
+        return (child.argmax(1) != self._held.labels[: len(child)]).astype(np.int64)
 
     def _lost_by_probe(
         self, child: NDArray[Any], parent: NDArray[Any], runtime: Runtime
@@ -394,7 +402,8 @@ class Trials:
                 "vectors must stay.",
                 code="unfit_goal",
             )
-        if not classes and asked.max_accuracy_loss is not None and not asked.probe:
+        answers = asked.max_accuracy_loss is not None or asked.min_accuracy is not None
+        if not classes and answers and not asked.probe:
             raise Invalid(
                 "This model answers vectors, which have no accuracy: ask for a cosine or an "
                 "overlap of neighbours, or switch the probe on, which needs a labelled dataset.",
