@@ -25,7 +25,7 @@ from registry.readings import Reading, readings
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
 _FACET_VALUES = 20
-_STATEMENT_MS = 1000
+_STATEMENT_TIME = "1s"
 # Relevance is told apart among so many of what matches, those most downloaded.
 _RANKED = 1000
 # Of a word in the card, in search terms of the second kind, in the name and what stands beside it.
@@ -133,7 +133,9 @@ def _bounded() -> Iterator[None]:
     try:
         with transaction.atomic():
             with connection.cursor() as cursor:
-                cursor.execute("SELECT set_config('statement_timeout', %s, true)", [_STATEMENT_MS])
+                cursor.execute(
+                    "SELECT set_config('statement_timeout', %s, true)", [_STATEMENT_TIME]
+                )
             yield
     except OperationalError as error:
         if not isinstance(error.__cause__, QueryCanceled):

@@ -1,12 +1,14 @@
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from registry import search
 from registry.errors import Invalid
 from registry.models import ANONYMOUS, Role
 from registry.search import SORTS, SearchQuery, search_repositories
@@ -163,6 +165,33 @@ def test_a_row_says_how_good_its_latest_version_is(alice):
     assert row["quality"] == 0.75
     make_version(alice, model)
     assert names(sort="quality") == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_search_ends_within_its_time_and_leaves_the_connection_as_it_was(monkeypatch):
+    user = UserFactory(username="olga")
+    for number in range(3):
+        make_model(user, f"model-{number}")
+    assert len(names(q="model")) == 3
+    monkeypatch.setattr(search, "_STATEMENT_TIME", "20ms")
+    # What a million rows would take; the answer has to wait for somebody's lock.
+    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE registry_repository IN ACCESS EXCLUSIVE MODE")
+        refused = pool.submit(search_elsewhere).result(30)
+    assert refused.reason == "search_too_broad"
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW statement_timeout")
+        assert cursor.fetchone() == ("0",)
+
+
+def search_elsewhere():
+    try:
+        search_repositories(ANONYMOUS, "model", SearchQuery(q="model"))
+    except Invalid as refused:
+        return refused
+    finally:
+        connection.close()
 
 
 def test_relevance_puts_the_name_first(alice):
