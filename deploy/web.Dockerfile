@@ -35,6 +35,6 @@ VOLUME ["/data"]
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
-CMD ["granian", "--interface", "asgi", "--no-ws", "--host", "0.0.0.0", "--port", "8000", \
+CMD ["granian", "--interface", "asgi", "--loop", "asyncio", "--no-ws", "--host", "0.0.0.0", "--port", "8000", \
      "--workers", "2", "--respawn-failed-workers", "--workers-kill-timeout", "5s", \
      "config.asgi:application"]

@@ -290,9 +290,11 @@ def program(installation: Installation, name: str, command: tuple[str, ...], gra
 
 def web_command(installation: Installation) -> tuple[str, ...]:
     workers = min(os.cpu_count() or 1, 4)
+    # Left to itself it takes uvloop where that is installed, as the inference server wants it.
     options = (
-        f"--interface asgi --no-ws --host {installation.host} --port {installation.port} "
-        f"--workers {workers} --respawn-failed-workers --workers-kill-timeout 5s"
+        f"--interface asgi --loop asyncio --no-ws --host {installation.host} "
+        f"--port {installation.port} --workers {workers} --respawn-failed-workers "
+        "--workers-kill-timeout 5s"
     )
     return (sys.executable, "-m", "granian", *options.split(), "config.asgi:application")
 

@@ -634,6 +634,7 @@ INSTEAD: Mapping[str, Mapping[str, str]] = {
     _ONE: {"name": "unaliased thing"},
     f"{_ONE}/restore": {"name": "deleted thing"},
     f"{_VERSION}/restore": {"version": "deleted version"},
+    f"{_VERSION}/restore-as-new": {"version": "older version"},
     "/api/v1/jobs/{job}/resume": {"job": "ended job"},
     "/api/v1/jobs/{job}/reproduce": {"job": "done job"},
     "/jobs/{job}/resume": {"job": "ended job"},

@@ -327,6 +327,7 @@ class World:
             "deleted thing": "thing-gone",
             "unaliased thing": "thing-unnamed",
             "deleted version": "3",
+            "older version": "1",
             "request": str(asked.pk),
             "served": "served",
             "deployment": self._deploy(),

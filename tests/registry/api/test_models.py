@@ -255,7 +255,8 @@ def test_lists_narrow(api, alice):
         ({"colour": "red"}, "colour"),
         ({"min_params": "-1"}, "min_params"),
         ({"min_params": "9" * 30}, "min_params"),
-        ({"q": "x" * 201}, "q"),
+        ({"q": "x" * 501}, "q"),
+        ({"q": "tiny acuracy:>0.9"}, "q"),
         ({"q": "a\0b"}, "q"),
     ],
 )

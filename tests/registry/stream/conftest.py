@@ -34,7 +34,7 @@ class WebServer:
         self.process = None
 
     def start(self):
-        options = f"--interface asgi --no-ws --host 127.0.0.1 --port {self.port} --workers 1"
+        options = f"--interface asgi --loop asyncio --no-ws --host 127.0.0.1 --port {self.port}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "granian", *options.split(), "config.asgi:application"],
