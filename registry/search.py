@@ -134,8 +134,9 @@ def _bounded(*, is_narrow: bool) -> Iterator[None]:
     try:
         with transaction.atomic():
             with connection.cursor() as cursor:
+                limit = min(_STATEMENT_SECONDS, settings.STATEMENT_SECONDS)
                 cursor.execute(
-                    "SELECT set_config('statement_timeout', %s, true)", [_STATEMENT_TIME]
+                    "SELECT set_config('statement_timeout', %s, true)", [f"{limit * 1000:.0f}"]
                 )
             yield
     except OperationalError as error:

@@ -337,7 +337,7 @@ class Trials:
         self, child: NDArray[Any], _parent: NDArray[Any], _runtime: Runtime
     ) -> NDArray[Any]:
         """Tell what is lost against somebody who is always right: the rows answered wrongly."""
-        return (child.argmax(1) != self._held.labels[: len(child)]).astype(np.int64)
+        return np.asarray(child.argmax(1) != self._held.labels[: len(child)], dtype=np.int64)
 
     def _lost_by_probe(
         self, child: NDArray[Any], parent: NDArray[Any], runtime: Runtime
