@@ -21,7 +21,7 @@ _LONGEST_CURSOR = 600
 class Page:
     """Some rows, the cursor of the rows after them, and counts beside them when asked for.
 
-    `reading` says how the words of a search were taken, where it is a search for words.
+    `reading` says how the words of a search were taken, where not as they stand.
     """
 
     items: list[dict[str, Any]]

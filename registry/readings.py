@@ -22,6 +22,7 @@ from registry.models import SearchWord
 from registry.models.catalog import RepositoryQuerySet
 from registry.query_language import Asked, Words
 
+AS_WRITTEN: Final = "as_written"
 _TRIGRAM: Final = 3
 _SIMILARITY: Final = 0.2
 _CANDIDATES: Final = 60
@@ -49,7 +50,7 @@ def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
     fixed = reduce(and_, map(_phrase, phrases), apart)
     ranked = [_text_query(one.text) for one in phrases]
     yield Reading(
-        how="as_written",
+        how=AS_WRITTEN,
         text=asked.text,
         condition=reduce(and_, map(_condition, sought), fixed),
         parts=[*ranked, *map(_query, sought)],

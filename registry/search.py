@@ -21,7 +21,7 @@ from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
 from registry.narrowing import narrow
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.query_language import Asked, parse
-from registry.readings import Reading, readings
+from registry.readings import AS_WRITTEN, Reading, readings
 
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
@@ -91,7 +91,8 @@ def search_repositories(
     """Find repositories the actor may see.
 
     Words that find nothing are taken for mistyped ones, and then any of them will do; `reading`
-    of the page says so. Facets come with the first page unless `with_facets` says otherwise.
+    of the page says so where it was needed. Facets come with the first page unless `with_facets`
+    says otherwise.
 
     Raises:
         Invalid: the query, a filter, the sort order or the cursor is not understood, or the
@@ -115,7 +116,8 @@ def search_repositories(
         more = len(rows) > limit
         rows = _with_tags(rows[:limit])
     next_cursor = _cursor_after(rows[-1], query.order) if more else None
-    said = {"how": reading.how, "q": reading.text} if query.asked.text else None
+    otherwise = reading.how != AS_WRITTEN and bool(rows)
+    said = {"how": reading.how, "q": reading.text} if otherwise else None
     return Page(rows, next_cursor, facets, said)
 
 

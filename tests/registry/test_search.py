@@ -81,7 +81,7 @@ def test_the_words_of_cards_are_found_in_their_other_forms(alice):
 def test_a_mistyped_word_is_corrected_only_where_it_finds_nothing(alice):
     make_model(alice, "minilm")
     make_model(alice, "minims")
-    assert found("minims") == (["minims"], {"how": "as_written", "q": "minims"})
+    assert found("minims") == (["minims"], None)
     assert found("minilmm") == (["minilm"], {"how": "corrected", "q": "minilm"})
     assert found("mniilm")[0] == ["minilm"]
     assert found("zzzzzz")[0] == []
@@ -90,8 +90,8 @@ def test_a_mistyped_word_is_corrected_only_where_it_finds_nothing(alice):
 def test_a_correction_tells_nothing_of_what_is_private(alice):
     make_model(alice, "projectx-secret", visibility="private")
     make_model(alice, "plain")
-    assert found("projectz-secret") == ([], {"how": "as_written", "q": "projectz-secret"})
-    assert found("projecty") == ([], {"how": "as_written", "q": "projecty"})
+    assert found("projectz-secret") == ([], None)
+    assert found("projecty") == ([], None)
     assert found("projecty", actor_of(alice))[1] == {"how": "corrected", "q": "projectx"}
 
 

@@ -138,14 +138,14 @@ class Facets(Answer):
 
 
 class Reading(Answer):
-    """How the words of `q` were taken: as they stand, mended, or any of them; `q` is what for."""
+    """How the words of `q` were taken where not as they stand; `q` is what was looked for."""
 
-    how: Literal["as_written", "corrected", "some_words"]
+    how: Literal["corrected", "some_words"]
     q: str
 
 
 class RepositoryPage(Answer):
-    """`facets` come with the first page; `reading` where there are words to look for."""
+    """`facets` come with the first page; `reading` where nothing had the words as they stand."""
 
     items: list[Repository]
     next_cursor: str | None

@@ -76,7 +76,7 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
         "refusal": refusal and words_of(refusal),
         "marked": refusal and _marked(asked["q"], refusal),
         "facets": _facets(asked, page.facets),
-        "sorts": _sorts(with_words=page.reading is not None),
+        "sorts": _sorts(with_words=not refusal and bool(query.asked.text)),
         "order": order,
         "narrowed": any(asked[name] for name in ("q", "label", *_FACETS)),
         "older": _address(asked, cursor=page.next_cursor) if page.next_cursor else "",
