@@ -10,6 +10,7 @@ from registry.api.v1.requests import Body, Query
 from registry.errors import Unfit
 from registry.recipes import REFERENCE_PATTERN
 from registry.services.announcements import EVENTS
+from registry.services.lineage import Relation
 from registry.serving_options import ServingOptions
 
 Counted = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -479,19 +480,7 @@ class GraphEdge(Answer):
 
     child: str
     parent: str
-    relation: Literal[
-        "trained_on",
-        "compressed_from",
-        "distilled_from",
-        "fine_tuned_from",
-        "merged_from",
-        "calibrated_on",
-        "restored_from",
-        "made_from",
-        "computed_by",
-        "computed_from",
-        "evaluated_on",
-    ]
+    relation: Relation
     role: str
     job: UUID | None
     recipe: dict[str, Any] | None
