@@ -13,6 +13,7 @@ from django.utils import timezone
 from registry.errors import SILENCE, Conflict, Invalid, NotFound, Saying, Text
 from registry.formats.card import Card, parse_card
 from registry.formats.paths import check_paths
+from registry.lexicon import terms_of
 from registry.models import (
     QUALITY_METRICS,
     Actor,
@@ -500,6 +501,7 @@ def _follow_main_line(repository: Repository, version: Version, card: Card | Non
         repository.summary = card.summary[: DESCRIBABLE["summary"]]
     repository.labels = [label[:100] for label in card.tags][:100]
     repository.card_text = card.body[:_CARD_SEARCHED_CHARACTERS]
+    repository.card_terms = terms_of(repository.card_text)
 
 
 # --- Numbers ----------------------------------------------------------------------------------
