@@ -144,6 +144,8 @@ def running(*, samples: bool = False, **more: str) -> Iterator[Installation]:
     try:
         try:
             wait_for(f"{installation.url}/healthz", process, seconds=180)
+            # It comes up after the web server, and a browser may call it at once.
+            wait_for(f"{installation.infer_url}/v2/health/ready", process, seconds=180)
         except (RuntimeError, TimeoutError) as error:
             said = (home / "up.log").read_text(encoding="utf-8", errors="replace")
             raise RuntimeError(f"{error}: {said[-2000:]}") from error
