@@ -43,7 +43,7 @@ class Endpoint(models.Model):
     repository = models.ForeignKey(Repository, on_delete=models.CASCADE, related_name="endpoints")
     # Whether a caller keeps to the deployment that answered first.
     sticky = models.BooleanField(default=False)
-    # How the traffic was split before it last changed: {deployment: [role, weight]}.
+    # How the traffic was split before it last changed: {deployment: [role, weight, version]}.
     previous = models.JSONField(default=dict, blank=True)
     created_by = models.ForeignKey(
         User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"

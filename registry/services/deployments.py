@@ -35,7 +35,7 @@ from registry.services.catalog import (
     lock_repository,
 )
 from registry.services.quotas import require_deployment_place
-from registry.services.succession import answering_of, require_successor
+from registry.services.succession import answering_of, require_successor, require_taking
 from registry.services.texts import check_text, invalid_field
 from registry.services.versions import require_runnable
 from registry.serving_options import ServingOptions
@@ -215,11 +215,12 @@ def deploy(  # noqa: PLR0913 - a deployment is this wide
     `version` is a number, `latest`, or an `@alias`, which the deployment then follows. The first
     one takes all traffic; later ones take what `weight` says, a canary one percent, a live one
     none: it waits to be promoted. A canary that `widens` goes on by itself
-    (`registry.services.canaries`). `reason` overrides the check that it takes what callers send.
+    (`registry.services.canaries`). `reason` overrides the check that it takes what callers send,
+    and that it agrees where a shadow tries it.
 
     Raises:
-        Conflict: the version is not ready, is deployed there already, or does not take what
-            callers of the endpoint send.
+        Conflict: the version is not ready, is deployed there already, or may not answer callers
+            of the endpoint.
         QuotaExceeded: the namespace has as many deployments as it may.
 
     """
@@ -244,12 +245,17 @@ def deploy(  # noqa: PLR0913 - a deployment is this wide
         require_runnable(served)
         place = _find_or_make(actor, row, endpoint)
         present = deployments_of(place)
-        overridden = require_successor(place, answering_of(present), served, reason=why)
+        if share:
+            overridden = require_taking(place, present, served, reason=why)
+        else:
+            overridden = require_successor(place, answering_of(present), served, reason=why)
         require_deployment_place(place.namespace)
         deployment = _insert(actor, place, served, version, role, options or ServingOptions())
         deployment.trial = {"begun": True} if widens else {}
         deployment.save(update_fields=["trial"])
-        remember_split(place, present)
+        if share:
+            # What takes nothing from the others leaves the way back where it leads.
+            remember_split(place, present)
         if not any(one.weight for one in present) and role != DeploymentRole.SHADOW:
             share = FULL_WEIGHT if weight is None else share
         give_share(deployment, share, present)
@@ -335,16 +341,22 @@ def split_traffic(
     actor: Actor,
     endpoint: Endpoint,
     weights: Mapping[int, int],
+    reason: object = "",
     expected_etag: str | None = None,
 ) -> Endpoint:
     """Say how many percent of the requests each deployment answers; those left out get none.
 
+    One that begins to answer by this is held against what answers now, as one that is promoted;
+    `reason` overrides that.
+
     Raises:
         NotFound: one of them is not deployed there.
         Invalid: it does not come to 100, or a shadow is to answer.
+        Conflict: what one of them serves may not answer callers of the endpoint.
 
     """
     require(actor, "maintain", endpoint.repository)
+    why = check_text("reason", reason, max_length=_MAX_REASON)
     with transaction.atomic():
         row = _lock(endpoint, expected_etag)
         present = {one.pk: one for one in deployments_of(row)}
@@ -361,12 +373,43 @@ def split_traffic(
                 "The weights come to {total}; they must come to 100.",
                 total=sum(weights.values()),
             )
+        begin = [one for one in present.values() if weights.get(one.pk) and not one.weight]
+        facts = _require_beginning(row, [*present.values()], begin, reason=why)
         before = remember_split(row, present.values())
         for one in present.values():
             _set(one, weight=weights.get(one.pk, 0))
         _touch(row)
-        _record(actor, AuditAction.ENDPOINT_SPLIT, row, before=before, after=_split_of_row(row))
+        _record(
+            actor, AuditAction.ENDPOINT_SPLIT, row, before=before, after=_split_of_row(row), **facts
+        )
     return row
+
+
+def _require_beginning(
+    endpoint: Endpoint,
+    present: Sequence[Deployment],
+    begin: Iterable[Deployment],
+    *,
+    reason: str,
+) -> dict[str, Any]:
+    """Pass when all that begin to answer may; give what the audit log is to remember of it."""
+    facts: dict[str, Any] = {}
+    for one in begin:
+        served = _require_serving(one)
+        facts |= require_taking(endpoint, present, served, reason=reason)
+    return facts
+
+
+def _require_serving(deployment: Deployment) -> Version:
+    """Give the version that a deployment serves, which must be able to run."""
+    if deployment.serves is None:
+        raise Conflict(
+            "The alias {alias!r} points at no version, so nothing would answer.",
+            code="version_not_ready",
+            alias=deployment.alias,
+        )
+    require_runnable(deployment.serves)
+    return deployment.serves
 
 
 def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> Endpoint:
@@ -386,20 +429,8 @@ def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> End
         endpoint = _lock(deployment.endpoint)
         present = {one.pk: one for one in deployments_of(endpoint)}
         promoted = find_deployment(endpoint, deployment.pk)
-        if promoted.serves is None:
-            raise Conflict(
-                "The alias {alias!r} points at no version, so nothing would answer.",
-                code="version_not_ready",
-                alias=promoted.alias,
-            )
-        require_runnable(promoted.serves)
-        facts = require_successor(
-            endpoint,
-            answering_of([*present.values()]),
-            promoted.serves,
-            shadow=promoted,
-            reason=why,
-        )
+        served = _require_serving(promoted)
+        facts = require_taking(endpoint, [*present.values()], served, reason=why)
         remember_split(endpoint, present.values())
         for one in present.values():
             if one.pk != promoted.pk:
@@ -410,25 +441,30 @@ def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> End
             actor,
             AuditAction.DEPLOYMENT_PROMOTE,
             promoted,
-            promoted.serves,
+            served,
             **{**facts, **({"reason": why} if why else {})},
         )
     return endpoint
 
 
-def roll_back(*, actor: Actor, endpoint: Endpoint) -> Endpoint:
+def roll_back(*, actor: Actor, endpoint: Endpoint, reason: object = "") -> Endpoint:
     """Split the traffic as it was split before it last changed.
 
+    What answered then answers again, whatever it is: a way back is never closed. But where an
+    alias has moved meanwhile, it would be another version, which is held against what answers now.
+
     Raises:
-        Conflict: it never changed, or what answered then is gone.
+        Conflict: it never changed, or what answered then is gone, or is another version by now
+            that may not answer, and there is no reason.
 
     """
     require(actor, "maintain", endpoint.repository)
+    why = check_text("reason", reason, max_length=_MAX_REASON)
     with transaction.atomic():
         row = _lock(endpoint)
         present = {str(one.pk): one for one in deployments_of(row)}
         before = row.previous
-        answering = sum(weight for key, (_, weight) in before.items() if key in present)
+        answering = sum(weight for key, (_, weight, *_) in before.items() if key in present)
         if answering != FULL_WEIGHT:
             raise Conflict(
                 "{endpoint} has nothing to go back to: what answered before is not deployed any "
@@ -436,13 +472,34 @@ def roll_back(*, actor: Actor, endpoint: Endpoint) -> Endpoint:
                 code="nothing_to_roll_back",
                 endpoint=row,
             )
+        begin = [
+            one
+            for key, one in present.items()
+            if key in before and not one.weight and _is_another(one, before[key])
+        ]
+        facts = _require_beginning(row, [*present.values()], begin, reason=why)
         left = remember_split(row, present.values())
         for key, one in present.items():
-            role, weight = before.get(key, (one.role, 0))
+            role, weight, *_ = before.get(key, (one.role, 0))
             _set(one, weight=weight, role=role)
         _touch(row)
-        _record(actor, AuditAction.ENDPOINT_ROLL_BACK, row, before=left, after=_split_of_row(row))
+        _record(
+            actor,
+            AuditAction.ENDPOINT_ROLL_BACK,
+            row,
+            before=left,
+            after=_split_of_row(row),
+            **facts,
+        )
     return row
+
+
+def _is_another(deployment: Deployment, before: Sequence[Any]) -> bool:
+    """Say whether a deployment that is to answer again serves another version than it did then."""
+    _role, weight, *served = before
+    now = deployment.serves.pk if deployment.serves else None
+    # What the previous release remembered names no version.
+    return bool(weight and served and served != [now])
 
 
 def undeploy(*, actor: Actor, deployment: Deployment) -> None:
@@ -526,10 +583,17 @@ def _split_of_row(endpoint: Endpoint) -> Split:
 
 
 def remember_split(endpoint: Endpoint, deployments: Iterable[Deployment]) -> Split:
-    """Keep how the traffic was split, for a roll-back, while something answered."""
-    split = _split_of(list(deployments))
+    """Keep how the traffic was split and between what, for a roll-back, while something answered.
+
+    The deployments know what they serve.
+    """
+    rows = list(deployments)
+    split = _split_of(rows)
     if any(weight for _, weight in split.values()):
-        endpoint.previous = split
+        endpoint.previous = {
+            str(one.pk): (one.role, one.weight, one.serves.pk if one.serves else None)
+            for one in rows
+        }
     endpoint.updated_at = timezone.now()
     endpoint.save(update_fields=["previous", "updated_at"])
     return split

@@ -1,7 +1,7 @@
 """What may answer in place of what a deployment serves: one question for each way to replace it.
 
-A version is replaced where one is deployed beside it, where one is promoted, and where an alias
-moves that a deployment follows or that is protected.
+A version is replaced where one is deployed beside it, where traffic is split anew or one is
+promoted, and where an alias moves that a deployment follows or that is protected.
 """
 
 from collections.abc import Sequence
@@ -55,6 +55,24 @@ def require_successor(
         if evidence.verdict != "allow":
             facts["reason"] = reason
     return facts
+
+
+def require_taking(
+    endpoint: Endpoint, present: Sequence[Deployment], candidate: Version, *, reason: str = ""
+) -> dict[str, Any]:
+    """Pass when a version may begin to answer beside or in place of what answers at an endpoint.
+
+    A shadow among what is `present` that tries the version has to agree, whichever deployment it
+    is that is to answer. Gives what the audit log is to remember of it.
+
+    Raises:
+        Conflict: it may not, and there is no reason.
+
+    """
+    shadow = _shadow_among(present, candidate)
+    return require_successor(
+        endpoint, answering_of(present), candidate, shadow=shadow, reason=reason
+    )
 
 
 def require_followed(
@@ -121,6 +139,14 @@ def require_protected(
             problem=problem,
         )
     return {"incompatible": problem.detail, "reason": reason}
+
+
+def _shadow_among(present: Sequence[Deployment], candidate: Version) -> Deployment | None:
+    """Find the shadow that tries a version; of several the one that has compared most."""
+    shadows = [
+        one for one in present if one.role == DeploymentRole.SHADOW and one.serves == candidate
+    ]
+    return max(shadows, key=lambda one: int(one.trial.get("compared", 0)), default=None)
 
 
 def _shadow_of(endpoint: Endpoint, candidate: Version) -> Deployment | None:

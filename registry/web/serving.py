@@ -15,7 +15,7 @@ from django.utils.translation import gettext_noop, pgettext_lazy
 from registry.errors import Conflict
 from registry.models import AuditAction, Deployment, Endpoint, Event, Version, Visibility
 from registry.services.gate import evidence_of
-from registry.services.succession import require_successor
+from registry.services.succession import require_taking
 from registry.web.snippets import Snippet
 from registry.web.wording import DEPLOYMENT_ROLES
 
@@ -274,12 +274,12 @@ def shadow_of(deployment: Deployment) -> dict[str, Any] | None:
     }
 
 
-def needs_reason(deployment: Deployment, answers: Version | None) -> bool:
-    """Say whether a deployment is promoted only for a reason."""
+def needs_reason(deployment: Deployment, present: Sequence[Deployment]) -> bool:
+    """Say whether a deployment begins to answer, or to answer everything, only for a reason."""
     if deployment.serves is None:
         return False
     try:
-        require_successor(deployment.endpoint, answers, deployment.serves, shadow=deployment)
+        require_taking(deployment.endpoint, present, deployment.serves)
     except Conflict:
         return True
     return False

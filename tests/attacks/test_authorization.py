@@ -286,8 +286,13 @@ class World:
     def _deploy(self):
         """Deploy both versions of a model of their own; give the one that waits."""
         actor = actor_of(self.owner)
-        for version in ("1", "2"):
-            made = deployments.deploy(actor=actor, model="team/served", version=version)
+        first, made = (
+            deployments.deploy(actor=actor, model="team/served", version=version)
+            for version in ("1", "2")
+        )
+        # So that there is a split to go back to.
+        weights = {first.pk: 100}
+        deployments.split_traffic(actor=actor, endpoint=made.endpoint, weights=weights)
         return str(made.pk)
 
     def _numbered(self):

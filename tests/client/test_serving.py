@@ -54,6 +54,23 @@ def test_what_is_wrong_is_said(command, classifier):
     )
 
 
+def test_what_does_not_fit_takes_a_reason_to_begin_to_answer(command, classifier):
+    command.run("deploy", "alice/classifier@1")
+    command.run("deploy", "alice/classifier@2")
+    for number, name in ((1, "text"), (2, "image")):
+        port = {"name": name, "dtype": "int64", "shape": ["batch", 8]}
+        classifier.versions.filter(number=number).update(
+            signature={"inputs": [port], "outputs": []}
+        )
+    split = ("endpoint", "split", "alice/classifier", "1=0", "2=100")
+    assert "does not fit what callers" in command.run(*split, status=1).err
+    command.run(*split, "--reason", "Callers know.")
+    assert served(command) == {1: 0, 2: 100}
+    # The way back asks nothing.
+    command.run("endpoint", "roll-back", "alice/classifier")
+    assert served(command) == {1: 100, 2: 0}
+
+
 def test_the_sdk_deploys_once_for_a_key(home, server, token, classifier):
     with Client(server.url, token) as client:
         first = client.deploy("alice/classifier@1", key="one")

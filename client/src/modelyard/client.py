@@ -364,9 +364,13 @@ class Client:
         """Read what serving processes say of the deployments of an endpoint."""
         return self.transport.call("GET", f"{self._endpoint(name)}/standing")
 
-    def split_traffic(self, name: str, weights: Mapping[int, int]) -> Endpoint:
-        """Say how many percent of the requests each deployment answers, by its number."""
-        body = {"weights": {str(number): weight for number, weight in weights.items()}}
+    def split_traffic(self, name: str, weights: Mapping[int, int], *, reason: str = "") -> Endpoint:
+        """Say how many percent of the requests each deployment answers, by its number.
+
+        One that begins to answer and may not by itself, as it cannot be promoted, takes a reason.
+        """
+        parts = {str(number): weight for number, weight in weights.items()}
+        body = {"weights": parts, "reason": reason}
         path = f"{self._endpoint(name)}/traffic"
         return read_as(Endpoint, self.transport.call("PUT", path, body=body))
 
@@ -378,10 +382,13 @@ class Client:
         path = f"{self._endpoint(name)}/deployments/{int(deployment)}/promote"
         return read_as(Endpoint, self.transport.call("POST", path, body={"reason": reason}))
 
-    def roll_back(self, name: str) -> Endpoint:
-        """Split the traffic as it was before it last changed."""
+    def roll_back(self, name: str, *, reason: str = "") -> Endpoint:
+        """Split the traffic as it was before it last changed.
+
+        Where an alias has moved meanwhile to what may not answer by itself, that takes a reason.
+        """
         path = f"{self._endpoint(name)}/roll-back"
-        return read_as(Endpoint, self.transport.call("POST", path))
+        return read_as(Endpoint, self.transport.call("POST", path, body={"reason": reason}))
 
     def undeploy(self, name: str, deployment: int) -> None:
         path = f"{self._endpoint(name)}/deployments/{int(deployment)}"

@@ -1115,6 +1115,17 @@ class Traffic(Body):
     weights: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$")], Percent] = Field(
         max_length=100
     )
+    reason: str = Field(
+        "", description="Lets a version begin to answer that may not by itself, and says why."
+    )
+
+
+class RollBack(Body):
+    reason: str = Field(
+        "",
+        description="Lets another version answer, where an alias has moved meanwhile to one that "
+        "may not by itself, and says why.",
+    )
 
 
 class ShadowEvidence(Answer):

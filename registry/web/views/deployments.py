@@ -11,12 +11,11 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import RegistryError
-from registry.models import Deployment, Endpoint, Kind, Version
+from registry.models import Deployment, DeploymentRole, Endpoint, Kind
 from registry.permissions import allowed, require, role_of
 from registry.routes import read_options
 from registry.services import catalog, deployments
 from registry.services.replicas import standing_of
-from registry.services.succession import answering_of
 from registry.web.forms import DeployForm, show_refusal
 from registry.web.refusals import words_of
 from registry.web.serving import calls, history_of, name_of, needs_reason, shadow_of
@@ -59,10 +58,16 @@ def endpoint_page(request: HttpRequest, namespace: str, name: str) -> HttpRespon
     rows = deployments.deployments_of(endpoint)
     answering = max(rows, key=lambda one: one.weight, default=None)
     replicas = standing_of(endpoint)
+    shown = [_shown(row, rows) for row in rows]
     context = {
         "endpoint": endpoint,
         "repository": repository,
-        "deployments": [_shown(row, answering_of(rows)) for row in rows],
+        "deployments": shown,
+        "split_needs_reason": any(
+            one["needs_reason"] and not one["row"].weight
+            for one in shown
+            if one["row"].role != DeploymentRole.SHADOW
+        ),
         "replicas": [
             {"replica": replica, "rows": _standings(replica.standings, rows)}
             for replica in replicas
@@ -78,14 +83,14 @@ def endpoint_page(request: HttpRequest, namespace: str, name: str) -> HttpRespon
     return render(request, "endpoint/endpoint.html", context)
 
 
-def _shown(row: Deployment, answers: Version | None) -> dict[str, Any]:
+def _shown(row: Deployment, present: list[Deployment]) -> dict[str, Any]:
     changed = read_options(row.options).model_dump(exclude_defaults=True)
     fields = DeployForm.base_fields
     return {
         "row": row,
         "name": name_of(row),
         "shadow": shadow_of(row),
-        "needs_reason": needs_reason(row, answers),
+        "needs_reason": needs_reason(row, present),
         "options": [(fields[name].label, value) for name, value in changed.items()],
     }
 
@@ -127,7 +132,8 @@ def _changes(request: HttpRequest, endpoint: Endpoint) -> Mapping[str, Callable[
             for field, value in request.POST.items()
             if isinstance(value, str) and field.startswith("w-") and _number(field[2:])
         }
-        deployments.split_traffic(actor=actor, endpoint=endpoint, weights=weights)
+        reason = request.POST.get("reason", "")
+        deployments.split_traffic(actor=actor, endpoint=endpoint, weights=weights, reason=reason)
         return _("The traffic is split anew.")
 
     def promote() -> str:
@@ -140,7 +146,8 @@ def _changes(request: HttpRequest, endpoint: Endpoint) -> Mapping[str, Callable[
         return _("Undeployed.")
 
     def roll_back() -> str:
-        deployments.roll_back(actor=actor, endpoint=endpoint)
+        reason = request.POST.get("reason", "")
+        deployments.roll_back(actor=actor, endpoint=endpoint, reason=reason)
         return _("Rolled back.")
 
     def stick() -> str:

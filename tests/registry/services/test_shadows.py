@@ -9,7 +9,13 @@ from registry.errors import Conflict
 from registry.models import Deployment, Event
 from registry.routes import read_routes
 from registry.services.catalog import set_alias
-from registry.services.deployments import deploy, promote
+from registry.services.deployments import (
+    deploy,
+    deployments_of,
+    promote,
+    roll_back,
+    split_traffic,
+)
 from registry.services.gate import evidence_of, judge
 from registry.services.proposals import approve_proposal, propose_alias
 from registry.services.shadows import gather_evidence
@@ -265,3 +271,137 @@ def test_what_does_not_fit_is_promoted_only_for_a_reason(owner, followed):
     assert refused.value.reason == "incompatible_signature"
     promote(actor=actor, deployment=waiting, reason="Callers have changed.")
     assert Deployment.objects.get(pk=waiting.pk).weight == 100
+
+
+# --- Every way to begin to answer ----------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(owner, shadow):
+    """Deploy what the shadow tries a second time, by an alias, with none of the traffic."""
+    repository = shadow.endpoint.repository
+    set_alias(
+        actor=actor_of(owner),
+        repository=repository,
+        alias="next",
+        version=repository.versions.get(number=2),
+    )
+    return deploy(actor=actor_of(owner), model="olga/classifier", version="@next")
+
+
+def answers(deployment):
+    return Deployment.objects.get(pk=deployment.pk).weight
+
+
+def test_the_gate_of_a_shadow_holds_whatever_deployment_is_to_answer(owner, shadow, beside):
+    actor, endpoint = actor_of(owner), shadow.endpoint
+    (live,) = [one for one in deployments_of(endpoint) if one.weight]
+    pair = (shadow.version_id, live.version_id)
+    count(shadow, 100, 60, pair=pair, replica="gate-beside")
+    for step in (
+        lambda: promote(actor=actor, deployment=beside),
+        lambda: split_traffic(actor=actor, endpoint=endpoint, weights={beside.pk: 100}),
+    ):
+        with pytest.raises(Conflict) as refused:
+            step()
+        assert refused.value.reason == "shadow_blocked"
+    assert answers(beside) == 0
+    parts = {live.pk: 90, beside.pk: 10}
+    split_traffic(actor=actor, endpoint=endpoint, weights=parts, reason="Labels changed.")
+    said = Event.objects.filter(action="endpoint.split").latest("pk").data
+    assert (said["reason"], said["shadow"]["verdict"]) == ("Labels changed.", "block")
+    # What answers already may be given more, or less, without being asked again.
+    split_traffic(actor=actor, endpoint=endpoint, weights={live.pk: 10, beside.pk: 90})
+    assert answers(beside) == 90
+
+
+def test_what_a_shadow_tries_is_not_deployed_past_its_gate(owner, shadow):
+    repository, actor = shadow.endpoint.repository, actor_of(owner)
+    version = repository.versions.get(number=2)
+    set_alias(actor=actor, repository=repository, alias="next", version=version)
+    asked = {"actor": actor, "model": "olga/classifier", "version": "@next", "role": "canary"}
+    with pytest.raises(Conflict) as refused:
+        deploy(**asked)
+    assert refused.value.reason == "shadow_undecided"
+    assert not Deployment.objects.filter(alias="next").exists()
+    tell(shadow, 400, 400)
+    assert deploy(**asked).weight == 1
+
+
+def test_traffic_is_not_split_onto_what_does_not_fit_callers(owner, followed):
+    actor, endpoint = actor_of(owner), followed.endpoint
+    waiting = deploy(actor=actor, model="olga/classifier", version="3", reason="It waits.")
+    weights = {followed.pk: 99, waiting.pk: 1}
+    with pytest.raises(Conflict) as refused:
+        split_traffic(actor=actor, endpoint=endpoint, weights=weights)
+    assert refused.value.reason == "incompatible_signature"
+    assert answers(waiting) == 0
+    split_traffic(actor=actor, endpoint=endpoint, weights=weights, reason="Callers know.")
+    assert answers(waiting) == 1
+
+
+def test_traffic_is_not_split_onto_what_serves_nothing(owner, followed):
+    actor, endpoint = actor_of(owner), followed.endpoint
+    other = deploy(actor=actor, model="olga/classifier", version="2")
+    promote(actor=actor, deployment=other)
+    endpoint.repository.aliases.all().delete()
+    with pytest.raises(Conflict) as refused:
+        split_traffic(actor=actor, endpoint=endpoint, weights={followed.pk: 100})
+    assert refused.value.reason == "version_not_ready"
+
+
+def test_a_way_back_is_never_closed(owner, followed):
+    actor, endpoint = actor_of(owner), followed.endpoint
+    other = deploy(actor=actor, model="olga/classifier", version="3", reason="It waits.")
+    promote(actor=actor, deployment=other, reason="Callers have changed.")
+    # Version 1 fits nobody who calls by now, and a shadow that tries it agrees with nothing.
+    set_alias(
+        actor=actor,
+        repository=endpoint.repository,
+        alias="first",
+        version=endpoint.repository.versions.get(number=1),
+    )
+    asked = {"actor": actor, "model": "olga/classifier", "version": "@first"}
+    trying = deploy(**asked, role="shadow", reason="To see.")
+    pair = (trying.serves.pk, other.serves.pk)
+    count(trying, 400, 0, pair=pair, replica="gate-back")
+    roll_back(actor=actor, endpoint=endpoint)
+    assert (answers(followed), answers(other)) == (100, 0)
+    roll_back(actor=actor, endpoint=endpoint)
+    assert (answers(followed), answers(other)) == (0, 100)
+
+
+def test_a_way_back_does_not_lead_to_a_version_that_never_answered(owner, followed):
+    actor, endpoint = actor_of(owner), followed.endpoint
+    other = deploy(actor=actor, model="olga/classifier", version="2")
+    promote(actor=actor, deployment=other)
+    move(owner, endpoint.repository, 3, reason="Nobody is answered by it now.")
+    with pytest.raises(Conflict) as refused:
+        roll_back(actor=actor, endpoint=endpoint)
+    assert refused.value.reason == "incompatible_signature"
+    assert (answers(followed), answers(other)) == (0, 100)
+    roll_back(actor=actor, endpoint=endpoint, reason="Callers know.")
+    assert (answers(followed), answers(other)) == (100, 0)
+    said = Event.objects.filter(action="endpoint.roll_back").latest("pk").data
+    assert said["reason"] == "Callers know."
+
+
+def test_what_is_deployed_without_traffic_leaves_the_way_back(owner, followed):
+    actor, endpoint = actor_of(owner), followed.endpoint
+    asked = {"actor": actor, "model": "olga/classifier"}
+    other = deploy(**asked, version="2")
+    promote(actor=actor, deployment=other)
+    deploy(**asked, version="3", reason="It waits.")
+    roll_back(actor=actor, endpoint=endpoint)
+    assert (answers(followed), answers(other)) == (100, 0)
+
+
+def test_what_the_last_release_remembered_is_gone_back_to(owner, followed):
+    actor, endpoint = actor_of(owner), followed.endpoint
+    other = deploy(actor=actor, model="olga/classifier", version="2")
+    promote(actor=actor, deployment=other)
+    endpoint.refresh_from_db()
+    endpoint.previous = {key: value[:2] for key, value in endpoint.previous.items()}
+    endpoint.save(update_fields=["previous"])
+    roll_back(actor=actor, endpoint=endpoint)
+    assert answers(followed) == 100

@@ -96,7 +96,7 @@ def test_only_maintainers_see_and_do_what_changes_an_endpoint(as_stranger, serve
         assert words not in page
     assert "This needs the role maintainer" in change(as_stranger, change="roll-back")
     served.repository.grants.create(user=stranger, role=Role.MAINTAINER)
-    assert "Rolled back." in change(as_stranger, change="roll-back")
+    assert "Saved." in change(as_stranger, change="sticky", sticky="on")
 
 
 def test_traffic_is_split_promoted_rolled_back_and_taken_down(as_owner, served):
@@ -197,4 +197,21 @@ def test_a_followed_alias_moves_for_a_reason_and_the_endpoint_remembers(as_owner
     assert "points at version 2" in move(reason="Callers know.")
     page = text_of(as_owner)
     assert "@champion, which is followed here, moved from v1 to v2" in page
+    assert "Callers know." in page
+
+
+def test_traffic_is_split_onto_what_does_not_fit_only_for_a_reason(as_owner, owner, served):
+    first, second = served.deployments.order_by("pk")
+    change(as_owner, change="promote", deployment=first.pk)
+    text = {"inputs": [{"name": "text", "dtype": "int64", "shape": ["batch", 8]}], "outputs": []}
+    image = {"inputs": [{"name": "x", "dtype": "uint8", "shape": ["batch", 8]}], "outputs": []}
+    served.repository.versions.filter(number=1).update(signature=text)
+    served.repository.versions.filter(number=2).update(signature=image)
+    asked = {"change": "split", f"w-{first.pk}": "50", f"w-{second.pk}": "50"}
+    page = change(as_owner, **asked)
+    assert "does not fit what callers" in page
+    assert 'title="Reason, where a version begins' in page
+    assert "The traffic is split anew." in change(as_owner, **asked, reason="Callers know.")
+    page = text_of(as_owner)
+    assert 'title="Reason, where a version begins' not in page
     assert "Callers know." in page

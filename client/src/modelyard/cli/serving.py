@@ -147,8 +147,9 @@ def show(session: Session, *, name: str) -> None:
 @endpoint.command()
 @click.argument("name")
 @click.argument("parts", nargs=-1, required=True, metavar="VERSION=PERCENT...")
+@click.option("--reason", default="", help="Why, though one that begins may not by itself.")
 @shared_options
-def split(session: Session, *, name: str, parts: tuple[str, ...]) -> None:
+def split(session: Session, *, name: str, parts: tuple[str, ...], reason: str) -> None:
     """Say how many percent of the requests each deployment answers; others get none."""
     with session.client() as client:
         present = client.endpoint(name)
@@ -158,7 +159,7 @@ def split(session: Session, *, name: str, parts: tuple[str, ...]) -> None:
             if not equals or not percent.isdecimal():
                 raise click.UsageError(f"Write VERSION=PERCENT, not {part!r}.")
             weights[_number_of(present, served)] = int(percent)
-        _answer(session, client.split_traffic(name, weights))
+        _answer(session, client.split_traffic(name, weights, reason=reason))
 
 
 @endpoint.command()
@@ -175,11 +176,12 @@ def promote(session: Session, *, name: str, version: str, reason: str) -> None:
 
 @endpoint.command("roll-back")
 @click.argument("name")
+@click.option("--reason", default="", help="Why, though an alias moved to what may not by itself.")
 @shared_options
-def roll_back(session: Session, *, name: str) -> None:
+def roll_back(session: Session, *, name: str, reason: str) -> None:
     """Split the traffic as it was before it last changed."""
     with session.client() as client:
-        _answer(session, client.roll_back(name))
+        _answer(session, client.roll_back(name, reason=reason))
 
 
 @endpoint.command()

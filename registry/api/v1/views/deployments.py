@@ -131,12 +131,13 @@ class EndpointTraffic(EndpointResource):
         gives=("ETag",),
     )
     def put(self, request: Request, **_: str) -> Response:
-        weights = self.body(schemas.Traffic).weights
+        wanted = self.body(schemas.Traffic)
         return _answer(
             deployments.split_traffic(
                 actor=self.actor,
                 endpoint=self.endpoint(),
-                weights={int(number): weight for number, weight in weights.items()},
+                weights={int(number): weight for number, weight in wanted.weights.items()},
+                reason=wanted.reason,
                 expected_etag=self.if_match(),
             )
         )
@@ -147,10 +148,14 @@ class EndpointRollBack(EndpointResource):
         "roll_back_endpoint",
         "Split the traffic as it was before it last changed.",
         {200: schemas.Endpoint},
+        body=schemas.RollBack,
         gives=("ETag",),
     )
     def post(self, request: Request, **_: str) -> Response:
-        return _answer(deployments.roll_back(actor=self.actor, endpoint=self.endpoint()))
+        reason = self.body(schemas.RollBack).reason
+        return _answer(
+            deployments.roll_back(actor=self.actor, endpoint=self.endpoint(), reason=reason)
+        )
 
 
 class EndpointStanding(EndpointResource):
