@@ -156,7 +156,7 @@ def _corrected(sought: Sequence[Sought], among: RepositoryQuerySet) -> list[Soug
     mended: list[Sought] = []
     for one in sought:
         (word, *more) = one.words
-        if more or one.concepts or is_chinese(word) or among.filter(_condition(one)).exists():
+        if more or one.concepts or is_chinese(word) or _finds([one], among):
             mended.append(one)
             continue
         mended += next((found for found in map(_read, _near(word)) if _finds(found, among)), [one])
@@ -168,7 +168,7 @@ def _read(word: str) -> list[Sought]:
 
 
 def _finds(sought: Sequence[Sought], among: RepositoryQuerySet) -> bool:
-    return among.filter(reduce(and_, map(_condition, sought))).exists()
+    return bool(among.filter(reduce(and_, map(_condition, sought))).whichever("pk", limit=1))
 
 
 def _near(word: str) -> list[str]:

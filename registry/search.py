@@ -1,6 +1,6 @@
 """Discovery: one query over repositories, filters, facet counts and keyset pages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,6 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.postgres.search import SearchRank
+from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connection, transaction
 from django.db.models import BigIntegerField, Case, F, IntegerField, Q, Value, When
 from django.db.models.functions import Cast, Left, Ln, Lower, Round
@@ -27,8 +28,13 @@ from registry.readings import AS_WRITTEN, Reading, readings
 COUNTED = 10_000
 _FACET_VALUES = 20
 _STATEMENT_SECONDS = 1.0
-# Relevance is told apart among so many of what matches, those most downloaded.
+# So few, of what fields alone narrow, are read by their keys: in the order that is asked for, the
+# database might look for them along an index of all.
+_FEW = 1000
+# Relevance is told apart among so many of what matches, those most downloaded: where all that
+# match could be counted, and where they could not.
 _RANKED = 1000
+_RANKED_OF_MANY = 300
 # Of a word in the card, in search terms of the second kind, in the name and what stands beside it.
 _WEIGHTS = [0.2, 0.4, 0.6, 1.0]
 
@@ -81,6 +87,19 @@ class SearchQuery:
         return parse(self.q)
 
     @property
+    def narrows(self) -> bool:
+        """Say whether it asks for anything at all."""
+        filters = (self.task, self.library, self.license, self.format, self.owner, self.label)
+        bounds = (self.min_params, self.max_params, self.max_bytes)
+        return bool(
+            self.asked.words
+            or self.asked.narrowings
+            or self.tags
+            or any(filters)
+            or any(bound is not None for bound in bounds)
+        )
+
+    @property
     def order(self) -> str:
         return self.sort or ("relevance" if self.asked.text else "updated")
 
@@ -108,7 +127,10 @@ def search_repositories(
     with _bounded(is_narrow=bool(query.asked.words or query.asked.narrowings)):
         for reading in readings(query.asked, narrowed):
             matches = narrowed.filter(reading.condition)
-            ordered = _ordered(matches, query, reading)
+            few = _few(matches, query)
+            if few is not None:
+                matches = narrowed.filter(pk__in=few)
+            ordered = _ordered(matches, query, reading, few)
             rows = list(ordered.values(*_FIELDS, *_extra(query))[: limit + 1])
             if rows or (query.cursor and matches.exists()):
                 break
@@ -202,6 +224,15 @@ def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQueryS
     return matches
 
 
+def _few(matches: RepositoryQuerySet, query: SearchQuery) -> list[int] | None:
+    """Give the keys of all that match, the most downloaded first; None where they are not few."""
+    if not query.narrows:
+        return None
+    most = COUNTED if query.asked.words else _FEW
+    found = matches.whichever("downloads_count", "pk", limit=most + 1)
+    return [key for _, key in sorted(found, reverse=True)] if len(found) <= most else None
+
+
 # --- Order and pages ---------------------------------------------------------------------------
 
 
@@ -210,11 +241,11 @@ def _extra(query: SearchQuery) -> Sequence[str]:
 
 
 def _ordered(
-    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading
+    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading, few: list[int] | None
 ) -> RepositoryQuerySet:
     order, cursor = query.order, query.cursor
     if order == "relevance":
-        return _by_relevance(matches, query, reading)
+        return _by_relevance(matches, query, reading, few)
     if order == "name":
         named = matches.annotate(name_lower=Lower("name")).order_by("name_lower", "id")
         if cursor:
@@ -247,19 +278,21 @@ def _ordered(
 
 
 def _by_relevance(
-    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading
+    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading, few: list[int] | None
 ) -> RepositoryQuerySet:
     """Order by how the name matches the whole text, then by words, where they stand, and downloads.
 
     Of very many matches the most downloaded are ranked, and those of exactly this name.
     """
     text = reading.text.lower()
-    named = matches.alias(name_lower=Lower("name"))
-    most_downloaded = matches.order_by("-downloads_count", "-id")[:_RANKED]
-    ranked = Repository.objects.filter(
-        Q(pk__in=most_downloaded.values("pk"))
-        | Q(pk__in=named.filter(name_lower=text).order_by()[:_RANKED].values("pk"))
-    )
+    keys = few
+    if keys is None:
+        most_downloaded = matches.order_by("-downloads_count", "-id").values_list("pk", flat=True)
+        keys = list(most_downloaded[:_RANKED_OF_MANY])
+    if few is None or len(few) > _RANKED:
+        named = matches.alias(name_lower=Lower("name")).filter(name_lower=text).order_by()
+        keys = [*keys[:_RANKED], *named.values_list("pk", flat=True)[:_RANKED]]
+    ranked = Repository.objects.filter(pk__in=keys)
     name_match = Case(
         When(name_lower=text, then=Value(3)),
         When(name_lower__startswith=text, then=Value(2)),
@@ -327,7 +360,10 @@ def count_facets(matches: RepositoryQuerySet) -> dict[str, Any]:
     exact to `COUNTED` matches, past which `total_is_exact` is false.
     """
     sample = matches.order_by().values("task", "library", "license", "formats", "namespace_id")
-    inner, parameters = sample[: COUNTED + 1].query.sql_with_params()
+    try:
+        inner, parameters = sample[: COUNTED + 1].query.sql_with_params()
+    except EmptyResultSet:
+        return _facets_of(())
     # grouping() tells the sets apart: a bit for each column that a row was not grouped by.
     statement = f"""
         WITH g AS (
@@ -352,7 +388,10 @@ def count_facets(matches: RepositoryQuerySet) -> dict[str, Any]:
     """  # noqa: S608 - `inner` is Django's own SQL; the values travel as parameters
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
-        rows = cursor.fetchall()
+        return _facets_of(cursor.fetchall())
+
+
+def _facets_of(rows: Iterable[tuple[str, str, int]]) -> dict[str, Any]:
     facets: dict[str, Any] = {
         name: [] for name in ("task", "library", "license", "format", "owner")
     }

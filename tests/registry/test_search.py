@@ -190,6 +190,28 @@ def statement_limit():
         return cursor.fetchone()[0]
 
 
+@pytest.mark.parametrize("query", [SearchQuery(q="word"), SearchQuery(q="task:other")])
+def test_what_nobody_may_read_is_not_looked_for(alice, query):
+    make_model(alice, "word")
+    page = search_repositories(replace(actor_of(alice), scopes=frozenset()), "model", query)
+    assert page.items == []
+    assert page.facets["total"] == 0
+
+
+@pytest.mark.parametrize(("few", "ranked"), [(0, 2), (10_000, 1)])
+def test_of_very_many_those_most_downloaded_and_of_that_name_come(monkeypatch, few, ranked):
+    """However many match, the order is the same as among few."""
+    user = UserFactory(username="olga")
+    for name, downloads in (("word-a", 5), ("word-b", 9), ("word-c", 7), ("word", 0)):
+        row = make_model(user, name)
+        type(row).objects.filter(pk=row.pk).update(downloads_count=downloads)
+    monkeypatch.setattr(search, "COUNTED", few)
+    monkeypatch.setattr(search, "_RANKED", ranked)
+    monkeypatch.setattr(search, "_RANKED_OF_MANY", ranked)
+    found = names(q="word")
+    assert found == ["word", *["word-b", "word-c"][:ranked]]
+
+
 def search_elsewhere():
     try:
         search_repositories(ANONYMOUS, "model", SearchQuery(q="model"))
@@ -313,8 +335,9 @@ def test_owners_are_counted_by_name_and_the_most_come_first(alice):
     assert facets["total"] == 30
 
 
-def test_facets_are_counted_without_the_table(alice):
+def test_facets_are_counted_without_the_table(alice, monkeypatch):
     """Nothing else shows it when they read the table: at 20,000 models it takes thrice the time."""
+    monkeypatch.setattr(search, "_FEW", -1)
     for number in range(3):
         make_model(alice, f"m{number}")
     member = actor_of(alice)
