@@ -289,6 +289,8 @@ UPLOAD_EXPIRES_SECONDS = env_int("MODELYARD_UPLOAD_EXPIRES", default=86400, low=
 # How long what was deleted can be brought back, and how long unused bytes are kept after that.
 UNDO_DAYS = env_int("MODELYARD_UNDO_DAYS", default=30, low=0, high=3650)
 COLLECT_AFTER_SECONDS = env_int("MODELYARD_COLLECT_AFTER", default=86400, low=60, high=365 * 86400)
+# How old bytes are before they are looked at for what other bytes share with them; 0 is never.
+SEGMENT_AFTER_SECONDS = env_int("MODELYARD_SEGMENT_AFTER", default=86400, low=0, high=365 * 86400)
 # What a namespace may hold and run at once, where nothing else is set for it; 0 is no limit.
 QUOTA_BYTES = env_int("MODELYARD_QUOTA_BYTES", default=0, low=0, high=1 << 60)
 QUOTA_VERSIONS = env_int("MODELYARD_QUOTA_VERSIONS", default=0, low=0, high=1 << 40)

@@ -23,6 +23,7 @@ from workers.courier import Couriers
 from workers.folder import prune_folders
 from workers.runner import GRACE_SECONDS
 from workers.screening import Screener, prune_workshops
+from workers.segmenting import Segmenter
 from workers.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,11 @@ logger = logging.getLogger(__name__)
 _slots: list[Slots] = []
 _couriers: list[Couriers] = []
 _screeners: list[Screener] = []
+_segmenters: list[Segmenter] = []
 
 
-def _threads() -> list[Slots | Couriers | Screener]:
-    return [*_slots, *_couriers, *_screeners]
+def _threads() -> list[Slots | Couriers | Screener | Segmenter]:
+    return [*_slots, *_couriers, *_screeners, *_segmenters]
 
 
 @worker_ready.connect
@@ -49,6 +51,9 @@ def _begin(sender: Any, **_: object) -> None:
         screener = Screener()
         _screeners.append(screener)
         screener.start()
+        segmenter = Segmenter()
+        _segmenters.append(segmenter)
+        segmenter.start()
 
 
 @worker_shutting_down.connect

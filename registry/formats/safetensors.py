@@ -45,6 +45,32 @@ DTYPE_BITS = {
 
 
 def read_safetensors(size: int, read: ReadRange) -> Facts:
+    _, metadata, spans = _read_header(size, read)
+    tensors = Tensors.of(tensor for _, _, tensor in spans)
+    return Facts(
+        format="safetensors",
+        parameters_count=tensors.elements_count,
+        tensors=tensors,
+        metadata=bounded_metadata(metadata),
+    )
+
+
+def read_borders(size: int, read: ReadRange) -> list[tuple[int, str]]:
+    """Give where the header ends and each tensor, in the order of the file, with its dtype.
+
+    Raises:
+        Invalid: it is no safetensors file, or its header is not true.
+
+    """
+    begin, _, spans = _read_header(size, read)
+    ends = sorted((end, tensor.dtype) for start, end, tensor in spans if end > start)
+    return [(begin, ""), *((begin + end, dtype) for end, dtype in ends)]
+
+
+def _read_header(
+    size: int, read: ReadRange
+) -> tuple[int, dict[str, Any], list[tuple[int, int, Tensor]]]:
+    """Give where the tensors begin, what the metadata says, and where each tensor lies."""
     if size < 8:
         raise malformed("The safetensors file is shorter than the 8 bytes of its header's length.")
     length = struct.unpack("<Q", read(0, 8))[0]
@@ -70,13 +96,7 @@ def read_safetensors(size: int, read: ReadRange) -> Facts:
         raise malformed("The safetensors __metadata__ must map text to text.")
     spans = [_span(name, entry) for name, entry in header.items()]
     _check_tiling(spans, size - 8 - length)
-    tensors = Tensors.of(tensor for _, _, tensor in spans)
-    return Facts(
-        format="safetensors",
-        parameters_count=tensors.elements_count,
-        tensors=tensors,
-        metadata=bounded_metadata(metadata),
-    )
+    return 8 + length, metadata, spans
 
 
 def _span(name: str, entry: Any) -> tuple[int, int, Tensor]:

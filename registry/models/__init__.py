@@ -13,11 +13,14 @@ from registry.models.access import (
 )
 from registry.models.approvals import AccessRequest, AliasProposal, Decision
 from registry.models.artifacts import (
+    MIN_SEGMENTED_BYTES,
     Artifact,
     Blob,
     Derivative,
     DirectUpload,
     Inspection,
+    Layout,
+    Outline,
     Purpose,
     Screening,
     Upload,
@@ -58,6 +61,7 @@ from registry.models.webhooks import Delivery, DeliveryState, Webhook
 
 __all__ = [
     "ANONYMOUS",
+    "MIN_SEGMENTED_BYTES",
     "QUALITY_METRICS",
     "ROLE_RANK",
     "AccessRequest",
@@ -85,10 +89,12 @@ __all__ = [
     "JobEvent",
     "JobState",
     "Kind",
+    "Layout",
     "LineageEdge",
     "LineageRole",
     "Membership",
     "Namespace",
+    "Outline",
     "Purpose",
     "Redirect",
     "Ref",

@@ -5,6 +5,8 @@ import uuid
 from pathlib import PurePosixPath
 from typing import Self
 
+from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.fields.reverse_related import ForeignObjectRel
@@ -12,6 +14,20 @@ from django.utils import timezone
 
 from registry.models.access import Actor, User
 from registry.models.catalog import Revision, Version
+
+
+class Layout(models.TextChoices):
+    """How a blob lies in the storage, as far as is known here; the storage itself knows better."""
+
+    # Not looked at yet, or to be looked at again.
+    WHOLE = "whole"
+    # Looked at: it stays whole while no other blob shares enough with it.
+    SEEN = "seen"
+    SEGMENTED = "segmented"
+
+
+# Smaller ones stay whole: there is little to save, and files are what most of them are.
+MIN_SEGMENTED_BYTES = 1 << 20
 
 
 class BlobQuerySet(models.QuerySet["Blob"]):
@@ -36,7 +52,7 @@ class Blob(models.Model):
     size_bytes = models.BigIntegerField()
     # Git's id of the same bytes, for files small enough not to be a Git LFS object.
     git_sha1 = models.CharField(max_length=40, blank=True)
-    layout = models.CharField(max_length=16, default="whole")
+    layout = models.CharField(max_length=16, default=Layout.WHOLE)
     created_at = models.DateTimeField(default=timezone.now)
     condemned_at = models.DateTimeField(null=True, blank=True)
 
@@ -54,7 +70,13 @@ class Blob(models.Model):
                 fields=["condemned_at"],
                 condition=~Q(condemned_at=None),
                 name="blob_condemned",
-            )
+            ),
+            # For those whose turn comes, oldest first.
+            models.Index(
+                fields=["created_at"],
+                condition=Q(layout=Layout.WHOLE, size_bytes__gte=MIN_SEGMENTED_BYTES),
+                name="blob_to_segment",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -71,6 +93,27 @@ class Blob(models.Model):
             for relation in cls._meta.get_fields(include_hidden=True)
             if isinstance(relation, ForeignObjectRel) and relation.on_delete is not models.CASCADE
         ]
+
+
+class Outline(models.Model):
+    """Where a blob can be cut, and what each piece is; see ADR 0031.
+
+    It only helps to find out what blobs share: what lies where, the storage knows by itself.
+    """
+
+    blob = models.OneToOneField(
+        Blob, on_delete=models.CASCADE, related_name="outline", primary_key=True
+    )
+    # As registry.storage.pack_pieces writes them.
+    pieces = models.BinaryField()
+    # The smallest digests of pieces, cut to numbers: blobs that share much have some in common.
+    sketch = ArrayField(models.BigIntegerField())
+
+    class Meta:
+        indexes = [GinIndex(fields=["sketch"], name="outline_sketch")]
+
+    def __str__(self) -> str:
+        return f"outline of blob {self.blob_id}"
 
 
 class ArtifactQuerySet(models.QuerySet["Artifact"]):

@@ -15,6 +15,7 @@ from registry.models import (
     Derivative,
     DirectUpload,
     Inspection,
+    Layout,
     Repository,
     Upload,
     Verdict,
@@ -54,8 +55,13 @@ def record_blob(stored: Stored) -> Blob:
         if blob.condemned_at is not None:
             blob.condemned_at = None
             blob.save(update_fields=["condemned_at"])
-        if not default_storage().exists(stored.sha256):
+        storage = default_storage()
+        if not storage.exists(stored.sha256):
             raise collected_meanwhile()
+        if blob.layout == Layout.SEGMENTED and storage.is_whole(stored.sha256):
+            # What was in pieces was damaged, and has just been healed.
+            blob.layout = Layout.WHOLE
+            blob.save(update_fields=["layout"])
     return blob
 
 

@@ -77,6 +77,9 @@ def collect_garbage(
     yield from _sweep_condemned(now - keep, dry_run=dry_run)
     if strays:
         yield from _sweep_strays(now - keep, dry_run=dry_run)
+        segments = default_storage().segments
+        if segments is not None and not dry_run:
+            segments.sweep(before=(now - keep).timestamp())
 
 
 # --- Rows ----------------------------------------------------------------------------------------

@@ -9,20 +9,34 @@ from registry.storage.local import LocalStorage
 from registry.storage.location import Location, default_storage, storage_at
 from registry.storage.objects import BLOCK_BYTES, READY_BYTES, Blocks
 from registry.storage.s3 import S3Storage
+from registry.storage.segments import (
+    MAX_PIECE_BYTES,
+    Draft,
+    Piece,
+    Segments,
+    pack_pieces,
+    unpack_pieces,
+)
 from registry.storage.spool import Sink, Stored
 from registry.storage.uploads import Storage
 
 __all__ = [
     "BLOCK_BYTES",
+    "MAX_PIECE_BYTES",
     "READY_BYTES",
     "Blocks",
+    "Draft",
     "Incoming",
     "LocalStorage",
     "Location",
+    "Piece",
     "S3Storage",
+    "Segments",
     "Sink",
     "Storage",
     "Stored",
     "default_storage",
+    "pack_pieces",
     "storage_at",
+    "unpack_pieces",
 ]

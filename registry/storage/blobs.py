@@ -8,7 +8,7 @@ from pathlib import Path
 from registry.encryption import plain_bytes_of
 from registry.encryption.container import damaged
 from registry.encryption.keys import missing_key
-from registry.errors import RegistryError, Text
+from registry.errors import RegistryError, Text, Unavailable
 from registry.storage.names import (
     SHA256,
     is_sealed,
@@ -16,6 +16,7 @@ from registry.storage.names import (
     no_blob,
     plain_name,
     sealed_name,
+    segmented_name,
 )
 from registry.storage.objects import BLOCK_BYTES, Absent, Blocks, HeldBlocks
 from registry.storage.sealed import SealedBlobs, header_of
@@ -56,12 +57,20 @@ class Blobs(SealedBlobs):
                 return True
         return False
 
+    def is_whole(self, sha256: str) -> bool:
+        """Say whether a blob is stored plain and in one piece."""
+        try:
+            self._length(plain_name(sha256))
+        except Absent:
+            return False
+        return True
+
     def modified_at(self, sha256: str) -> float | None:
         """Give when the bytes were last put here, in seconds since 1970."""
         times = []
-        for name in self._names(sha256)[:2]:
-            with suppress(Absent), closing(self._open(name)) as found:
-                times.append(found.modified_at)
+        for name in dict.fromkeys(self._names(sha256)):
+            with suppress(Absent):
+                times.append(self._written_at(name))
         return max(times, default=None)
 
     def inventory(self) -> Iterator[tuple[str, float]]:
@@ -71,7 +80,9 @@ class Blobs(SealedBlobs):
 
     def plain_inventory(self) -> Iterator[tuple[str, float]]:
         """Give the same of what is stored plain."""
-        return self._inventory("blobs/")
+        yield from self._inventory("blobs/")
+        if self.has_pieces:
+            yield from self._inventory("segmented/")
 
     def _inventory(self, folder: str) -> Iterator[tuple[str, float]]:
         for name, modified_at in self._list(folder):
@@ -81,7 +92,7 @@ class Blobs(SealedBlobs):
 
     def delete(self, sha256: str) -> None:
         """Remove a blob; removing one that is not here is no error."""
-        for name in self._names(sha256)[:2]:
+        for name in dict.fromkeys(self._names(sha256)):
             self._remove(name)
         for name, _ in list(self._list(f"keys/{sha256[:2]}/{sha256}.")):
             self._remove(name)
@@ -151,7 +162,7 @@ class Blobs(SealedBlobs):
     def _keep(self, path: Path, sha256: str) -> None:
         """Move a complete, flushed file of the spool under its digest."""
         if self.keys is None:
-            self._place(path, plain_name(sha256))
+            self._keep_plain(path, sha256)
             return
         if self._is_sealed_whole(sha256):
             self._touch(sealed_name(sha256))
@@ -159,10 +170,37 @@ class Blobs(SealedBlobs):
             self._seal(path, sha256)
         path.unlink()
 
-    def _names(self, sha256: str) -> tuple[str, str, str]:
+    def _keep_plain(self, path: Path, sha256: str) -> None:
+        """Keep bytes that are not encrypted; where they are in pieces, as long as these are good.
+
+        Bytes that are damaged where they lie are healed by those that came: a whole blob is read
+        first. The pieces are left to whoever puts it together the next time, for they might be
+        good ones by now.
+        """
+        if self.has_pieces and self._is_intact(segmented_name(sha256), sha256):
+            self._touch(segmented_name(sha256))
+            path.unlink()
+            return
+        self._place(path, plain_name(sha256))
+
+    def _is_intact(self, name: str, sha256: str) -> bool:
+        """Say whether what lies there, not encrypted, is the blob: every byte of it is read."""
+        digest = hashlib.sha256()
+        try:
+            with (
+                closing(self._open(name)) as found,
+                closing(found.blocks(0, found.size_bytes, BLOCK_BYTES)) as blocks,
+            ):
+                for block in blocks:
+                    digest.update(block)
+        except (Absent, Unavailable):
+            return False
+        return digest.hexdigest() == sha256
+
+    def _names(self, sha256: str) -> tuple[str, ...]:
         """Say where a blob may be, in the order to look; it may move while somebody looks."""
-        plain, sealed = plain_name(sha256), sealed_name(sha256)
-        return (plain, sealed, plain) if self.keys is None else (sealed, plain, sealed)
+        plain, sealed = self._plain_names(sha256), sealed_name(sha256)
+        return (*plain, sealed, *plain) if self.keys is None else (sealed, *plain, sealed)
 
     def _lost(self, sha256: str) -> RegistryError:
         """Say why a blob that is in none of its places cannot be read."""

@@ -4,6 +4,7 @@ blobs/ab/abcd…           plain bytes
 incoming/{upload}        what a client writes itself, in a bucket only: see `Incoming`
 sealed/ab/abcd…          the same, encrypted: see `registry.encryption.container`
 keys/ab/abcd….{file id}  the wrapped key of one such container
+segmented/ab/abcd…/      plain bytes in pieces, on a local disk: see `registry.storage.segments`
 """
 
 import re
@@ -23,9 +24,17 @@ def sealed_name(sha256: str) -> str:
     return f"sealed/{require_sha256(sha256)[:2]}/{sha256}"
 
 
+def segmented_name(sha256: str) -> str:
+    return f"segmented/{require_sha256(sha256)[:2]}/{sha256}"
+
+
 def key_name(header: Header) -> str:
     sha256 = header.digest.hex()
     return f"keys/{sha256[:2]}/{sha256}.{header.file_id.hex()}"
+
+
+def is_segmented(name: str) -> bool:
+    return name.startswith("segmented/")
 
 
 def is_sealed(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 # What one read gives: enough to be worth a change of thread, little enough for many slow readers.
@@ -82,6 +83,9 @@ class StoredObject(ABC):
 class Objects(ABC):
     """Objects by name."""
 
+    # Whether blobs may lie here in pieces.
+    has_pieces = False
+
     @abstractmethod
     def _check_store(self) -> None:
         """Raise Unavailable when objects cannot be reached right now."""
@@ -89,6 +93,11 @@ class Objects(ABC):
     @abstractmethod
     def _length(self, name: str) -> int:
         """Give the length of an object; raise Absent."""
+
+    def _written_at(self, name: str) -> float:
+        """Give when an object was put there, even if it cannot be read; raise Absent."""
+        with closing(self._open(name)) as found:
+            return found.modified_at
 
     @abstractmethod
     def _open(self, name: str) -> StoredObject:
@@ -105,6 +114,10 @@ class Objects(ABC):
     @abstractmethod
     def _remove(self, name: str) -> None:
         """Remove an object; removing one that is not there is no error."""
+
+    def _retire(self, name: str) -> None:
+        """Remove an object whose bytes are stored elsewhere too; who reads it may go on."""
+        self._remove(name)
 
     @abstractmethod
     def _touch(self, name: str) -> None:

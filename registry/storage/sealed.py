@@ -4,7 +4,7 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from registry.encryption import (
@@ -20,7 +20,7 @@ from registry.encryption import (
 from registry.encryption.container import BATCH, HEADER_BYTES, SEALED_BLOCK_BYTES, damaged
 from registry.encryption.keys import missing_key
 from registry.errors import RegistryError, Text, Unavailable
-from registry.storage.names import key_name, plain_name, sealed_name
+from registry.storage.names import key_name, plain_name, sealed_name, segmented_name
 from registry.storage.objects import Absent, Blocks, HeldBlocks, Objects, StoredBlocks, StoredObject
 from registry.storage.spool import Spool, out_of_space
 
@@ -82,24 +82,24 @@ class SealedBlobs(Spool, Objects):
             return False
         copy = self._incoming / uuid.uuid4().hex
         try:
-            self._copy_out(plain_name(sha256), copy)
+            if not self._copy_plain(sha256, copy):
+                return False
             self._seal(copy, sha256, verify=True)
-        except Absent:
-            return False
         finally:
             copy.unlink(missing_ok=True)
         return True
 
     def drop_plain(self, sha256: str) -> bool:
         """Remove the plain copy of a blob that is stored encrypted; give whether there was one."""
-        name = plain_name(sha256)
-        try:
-            self._length(name)
-        except Absent:
+        found = []
+        for name in self._plain_names(sha256):
+            with suppress(Absent):
+                self._length(name)
+                found.append(name)
+        if not found or not self._has_sealed(sha256):
             return False
-        if not self._has_sealed(sha256):
-            return False
-        self._remove(name)
+        for name in found:
+            self._retire(name)
         return True
 
     def rotate_keys(self) -> Iterator[bool]:
@@ -120,6 +120,18 @@ class SealedBlobs(Spool, Objects):
                 context = bytes.fromhex(sha256) + bytes.fromhex(file_id)
                 self._put_small(name, keys.rewrap(sidecar, context).to_bytes())
             yield changed
+
+    def _plain_names(self, sha256: str) -> tuple[str, ...]:
+        """Say where a blob may be that is not encrypted: it may be in pieces a moment later."""
+        plain = plain_name(sha256)
+        return (plain, segmented_name(sha256), plain) if self.has_pieces else (plain,)
+
+    def _copy_plain(self, sha256: str, target: Path) -> bool:
+        for name in self._plain_names(sha256):
+            with suppress(Absent):
+                self._copy_out(name, target)
+                return True
+        return False
 
     def _is_sealed_whole(self, sha256: str) -> bool:
         """Say whether every block of a container opens: then there is nothing to write again."""

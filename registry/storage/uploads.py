@@ -20,6 +20,7 @@ from registry.storage.spool import Sink, Stored, git_sha1, out_of_space, require
 
 if TYPE_CHECKING:
     from registry.storage.incoming import Incoming
+    from registry.storage.segments import Segments
 
 
 _RUNNING_DIGESTS = 256
@@ -48,6 +49,11 @@ class Storage(Blobs):
     @property
     def incoming(self) -> "Incoming | None":
         """Give what lets clients write to the store themselves, where it can."""
+        return None
+
+    @property
+    def segments(self) -> "Segments | None":
+        """Give what puts blobs together of pieces that others have too, where the store can."""
         return None
 
     def begin_upload(self, upload_id: str) -> None:

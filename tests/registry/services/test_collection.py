@@ -199,7 +199,7 @@ def test_bytes_without_a_row_go_when_they_are_old(db):
 # --- No table can be forgotten ---------------------------------------------------------------
 
 # Facts about bytes, which go with them. Whatever else points at a blob keeps it alive.
-FACTS = {("registry_inspection", "blob_id")}
+FACTS = {("registry_inspection", "blob_id"), ("registry_outline", "blob_id")}
 
 
 def test_every_table_that_points_at_a_blob_counts(db):

@@ -12,7 +12,9 @@ import pytest
 
 from registry.models import DownloadCount
 from registry.services import versions
+from registry.storage import default_storage
 from tests.factories import actor_of, make_model, make_token, make_version
+from tests.registry.test_segments import put_in_pieces
 
 DATA = bytes(range(256)) * 40
 FILES = {"weights.bin": DATA, "docs/naïve “notes”.html": b"<script>alert(1)</script>", "empty": b""}
@@ -117,6 +119,47 @@ def test_a_download_goes_on_only_in_the_same_file(stranger, url):
     assert stranger.get(url, headers=same).status_code == 206
     other = {"Range": "bytes=5-", "If-Range": '"another"'}
     assert stranger.get(url, headers=other).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Range": "bytes=3145728-"},
+        {"Range": "bytes=0-0"},
+        {"Range": "bytes=3000000-3200000"},
+        {"Range": "bytes=-7"},
+        {"Range": "bytes=9999999-"},
+        {"Range": "bytes=5-9", "If-Range": '"another"'},
+        {"If-None-Match": "*"},
+    ],
+)
+def test_a_file_in_pieces_answers_as_a_whole_one(stranger, alice, model, method, headers):
+    parts = [os.urandom(3 << 20), os.urandom(4000), os.urandom(3 << 20)]
+    version = make_version(alice, model, {"weights.bin": b"".join(parts)})
+    url = f"/api/v1/models/alice/classifier/versions/{version.number}/files/weights.bin"
+    before = stranger.request(method, url, headers=headers)
+    put_in_pieces(default_storage(), parts)
+    assert not default_storage().is_whole(sha256(b"".join(parts)))
+    after = stranger.request(method, url, headers=headers)
+    assert (after.status_code, after.content) == (before.status_code, before.content)
+    differ = {"date", "ratelimit", "ratelimit-policy", "x-request-id"}
+    assert {k: v for k, v in after.headers.items() if k not in differ} == {
+        k: v for k, v in before.headers.items() if k not in differ
+    }
+
+
+def test_a_file_with_a_missing_piece_is_refused_before_it_begins(stranger, alice, model):
+    parts = [os.urandom(3 << 20), os.urandom(3 << 20)]
+    version = make_version(alice, model, {"weights.bin": b"".join(parts)})
+    digest = put_in_pieces(default_storage(), parts)
+    folder = default_storage().spool / "segmented" / digest[:2] / digest
+    (folder / sha256(parts[1])).unlink()
+    url = f"/api/v1/models/alice/classifier/versions/{version.number}/files/weights.bin"
+    answer = stranger.get(url)
+    assert (answer.status_code, answer.json()["code"]) == (503, "stored_bytes_damaged")
+    assert sha256(parts[1]) in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

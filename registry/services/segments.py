@@ -1,0 +1,208 @@
+"""What blobs have in common is stored once: those that share enough are put together of pieces.
+
+It happens in the background, to bytes that are some time old. A blob is cut and each piece hashed;
+the outline is kept. While nobody else has enough of these pieces it stays whole, which is the
+fastest to read. When a blob comes that has, it is put together of pieces, and then the other one is
+looked at again. See ADR 0031.
+
+Nothing of what is kept here in the database has to be true for bytes to be safe.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from registry.errors import NotFound, StorageFull, Text, Unavailable
+from registry.models import MIN_SEGMENTED_BYTES, Blob, Layout, Outline
+from registry.services.blobs import lock_bytes
+from registry.storage import Piece, Segments, default_storage, pack_pieces, unpack_pieces
+
+logger = logging.getLogger(__name__)
+
+_SKETCH = 64
+# How many blobs that seem to share something are compared piece by piece.
+_KIN = 50
+# What has to be saved at least: so much of the blob, and not less than so many bytes.
+_WORTH_SHARE = 1 / 20
+_WORTH_BYTES = 1 << 20
+
+
+class CutLike(Protocol):
+    """Where a piece ends, and the width of its numbers where they are halves."""
+
+    @property
+    def end(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+
+Cutter = Callable[[int, Callable[[int, int], bytes]], Iterator[CutLike]]
+# Is told how many bytes were gone through; may wait, or raise to end the work.
+WentOn = Callable[[int], None]
+
+
+def segment_blobs(*, cut: Cutter, went_on: WentOn) -> int:
+    """Look at each blob whose time has come; give how many were put together of pieces.
+
+    It may end anywhere and goes on from there the next time. Where blobs are in a bucket, or
+    encrypted, all of them stay whole.
+    """
+    storage = default_storage()
+    segments = storage.segments
+    if segments is None or storage.keys is not None or not settings.SEGMENT_AFTER_SECONDS:
+        return 0
+    before = timezone.now() - timedelta(seconds=settings.SEGMENT_AFTER_SECONDS)
+    count = 0
+    with segments.turn() as mine:
+        for blob in _due(before) if mine else ():
+            try:
+                count += _look_at(blob, segments, cut, went_on)
+            except NotFound:
+                _find_out(blob, segments)
+            except StorageFull as full:
+                logger.warning("No room to put %s together: %s", blob.sha256, full)
+                break
+            except Unavailable as damage:
+                logger.error("%s", damage)  # noqa: TRY400 - its words say all there is
+                _note(blob, Layout.SEEN)
+    return count
+
+
+def _due(before: datetime) -> Iterator[Blob]:
+    """Give the blobs to be looked at, oldest first; each once, whatever becomes of it."""
+    rows = Blob.objects.filter(
+        layout=Layout.WHOLE,
+        size_bytes__gte=MIN_SEGMENTED_BYTES,
+        created_at__lte=before,
+        condemned_at=None,
+    ).order_by("created_at", "pk")
+    found = rows.first()
+    while found is not None:
+        yield found
+        later = Q(created_at__gt=found.created_at) | Q(created_at=found.created_at, pk__gt=found.pk)
+        found = rows.filter(later, created_at__gte=found.created_at).first()
+
+
+def _look_at(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bool:
+    pieces = _pieces_of(blob, cut, went_on)
+    if pieces is None:
+        return False
+    kin = _kin_of(blob, pieces)
+    theirs = {piece.sha256 for others in kin.values() for piece in others}
+    if not _is_worth(_shared_bytes(pieces, theirs, segments), blob.size_bytes):
+        _note(blob, Layout.SEEN)
+        return False
+    draft = segments.draft(blob.sha256, pieces, went_on)
+    try:
+        with transaction.atomic():
+            # Who records the same bytes must not count on the copy that is about to go, and who
+            # collects them removes all there is.
+            lock_bytes(blob.sha256)
+            if not Blob.objects.select_for_update().filter(pk=blob.pk).exists():
+                return False
+            segments.adopt(draft)
+            _note(blob, Layout.SEGMENTED)
+    finally:
+        segments.drop(draft)
+    _call_again(pieces, kin)
+    return True
+
+
+def _pieces_of(blob: Blob, cut: Cutter, went_on: WentOn) -> list[Piece] | None:
+    """Give the pieces of a blob, as they were remembered or by reading it; None if it is gone."""
+    known = Outline.objects.filter(blob=blob).first()
+    if known is not None:
+        return unpack_pieces(bytes(known.pieces))
+    pieces = _cut(blob, cut, went_on)
+    with transaction.atomic():
+        if not Blob.objects.select_for_update(no_key=True).filter(pk=blob.pk).exists():
+            return None
+        Outline.objects.update_or_create(
+            blob=blob, defaults={"pieces": pack_pieces(pieces), "sketch": _sketch_of(pieces)}
+        )
+    return pieces
+
+
+def _cut(blob: Blob, cut: Cutter, went_on: WentOn) -> list[Piece]:
+    storage = default_storage()
+
+    def read(start: int, end: int) -> bytes:
+        return storage.read(blob.sha256, start=start, end=end)
+
+    whole, pieces, start = hashlib.sha256(), list[Piece](), 0
+    for border in cut(blob.size_bytes, read):
+        content = read(start, border.end)
+        whole.update(content)
+        pieces.append(Piece(hashlib.sha256(content).digest(), len(content), border.width))
+        start = border.end
+        went_on(len(content))
+    if whole.hexdigest() != blob.sha256:
+        raise Unavailable(
+            "The stored bytes of {sha256} are damaged: {reason}. Restore them from a backup, or "
+            "upload the file again.",
+            code="stored_bytes_damaged",
+            sha256=blob.sha256,
+            reason=Text("they have another digest by now"),
+        )
+    return pieces
+
+
+def _sketch_of(pieces: Iterable[Piece]) -> list[int]:
+    digests = sorted({piece.sha256[:8] for piece in pieces})[:_SKETCH]
+    return [int.from_bytes(digest, "big", signed=True) for digest in digests]
+
+
+def _kin_of(blob: Blob, pieces: list[Piece]) -> dict[int, list[Piece]]:
+    """Find blobs that stayed whole so far and seem to share something; give their pieces."""
+    found = Outline.objects.filter(sketch__overlap=_sketch_of(pieces), blob__condemned_at=None)
+    others = found.exclude(blob=blob).exclude(blob__layout=Layout.SEGMENTED).order_by("-blob")
+    return {row.blob_id: unpack_pieces(bytes(row.pieces)) for row in others[:_KIN]}
+
+
+def _shared_bytes(pieces: Iterable[Piece], theirs: set[bytes], segments: Segments) -> int:
+    """Add up what need not be stored again: others have it, or this blob has it twice."""
+    shared, mine = 0, set[bytes]()
+    for piece in pieces:
+        if piece.sha256 in mine or piece.sha256 in theirs or segments.holds(piece):
+            shared += piece.size_bytes
+        mine.add(piece.sha256)
+    return shared
+
+
+def _is_worth(saved: int, size_bytes: int) -> bool:
+    return saved >= max(_WORTH_BYTES, size_bytes * _WORTH_SHARE)
+
+
+def _call_again(pieces: Iterable[Piece], kin: dict[int, list[Piece]]) -> None:
+    """Have those looked at again that gain from a blob whose pieces are stored by now."""
+    mine = {piece.sha256 for piece in pieces}
+    gaining = [
+        key
+        for key, others in kin.items()
+        if _is_worth(
+            sum(one.size_bytes for one in others if one.sha256 in mine),
+            sum(one.size_bytes for one in others),
+        )
+    ]
+    Blob.objects.filter(pk__in=gaining, layout=Layout.SEEN).update(layout=Layout.WHOLE)
+
+
+def _find_out(blob: Blob, segments: Segments) -> None:
+    """Note of a blob that is not stored whole what can be said of it."""
+    if segments.has(blob.sha256):
+        # A process that died had come so far, or the database is older than the disk.
+        _note(blob, Layout.SEGMENTED)
+    else:
+        # Nothing is concluded from a disk that is not there today.
+        logger.info("%s is not there to be looked at", blob.sha256)
+
+
+def _note(blob: Blob, layout: Layout) -> None:
+    Blob.objects.filter(pk=blob.pk).update(layout=layout)

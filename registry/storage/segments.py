@@ -1,0 +1,475 @@
+"""Blobs in pieces: a list, and links to files that other blobs may link to as well.
+
+    segments/ab/abcd…               a piece, found by the SHA-256 of its bytes
+    segmented/ab/abcd…/list         what pieces a blob is made of, in their order
+    segmented/ab/abcd…/{sha256}     its pieces: further names of the same files
+    making/                         what is being put together, and what is being taken apart
+
+The file system itself counts who uses a piece: a blob holds each of its pieces by a name of its
+own, and a piece is gone when the last of these is. So there is no count that could be wrong, and
+nothing that removes one blob can take bytes from another, whenever it is interrupted and whatever
+runs beside it. The names below segments/ only help to find a piece; one that no blob uses any more
+has a single link, and is removed.
+
+A blob's folder is put together elsewhere, read back in full against the blob's digest, and appears
+by one rename. It never changes after that.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import struct
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from registry.encryption.container import damaged
+from registry.errors import Text, Unavailable
+from registry.storage.files import FileBlocks, LocalObject
+from registry.storage.names import SHA256, no_blob, plain_name, segmented_name
+from registry.storage.objects import BLOCK_BYTES, StoredBlocks, StoredObject
+from registry.storage.spool import out_of_space, sync_folder
+
+# A piece goes through memory as a whole when it is written, or compared with one that is there.
+MAX_PIECE_BYTES = 16 << 20
+
+_MAGIC = b"MYPIECES"
+_VERSION = 1
+_HEAD = struct.Struct(">8sB7xQQ32s")
+_ENTRY = struct.Struct(">IB32s")
+_DIGEST_BYTES = 32
+# Two million pieces: more than the largest file has, and little enough to be read at once.
+_LIST_BYTES = 80 << 20
+_LIST = "list"
+
+
+class Piece(NamedTuple):
+    """Some bytes of a blob that lie together.
+
+    `width` is that of the numbers in it, where they are known to be weights of 2 bytes; 0 says
+    nothing.
+    """
+
+    sha256: bytes
+    size_bytes: int
+    width: int = 0
+
+
+class Draft(NamedTuple):
+    """A blob's folder before it stands under its digest."""
+
+    sha256: str
+    folder: Path
+
+
+def pack_pieces(pieces: Iterable[Piece]) -> bytes:
+    return b"".join(_ENTRY.pack(one.size_bytes, one.width, one.sha256) for one in pieces)
+
+
+def unpack_pieces(packed: bytes) -> list[Piece]:
+    return [Piece(sha256, size, width) for size, width, sha256 in _ENTRY.iter_unpack(packed)]
+
+
+class Listing:
+    """What a blob is made of, as its list says it; checked before anything is read by it."""
+
+    def __init__(self, sha256: str, pieces: Sequence[Piece]) -> None:
+        self.sha256 = sha256
+        self.pieces = pieces
+        self.ends = list(accumulate(piece.size_bytes for piece in pieces))
+        self.size_bytes = self.ends[-1] if self.ends else 0
+
+    def pack(self) -> bytes:
+        digest = bytes.fromhex(self.sha256)
+        head = _HEAD.pack(_MAGIC, _VERSION, self.size_bytes, len(self.pieces), digest)
+        content = head + pack_pieces(self.pieces)
+        return content + hashlib.sha256(content).digest()
+
+    @classmethod
+    def parse(cls, raw: bytes, sha256: str) -> Self:
+        """Read the list of the blob `sha256`; raise Unavailable for any other."""
+        content, digest = raw[:-_DIGEST_BYTES], raw[-_DIGEST_BYTES:]
+        if len(content) < _HEAD.size or hashlib.sha256(content).digest() != digest:
+            raise damaged(sha256, Text("the list of its pieces is not as it was written"))
+        magic, version, size, count, of = _HEAD.unpack_from(content)
+        if magic != _MAGIC or version != _VERSION:
+            raise damaged(sha256, Text("the list of its pieces is not one of this release"))
+        listing = cls(sha256, unpack_pieces(content[_HEAD.size :]))
+        if not all(0 < piece.size_bytes <= MAX_PIECE_BYTES for piece in listing.pieces):
+            raise damaged(sha256, Text("the list of its pieces names one of no possible length"))
+        if of.hex() != sha256 or size != listing.size_bytes or count != len(listing.pieces):
+            raise damaged(sha256, Text("the list of its pieces is that of another blob"))
+        return listing
+
+    def spans(self, start: int, end: int) -> Iterator[tuple[Piece, int, int]]:
+        """Give the pieces that hold `start` to `end`, and what of each."""
+        at = bisect_right(self.ends, start)
+        while start < end:
+            piece, last = self.pieces[at], self.ends[at]
+            first = last - piece.size_bytes
+            yield piece, start - first, min(end, last) - first
+            start, at = last, at + 1
+
+
+class SegmentedObject(StoredObject):
+    """A blob in pieces, opened: its list was read, its folder is held whatever becomes of it."""
+
+    def __init__(self, folder: Path, sha256: str) -> None:
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            listed = os.open(_LIST, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+            with os.fdopen(listed, "rb") as file:
+                self.modified_at = os.fstat(listed).st_mtime
+                self.listing = Listing.parse(file.read(_LIST_BYTES), sha256)
+        except BaseException:
+            self.close()
+            raise
+        self.size_bytes = self.listing.size_bytes
+
+    def read(self, start: int, end: int) -> bytes:
+        with closing(self.blocks(start, end, BLOCK_BYTES)) as blocks:
+            return b"".join(blocks)
+
+    def blocks(self, start: int, end: int, step: int) -> StoredBlocks:
+        """Begin to read; that every piece is there with its length is known by then."""
+        spans = list(self.listing.spans(start, min(end, self.size_bytes)))
+        for piece, _, _ in spans:
+            name = piece.sha256.hex()
+            try:
+                length = os.stat(name, dir_fd=self._folder).st_size
+            except FileNotFoundError:
+                raise _missing(self.listing.sha256, piece) from None
+            if length != piece.size_bytes:
+                raise damaged(
+                    self.listing.sha256, Text("its piece {piece} has another length", piece=name)
+                )
+        return SegmentedBlocks(self.listing.sha256, os.dup(self._folder), spans, step)
+
+    def close(self) -> None:
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
+
+class SegmentedBlocks(StoredBlocks):
+    """A range of a blob in pieces: one piece is open at a time."""
+
+    def __init__(
+        self, sha256: str, folder: int, spans: Sequence[tuple[Piece, int, int]], step: int
+    ) -> None:
+        self._sha256 = sha256
+        self._folder = folder
+        self._spans = iter(spans)
+        self._step = step
+        self._piece: FileBlocks | None = None
+
+    def __next__(self) -> bytes:
+        piece = self._open_next()
+        if piece is None:
+            self.close()
+            raise StopIteration
+        return next(piece)
+
+    def fill(self, target: memoryview) -> int:
+        filled = 0
+        while filled < len(target) and (piece := self._open_next()) is not None:
+            count = piece.fill(target[filled:])
+            if not count:
+                raise damaged(self._sha256, Text("one of its pieces ends too early"))
+            filled += count
+        return filled
+
+    def ready(self) -> bytes:
+        piece = self._open_next()
+        return b"" if piece is None else piece.ready()
+
+    def close(self) -> None:
+        if self._piece is not None:
+            self._piece.close()
+            self._piece = None
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _open_next(self) -> FileBlocks | None:
+        """Give the piece that is being read, or the next one; None at the end."""
+        if self._folder < 0:
+            return None
+        if self._piece is not None and self._piece.left_bytes > 0:
+            return self._piece
+        if self._piece is not None:
+            self._piece.close()
+            self._piece = None
+        for piece, start, end in self._spans:
+            try:
+                name = piece.sha256.hex()
+                descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+            except FileNotFoundError:
+                raise _missing(self._sha256, piece) from None
+            self._piece = FileBlocks(descriptor, start, end, self._step)
+            return self._piece
+        return None
+
+
+class Segments:
+    """The blobs in pieces below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._making = root / "making"
+        for folder in ("segments", "segmented", "making"):
+            (root / folder).mkdir(exist_ok=True)
+
+    def open(self, sha256: str) -> SegmentedObject:
+        """Open a blob; raise FileNotFoundError for one that is not in pieces."""
+        return SegmentedObject(self._root / segmented_name(sha256), sha256)
+
+    def written_at(self, sha256: str) -> float:
+        """Give when a blob was put together; raise FileNotFoundError."""
+        return (self._root / segmented_name(sha256) / _LIST).stat().st_mtime
+
+    def has(self, sha256: str) -> bool:
+        """Say whether a blob is in pieces."""
+        return (self._root / segmented_name(sha256)).is_dir()
+
+    def holds(self, piece: Piece) -> bool:
+        """Say whether some blob has stored this piece already."""
+        return self._known(piece.sha256.hex()).exists()
+
+    def list(self) -> Iterator[tuple[str, float]]:
+        """Give the digests of the blobs in pieces, and when each was put together."""
+        for folder in sorted((self._root / "segmented").iterdir()):
+            for path in sorted(folder.iterdir()):
+                with suppress(FileNotFoundError):
+                    yield path.name, self.written_at(path.name)
+
+    def touch(self, sha256: str) -> None:
+        with suppress(FileNotFoundError):
+            os.utime(self._root / segmented_name(sha256) / _LIST)
+
+    # --- Putting together -----------------------------------------------------------------------
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Give whether it is this process's turn to put blobs together; it ends with the process.
+
+        Two at once would do no harm, but the disk has others to serve.
+        """
+        descriptor = os.open(self._making, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+    def draft(self, sha256: str, pieces: Sequence[Piece], went_on: Callable[[int], None]) -> Draft:
+        """Put a whole blob together of what is there and what is not yet; then read all of it back.
+
+        `went_on` is told of bytes that were gone through, and may raise what ends it.
+
+        Raises:
+            NotFound: the blob is not there, or not whole any more.
+            Unavailable: it does not consist of these pieces, or what was put together is not the
+                blob: it was changed, or the disk does not keep what it is given.
+            StorageFull: there is no room for it.
+
+        """
+        draft = Draft(sha256, self._making / uuid.uuid4().hex)
+        try:
+            with closing(self._whole(sha256)) as whole, out_of_space():
+                draft.folder.mkdir()
+                listing = Listing(sha256, pieces)
+                for piece, end in zip(pieces, listing.ends, strict=True):
+                    content = whole.read(end - piece.size_bytes, end)
+                    self._add(draft, piece, content)
+                    went_on(len(content))
+                _write_new(draft.folder / _LIST, listing.pack())
+                sync_folder(draft.folder)
+            self._verify(draft, went_on)
+        except BaseException:
+            self.drop(draft)
+            raise
+        return draft
+
+    def adopt(self, draft: Draft) -> None:
+        """Let a draft stand under its digest, once and for all, and remove the whole blob.
+
+        Raises:
+            NotFound: there is no whole blob any more.
+
+        """
+        self._whole(draft.sha256).close()
+        target = self._root / segmented_name(draft.sha256)
+        target.parent.mkdir(exist_ok=True)
+        # When it was put there counts, not when work on it began.
+        os.utime(draft.folder / _LIST)
+        if target.exists():
+            # Left by a process that died before it removed the whole: nobody has read it since.
+            self.retire(draft.sha256)
+        draft.folder.rename(target)
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)
+        with closing(self.open(draft.sha256)) as found:
+            # Nobody takes a draft apart that is being made; this would see it.
+            found.blocks(0, found.size_bytes, BLOCK_BYTES).close()
+        (self._root / plain_name(draft.sha256)).unlink()
+
+    def drop(self, draft: Draft) -> None:
+        """Remove a draft that was not adopted."""
+        self._take_apart(draft.folder)
+
+    def _whole(self, sha256: str) -> LocalObject:
+        try:
+            return LocalObject(self._root / plain_name(sha256))
+        except FileNotFoundError:
+            raise no_blob(sha256) from None
+
+    def _add(self, draft: Draft, piece: Piece, content: bytes) -> None:
+        """Put a piece into a blob's folder: a link to what is there, or bytes that are written."""
+        name = piece.sha256.hex()
+        if hashlib.sha256(content).digest() != piece.sha256:
+            raise damaged(draft.sha256, Text("they have changed since they were cut into pieces"))
+        own, known = draft.folder / name, self._known(name)
+        if own.exists():
+            return  # this blob has it more than once
+        linked = _link(known, own)
+        if linked and own.read_bytes() == content:
+            return
+        # What lies there may be damaged: this blob brings good bytes, and so do those after it.
+        own.unlink(missing_ok=True)
+        _write_new(own, content)
+        self._publish(own, known, replace=linked is not False)
+
+    def _publish(self, own: Path, known: Path, *, replace: bool) -> None:
+        """Let other blobs find a piece."""
+        if not known.parent.is_dir():
+            known.parent.mkdir(exist_ok=True)
+            sync_folder(known.parent.parent)
+        if replace:
+            other = self._making / uuid.uuid4().hex
+            os.link(own, other)
+            other.rename(known)
+        else:
+            # Somebody else may just have written the same: then theirs is found.
+            with suppress(FileExistsError):
+                os.link(own, known)
+
+    def _verify(self, draft: Draft, went_on: Callable[[int], None]) -> None:
+        digest = hashlib.sha256()
+        with (
+            closing(SegmentedObject(draft.folder, draft.sha256)) as found,
+            closing(found.blocks(0, found.size_bytes, BLOCK_BYTES)) as blocks,
+        ):
+            for block in blocks:
+                digest.update(block)
+                went_on(len(block))
+        if digest.hexdigest() != draft.sha256:
+            raise damaged(draft.sha256, Text("they have another digest by now"))
+
+    # --- Taking apart ---------------------------------------------------------------------------
+
+    def remove(self, sha256: str) -> None:
+        """Remove a blob in pieces, and the pieces that no other uses; no error if there is none.
+
+        Whoever is reading it is cut short.
+        """
+        gone = self._set_aside(sha256)
+        if gone is not None:
+            self._take_apart(gone)
+
+    def retire(self, sha256: str) -> None:
+        """Remove a blob in pieces that is stored in another way too, as `sweep` comes by.
+
+        Until then whoever reads it goes on.
+        """
+        self._set_aside(sha256)
+
+    def sweep(self, *, before: float) -> int:
+        """Remove what processes that died have left, and what was set aside; give how much."""
+        removed = 0
+        with self.turn() as mine:
+            # Otherwise some of it may be work that is under way.
+            for path in self._making.iterdir() if mine else ():
+                # A folder's time does not change when it is renamed; that of its inode does.
+                if path.stat().st_ctime < before:
+                    self._take_apart(path)
+                    removed += 1
+        for folder in (self._root / "segments").iterdir():
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):
+                    found = path.stat()
+                    if found.st_nlink == 1 and found.st_mtime < before:
+                        path.unlink()
+                        removed += 1
+        return removed
+
+    def _set_aside(self, sha256: str) -> Path | None:
+        gone = self._making / uuid.uuid4().hex
+        try:
+            (self._root / segmented_name(sha256)).rename(gone)
+        except FileNotFoundError:
+            return None
+        return gone
+
+    def _take_apart(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)
+            return
+        with suppress(FileNotFoundError):
+            for path in folder.iterdir():
+                path.unlink(missing_ok=True)
+                if SHA256.fullmatch(path.name):
+                    self._forget(self._known(path.name))
+            folder.rmdir()
+
+    def _forget(self, known: Path) -> None:
+        """Remove the name of a piece that no blob has.
+
+        One that somebody takes into a blob at this moment stays theirs: only its name here goes,
+        and with it the chance that the next blob finds it.
+        """
+        with suppress(FileNotFoundError):
+            if known.stat().st_nlink == 1:
+                known.unlink()
+
+    def _known(self, name: str) -> Path:
+        return self._root / "segments" / name[:2] / name
+
+
+def _link(known: Path, own: Path) -> bool | None:
+    """Give whether a piece was there to be linked; None where its file has links enough."""
+    try:
+        os.link(known, own)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EMLINK:
+            raise
+        return None
+    return True
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file that survives a power cut once its folder was flushed, and never changes."""
+    with path.open("xb", buffering=0) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+
+
+def _missing(sha256: str, piece: Piece) -> Unavailable:
+    return damaged(sha256, Text("its piece {piece} is missing", piece=piece.sha256.hex()))

@@ -1,0 +1,363 @@
+"""What files share is stored once, in the background, and every file stays what it is."""
+
+import hashlib
+import json
+import os
+import struct
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from registry.errors import RegistryError
+from registry.models import Blob, Layout, Outline
+from registry.services import catalog, custody, versions
+from registry.services.blobs import record_blob
+from registry.services.collection import collect_garbage
+from registry.storage import MAX_PIECE_BYTES, default_storage
+from tests.factories import UserFactory, actor_of, make_model, make_version
+from workers import gear
+from workers.cutting import cut
+from workers.gear import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, cut_chunks
+from workers.segmenting import Segmenter
+
+MIB = 1 << 20
+NOW = timedelta(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_storage(settings, tmp_path):
+    settings.STORAGE_URL = (tmp_path / "store").as_uri()
+    settings.MASTER_KEYS = ""
+    settings.SEGMENT_AFTER_SECONDS = 60
+
+
+@pytest.fixture
+def alice(transactional_db):
+    yield UserFactory(username="alice")
+    connections.close_all()
+
+
+def weights(**tensors):
+    header, data = {}, b""
+    for name, (dtype, raw) in tensors.items():
+        width = {"F32": 4, "BF16": 2, "U8": 1}[dtype]
+        header[name] = {
+            "dtype": dtype,
+            "shape": [len(raw) // width],
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def put(data):
+    return record_blob(default_storage().put([data]))
+
+
+def segment():
+    """Let all blobs be old, and work until there is nothing to do."""
+    Blob.objects.update(created_at=timezone.now() - timedelta(days=1))
+    rounds = 0
+    while Segmenter(bytes_a_second=1e12).run_once():
+        rounds += 1
+    return rounds
+
+
+def disk_bytes():
+    """Add up what the files take, each once however many names it has."""
+    files = [path.stat() for path in default_storage().spool.rglob("*") if path.is_file()]
+    return sum({found.st_ino: found.st_size for found in files}.values())
+
+
+def layout_of(blob):
+    return Blob.objects.get(pk=blob.pk).layout
+
+
+def test_a_frozen_encoder_is_stored_once(alice):
+    model = make_model(alice)
+    encoder = {f"layer{n}": ("F32", os.urandom(MIB)) for n in range(4)}
+    files = [weights(**encoder, head=("F32", os.urandom(200_000))) for _ in range(3)]
+    made = [make_version(alice, model, {"model.safetensors": data}) for data in files]
+    before = disk_bytes()
+    assert segment()
+    blobs = [one.revision.artifacts.get(path="model.safetensors").blob for one in made]
+    assert {blob.layout for blob in blobs} == {Layout.SEGMENTED}
+    # Two of three encoders are gone; what is left besides are lists of some hundred bytes.
+    assert before - 8 * MIB <= disk_bytes() < before - 8 * MIB + 10_000
+    for blob, data in zip(blobs, files, strict=True):
+        assert not default_storage().is_whole(blob.sha256)
+        assert default_storage().read(blob.sha256) == data
+    assert [one.problem for one in custody.verify_blobs() if one.problem] == []
+
+
+def test_a_file_that_shares_little_stays_whole_until_one_comes_that_does(alice):
+    body = os.urandom(3 * MIB)
+    first = put(weights(body=("U8", body)))
+    other = put(os.urandom(3 * MIB))
+    assert segment() == 0
+    assert {layout_of(first), layout_of(other)} == {Layout.SEEN}
+    # Another kind of file with the same tensor in it, and the tensor elsewhere.
+    again = put(weights(before=("U8", os.urandom(100_000)), body=("U8", body)))
+    assert segment()
+    assert {layout_of(first), layout_of(again)} == {Layout.SEGMENTED}
+    assert layout_of(other) == Layout.SEEN
+    assert default_storage().is_whole(other.sha256)
+
+
+def test_files_that_are_no_weights_share_what_was_not_changed(alice):
+    data = os.urandom(12 * MIB)
+    changed = data[: 5 * MIB] + b"some bytes more" + data[5 * MIB :]
+    blobs = [put(data), put(changed)]
+    before = disk_bytes()
+    segment()
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEGMENTED}
+    # The piece with the change, and no other, is there twice: at most 4 MiB and a chunk.
+    assert disk_bytes() < before - 7 * MIB
+    assert default_storage().read(blobs[1].sha256) == changed
+
+
+def test_recent_small_and_unused_files_are_left_alone(alice, settings):
+    body = os.urandom(2 * MIB)
+    blobs = [put(body + bytes([number]) * 10) for number in range(2)]
+    assert Segmenter(bytes_a_second=1e12).run_once() == 0
+    assert {layout_of(blob) for blob in blobs} == {Layout.WHOLE}
+    small = put(os.urandom(5000))
+    settings.SEGMENT_AFTER_SECONDS = 0
+    assert segment() == 0
+    settings.SEGMENT_AFTER_SECONDS = 60
+    Blob.objects.filter(pk=blobs[0].pk).update(condemned_at=timezone.now())
+    assert segment() == 0
+    assert layout_of(small) == Layout.WHOLE
+    assert not Outline.objects.filter(blob__in=[small, blobs[0]]).exists()
+
+
+def test_encrypted_files_stay_whole(alice, settings):
+    settings.MASTER_KEYS = "5e" * 32
+    body = os.urandom(2 * MIB)
+    blobs = [put(body + bytes([number])) for number in range(2)]
+    assert segment() == 0
+    assert {layout_of(blob) for blob in blobs} == {Layout.WHOLE}
+
+
+LIES = {
+    "a header beyond the file": struct.pack("<Q", 1 << 40),
+    "a header that is no JSON": struct.pack("<Q", 100) + b"{" + b"x" * 99,
+    "tensors that overlap": b"",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_header_that_lies_is_not_believed(alice, lie):
+    body = os.urandom(6 * MIB)
+    start = LIES[lie]
+    if not start:
+        entry = {"dtype": "U8", "shape": [MIB], "data_offsets": [0, MIB]}
+        text = json.dumps({"a": entry, "b": entry}).encode()
+        start = struct.pack("<Q", len(text)) + text
+    blobs = [put(start + body), put(start + body + b"more")]
+    segment()
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEGMENTED}
+    assert default_storage().read(blobs[0].sha256) == start + body
+
+
+def test_a_file_that_was_damaged_is_left_and_named(alice, caplog):
+    body = os.urandom(2 * MIB)
+    blobs = [put(body + bytes([number])) for number in range(2)]
+    path = next((default_storage().spool / "blobs").rglob(blobs[0].sha256))
+    path.chmod(0o644)
+    path.write_bytes(body + b"x")
+    assert segment() == 0
+    assert blobs[0].sha256 in caplog.text
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEEN}
+    assert [one.sha256 for one in custody.verify_blobs() if one.problem] == [blobs[0].sha256]
+
+
+def test_a_damaged_piece_is_found_and_healed_by_sending_the_file_again(alice):
+    body, data = os.urandom(3 * MIB), [b"", b""]
+    data = [weights(head=("U8", os.urandom(70_000)), body=("U8", body)) for _ in range(2)]
+    blobs = [put(one) for one in data]
+    segment()
+    name = hashlib.sha256(body).hexdigest()
+    path = default_storage().spool / "segments" / name[:2] / name
+    path.chmod(0o644)
+    path.write_bytes(bytes(3 * MIB))
+    problems = {one.sha256 for one in custody.verify_blobs() if one.problem}
+    assert problems == {blob.sha256 for blob in blobs}
+    for one in data:
+        put(one)
+    assert {layout_of(blob) for blob in blobs} == {Layout.WHOLE}
+    assert [one.problem for one in custody.verify_blobs() if one.problem] == []
+    assert segment()
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEGMENTED}
+    assert [one.problem for one in custody.verify_blobs() if one.problem] == []
+    collect_garbage(undo=NOW, keep=NOW)
+
+
+def test_a_database_that_is_older_than_the_disk_costs_no_bytes(alice):
+    body = os.urandom(3 * MIB)
+    data = [weights(head=("U8", os.urandom(70_000)), body=("U8", body)) for _ in range(3)]
+    kept = put(data[0])
+    others = [put(one) for one in data[1:]]
+    versions.create_version(actor=actor_of(alice), repository=make_model(alice), files={"m": kept})
+    segment()
+    # As a backup would have it that was taken before: nothing is known of pieces.
+    Outline.objects.all().delete()
+    Blob.objects.update(layout=Layout.WHOLE)
+    collect()
+    assert not Blob.objects.filter(pk__in=[blob.pk for blob in others]).exists()
+    assert default_storage().read(kept.sha256) == data[0]
+    assert segment() == 0
+    assert layout_of(kept) == Layout.SEGMENTED
+    again = put(data[2])
+    assert segment()
+    assert layout_of(again) == Layout.SEGMENTED
+    assert [one.problem for one in custody.verify_blobs() if one.problem] == []
+
+
+class Bustle:
+    """Versions that come and go while one thread puts together and another collects."""
+
+    def __init__(self, user):
+        self.actor = actor_of(user)
+        self.model = make_model(user)
+        self.encoder = os.urandom(2 * MIB)
+        self.over = threading.Event()
+        self.failures = []
+        self.kept = []
+
+    def thread(self, work, *arguments):
+        return threading.Thread(target=self.run, args=(work, *arguments))
+
+    def run(self, work, *arguments):
+        try:
+            work(*arguments)
+        except BaseException as failure:  # noqa: BLE001 - shown at the end
+            self.failures.append(failure)
+        finally:
+            connections.close_all()
+
+    def write(self, number):
+        for turn in range(5):
+            head = bytes([number, turn]) * 50_000
+            data = weights(e=("U8", self.encoder), h=("U8", head))
+            version = self.register(data)
+            if turn % 2:
+                versions.delete_version(actor=self.actor, version=version)
+            else:
+                self.kept.append(data)
+
+    def register(self, data):
+        for _ in range(100):
+            try:
+                return versions.create_version(
+                    actor=self.actor, repository=self.model, files={"m.safetensors": put(data)}
+                )
+            except RegistryError as error:
+                # Refused, so nothing was promised: send it again.
+                assert error.reason == "bytes_collected"  # noqa: PT017
+        raise AssertionError("the bytes never stayed")
+
+    def put_together(self):
+        while not self.over.is_set():
+            segment()
+
+    def collect(self):
+        while not self.over.is_set():
+            collect()
+
+
+def collect():
+    """Collect at once: the first round condemns what the second one removes."""
+    for _ in range(2):
+        list(collect_garbage(undo=NOW, keep=NOW))
+
+
+def test_nothing_acknowledged_is_lost_beside_collectors(alice):
+    bustle = Bustle(alice)
+    background = [bustle.thread(bustle.put_together), bustle.thread(bustle.collect)]
+    writers = [bustle.thread(bustle.write, number) for number in range(2)]
+    for thread in (*background, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    bustle.over.set()
+    for thread in background:
+        thread.join()
+    assert bustle.failures == []
+    assert len(bustle.kept) == 6
+    collect()
+    segment()
+    collect()
+    for data in bustle.kept:
+        assert default_storage().read(hashlib.sha256(data).hexdigest()) == data
+    assert {sha256 for sha256, _ in default_storage().inventory()} == {
+        hashlib.sha256(data).hexdigest() for data in bustle.kept
+    }
+    assert disk_bytes() < 2 * MIB + 6 * 100_000 + 20_000
+
+
+def test_what_was_purged_leaves_the_disk_but_for_what_others_have(alice):
+    encoder = os.urandom(2 * MIB)
+    files = [weights(e=("U8", encoder), h=("U8", os.urandom(90_000))) for _ in range(2)]
+    models = [make_model(alice, name) for name in ("one", "two")]
+    for model, data in zip(models, files, strict=True):
+        make_version(alice, model, {"m.safetensors": data})
+    segment()
+    catalog.delete_repository(actor=actor_of(alice), repository=models[0])
+    collect()
+    left = b"".join(p.read_bytes() for p in default_storage().spool.rglob("*") if p.is_file())
+    assert files[0][-90_000:] not in left
+    assert default_storage().read(hashlib.sha256(files[1]).hexdigest()) == files[1]
+
+
+# --- Where to cut --------------------------------------------------------------------------------
+
+
+def reading(data):
+    return lambda start, end: data[start:end]
+
+
+def test_weights_are_cut_at_tensors():
+    data = weights(
+        small1=("F32", bytes(400)),
+        large=("F32", bytes(100_000)),
+        small2=("F32", bytes(400)),
+        small3=("F32", bytes(800)),
+        half=("BF16", bytes(600)),
+        huge=("BF16", bytes(MAX_PIECE_BYTES + 2)),
+    )
+    header = len(data) - 102_202 - MAX_PIECE_BYTES
+    lengths, widths, last = [], [], 0
+    for end, width in cut(len(data), reading(data)):
+        lengths.append(end - last)
+        widths.append(width)
+        last = end
+    assert lengths == [header, 400, 100_000, 1200, 600, MAX_PIECE_BYTES, 2]
+    assert widths == [0, 0, 0, 0, 2, 2, 2]
+    assert last == len(data)
+
+
+def test_chunks_are_those_of_xet():
+    """Compared with the rolling hash as its protocol writes it down, byte by byte."""
+    data = os.urandom(700_000) + bytes(300_000) + b"abc" * 100_000
+    words, expected, value, last = [int(word) for word in gear._GEAR], [], 0, 0
+    for at, byte in enumerate(data, 1):
+        value = ((value << 1) + words[byte]) & (2**64 - 1)
+        length = at - last
+        border = not value & 0xFFFF_0000_0000_0000 and length >= MIN_CHUNK_BYTES
+        if border or length == MAX_CHUNK_BYTES or at == len(data):
+            expected.append(at)
+            value, last = 0, at
+    assert [end for end, _ in cut_chunks(0, len(data), reading(data))] == expected
+
+
+def test_pieces_by_content_cover_the_file_and_are_short_enough():
+    for data in (b"", b"x", bytes(9 * MIB), os.urandom(9 * MIB)):
+        ends = [one.end for one in cut(len(data), reading(data))]
+        lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        assert sum(lengths) == len(data)
+        assert all(0 < length <= 4 * MIB + MAX_CHUNK_BYTES for length in lengths)
