@@ -1,5 +1,6 @@
 """Signatures over versions: made here for every version that is ready, or brought by a client."""
 
+import time
 from collections.abc import Mapping
 
 from django.db import transaction
@@ -44,11 +45,13 @@ def sign_version(version: Version, files: Mapping[str, str] | None = None) -> Si
     return signature
 
 
-def sign_unsigned() -> int:
+def sign_unsigned(*, seconds: float = 120) -> int:
     """Sign what is ready and has no signature by the present key, after a change of key or a crash.
 
-    Returns how many versions that were.
+    What is left after `seconds` waits for the next time: a worker has other things to do. Returns
+    how many versions were signed.
     """
+    until = time.monotonic() + seconds
     fingerprint = signing.installation_key().fingerprint
     by_present_key = Signature.objects.filter(
         version=OuterRef("pk"), own=True, fingerprint=fingerprint
@@ -61,6 +64,8 @@ def sign_unsigned() -> int:
     count = 0
     for version in unsigned.iterator(chunk_size=_BATCH):
         count += sign_version(version) is not None
+        if time.monotonic() > until:
+            break
     return count
 
 

@@ -63,6 +63,14 @@ def test_what_was_left_unsigned_is_signed_later_and_only_once(version):
     assert version.signatures.get().own
 
 
+def test_signing_many_leaves_the_rest_for_the_next_time(alice):
+    model = make_model(alice)
+    versions = [make_version(alice, model) for _ in range(3)]
+    for version in versions:
+        version.signatures.all().delete()
+    assert [signatures.sign_unsigned(seconds=0) for _ in range(4)] == [1, 1, 1, 0]
+
+
 def test_a_new_key_signs_again_and_the_old_signature_stays(version, key, settings, tmp_path):
     settings.SIGNING_KEY = (tmp_path / "private.pem").read_text()
     assert signatures.sign_unsigned() == 1
