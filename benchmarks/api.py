@@ -1,6 +1,7 @@
-"""Requests per second and latency of the hot reads, against the real server over keep-alive.
+"""Requests per second and latency of reads, against the real server over keep-alive.
 
-Each client is a process with one connection and as little Python as possible around its clock. It
+`API_SIZES=1000000 python -m benchmarks api` measures that size anew and keeps the rest. Each client
+is a process with one connection and as little Python as possible around its clock. It
 runs on the same machine as the server, so with eight clients it takes a part of the cores.
 """
 
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from typing import NamedTuple
@@ -21,10 +22,26 @@ from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
 from benchmarks.installation import ROOT, Installation, environment, running
-from benchmarks.report import Figure, keep
+from benchmarks.report import Figure, keep, kept
+from benchmarks.vocabulary import (
+    CHINESE,
+    FAMILIES,
+    LANGUAGES,
+    LIBRARIES,
+    LONG_HISTORY,
+    SUBJECTS,
+    TASKS,
+    slug_of,
+)
+from benchmarks.vocabulary import (
+    SIZES as SIZE_NAMES,
+)
 from config.local.addresses import Addresses
 
+# How many models, and how many versions each of them has.
+VERSIONS = {1000: 2, 20_000: 2, 1_000_000: 5}
 SIZES = (1000, 20_000)
+HISTORY = 200_000
 CLIENTS = (1, 8)
 SECONDS = float(os.environ.get("BENCH_SECONDS", "6"))
 WARM_UP = 100
@@ -158,26 +175,96 @@ def substrings(names: list[str], chance: random.Random) -> list[str]:
     return pieces
 
 
+def mistyped(word: str, chance: random.Random) -> str:
+    at = chance.randrange(1, len(word) - 2)
+    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+
+def searches(chance: random.Random) -> dict[str, list[str]]:
+    """Make up what people look for, a hundred of each kind."""
+
+    def of(*parts: Sequence[str]) -> list[str]:
+        return [" ".join(chance.choice(part) for part in parts) for _ in range(100)]
+
+    long = [family for family in FAMILIES if len(family) > 5]
+    return {
+        "three words": of(FAMILIES, SIZE_NAMES, SUBJECTS),
+        "a phrase": [f'"{family} for"' for family in of(FAMILIES, SIZE_NAMES)],
+        "a mistyped word and another": [
+            f"{mistyped(family, chance)} {chance.choice(SUBJECTS)}" for family in of(long)
+        ],
+        "Chinese and a name": of(FAMILIES, SIZE_NAMES, list(CHINESE.values())),
+        "fields": [
+            f"task:{task} library:{chance.choice(LIBRARIES)} label:{chance.choice(LANGUAGES)}"
+            f" params:<{chance.choice((100, 500, 900))}M"
+            for task in of(TASKS)
+        ],
+        "words, fields and measurements": [
+            f"{words} task:{chance.choice(TASKS)} accuracy:>0.9 latency:<20ms"
+            for words in of(FAMILIES, SUBJECTS)
+        ],
+        "one common word (broad)": of(SUBJECTS),
+        "a word of every model (broad)": ["tuned"],
+        "one field (broad)": [f"task:{task}" for task in of(TASKS)],
+        "a measurement (broad)": [f"accuracy:>0.{digit}" for digit in of("56789")],
+    }
+
+
 def workloads(installation: Installation, count: int) -> dict[str, list[bytes]]:
     chance = random.Random(7)
-    names = all_names(installation, count)
+    names = all_names(installation, count)[:1000]
     make: Callable[[str], bytes] = lambda path: prepare(installation, path)  # noqa: E731
+    versions, last = VERSIONS[count], HISTORY
+    history = f"/api/v1/models/{slug_of(0)}/{LONG_HISTORY}/versions"
     return {
-        "get by alias": [
-            make(f"/api/v1/models/{name}/versions/@champion") for name in names[:1000]
-        ],
+        "get by alias": [make(f"/api/v1/models/{name}/versions/@champion") for name in names],
         "list, first page": [make("/api/v1/models?limit=20")],
         "search for a substring": [
-            make(f"/api/v1/models?limit=20&q={quote(piece)}")
-            for piece in substrings(names[:1000], chance)
+            make(f"/api/v1/models?limit=20&q={quote(piece)}") for piece in substrings(names, chance)
+        ],
+        **{
+            f"search for {kind}": [make(f"/api/v1/models?limit=20&q={quote(q)}") for q in asked]
+            for kind, asked in searches(chance).items()
+        },
+        f"history of {versions} versions": [
+            make(f"/api/v1/models/{name}/versions") for name in names
+        ],
+        f"history of {last:,} versions": [make(history)],
+        f"history of {last:,} versions, deep inside": [
+            make(f"{history}?{urlencode({'cursor': cursor})}")
+            for cursor in deep_cursors(installation, history)
+        ],
+        "diff of two versions": [
+            make(f"/api/v1/models/{name}/versions/2/diff/1") for name in names
+        ],
+        f"diff of two versions of {last:,}": [
+            make(f"{history}/{number}/diff/{number // 2}")
+            for number in chance.sample(range(2, last), 100)
         ],
     }
+
+
+def deep_cursors(installation: Installation, history: str) -> list[str]:
+    """Follow a history for fifty pages of a hundred at most; give the cursors of the last ten."""
+    cursors = [""]
+    while cursors[-1] is not None and len(cursors) <= 50:
+        query = urlencode({"limit": 100, "cursor": cursors[-1]})
+        request = Request(
+            f"{installation.url}{history}?{query}",
+            headers={"Authorization": f"Bearer {installation.token}"},
+        )
+        with urlopen(request) as answer:
+            cursors.append(json.load(answer)["next_cursor"])
+    return [cursor for cursor in cursors[-10:] if cursor]
 
 
 def fill(installation: Installation, count: int) -> None:
     addresses = Addresses(installation.home)
     subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", str(count)],
+        [
+            *(sys.executable, "-m", "benchmarks.load", str(count)),
+            *("--versions", str(VERSIONS[count]), "--history", str(HISTORY)),
+        ],
         cwd=ROOT,
         check=True,
         env={
@@ -188,28 +275,41 @@ def fill(installation: Installation, count: int) -> None:
     )
 
 
-AIMS = {("get by alias", 20_000, 1): "< 5", ("search for a substring", 20_000, 1): "< 15"}
+def aim_of(name: str, count: int, clients: int, *, slow: bool) -> str:
+    if clients > 1 or count == SIZES[0]:
+        return ""
+    if slow:
+        selective = name.startswith("search") and "(broad)" not in name
+        return "< 50" if count == max(VERSIONS) and selective else ""
+    return {"get by alias": "< 5", "search for a substring": "< 15"}.get(name, "")
+
+
+def measure_all(installation: Installation, count: int) -> Iterator[Figure]:
+    for name, requests in workloads(installation, count).items():
+        for clients in CLIENTS:
+            seen = measure(installation, requests, clients)
+            plural = "client" if clients == 1 else "clients"
+            what = f"{name}, {count:,} models, {clients} {plural}"
+            print(f"{what}: {seen}", file=sys.stderr, flush=True)
+            median, slow = (aim_of(name, count, clients, slow=slow) for slow in (False, True))
+            yield Figure(what=f"{what}: p50", value=seen.median, unit="ms", aim=median)
+            yield Figure(what=f"{what}: p95", value=seen.slow, unit="ms", aim=slow)
+            yield Figure(what=f"{what}: server CPU", value=seen.cpu, unit="ms/request")
+            yield Figure(what=what, value=seen.rate, unit="requests/s")
+
+
+def keep_size(count: int, figures: Iterable[Figure]) -> None:
+    """Keep what was measured with so many models, beside what was measured with others."""
+    others = [one for one in kept("api") if f", {count:,} models, " not in one.what]
+    keep("api", [*others, *figures])
 
 
 def main() -> None:
-    figures = []
-    for count in SIZES:
+    named = os.environ.get("API_SIZES")
+    for count in SIZES if named is None else map(int, named.split(",")):
         with running() as installation:
             fill(installation, count)
-            for name, requests in workloads(installation, count).items():
-                for clients in CLIENTS:
-                    seen = measure(installation, requests, clients)
-                    plural = "client" if clients == 1 else "clients"
-                    what = f"{name}, {count:,} models, {clients} {plural}"
-                    aim = AIMS.get((name, count, clients), "")
-                    figures += [
-                        Figure(what=f"{what}: p50", value=seen.median, unit="ms", aim=aim),
-                        Figure(what=f"{what}: p95", value=seen.slow, unit="ms"),
-                        Figure(what=f"{what}: server CPU", value=seen.cpu, unit="ms/request"),
-                        Figure(what=what, value=seen.rate, unit="requests/s"),
-                    ]
-                    print(f"{what}: {seen}", file=sys.stderr, flush=True)
-    keep("api", figures)
+            keep_size(count, list(measure_all(installation, count)))
 
 
 if __name__ == "__main__":

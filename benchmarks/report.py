@@ -70,6 +70,12 @@ def keep(name: str, figures: Iterable[Figure], **details: Any) -> Path:
     return path
 
 
+def kept(name: str) -> list[Figure]:
+    """Give the figures that a benchmark left behind last."""
+    content = _read(str(RESULTS / f"{name}.json"))
+    return [Figure(**row) for row in json.loads(content)["figures"]] if content else []
+
+
 def table(names: Sequence[str] = ()) -> str:
     """Draw the kept figures of these benchmarks (of all) as one Markdown table."""
     lines = ["| benchmark | figure | value | aim | |", "|---|---|---:|---:|---|"]
