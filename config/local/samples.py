@@ -1,4 +1,4 @@
-"""The content of a new installation: two datasets, an encoder, and a model trained on the spot.
+"""The content of a new installation: two datasets, three models, and smaller variants of these.
 
 Everything goes through the services that people's requests go through. Each part looks first
 whether it is there already, so it may be stopped anywhere and started again.
@@ -12,14 +12,18 @@ from pathlib import Path
 
 from config.local import sample_data
 from config.local.sample_data import (
-    COMPRESS_DIGITS,
     DIGITS,
     DIGITS_MODEL,
     DOCS,
     ENCODER,
     NAMESPACE,
+    SMALLER,
+    SMALLER_TOPICS,
+    TOPICS_MODEL,
     TRAIN_DIGITS,
+    TRAIN_TOPICS,
     MissingPackage,
+    Recipe,
 )
 from registry.authenticate import Visit, actor_for_user
 from registry.errors import NotFound, RegistryError
@@ -53,10 +57,18 @@ from registry.storage import BLOCK_BYTES, default_storage
 
 WAIT_SECONDS = 1800.0
 _ASK_SECONDS = 1.0
+_UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 
-DIGITS_FACTS = {
-    "license": "bsd-3-clause",
-    "summary": "A two-convolution network that reads handwritten digits, trained here.",
+FACTS = {
+    DIGITS_MODEL: {
+        "license": "bsd-3-clause",
+        "summary": "A two-convolution network that reads handwritten digits, trained here.",
+    },
+    TOPICS_MODEL: {
+        "license": "psf-2.0",
+        "summary": "An LSTM that tells what a piece of Python documentation is about,"
+        " trained here.",
+    },
 }
 
 logger = logging.getLogger(__name__)
@@ -77,12 +89,18 @@ def seed(*, wait_seconds: float = WAIT_SECONDS) -> None:
     _part(DIGITS, lambda: _seed_dataset(actor, DIGITS, sample_data.digits_files))
     _part(ENCODER, lambda: _seed_encoder(actor))
     _part(f"the endpoint {ENCODER}", lambda: _deploy(actor, ENCODER, "latest"))
-    training = _part(DIGITS_MODEL, lambda: _train_digits(actor))
+    training = _part(DIGITS_MODEL, lambda: _train(actor, TRAIN_DIGITS))
     _part(DOCS, lambda: _seed_dataset(actor, DOCS, sample_data.docs_files))
-    if isinstance(training, Job):
-        _wait_for(training, wait_seconds)
-    _part(f"{DIGITS_MODEL}@champion", lambda: _crown_digits(actor))
+    trained = _has_ended(training, wait_seconds)
+    _part(f"{DIGITS_MODEL}@champion", lambda: _crown(actor, DIGITS_MODEL, DIGITS))
     _part(f"the endpoint {DIGITS_MODEL}", lambda: _deploy(actor, DIGITS_MODEL, "@champion"))
+    if (
+        trained
+        and _shrink(actor, SMALLER, wait_seconds)
+        and _has_ended(_part(TOPICS_MODEL, lambda: _train(actor, TRAIN_TOPICS)), wait_seconds)
+    ):
+        _part(f"{TOPICS_MODEL}@champion", lambda: _crown(actor, TOPICS_MODEL, DOCS))
+        _shrink(actor, SMALLER_TOPICS, wait_seconds)
 
 
 def _part(name: str, make: Callable[[], object]) -> object:
@@ -124,49 +142,79 @@ def _seed_encoder(actor: Actor) -> None:
     _say(f"{ENCODER} is there.")
 
 
-def _train_digits(actor: Actor) -> Job | None:
-    """Give the job that makes the digits model; none where there is a model already."""
-    repository = _repository(actor, Kind.MODEL, DIGITS_MODEL)
+def _train(actor: Actor, recipe: Recipe) -> Job | None:
+    """Give the job that makes a model; none where there is a model already."""
+    output = str(recipe["output"])
+    repository = _repository(actor, Kind.MODEL, output)
     if repository is None or _latest(actor, repository) is not None:
         return None
-    going = Job.objects.filter(
-        kind="train",
-        recipe__output=DIGITS_MODEL,
-        state__in=[JobState.QUEUED, JobState.RUNNING],
-    ).first()
-    if going is not None:
+    unfinished = Job.objects.filter(kind="train", recipe__output=output, state__in=_UNFINISHED)
+    if (going := unfinished.first()) is not None:
         return going
-    job = submit_job(actor=actor, recipe=TRAIN_DIGITS)
-    _say(f"{DIGITS_MODEL} is being trained by job {job.pk}.")
+    job = submit_job(actor=actor, recipe=recipe)
+    _say(f"{output} is being trained by job {job.pk}.")
     return job
 
 
-def _wait_for(job: Job, seconds: float) -> None:
-    """Look at the row until the job has ended; the worker does the work, this only follows."""
+def _has_ended(job: object, seconds: float) -> bool:
+    """Look at the row until the job, if there is one, has ended.
+
+    The worker does the work, this only follows. What is not done in time is left to the next start.
+    """
+    if not isinstance(job, Job):
+        return True
     end = time.monotonic() + seconds
     while not job.is_finished and time.monotonic() < end:
         time.sleep(_ASK_SECONDS)
         job.refresh_from_db()
     if job.state != JobState.SUCCEEDED:
-        _say(f"The training job {job.pk} is {job.state}. {job.error_detail}".strip())
+        _say(f"The job {job.pk} is {job.state}. {job.error_detail}".strip())
+    return job.is_finished
 
 
-def _crown_digits(actor: Actor) -> None:
-    """Name the trained version champion, tag it, and have it compressed."""
-    repository = _find(actor, Kind.MODEL, DIGITS_MODEL)
+def _crown(actor: Actor, name: str, data: str) -> None:
+    """Name the trained version champion, and say what it is."""
+    repository = _find(actor, Kind.MODEL, name)
     version = _latest(actor, repository) if repository is not None else None
     if repository is None or version is None:
         return
     if not repository.aliases.filter(name="champion").exists():
         set_alias(actor=actor, repository=repository, alias="champion", version=version)
-        set_tag(
-            actor=actor, repository=repository, version=version, key="data", value="mnist-digits"
-        )
-        describe_repository(actor=actor, repository=repository, changes=DIGITS_FACTS)
-    asked = Job.objects.filter(kind="compress", recipe__model=version.ref)
-    if not asked.exclude(state__in=[JobState.FAILED, JobState.CANCELLED]).exists():
-        job = submit_job(actor=actor, recipe=COMPRESS_DIGITS)
-        _say(f"{version.ref} is being compressed by job {job.pk}.")
+        value = parse_reference(data).name
+        set_tag(actor=actor, repository=repository, version=version, key="data", value=value)
+        describe_repository(actor=actor, repository=repository, changes=FACTS[name])
+
+
+def _shrink(actor: Actor, recipes: Iterable[Recipe], seconds: float) -> bool:
+    """Have variants made, one after another, so that no job of a person waits for many of these."""
+    for recipe in recipes:
+        name = f"{recipe['model']}+{recipe['variant']}"
+        job = _part(name, lambda recipe=recipe: _compress(actor, recipe))  # type: ignore[misc]
+        if not _has_ended(job, seconds):
+            return False
+    return True
+
+
+def _compress(actor: Actor, recipe: Recipe) -> Job | None:
+    """Give the job that makes a variant; none where it was made, or its model is away."""
+    asked = parse_reference(str(recipe["model"]))
+    repository = _find(actor, Kind.MODEL, f"{asked.namespace}/{asked.name}")
+    if repository is None or _latest(actor, repository) is None:
+        return None
+    variant = recipe["variant"]
+    if Version.objects.filter(repository=repository, variant=variant).exists():
+        return None
+    unfinished = Job.objects.filter(
+        kind="compress",
+        recipe__model__startswith=f"{repository.full_name}@",
+        recipe__variant=variant,
+        state__in=_UNFINISHED,
+    )
+    if (going := unfinished.first()) is not None:
+        return going
+    job = submit_job(actor=actor, recipe=recipe)
+    _say(f"{recipe['model']} is being made smaller by job {job.pk}.")
+    return job
 
 
 def _deploy(actor: Actor, model: str, version: str) -> None:

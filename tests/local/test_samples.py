@@ -12,11 +12,12 @@ import pytest
 
 from config.local import sample_data, samples
 from registry.formats import inspect
-from registry.models import Deployment, Endpoint, Evaluation, Job, JobState, Kind, Repository
+from registry.models import Alias, Deployment, Endpoint, Evaluation, Job, JobState, Kind, Repository
 from registry.recipes import parse_recipe
 from registry.services import catalog
+from registry.services.versions import delete_version
 from tests.factories import actor_of, make_admin
-from tests.workers.ml.little import write_cnn
+from tests.workers.ml.little import write_cnn, write_lstm
 
 pytestmark = pytest.mark.django_db
 
@@ -110,8 +111,10 @@ def test_seeding_imports_neither_the_packages_nor_a_tensor_library():
 
 
 def test_the_sample_recipes_are_valid():
-    assert parse_recipe(samples.TRAIN_DIGITS).produces == "model"
-    assert parse_recipe(samples.COMPRESS_DIGITS).produces == "new_variant"
+    for recipe in (samples.TRAIN_DIGITS, samples.TRAIN_TOPICS):
+        assert parse_recipe(recipe).produces == "model"
+    for recipe in (*samples.SMALLER, *samples.SMALLER_TOPICS):
+        assert parse_recipe(recipe).produces == "new_variant"
 
 
 @pytest.fixture
@@ -164,6 +167,40 @@ def test_a_trained_model_becomes_champion_and_is_compressed_once(packages, tmp_p
     champion = Deployment.objects.get(endpoint__name="digits-cnn")
     assert (champion.alias, champion.role, champion.weight) == ("champion", "live", 100)
     assert Deployment.objects.get(endpoint__name="all-minilm-l6-v2").version.number == 1
+
+
+def test_variants_follow_one_another_and_what_was_deleted_is_not_made_again(packages, tmp_path):
+    actor = actor_of(make_admin())
+    samples.seed(wait_seconds=0)
+    made = []
+    while (job := Job.objects.filter(state=JobState.QUEUED).first()) is not None:
+        (job,) = Job.objects.filter(state=JobState.QUEUED)
+        name = job.recipe.get("output") or job.recipe["model"].partition("@")[0]
+        model = catalog.find_repository(actor, Kind.MODEL, "samples", name.partition("/")[2])
+        folder = tmp_path / str(len(made))
+        written = write_lstm(folder) if name.endswith("topics") else write_cnn(folder, classes=10)
+        files = {path.name: samples._store([path.read_bytes()]) for path in written.iterdir()}
+        version = samples.create_version(
+            actor=actor, repository=model, files=files, variant=job.recipe.get("variant") or ""
+        )
+        Job.objects.filter(pk=job.pk).update(state=JobState.SUCCEEDED)
+        made.append((model.name, version.variant))
+        if version.variant:
+            delete_version(actor=actor, version=version)
+        samples.seed(wait_seconds=0)
+    assert made == [
+        ("digits-cnn", ""),
+        ("digits-cnn", "int8"),
+        ("all-minilm-l6-v2", "int8"),
+        ("digits-cnn", "sparse-coded"),
+        ("doc-topics", ""),
+        ("doc-topics", "int8"),
+        ("doc-topics", "sparse-coded"),
+    ]
+    assert set(Alias.objects.values_list("repository__name", "name")) == {
+        ("digits-cnn", "champion"),
+        ("doc-topics", "champion"),
+    }
 
 
 def test_an_endpoint_that_somebody_deleted_stays_deleted(packages):
