@@ -19,11 +19,12 @@ from registry.models import (
     LineageEdge,
     LineageRole,
     Repository,
+    Tuning,
     Version,
     Visibility,
     openable_files,
 )
-from registry.serving_options import ServingOptions
+from registry.serving_options import ServingOptions, SettledOptions, Tuned
 
 # What a model computes with; the rest of a version (cards, tokenizers, labels) goes with it.
 _WEIGHTS = frozenset(
@@ -53,7 +54,7 @@ class Deployed:
     weights_sha256: str
     role: str
     weight: int
-    options: ServingOptions
+    options: SettledOptions
     files: tuple[ServedFile, ...]
     # The smaller variant that answers while this one is not loaded, where its options say so.
     sibling: "Deployed | None" = None
@@ -119,8 +120,11 @@ class _FilesOfVersions:
 _files = _FilesOfVersions()
 
 
-def read_routes() -> tuple[Route, ...]:
-    """Read every endpoint that something answers at, in a constant number of queries."""
+def read_routes(device_class: str = "") -> tuple[Route, ...]:
+    """Read every endpoint that something answers at, in a constant number of queries.
+
+    What a deployment leaves open is as was found best on machines of `device_class`.
+    """
     rows = list(
         Deployment.objects.filter(endpoint__repository__deleted_at=None)
         .select_related("endpoint__namespace", "endpoint__repository__namespace")
@@ -129,14 +133,16 @@ def read_routes() -> tuple[Route, ...]:
     versions = _versions_of(rows)
     siblings = _siblings_of(rows, versions)
     files = _files.of([*versions.values(), *siblings.values()])
+    tuned = read_tuned([*versions.values(), *siblings.values()], device_class)
     deployments: dict[int, list[Deployed]] = {}
     for row in rows:
         version = versions.get(row.pk)
         deployments.setdefault(row.endpoint_id, [])
         if version is not None:
-            deployed = _deployed(version, files[version.pk], row)
+            deployed = _deployed(version, files[version.pk], row, tuned.get(version.pk))
             if row.pk in siblings:
-                deployed = _beside(deployed, siblings[row.pk], files[siblings[row.pk].pk])
+                other = siblings[row.pk]
+                deployed = _beside(deployed, other, files[other.pk], row, tuned.get(other.pk))
             deployments[row.endpoint_id].append(deployed)
     endpoints = {row.endpoint_id: row.endpoint for row in rows}
     return tuple(
@@ -239,13 +245,33 @@ def _ports_of(version: Version) -> dict[str, list[tuple[object, ...]]]:
     }
 
 
-def _beside(deployed: Deployed, version: Version, files: tuple[ServedFile, ...]) -> Deployed:
-    options = deployed.options.model_copy(update={"sibling_meanwhile": False})
-    sibling = replace(_deployed(version, files, None), options=options)
+def _beside(
+    deployed: Deployed,
+    version: Version,
+    files: tuple[ServedFile, ...],
+    row: Deployment,
+    tuned: Tuned | None,
+) -> Deployed:
+    asked = read_options(row.options).model_copy(update={"sibling_meanwhile": False})
+    sibling = replace(_deployed(version, files), options=asked.settled(tuned))
     return replace(deployed, sibling=sibling)
 
 
-def find_deployed(route: Route, number_or_alias: str) -> Deployed | None:
+def read_tuned(versions: Iterable[Version], device_class: str) -> Mapping[int, Tuned]:
+    """Map versions to what was found best for them on machines of a kind, in one query."""
+    keys = {version.pk for version in versions}
+    if not keys or not device_class:
+        return {}
+    rows = Tuning.objects.filter(version__in=keys, device_class=device_class)
+    return {
+        version_id: Tuned(threads=threads, max_batch_size=rows_at_once, runtime=runtime)
+        for version_id, threads, rows_at_once, runtime in rows.values_list(
+            "version_id", "threads", "max_batch_size", "runtime"
+        )
+    }
+
+
+def find_deployed(route: Route, number_or_alias: str, device_class: str = "") -> Deployed | None:
     """Find a version of an endpoint's model that is not deployed there: `3`, `@alias`, `latest`."""
     repository = Repository.objects.filter(pk=route.repository_id, deleted_at=None)
     versions = Version.objects.usable().filter(repository__in=repository)
@@ -259,10 +285,19 @@ def find_deployed(route: Route, number_or_alias: str) -> Deployed | None:
         ).first()
     elif number_or_alias == "latest":
         version = versions.main_line().order_by("-number").first()
-    return _deployed(version, _files.of([version])[version.pk], None) if version else None
+    if version is None:
+        return None
+    tuned = read_tuned([version], device_class).get(version.pk)
+    return _deployed(version, _files.of([version])[version.pk], tuned=tuned)
 
 
-def _deployed(version: Version, files: tuple[ServedFile, ...], row: Deployment | None) -> Deployed:
+def _deployed(
+    version: Version,
+    files: tuple[ServedFile, ...],
+    row: Deployment | None = None,
+    tuned: Tuned | None = None,
+) -> Deployed:
+    asked = read_options(row.options) if row else ServingOptions()
     return Deployed(
         id=row.pk if row else 0,
         version_id=version.pk,
@@ -272,7 +307,7 @@ def _deployed(version: Version, files: tuple[ServedFile, ...], row: Deployment |
         weights_sha256=weights_digest(files),
         role=row.role if row else DeploymentRole.LIVE.value,
         weight=row.weight if row else 0,
-        options=read_options(row.options) if row else ServingOptions(),
+        options=asked.settled(tuned),
         files=files,
     )
 

@@ -1,5 +1,6 @@
 """How a deployment is served: plain numbers that the web process stores and serving obeys."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -8,6 +9,19 @@ from registry.recipes.fields import ADVANCED, Frozen
 
 # What can compute a deployment; auto takes what the files allow, the fastest first.
 Runtime = Literal["auto", "onnxruntime", "torch"]
+
+
+DEFAULT_THREADS = 1
+DEFAULT_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a tuning found best for a version on machines of one kind."""
+
+    threads: int
+    max_batch_size: int
+    runtime: str
 
 
 def _whole(title: str, description: str, least: int, most: int, *, advanced: bool = True) -> Any:
@@ -19,24 +33,26 @@ class ServingOptions(Frozen):
     """What may be set for a deployment; every field has a bound, for it is set by strangers."""
 
     threads: Annotated[
-        int,
+        int | None,
         _whole(
             "Threads",
-            "How many threads compute one batch. One is best unless the model is large.",
+            "How many threads compute one batch. Null: as a tuning of the version found on such a "
+            "machine, else one.",
             1,
             64,
         ),
-    ] = 1
+    ] = None
     max_batch_size: Annotated[
-        int,
+        int | None,
         _whole(
             "Rows in a batch",
-            "Requests that wait are computed together, up to so many rows.",
+            "Requests that wait are computed together, up to so many rows. Null: as a tuning of "
+            "the version found on such a machine, else 32.",
             1,
             1024,
             advanced=False,
         ),
-    ] = 32
+    ] = None
     queue_size: Annotated[
         int,
         _whole(
@@ -70,7 +86,8 @@ class ServingOptions(Frozen):
         Runtime,
         Field(
             title="Runtime",
-            description="What computes the model; auto takes what its files allow.",
+            description="What computes the model; auto takes what a tuning of the version found, "
+            "or what its files allow.",
             json_schema_extra=ADVANCED,
         ),
     ] = "auto"
@@ -84,3 +101,21 @@ class ServingOptions(Frozen):
             json_schema_extra=ADVANCED,
         ),
     ] = False
+
+    def settled(self, tuned: Tuned | None) -> "SettledOptions":
+        """Fill in what was left open: by a tuning, where it is of the runtime that computes."""
+        found: dict[str, Any] = {"threads": DEFAULT_THREADS, "max_batch_size": DEFAULT_BATCH_SIZE}
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        if tuned is not None and self.runtime in {"auto", tuned.runtime}:
+            found = {"threads": tuned.threads, "max_batch_size": tuned.max_batch_size}
+            if tuned.runtime == "torch":
+                # The other is what auto begins with, and that leaves a way where it fails.
+                given["runtime"] = tuned.runtime
+        return SettledOptions.model_validate({**found, **given})
+
+
+class SettledOptions(ServingOptions):
+    """Options with nothing left open, as a serving process goes by them."""
+
+    threads: Annotated[int, _whole("Threads", "", 1, 64)] = DEFAULT_THREADS
+    max_batch_size: Annotated[int, _whole("Rows in a batch", "", 1, 1024)] = DEFAULT_BATCH_SIZE

@@ -63,6 +63,11 @@ def gpu_of_server(said: str) -> int | None:
     return int(said)
 
 
+def name_of_gpu(index: int) -> str:
+    """Name a GPU of this machine; nothing where PyTorch sees none of that number."""
+    return next((str(one["name"]) for at, one in enumerate(_probe_gpus()) if at == index), "")
+
+
 def _has_gpus() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from registry.exports.kserve import kserve_file
 from registry.exports.mlserver import mlserver_folder
 from registry.exports.modelpack import modelpack_layout
-from registry.exports.package import Exporter, Package, Port, Source, StoredFile
+from registry.exports.package import Exporter, Package, Port, Served, Source, StoredFile
 from registry.exports.standalone import standalone_folder
 from registry.exports.triton import triton_repository
 
@@ -18,4 +18,4 @@ EXPORTS: Mapping[str, Exporter] = {
 }
 """The ways out by the name of the file that comes; each refuses what it cannot carry."""
 
-__all__ = ["EXPORTS", "Exporter", "Package", "Port", "Source", "StoredFile"]
+__all__ = ["EXPORTS", "Exporter", "Package", "Port", "Served", "Source", "StoredFile"]

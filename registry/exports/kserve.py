@@ -13,12 +13,17 @@ def kserve_file(source: Source) -> Package:
     """Describe a version as a resource for `kubectl apply`."""
     # Refuses what its runtime could not load.
     onnx_files(source)
+    cores = str(source.served.threads)
+    measured = source.served.device_class
     resource = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
             "name": resource_name(source),
-            "annotations": {"modelyard/version": source.reference},
+            "annotations": {
+                "modelyard/version": source.reference,
+                **({"modelyard/measured-on": measured} if measured else {}),
+            },
         },
         "spec": {
             "predictor": {
@@ -28,8 +33,9 @@ def kserve_file(source: Source) -> Package:
                     "runtime": "kserve-tritonserver",
                     "storageUri": f"{source.address}/triton.tar",
                     "resources": {
-                        "requests": {"cpu": "1", "memory": "1Gi"},
-                        "limits": {"cpu": "1", "memory": "2Gi"},
+                        # As many as compute a batch, which config.pbtxt says too.
+                        "requests": {"cpu": cores, "memory": "1Gi"},
+                        "limits": {"cpu": cores, "memory": "2Gi"},
                     },
                 }
             }

@@ -49,6 +49,16 @@ class Port:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How ONNX Runtime serves a version best, and on which machines that was measured."""
+
+    threads: int = 1
+    max_batch_size: int = 32
+    # Empty where nobody has measured it.
+    device_class: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """What is known of a version to those that export it; `address` is where its exports are."""
@@ -64,6 +74,7 @@ class Source:
     files: tuple[StoredFile, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    served: Served = Served()
 
     @property
     def reference(self) -> str:

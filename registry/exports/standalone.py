@@ -11,7 +11,12 @@ _FILES = Path(__file__).parent / "files"
 def standalone_folder(source: Source) -> Package:
     """Lay a version out beside a server that needs numpy and ONNX Runtime, and nothing of ours."""
     files = onnx_files(source)
-    about = {"name": source.name, "version": str(source.number), "source": source.reference}
+    about = {
+        "name": source.name,
+        "version": str(source.number),
+        "source": source.reference,
+        "threads": source.served.threads,
+    }
     names = ("Dockerfile", "README.md", "requirements.txt", "server.py")
     folder = f"{source.name}-v{source.number}"
     return Package(

@@ -2,8 +2,6 @@
 
 from registry.exports.package import TAR, Package, Port, Source, onnx_files
 
-_MAX_BATCH_SIZE = 32
-
 
 def triton_repository(source: Source) -> Package:
     """Lay a version out for `tritonserver --model-repository`, under its own number."""
@@ -21,22 +19,27 @@ def triton_repository(source: Source) -> Package:
 def config_text(source: Source) -> str:
     """Write config.pbtxt: ModelConfig in the text form of protocol buffers."""
     batched = source.is_batchable
+    served = source.served
+    on = " ".join(served.device_class.split())
     lines = [
         f"# {source.reference}",
+        *([f"# Threads and batch as measured on {on}"] if on else []),
         f"name: {quoted(source.name)}",
         'platform: "onnxruntime_onnx"',
         'backend: "onnxruntime"',
-        f"max_batch_size: {_MAX_BATCH_SIZE if batched else 0}",
+        f"max_batch_size: {served.max_batch_size if batched else 0}",
         f"version_policy {{ specific {{ versions: [ {source.number} ] }} }}",
         *(_port("input", one, batched=batched) for one in source.inputs),
         *(_port("output", one, batched=batched) for one in source.outputs),
         "instance_group [ { count: 1 } ]",
         # As this registry serves it: more threads than one make small models slower.
-        'parameters { key: "intra_op_thread_count" value { string_value: "1" } }',
+        _parameter("intra_op_thread_count", str(served.threads)),
     ]
     if batched:
         # Without a delay: what waits goes together, and nothing waits for more to come.
-        lines.append("dynamic_batching { }")
+        joins = bool(on) and served.max_batch_size > 1
+        preferred = f"preferred_batch_size: [ {served.max_batch_size} ] " if joins else ""
+        lines.append(f"dynamic_batching {{ {preferred}}}")
     return "\n".join([*lines, ""])
 
 
@@ -49,6 +52,10 @@ def _port(kind: str, port: Port, *, batched: bool) -> str:
     return (
         f"{kind} [ {{ name: {quoted(port.name)} data_type: TYPE_{said} dims: [ {dims} ]{shape} }} ]"
     )
+
+
+def _parameter(key: str, value: str) -> str:
+    return f"parameters {{ key: {quoted(key)} value {{ string_value: {quoted(value)} }} }}"
 
 
 def quoted(text: str) -> str:

@@ -51,6 +51,7 @@ from registry.models.evidence import (
     LineageEdge,
     LineageRole,
     Signature,
+    Tuning,
     WeightDiff,
     is_better,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "Stage",
     "Tag",
     "Token",
+    "Tuning",
     "Upload",
     "User",
     "Verdict",

@@ -128,6 +128,40 @@ class WeightDiff(models.Model):
         return self.key[:12]
 
 
+class Tuning(models.Model):
+    """How a version is served best on machines of one kind, as a job measured it there last."""
+
+    version = models.ForeignKey(Version, on_delete=models.CASCADE, related_name="tunings")
+    # The processor and how many of its cores there were, or the GPU.
+    device_class = models.CharField(max_length=200)
+    runtime = models.CharField(max_length=16)
+    threads = models.PositiveSmallIntegerField()
+    max_batch_size = models.PositiveSmallIntegerField()
+    # The rest of what was found out: the aim, and every setting that was tried with its numbers.
+    summary = models.JSONField(default=dict)
+    job = models.ForeignKey(
+        "registry.Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    created_by = models.ForeignKey(
+        User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    measured_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["version", "device_class"], name="tuning_once_per_device_class"
+            ),
+            models.CheckConstraint(
+                condition=Q(threads__gte=1) & Q(max_batch_size__gte=1),
+                name="tuning_is_of_something",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.threads} threads, {self.max_batch_size} rows on {self.device_class}"
+
+
 class Signature(models.Model):
     """A signature over the files of a version: a Sigstore bundle in the OpenSSF format.
 

@@ -50,11 +50,14 @@ from registry.recipes.train import (
     TrainRecipe,
     count_parameters,
 )
+from registry.recipes.tuning import MAX_BATCH_SIZE, MAX_THREADS, Tune, TuneRecipe
 from registry.recipes.use import Evaluate, EvaluateRecipe, InferRecipe, Predict
 
 __all__ = [
     "BASE",
+    "MAX_BATCH_SIZE",
     "MAX_SAMPLES_SEEN",
+    "MAX_THREADS",
     "MAX_VARIANTS",
     "OTHER",
     "RECIPES",
@@ -100,6 +103,8 @@ __all__ = [
     "Train",
     "TrainQuantized",
     "TrainRecipe",
+    "Tune",
+    "TuneRecipe",
     "count_parameters",
     "kind_of",
     "no_int4",

@@ -13,6 +13,7 @@ from registry.recipes.fields import REFERENCE_PATTERN, REPOSITORY_PATTERN
 from registry.recipes.profiling import ProfileRecipe
 from registry.recipes.searching import SearchRecipe
 from registry.recipes.train import TrainRecipe
+from registry.recipes.tuning import TuneRecipe
 from registry.recipes.use import EvaluateRecipe, InferRecipe
 
 _MAX_ERRORS = 50
@@ -25,6 +26,7 @@ Recipe = (
     | EvaluateRecipe
     | ProfileRecipe
     | DiffRecipe
+    | TuneRecipe
 )
 RECIPES: dict[str, type[Recipe]] = {
     "compress": CompressRecipe,
@@ -34,6 +36,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "evaluate": EvaluateRecipe,
     "profile": ProfileRecipe,
     "diff": DiffRecipe,
+    "tune": TuneRecipe,
 }
 
 

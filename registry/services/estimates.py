@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from registry.errors import Text
 from registry.models import Actor, Attempt, Job, JobState, Namespace, Worker
-from registry.recipes import CompressRecipe, Recipe, SearchRecipe, TrainRecipe
+from registry.recipes import CompressRecipe, Recipe, SearchRecipe, TrainRecipe, TuneRecipe
 from registry.services import jobs, quotas, sizes
 from registry.services.headers import ModelHead, head_of, splits_of
 from registry.services.jobs import Prepared
@@ -223,6 +223,8 @@ def _seconds(asked: Prepared, past: _Past) -> Figure:
     took = past.range_of(lambda job: job.seconds)
     if isinstance(asked.recipe, SearchRecipe):
         return _seconds_of_search(asked.recipe, past)
+    if isinstance(asked.recipe, TuneRecipe):
+        return _seconds_of_tuning(asked.recipe, took)
     if took is None:
         return Figure(
             None,
@@ -286,6 +288,20 @@ def _seconds_of_search(recipe: SearchRecipe, past: _Past) -> Figure:
             count=count,
             low=_figure(found.low),
             high=_figure(found.high),
+        ),
+    )
+
+
+def _seconds_of_tuning(recipe: TuneRecipe, took: tuple[int, Range] | None) -> Figure:
+    (step,) = recipe.steps
+    budget = 60 * step.budget_minutes
+    return Figure(
+        min(took[1].low, budget) * _SPREADS["steps"].low if took else None,
+        budget + step.patience_seconds + _MEASURING_SECONDS,
+        Text(
+            "It measures for at most {minutes} minutes and ends earlier after its last round; a "
+            "batch at hand, and an export to ONNX before it, come on top.",
+            minutes=_figure(step.budget_minutes),
         ),
     )
 

@@ -6,11 +6,12 @@ from datetime import datetime
 from typing import Any
 
 from registry.errors import Conflict, NotFound, RegistryError
-from registry.exports import EXPORTS, Package, Port, Source, StoredFile
+from registry.exports import EXPORTS, Package, Port, Served, Source, StoredFile
 from registry.exports.package import port_of
 from registry.models import Actor, Kind, Version, openable_files
 from registry.services.catalog import find_repository, find_version
 from registry.services.transfers import require_unarchived
+from registry.services.tuning import tuned_for_export
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,13 @@ def source_of(version: Version, address: str) -> Source:
         ),
         inputs=tuple(_ports(version.signature.get("inputs"))),
         outputs=tuple(_ports(version.signature.get("outputs"))),
+        served=_served(version),
     )
+
+
+def _served(version: Version) -> Served:
+    found = tuned_for_export(version)
+    return Served(found.threads, found.max_batch_size, found.device_class) if found else Served()
 
 
 def _ports(declared: Any) -> Iterable[Port]:

@@ -277,7 +277,8 @@ def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) 
         return _place_of_reader(actor, inputs["model"].repository)
     if recipe.kind not in {"train", "infer"}:
         repository = inputs["model"].repository
-        require(actor, "write", repository)
+        # What a tuning finds is what deployments then go by.
+        require(actor, "maintain" if recipe.kind == "tune" else "write", repository)
         if recipe.produces != "evaluations":
             _require_space(repository.namespace)
         return repository.namespace

@@ -27,6 +27,9 @@ class DeploymentStanding:
     total_ns: int
     # The times of the answers in microseconds, squared and added up.
     squares: int = 0
+    # What it is served with; 0 where a process of the previous release does not say.
+    threads: int = 0
+    max_batch_size: int = 0
 
     @property
     def mean_ms(self) -> float | None:
@@ -77,6 +80,8 @@ def _standing(said: Mapping[str, Any]) -> DeploymentStanding:
         state=said["state"] if said.get("state") in STATES else "loading",
         detail=str(said.get("reason", ""))[:_MAX_TEXT],
         runtime=str(said.get("runtime", ""))[:_MAX_TEXT],
+        threads=int(said.get("threads", 0)),
+        max_batch_size=int(said.get("max_batch_size", 0)),
         memory_bytes=int(said.get("memory_bytes", 0)),
         pending=int(said.get("pending", 0)),
         requests=succeeded + failed,

@@ -24,9 +24,11 @@ from registry.recipes import (
     ProfileRecipe,
     Recipe,
     TrainRecipe,
+    TuneRecipe,
     parse_reference,
 )
 from registry.services.catalog import find_repository, register_repository
+from registry.services.tuning import keep_tuning
 from registry.services.versions import (
     EvaluationSpec,
     ParentSpec,
@@ -77,6 +79,11 @@ def keep_outcome(
     """
     if isinstance(recipe, DiffRecipe):
         _keep_diff(actor, job, inputs)
+        return inputs["model"]
+    if isinstance(recipe, TuneRecipe):
+        keep_tuning(
+            actor=actor, version=inputs["model"], job=job, said=outcome.report.get("summary")
+        )
         return inputs["model"]
     if isinstance(recipe, EvaluateRecipe | ProfileRecipe):
         add_evaluations(

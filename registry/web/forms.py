@@ -27,7 +27,7 @@ _VISIBILITY_HINTS = {
 }
 
 
-def _option(name: str, label: Any) -> forms.IntegerField:
+def _option(name: str, label: Any, help_text: Any = "") -> forms.IntegerField:
     """Make the field of a number that serving is told."""
     field = ServingOptions.model_fields[name]
     bounds = {type(one).__name__: one for one in field.metadata}
@@ -36,6 +36,8 @@ def _option(name: str, label: Any) -> forms.IntegerField:
         min_value=bounds["Ge"].ge,
         max_value=bounds["Le"].le,
         initial=field.default,
+        required=field.default is not None,
+        help_text=help_text,
     )
 
 
@@ -436,11 +438,13 @@ class DeployForm(forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
         help_text=_("Unless told, the one with the model's name."),
     )
-    max_batch_size = _option("max_batch_size", _("Rows in a batch"))
+    max_batch_size = _option(
+        "max_batch_size", _("Rows in a batch"), _("Empty: as measured by a tuning, else 32.")
+    )
     deadline_ms = _option("deadline_ms", _("Deadline, milliseconds"))
     idle_seconds = _option("idle_seconds", _("Asleep after seconds, 0 never"))
     queue_size = _option("queue_size", _("Places in the queue"))
-    threads = _option("threads", _("Threads"))
+    threads = _option("threads", _("Threads"), _("Empty: as measured by a tuning, else 1."))
     runtime = forms.ChoiceField(
         label=_("Runtime"),
         choices=[("auto", "auto"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch")],

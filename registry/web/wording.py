@@ -107,6 +107,7 @@ JOB_KINDS: Final = {
     "evaluate": gettext_lazy("Evaluate"),
     "profile": gettext_lazy("Profile"),
     "diff": gettext_lazy("Compare weights"),
+    "tune": gettext_lazy("Tune for serving"),
 }
 QUOTAS: Final = {
     "bytes": gettext_lazy("Stored bytes"),
@@ -138,6 +139,7 @@ STEPS: Final = {
     "sensitivity": pgettext_lazy("job step", "Try layers smaller"),
     "search": pgettext_lazy("job step", "Search"),
     "diff": pgettext_lazy("job step", "Compare weights"),
+    "tune": pgettext_lazy("job step", "Measure settings"),
     "done": pgettext_lazy("job step", "Register"),
 }
 METRICS: Final = {
@@ -189,6 +191,7 @@ WORDS: Final = {
         "evaluate": pgettext_lazy("in a sentence", "evaluate"),
         "profile": pgettext_lazy("in a sentence", "profile"),
         "diff": pgettext_lazy("in a sentence", "compare weights"),
+        "tune": pgettext_lazy("in a sentence", "tune for serving"),
     },
     "state": {
         "pending": pgettext_lazy("in a sentence", "pending"),
@@ -233,6 +236,7 @@ UNITS: Final = {
     "candidates": pgettext_lazy("of progress", "candidates"),
     "changes": pgettext_lazy("of progress", "changes"),
     "rows": pgettext_lazy("of progress", "rows"),
+    "settings": pgettext_lazy("of progress", "settings"),
     "stages": pgettext_lazy("of progress", "stages"),
     "steps": pgettext_lazy("of progress", "steps"),
     "versions": pgettext_lazy("of progress", "versions"),

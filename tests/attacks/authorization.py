@@ -250,6 +250,7 @@ API: Mapping[str, Line] = {
     f"{_VERSION}/files": {"get": ("see", 200)},
     f"{_VERSION}/derivatives": {"get": ("see", 200)},
     "/api/v1/models/{namespace}/{name}/versions/{version}/exports": {"get": ("see", 200)},
+    "/api/v1/models/{namespace}/{name}/versions/{version}/tunings": {"get": ("see", 200)},
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
     f"{_VERSION}/lineage/graph": {"get": ("see", 200)},

@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 
 from registry.errors import Conflict
-from registry.exports import EXPORTS, Port, Source, StoredFile
+from registry.exports import EXPORTS, Port, Served, Source, StoredFile
 from tests.local.waiting import wait_until
 from tests.registry.stream.conftest import free_port
 from workers.serving.protos.model_config_pb2 import DataType, ModelConfig
@@ -99,6 +99,30 @@ def test_triton_reads_its_configuration():
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [
         ("x", DataType.TYPE_FP32, [2])
     ]
+
+
+SERVED = Served(threads=2, max_batch_size=16, device_class="AMD EPYC\n, 2 cores")
+
+
+def test_exports_go_by_what_was_measured():
+    found = files_of("triton.tar", served=SERVED)["adds_one/config.pbtxt"]
+    config = text_format.Parse(found, ModelConfig())
+    assert config.max_batch_size == 16
+    assert config.parameters["intra_op_thread_count"].string_value == "2"
+    assert list(config.dynamic_batching.preferred_batch_size) == [16]
+    assert b"\n# Threads and batch as measured on AMD EPYC , 2 cores\n" in found
+    settings = json.loads(files_of("mlserver.tar", served=SERVED)["adds_one/model-settings.json"])
+    assert settings["max_batch_size"] == 16
+    assert settings["parameters"]["extra"] == {"threads": 2}
+    about = json.loads(files_of("standalone.tar", served=SERVED)["adds_one-v3/model.json"])
+    assert about["threads"] == 2
+    resource = yaml.safe_load(bytes_of(EXPORTS["kserve.yaml"](source(served=SERVED))))
+    model = resource["spec"]["predictor"]["model"]
+    assert model["resources"]["limits"]["cpu"] == "2"
+    assert "AMD EPYC" in resource["metadata"]["annotations"]["modelyard/measured-on"]
+    # Where nobody has measured anything, they are as ever.
+    settings = json.loads(files_of("mlserver.tar")["adds_one/model-settings.json"])
+    assert "max_batch_size" not in settings
 
 
 def test_triton_is_told_when_there_are_no_rows():

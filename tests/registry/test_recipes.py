@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import Invalid
@@ -68,7 +68,13 @@ DIFF: dict[str, Any] = {
     "model": "samples/digits-cnn@2",
     "steps": [{"method": "diff"}],
 }
-ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE, SEARCH, DIFF]
+TUNE: dict[str, Any] = {
+    "kind": "tune",
+    "schema": 1,
+    "model": "samples/digits-cnn",
+    "steps": [{"method": "tune", "threads": [1, 2], "max_wait_ms": 20}],
+}
+ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE, SEARCH, DIFF, TUNE]
 
 
 def with_step(recipe: dict[str, Any], **changes: object) -> dict[str, Any]:
@@ -103,6 +109,7 @@ def test_a_recipe_survives_a_round_trip_and_is_hashable(data):
             "evaluations",
             "evaluations",
             "new_variants",
+            "evaluations",
             "evaluations",
         ],
         strict=True,
@@ -318,6 +325,7 @@ values = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(values)
 def test_any_value_is_a_recipe_or_a_plain_refusal(data):
     try:
@@ -326,6 +334,7 @@ def test_any_value_is_a_recipe_or_a_plain_refusal(data):
         assert invalid.detail.encode()  # noqa: PT017 - either outcome is fine, no other is
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.sampled_from(ALL),
     st.dictionaries(st.sampled_from(["epochs", "learning_rate", "batch_size", "x"]), values),
@@ -336,3 +345,28 @@ def test_any_step_value_is_accepted_within_bounds_or_refused(data, changes):
     except Invalid:
         return
     json.dumps(recipe.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"budget_minutes": 0},
+        {"budget_minutes": 1e9},
+        {"threads": [0]},
+        {"threads": [1_000_000]},
+        {"threads": [1] * 9},
+        {"batch_sizes": []},
+        {"batch_sizes": [0]},
+        {"batch_sizes": [1_000_000]},
+        {"runtimes": []},
+        {"runtimes": ["tvm"]},
+        {"objective": "beauty"},
+        {"max_wait_ms": 0},
+        {"repetitions": 1},
+        {"patience_seconds": 1e6},
+        {"free_size": 10**9},
+    ],
+)
+def test_what_a_tuning_may_try_is_bounded(wrong: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        parse_recipe(with_step(TUNE, **wrong))

@@ -18,11 +18,12 @@ from registry.models import (
     LineageEdge,
     Repository,
     Token,
+    Tuning,
     Version,
     VersionState,
 )
 from registry.routes import find_deployed, read_options, read_routes
-from registry.serving_options import ServingOptions
+from registry.serving_options import ServingOptions, SettledOptions, Tuned
 from tests.factories import UserFactory, make_model, make_token, make_version
 
 pytestmark = pytest.mark.django_db
@@ -99,7 +100,8 @@ def test_a_route_names_what_is_served(db):
     assert [file.path for file in one.files] == ["README.md", "config.json", "model.safetensors"]
     weights = next(file for file in one.files if file.path == "model.safetensors")
     assert one.weights_sha256 == weights.sha256
-    assert one.options == ServingOptions()
+    assert one.options == SettledOptions()
+    assert (one.options.threads, one.options.max_batch_size) == (1, 32)
 
 
 def test_many_routes_cost_as_many_queries_as_one(django_assert_num_queries):
@@ -277,3 +279,60 @@ def test_siblings_of_many_cost_as_many_queries_as_of_one(asking, django_assert_n
     read_routes()
     with django_assert_num_queries(4):
         assert sum(one.deployments[0].sibling is not None for one in read_routes()) == 3
+
+
+# --- What tunings found ---------------------------------------------------------------------------
+
+
+def tune(version, device_class="here", **found):
+    given = {"runtime": "onnxruntime", "threads": 2, "max_batch_size": 16, **found}
+    return Tuning.objects.create(version=version, device_class=device_class, **given)
+
+
+def served_with(device_class="here"):
+    ((one,),) = [route.deployments for route in read_routes(device_class)]
+    return one.options.threads, one.options.max_batch_size, one.options.runtime
+
+
+def test_what_is_left_open_is_as_was_measured_on_such_a_machine():
+    repository, version = deployed(UserFactory())
+    tune(version)
+    tune(version, "there", threads=4, max_batch_size=64, runtime="torch")
+    assert served_with("here") == (2, 16, "auto")
+    assert served_with("there") == (4, 64, "torch")
+    assert served_with("elsewhere") == served_with("") == (1, 32, "auto")
+    # Also of a version that somebody calls by its number.
+    second = make_version(repository.created_by, repository, message="another")
+    tune(second, threads=8)
+    (route,) = read_routes("here")
+    found = find_deployed(route, str(second.number), "here")
+    assert found.options.threads == 8
+
+
+def test_what_is_said_wins_over_what_was_measured():
+    _, version = deployed(UserFactory())
+    tune(version)
+    Deployment.objects.update(options={"threads": 1})
+    assert served_with() == (1, 16, "auto")
+    Deployment.objects.update(options={"max_batch_size": 32})
+    assert served_with() == (2, 32, "auto")
+    # What was measured of one runtime says nothing of the other.
+    Deployment.objects.update(options={"runtime": "torch"})
+    assert served_with() == (1, 32, "torch")
+
+
+def test_tuned_routes_cost_one_query_more(django_assert_num_queries):
+    owner = UserFactory()
+    for name in ("a", "b", "c"):
+        tune(deployed(owner, name)[1])
+    read_routes("here")
+    with django_assert_num_queries(3):
+        assert len(read_routes("here")) == 3
+
+
+def test_nothing_stays_open():
+    for options in (ServingOptions(), ServingOptions(threads=3), ServingOptions(runtime="torch")):
+        for tuned in (None, Tuned(2, 16, "onnxruntime"), Tuned(2, 16, "torch")):
+            settled = options.settled(tuned)
+            assert isinstance(settled, SettledOptions)
+            assert settled.threads == (options.threads or settled.threads)

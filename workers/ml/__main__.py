@@ -56,8 +56,12 @@ def main(path: Path) -> int:
 
 def _run(job: Job) -> None:
     """Choose by kind; what loads torch is imported here, after the job has been read."""
-    from workers.ml import weightdiff  # noqa: PLC0415 - after the job's settings
+    from workers.ml import tuning, weightdiff  # noqa: PLC0415 - after the job's settings
 
+    if isinstance(job.recipe, recipes.TuneRecipe):
+        # The model runs in processes of its own; so its own threads take nothing from them.
+        tuning.run(job, job.recipe).write(job.out)
+        return
     if isinstance(job.recipe, recipes.DiffRecipe):
         # Without torch, which takes seconds to load.
         weightdiff.run(job, job.recipe).write(job.out)

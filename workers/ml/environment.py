@@ -1,6 +1,7 @@
 """The machine that a number was measured on: a latency means nothing without it."""
 
 import functools
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def cpu_name() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on, which a container limits."""
+    return len(os.sched_getaffinity(0))
+
+
+def class_of_cpu() -> str:
+    """Name what machines are alike in for which a tuning holds: the processor, and its cores."""
+    cores = usable_cores()
+    return f"{cpu_name()}, {cores} {'core' if cores == 1 else 'cores'}"
 
 
 def describe(*, device: str, threads: int) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from registry.errors import Denied, Invalid, NotFound, Unauthenticated, Unavaila
 from registry.models import ROLE_RANK, Actor, Role
 from registry.routes import Deployed, Route, find_deployed
 from registry.storage import Storage, default_storage
-from workers.devices import gpu_of_server
+from workers.devices import gpu_of_server, name_of_gpu
 from workers.memory import machine_bytes
+from workers.ml.environment import class_of_cpu
 from workers.serving.batcher import Answer, Work
 from workers.serving.fleet import Fleet, Served, State
 from workers.serving.messages import (
@@ -123,11 +124,14 @@ class DataPlane:
     ) -> None:
         shelf = Shelf(root or Path(settings.HOME_DIR) / "serving", storage or default_storage())
         budget = memory_bytes or settings.SERVING_MEMORY_BYTES or machine_bytes() // 2
+        gpu = gpu_of_server(settings.SERVING_GPU) if gpu is None else gpu
+        # What tunings found on such a machine holds for what this one serves.
+        self.device_class = class_of_cpu() if gpu is None else name_of_gpu(gpu)
         self.fleet = Fleet(
             shelf,
             memory_bytes=budget,
             arena_bytes=arena_bytes or settings.SERVING_MAX_BYTES,
-            gpu=gpu_of_server(settings.SERVING_GPU) if gpu is None else gpu,
+            gpu=gpu,
         )
         self.shadows = Shadows(self.fleet)
         self.replica = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
@@ -135,7 +139,7 @@ class DataPlane:
         self._entries: dict[str, Entry] = {}
         self._changing: dict[str, asyncio.Task[None]] = {}
         self._remembered: dict[tuple[int, str], tuple[float, Deployed | None]] = {}
-        self._tables = Tables(self._take_routes)
+        self._tables = Tables(self._take_routes, device_class=self.device_class)
         self._visitors = Visitors()
         self._counted: dict[Place, Counters] = {}
         self._stopping = False
@@ -304,7 +308,7 @@ class DataPlane:
         now = time.monotonic()
         known = self._remembered.get(key)
         if known is None or now - known[0] > _REMEMBERED_SECONDS:
-            found = await asyncio.to_thread(_find, entry.route, version)
+            found = await asyncio.to_thread(_find, entry.route, version, self.device_class)
             if len(self._remembered) >= _MAX_REMEMBERED:
                 self._remembered.clear()
             known = self._remembered[key] = (now, found)
@@ -496,6 +500,7 @@ class DataPlane:
             ],
             "default_model_filename": "model.onnx",
             **_CONFIG_DEFAULTS,
+            "parameters": {"intra_op_thread_count": {"string_value": str(options.threads)}},
             **({"dynamic_batching": {**_BATCHING_DEFAULTS}} if batched else {}),
         }
 
@@ -670,6 +675,8 @@ def _status_of(entry: Entry, one: Target) -> dict[str, Any]:
         "reason": served.reason,
         "takes_traffic": any(one.served is active.served for active in entry.active),
         "runtime": served.described.runtime if served.described else "",
+        "threads": served.deployed.options.threads,
+        "max_batch_size": served.deployed.options.max_batch_size,
         "memory_bytes": served.memory_bytes,
         "pending": served.batcher.pending,
         "success_count": counters.success.count,
@@ -689,9 +696,9 @@ def own_address() -> str:
     return settings.SERVING_ADDRESS or (socket.gethostname() if anywhere else settings.BIND)
 
 
-def _find(route: Route, version: str) -> Deployed | None:
+def _find(route: Route, version: str, device_class: str) -> Deployed | None:
     try:
-        return find_deployed(route, version)
+        return find_deployed(route, version, device_class)
     except DatabaseError as error:
         raise Unavailable(
             "The database cannot be reached to find this version; try again.",

@@ -35,8 +35,11 @@ logger = logging.getLogger(__name__)
 class Tables:
     """Routes and tokens as they were last read, and the thread that reads them."""
 
-    def __init__(self, on_routes: Callable[[tuple[Route, ...]], None]) -> None:
+    def __init__(
+        self, on_routes: Callable[[tuple[Route, ...]], None], *, device_class: str = ""
+    ) -> None:
         self._on_routes = on_routes
+        self._device_class = device_class
         self._lock = threading.Lock()
         # Tokens in use: the digest to its actor, and when it was used.
         self._tokens: OrderedDict[str, Actor] = OrderedDict()
@@ -137,7 +140,7 @@ class Tables:
 
     def read(self) -> None:
         """Read both tables anew."""
-        routes = read_routes()
+        routes = read_routes(self._device_class)
         with self._lock:
             known = [*self._tokens]
             self._reading += 1

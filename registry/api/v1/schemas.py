@@ -690,6 +690,26 @@ class EvaluationQuery(Paging):
     metric: str = ""
 
 
+class Tuning(Answer):
+    """What a job found best; deployments on such machines go by it where they leave it open."""
+
+    device_class: str = Field(description="The processor and its cores, or the GPU.")
+    runtime: Literal["onnxruntime", "torch"]
+    threads: int
+    max_batch_size: int
+    summary: dict[str, Any] = Field(
+        description="The aim, and each setting that was tried (`tried`) with its rows per second, "
+        "the slowest and the fastest round, and milliseconds."
+    )
+    job: UUID | None
+    created_by: str | None
+    measured_at: datetime
+
+
+class TuningList(Answer):
+    items: list[Tuning]
+
+
 class NewSignature(Body):
     """A bundle that `model_signing sign` wrote over the files exactly as they are here."""
 
@@ -1187,6 +1207,8 @@ class DeploymentStanding(Answer):
     state: Literal["loading", "ready", "asleep", "failed"]
     detail: str
     runtime: str
+    threads: int = Field(description="How many threads compute a batch there.")
+    max_batch_size: int = Field(description="Up to how many rows go together there.")
     memory_bytes: int
     pending: int = Field(description="Requests that wait or run now.")
     requests: int

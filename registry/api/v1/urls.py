@@ -74,6 +74,11 @@ urlpatterns = [
     *_repository_paths("model"),
     *_repository_paths("dataset"),
     path(
+        "models/<str:namespace>/<str:name>/versions/<str:version>/tunings",
+        evidence.TuningList.as_view(kind="model"),
+        name="model-tunings",
+    ),
+    path(
         "models/<str:namespace>/<str:name>/versions/<str:version>/exports",
         versions.ExportList.as_view(kind="model"),
         name="model-exports",

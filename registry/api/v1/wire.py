@@ -28,6 +28,7 @@ from registry.models import (
     Signature,
     Tag,
     Token,
+    Tuning,
     Verdict,
     Version,
     Webhook,
@@ -368,6 +369,19 @@ def deleted_body(deleted: Deleted) -> Row:
     }
 
 
+def tuning_body(row: Tuning) -> Row:
+    return {
+        "device_class": row.device_class,
+        "runtime": row.runtime,
+        "threads": row.threads,
+        "max_batch_size": row.max_batch_size,
+        "summary": row.summary,
+        "job": row.job_id,
+        "created_by": row.created_by.username if row.created_by else None,
+        "measured_at": row.measured_at,
+    }
+
+
 def evaluation_body(evaluation: Evaluation, visible: frozenset[int]) -> Row:
     """Render a number; the dataset behind it is named only to those who may see it."""
     dataset = evaluation.dataset_version
@@ -525,6 +539,8 @@ def replica_body(replica: Replica) -> Row:
                 "state": one.state,
                 "detail": one.detail,
                 "runtime": one.runtime,
+                "threads": one.threads,
+                "max_batch_size": one.max_batch_size,
                 "memory_bytes": one.memory_bytes,
                 "pending": one.pending,
                 "requests": one.requests,

@@ -11,7 +11,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from registry.errors import RegistryError
-from registry.models import Deployment, DeploymentRole, Endpoint, Kind
+from registry.models import Actor, Deployment, DeploymentRole, Endpoint, Kind
 from registry.permissions import allowed, require, role_of
 from registry.routes import read_options
 from registry.services import catalog, deployments
@@ -19,6 +19,7 @@ from registry.services.replicas import standing_of
 from registry.web.forms import DeployForm, show_refusal
 from registry.web.refusals import words_of
 from registry.web.serving import calls, history_of, name_of, needs_reason, shadow_of
+from registry.web.tunings import said, words_on
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
@@ -41,8 +42,23 @@ def new_deployment(request: HttpRequest) -> HttpResponse:
         else:
             messages.success(request, _("Deployed; serving processes load it now."))
             return _to(made.endpoint)
-    context = {"form": form, "model": form["model"].value() or ""}
+    context = {
+        "form": form,
+        "model": form["model"].value() or "",
+        **_tuned(actor, form["model"].value() or "", form["version"].value() or ""),
+    }
     return render(request, "endpoint/new.html", context, status=422 if form.errors else 200)
+
+
+def _tuned(actor: Actor, model: str, number: str) -> dict[str, Any]:
+    """Say what a version that is to be deployed goes by where its options leave it open."""
+    namespace, _slash, name = str(model).partition("/")
+    try:
+        repository = catalog.find_repository(actor, Kind.MODEL, namespace, name)
+        version = catalog.find_version(actor, repository, str(number) or "latest")
+    except RegistryError:
+        return {"version": None, "tuned": []}
+    return {"version": version, "tuned": words_on(version)}
 
 
 def _to(endpoint: Endpoint) -> HttpResponse:
@@ -97,7 +113,14 @@ def _shown(row: Deployment, present: list[Deployment]) -> dict[str, Any]:
 
 def _standings(standings: Any, rows: list[Deployment]) -> list[dict[str, Any]]:
     names = {row.pk: name_of(row) for row in rows}
-    return [{"name": names.get(one.deployment_id, ""), "standing": one} for one in standings]
+    return [
+        {
+            "name": names.get(one.deployment_id, ""),
+            "standing": one,
+            "setting": said(one.threads, one.max_batch_size) if one.threads else "",
+        }
+        for one in standings
+    ]
 
 
 @signed_in

@@ -28,6 +28,7 @@ from registry.web.comparisons import MAKERS, results_of
 from registry.web.profiles import profile_of
 from registry.web.recipe_forms import Draft, Pattern, RecipeForm
 from registry.web.refusals import words_of
+from registry.web.tunings import tuning_of
 from registry.web.visitor import actor_of, signed_in
 
 PAGE: Final = 20
@@ -265,6 +266,7 @@ def _progress(job: Job) -> dict[str, Any]:
         "parts": list(job.children.order_by("part")),
         "compared_kinds": MAKERS,
         "profile": profile_of(job),
+        "tuned": tuning_of(job),
         "can_resume": job.state in {JobState.FAILED, JobState.CANCELLED},
         "can_reproduce": job.kind in KINDS and job.state == JobState.SUCCEEDED and job.result,
         "reproductions": job.reproductions.select_related("result").order_by("-created_at")[

@@ -53,6 +53,7 @@ from registry.web.profiles import profile_of_version
 from registry.web.refusals import words_of
 from registry.web.snippets import snippets, verification
 from registry.web.transfers import REFUSAL
+from registry.web.tunings import tuned_of
 from registry.web.undo import way_back
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
@@ -113,6 +114,7 @@ def show_version(
         "evaluations": _evaluations(actor, version),
         "compared_kinds": MAKERS,
         "profile": profile_of_version(actor, version) if kind == Kind.MODEL else None,
+        "tunings": tuned_of(actor, version) if kind == Kind.MODEL else [],
         "parents": parents,
         "origin": history.origin_of(version, parents),
         "is_old": version.number != repository.latest_number,

@@ -224,6 +224,7 @@ def test_recipes_say_what_they_take(anonymous):
         "evaluate",
         "profile",
         "diff",
+        "tune",
     ]
     for kind in kinds:
         assert "steps" in anonymous.get(f"recipes/{kind}").json()["properties"]

@@ -40,11 +40,11 @@ def text_of(client, address=PAGE):
 
 def form(**fields):
     options = {
-        "max_batch_size": 32,
+        "max_batch_size": "",
         "deadline_ms": 30_000,
         "idle_seconds": 0,
         "queue_size": 256,
-        "threads": 1,
+        "threads": "",
         "runtime": "auto",
     }
     given = {"model": "olga/classifier", "version": "1", "role": "live", **options, **fields}

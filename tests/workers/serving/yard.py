@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from registry.models import Actor
 from registry.routes import Deployed, Route, ServedFile, weights_digest
-from registry.serving_options import ServingOptions
+from registry.serving_options import SettledOptions
 from registry.storage import LocalStorage
 from workers.serving.dataplane import DataPlane
 from workers.serving.messages import InferRequest, Tensor
@@ -58,6 +58,15 @@ def mlp(sizes=(16, 32, 4), seed=0):
 
 def looping():
     """Give a model that turns for as long as its input is above zero, and never lets go of it."""
+    return _turning("ReduceMax", TensorProto.FLOAT, 1000.0, keepdims=0)
+
+
+def looping_beyond(rows):
+    """Give a model that never answers a batch of more than so many rows."""
+    return _turning("Size", TensorProto.INT64, rows)
+
+
+def _turning(measure, kind, limit, **attributes):
     value = helper.make_tensor_value_info
     body = helper.make_graph(
         [
@@ -74,14 +83,14 @@ def looping():
     )
     graph = helper.make_graph(
         [
-            helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+            helper.make_node(measure, ["x"], ["most"], **attributes),
             helper.make_node("Greater", ["most", "limit"], ["go"]),
             helper.make_node("Loop", ["", "go", "x"], ["y"], body=body),
         ],
         "looping",
         [value("x", TensorProto.FLOAT, ["rows", 1])],
         [value("y", TensorProto.FLOAT, ["rows", 1])],
-        [helper.make_tensor("limit", TensorProto.FLOAT, [], [1000.0])],
+        [helper.make_tensor("limit", kind, [], [limit])],
     )
     return _saved(graph)
 
@@ -185,7 +194,7 @@ class Yard:
             weights_sha256=weights_digest(served),
             role=role,
             weight=weight,
-            options=ServingOptions(**options),
+            options=SettledOptions(**options),
             files=tuple(served),
         )
 

@@ -15,7 +15,7 @@ from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.api.v1.views.versions import named_version
 from registry.models import Evaluation, Signature
 from registry.pages import Page, check_limit, newest_first
-from registry.services import signatures, versions
+from registry.services import signatures, tuning, versions
 from registry.services.diffs import visible_datasets
 
 
@@ -62,6 +62,18 @@ class EvaluationList(Resource):
         return created(
             wire.evaluation_body(row, frozenset([dataset.pk] if dataset else [])), address
         )
+
+
+class TuningList(Resource):
+    @operation(
+        "list_{kind}_tunings",
+        "List how a version is served best on each kind of machine, as jobs measured it.",
+        {200: schemas.TuningList},
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        rows = tuning.tunings_of(self.version())
+        return Response({"items": [wire.tuning_body(row) for row in rows]})
 
 
 class SignatureList(Resource):
