@@ -25,6 +25,9 @@ _KINDS: Mapping[str, str] = {
     **dict.fromkeys((".md", ".rst", ".pdf", ".html", ".png", ".jpg"), _DOCUMENTS),
     **dict.fromkeys((".py", ".ipynb", ".sh"), _CODE),
 }
+_SCALES = ((10**15, "Q"), (10**12, "T"), (10**9, "B"), (10**6, "M"), (1000, "K"))
+# Less than this would be rounded to nothing.
+_FEWEST = 50
 _FORMATS = ("onnx", "safetensors", "gguf", "pt2", "myz")
 
 
@@ -85,10 +88,18 @@ def _config(source: Source) -> dict[str, Any]:
         },
         "config": {
             **({"format": formats[0]} if formats else {}),
-            **({"paramSize": str(size)} if size is not None else {}),
+            **({"paramSize": written} if (written := _in_thousands(size)) else {}),
         },
         "modelfs": {"type": "layers", "diffIds": [f"sha256:{one.sha256}" for one in source.files]},
     }
+
+
+def _in_thousands(count: int | None) -> str:
+    """Write a number of parameters as the specification does: 6.7B; nothing for a few."""
+    if count is None or count < _FEWEST:
+        return ""
+    scale, unit = next((one for one in _SCALES if count >= one[0]), _SCALES[-1])
+    return f"{count / scale:.1f}".removesuffix(".0") + unit
 
 
 def _layer(blobs: dict[str, Content], file: StoredFile) -> dict[str, Any]:

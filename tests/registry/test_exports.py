@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 import onnx
 import pytest
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper
 from registry.errors import Conflict
 from registry.exports import EXPORTS, Port, Served, Source, StoredFile
 from tests.local.waiting import wait_until
+from tests.registry.published import kserve, modelpack
 from tests.registry.stream.conftest import free_port
 from workers.serving.protos.model_config_pb2 import DataType, ModelConfig
 
@@ -145,6 +147,7 @@ def test_kserve_gets_a_resource_with_a_name_that_kubernetes_takes(name):
     resource = yaml.safe_load(bytes_of(package))
     assert resource["kind"] == "InferenceService"
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", resource["metadata"]["name"])
+    assert kserve.problems(resource) == []
     model = resource["spec"]["predictor"]["model"]
     assert model["storageUri"].endswith("/versions/3/exports/triton.tar")
     assert model["protocolVersion"] == "v2"
@@ -160,29 +163,91 @@ def test_mlserver_gets_its_settings_and_a_runtime():
     assert found["adds_one/model.onnx"] == CONTENT["model.onnx"]
 
 
+def test_what_kserve_does_not_know_is_seen():
+    resource = yaml.safe_load(bytes_of(EXPORTS["kserve.yaml"](source())))
+    model = resource["spec"]["predictor"]["model"]
+    model["storageURI"] = model.pop("storageUri")
+    model["resources"]["limits"]["cpu"] = 1
+    del model["modelFormat"]
+    assert sorted(kserve.problems(resource)) == [
+        ".spec.predictor.model.modelFormat: required",
+        ".spec.predictor.model.resources.limits.cpu: 1 is no str",
+        ".spec.predictor.model.storageURI: not in V1beta1ModelSpec",
+    ]
+
+
 def test_modelpack_is_an_oci_layout_whose_digests_are_right():
+    manifest, configuration, contents = modelpack.read_layout(files_of("modelpack.tar"))
+    assert contents == CONTENT
+    types = {one.annotations[modelpack.FILEPATH]: one.media_type for one in manifest.layers}
+    assert types["model.onnx"] == "application/vnd.cncf.model.weight.v1.raw"
+    assert types["README.md"] == "application/vnd.cncf.model.doc.v1.raw"
+    assert configuration.config.format == "onnx"
+    assert configuration.descriptor.licenses == ["apache-2.0"]
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [
+        (None, None),
+        (1, None),
+        (50, "0.1K"),
+        (999, "1K"),
+        (84_550, "84.5K"),
+        (22_713_216, "22.7M"),
+        (6_700_000_000, "6.7B"),
+    ],
+)
+def test_modelpack_counts_parameters_as_its_specification_does(count, written):
+    found = files_of("modelpack.tar", parameters_count=count)
+    _, configuration, _ = modelpack.read_layout(found)
+    assert configuration.config.param_size == written
+
+
+def test_a_modelpack_that_was_changed_is_seen():
     found = files_of("modelpack.tar")
-    assert json.loads(found["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
-    for path, content in found.items():
-        if path.startswith("blobs/sha256/"):
-            assert path.removeprefix("blobs/sha256/") == hashlib.sha256(content).hexdigest()
+    (path,) = [path for path, body in found.items() if body == CONTENT["model.onnx"]]
+    with pytest.raises(AssertionError):
+        modelpack.read_layout({**found, path: b"other"})
+    with pytest.raises(AssertionError):
+        modelpack.read_layout({**found, "more": b""})
 
-    def blob(named):
-        content = found[f"blobs/{named['digest'].replace(':', '/')}"]
-        assert len(content) == named["size"]
-        return content
 
-    (named,) = json.loads(found["index.json"])["manifests"]
-    manifest = json.loads(blob(named))
-    assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
-    files = {one["annotations"]["org.cncf.model.filepath"]: one for one in manifest["layers"]}
-    assert {path: blob(one) for path, one in files.items()} == CONTENT
-    assert files["model.onnx"]["mediaType"] == "application/vnd.cncf.model.weight.v1.raw"
-    assert files["README.md"]["mediaType"] == "application/vnd.cncf.model.doc.v1.raw"
-    config = json.loads(blob(manifest["config"]))
-    assert config["config"] == {"format": "onnx", "paramSize": "1"}
-    assert config["modelfs"]["diffIds"] == [one["digest"] for one in manifest["layers"]]
-    assert config["descriptor"]["licenses"] == ["apache-2.0"]
+# MLServer itself, in the environment that benchmarks/serving makes for it.
+MLSERVER = Path(__file__).parents[2] / "var/bench/mlserver/bin/python"
+ML_LOADER = """
+import asyncio, sys
+
+import numpy as np
+from mlserver.repository import SchemalessModelRepository
+from mlserver.settings import ModelSettings
+from mlserver.types import InferenceRequest
+
+
+async def main(folder):
+    (settings,) = await SchemalessModelRepository(folder).list()
+    assert isinstance(settings, ModelSettings)
+    assert (settings.name, settings.parameters.version) == ("adds_one", "3")
+    assert settings.inputs[0].shape == [-1, 2]
+    model = settings.implementation(settings)
+    assert await model.load()
+    tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}
+    said = await model.predict(InferenceRequest(inputs=[tensor]))
+    assert said.outputs[0].shape == [2, 2]
+    assert list(said.outputs[0].data) == [2, 3, 4, 5]
+
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not MLSERVER.exists(), reason="MLServer is where benchmarks/serving put it")
+def test_mlserver_loads_the_folder_and_answers(tmp_path):
+    for path, content in files_of("mlserver.tar").items():
+        place = tmp_path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    subprocess.run([MLSERVER, "-c", ML_LOADER, tmp_path], check=True, cwd=tmp_path)
 
 
 def test_packages_are_the_same_each_time():
