@@ -218,11 +218,15 @@ class Purpose(models.TextChoices):
     """What a derivative is for."""
 
     CONVERTED = "converted"
+    EXPORTED = "exported"
 
 
 class DerivativeQuerySet(models.QuerySet["Derivative"]):
     def converted(self) -> Self:
         return self.filter(purpose=Purpose.CONVERTED)
+
+    def exported(self) -> Self:
+        return self.filter(purpose=Purpose.EXPORTED)
 
 
 class Derivative(models.Model):

@@ -10,6 +10,8 @@ from registry.recipes.coding import Cluster, Code
 from registry.recipes.compress import CompressRecipe, CompressStep, ExportOnnx, QuantizeDynamic
 from registry.recipes.diffing import Diff, DiffRecipe
 from registry.recipes.distilling import Distill, LowRank
+from registry.recipes.exporting import FILES as EXPORTED_FILES
+from registry.recipes.exporting import RUN_CODE, Export, ExportRecipe
 from registry.recipes.fields import (
     BASE,
     OTHER,
@@ -55,6 +57,7 @@ from registry.recipes.use import Evaluate, EvaluateRecipe, InferRecipe, Predict
 
 __all__ = [
     "BASE",
+    "EXPORTED_FILES",
     "MAX_BATCH_SIZE",
     "MAX_SAMPLES_SEEN",
     "MAX_THREADS",
@@ -62,6 +65,7 @@ __all__ = [
     "OTHER",
     "RECIPES",
     "REFERENCE_PATTERN",
+    "RUN_CODE",
     "VARIANT_PATTERN",
     "Architecture",
     "Budget",
@@ -75,7 +79,9 @@ __all__ = [
     "Distill",
     "Evaluate",
     "EvaluateRecipe",
+    "Export",
     "ExportOnnx",
+    "ExportRecipe",
     "ExtractLora",
     "FineTune",
     "FixedPoint",

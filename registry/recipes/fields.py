@@ -22,7 +22,7 @@ OTHER = "other_"
 BASE = "base"
 """The role of the version that an adapter is taken from."""
 
-Produces = Literal["new_variant", "new_variants", "model", "dataset", "evaluations"]
+Produces = Literal["new_variant", "new_variants", "model", "dataset", "evaluations", "export"]
 Queue = Literal["cpu", "gpu"]
 
 

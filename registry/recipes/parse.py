@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from registry.errors import FieldError, Invalid, Text, Unfit, Wording
 from registry.recipes.compress import CompressRecipe
 from registry.recipes.diffing import DiffRecipe
+from registry.recipes.exporting import ExportRecipe
 from registry.recipes.fields import REFERENCE_PATTERN, REPOSITORY_PATTERN
 from registry.recipes.profiling import ProfileRecipe
 from registry.recipes.searching import SearchRecipe
@@ -27,6 +28,7 @@ Recipe = (
     | ProfileRecipe
     | DiffRecipe
     | TuneRecipe
+    | ExportRecipe
 )
 RECIPES: dict[str, type[Recipe]] = {
     "compress": CompressRecipe,
@@ -37,6 +39,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "profile": ProfileRecipe,
     "diff": DiffRecipe,
     "tune": TuneRecipe,
+    "export": ExportRecipe,
 }
 
 

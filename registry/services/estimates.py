@@ -105,7 +105,7 @@ def estimate_job(*, actor: Actor, recipe: object) -> Estimate:
 
 def _head(asked: Prepared) -> ModelHead | None:
     version = asked.inputs.get("model")
-    trains = asked.recipe.kind in {"compress", "search"}
+    trains = asked.recipe.kind in {"compress", "search", "export"}
     return None if version is None else head_of(version, trainable=trains)
 
 

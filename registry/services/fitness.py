@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from registry.errors import FieldError, Invalid
+from registry.exports import EXPORTS
 from registry.formats.weights import choose_weights
 from registry.models import Version, openable_files
 from registry.recipes import (
@@ -20,6 +21,7 @@ from registry.recipes import (
     DiffRecipe,
     Distill,
     EvaluateRecipe,
+    ExportRecipe,
     FixedPoint,
     InferRecipe,
     Merge,
@@ -97,14 +99,16 @@ def _misfits(recipe: Recipe, inputs: Mapping[str, Version]) -> Iterator[FieldErr
     if isinstance(recipe, DiffRecipe):
         yield from _compared(inputs)
         return
-    trains = isinstance(recipe, CompressRecipe | SearchRecipe)
+    trains = isinstance(recipe, CompressRecipe | SearchRecipe | ExportRecipe)
     head = head_of(inputs["model"], trainable=trains)
     if head.is_packed:
         yield from _packed(recipe, head)
     if isinstance(recipe, TrainRecipe):
         yield from _continued(head)
         return
-    if isinstance(recipe, CompressRecipe):
+    if isinstance(recipe, ExportRecipe):
+        yield from _exported(head)
+    elif isinstance(recipe, CompressRecipe):
         yield from _steps(recipe, head)
         yield from _without_device(recipe)
         yield from _merged(recipe, head, inputs)
@@ -122,6 +126,18 @@ def _continued(head: ModelHead) -> Iterator[FieldError]:
             "{version} has no architecture of this registry, so it cannot be trained further: "
             "choose one that was trained here.",
             version=head.version.ref,
+        )
+
+
+def _exported(head: ModelHead) -> Iterator[FieldError]:
+    if head.is_graph:
+        yield FieldError(
+            "model",
+            "needs_module",
+            "{version} is an ONNX graph, and no program of torch can be made of one: take it as "
+            "{ways}, or choose the version that it was made from.",
+            version=head.version.ref,
+            ways=", ".join(EXPORTS),
         )
 
 

@@ -1,16 +1,19 @@
 """What a job made becomes a version, with its parents and its measured numbers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from registry.errors import Conflict, NotFound
+from registry.errors import Conflict, Invalid, NotFound
 from registry.models import (
     Actor,
     Blob,
+    Derivative,
     Job,
     Kind,
     LineageRole,
+    Purpose,
     Repository,
     Version,
     Visibility,
@@ -20,6 +23,7 @@ from registry.recipes import (
     OTHER,
     DiffRecipe,
     EvaluateRecipe,
+    ExportRecipe,
     InferRecipe,
     ProfileRecipe,
     Recipe,
@@ -77,18 +81,8 @@ def keep_outcome(
 
     The caller's transaction holds them together: of several versions, all are there or none.
     """
-    if isinstance(recipe, DiffRecipe):
-        _keep_diff(actor, job, inputs)
-        return inputs["model"]
-    if isinstance(recipe, TuneRecipe):
-        keep_tuning(
-            actor=actor, version=inputs["model"], job=job, said=outcome.report.get("summary")
-        )
-        return inputs["model"]
-    if isinstance(recipe, EvaluateRecipe | ProfileRecipe):
-        add_evaluations(
-            actor=actor, version=inputs["model"], evaluations=outcome.evaluations, job=job
-        )
+    if isinstance(recipe, _ABOUT_ONE):
+        _keep_about(actor=actor, job=job, recipe=recipe, inputs=inputs, outcome=outcome)
         return inputs["model"]
     if recipe.kind == "search":
         versions = [_keep_variant(actor, job, inputs, made) for made in outcome.variants]
@@ -117,6 +111,30 @@ def keep_outcome(
     )
 
 
+_ABOUT_ONE = DiffRecipe | TuneRecipe | ExportRecipe | EvaluateRecipe | ProfileRecipe
+
+
+def _keep_about(
+    *,
+    actor: Actor,
+    job: Job,
+    recipe: DiffRecipe | TuneRecipe | ExportRecipe | EvaluateRecipe | ProfileRecipe,
+    inputs: Mapping[str, Version],
+    outcome: Outcome,
+) -> None:
+    """Keep what a job found out about the version that it read, or wrote of it."""
+    version = inputs["model"]
+    match recipe:
+        case DiffRecipe():
+            _keep_diff(actor, job, inputs)
+        case TuneRecipe():
+            keep_tuning(actor=actor, version=version, job=job, said=outcome.report.get("summary"))
+        case ExportRecipe():
+            _keep_export(version, recipe, outcome)
+        case EvaluateRecipe() | ProfileRecipe():
+            add_evaluations(actor=actor, version=version, evaluations=outcome.evaluations, job=job)
+
+
 def _keep_diff(actor: Actor, job: Job, inputs: Mapping[str, Version]) -> None:
     """Keep what became of the weights by what was compared; of the job only the counts stay."""
     said = job.report.get("summary")
@@ -126,6 +144,29 @@ def _keep_diff(actor: Actor, job: Job, inputs: Mapping[str, Version]) -> None:
     keep_known(pair.weights, said)
     if isinstance(said, dict):
         job.report["summary"] = {key: said[key] for key in said if key != "tensors"}
+
+
+def _keep_export(version: Version, recipe: ExportRecipe, outcome: Outcome) -> None:
+    """Keep the file beside the version; where another job was faster, its file stays."""
+    if set(outcome.files) != {recipe.file}:
+        raise Invalid("The job left other files than {file}.", code="no_result", file=recipe.file)
+    Version.objects.select_for_update(of=("self",)).get(pk=version.pk)
+    Derivative.objects.get_or_create(
+        version=version,
+        purpose=Purpose.EXPORTED,
+        path=recipe.file,
+        defaults={"blob": outcome.files[recipe.file], "toolchain": _toolchain(recipe, outcome)},
+    )
+
+
+def _toolchain(recipe: ExportRecipe, outcome: Outcome) -> str:
+    """Say what wrote a file; one that was compiled only runs on machines like that one."""
+    said = outcome.report.get("environment")
+    told = said if isinstance(said, dict) else {}
+    words = f"torch {told.get('torch', '')}"
+    if recipe.target == "aotinductor":
+        words += f", {told.get('cpu', '')}"
+    return re.sub(r"[^ -~]", "", words)[:200].strip()
 
 
 def _keep_beside(actor: Actor, job: Job, parent: Version, version: Version) -> None:

@@ -117,7 +117,7 @@ def _find_blob(version: Version, part: str, path: str) -> tuple[Blob | None, boo
     if "\0" in path:
         return None, False
     rows: QuerySet[Artifact] | QuerySet[Derivative] = (
-        version.derivatives.filter(path=path).order_by("-pk")
+        version.derivatives.converted().filter(path=path).order_by("-pk")
         if part == "derivatives"
         else Artifact.objects.filter(revision_id=version.revision_id, path=path)
     )

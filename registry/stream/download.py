@@ -18,7 +18,8 @@ from registry.stream.threads import in_database, on_disk, settled
 _RANGE = re.compile(r"bytes=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*", re.IGNORECASE)
 # What one download sends before it lets the others of this process go on.
 _TURN_BYTES = 2 * 1024 * 1024
-_CAN_RUN_CODE = "quarantined; this file can run code when it is opened"
+CAN_RUN_CODE = "this file can run code when it is opened"
+_QUARANTINED = f"quarantined; {CAN_RUN_CODE}"
 _PLAIN_NAME = re.compile(r"[^A-Za-z0-9!#$&+.^_`|~ -]")
 
 
@@ -142,7 +143,7 @@ def _headers(found: Download) -> list[tuple[str, str]]:
         state_reason=found.state_reason,
         state_changed_at=found.state_changed_at,
     )
-    warning = [("x-file-warning", _CAN_RUN_CODE)] if found.quarantined else []
+    warning = [("x-file-warning", _QUARANTINED)] if found.quarantined else []
     return [
         *warning,
         *((name.lower(), value) for name, value in said.items()),

@@ -8,7 +8,7 @@ from registry.models import Actor
 from registry.services.exports import find_export
 from registry.storage import default_storage
 from registry.stream.counting import downloads
-from registry.stream.download import as_attachment, send_blocks, while_connected
+from registry.stream.download import CAN_RUN_CODE, as_attachment, send_blocks, while_connected
 from registry.stream.exchange import Exchange
 from registry.stream.threads import in_database, on_disk
 
@@ -30,6 +30,7 @@ async def answer_export(exchange: Exchange, actor: Actor, where: Mapping[str, st
         state_changed_at=found.state_changed_at,
     )
     headers = [
+        *([("x-file-warning", CAN_RUN_CODE)] if found.runs_code else []),
         *((name.lower(), value) for name, value in said.items()),
         ("content-type", package.media_type),
         ("content-length", str(package.size_bytes)),

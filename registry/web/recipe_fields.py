@@ -66,6 +66,10 @@ _WORDS: Final = {
     "slerp": gettext_noop("Arc between two (SLERP)"),
     "task_arithmetic": gettext_noop("Task arithmetic"),
     "ties": gettext_noop("TIES"),
+    "torchscript": gettext_noop("TorchScript"),
+    "pt2": gettext_noop("Exported program (.pt2)"),
+    "aotinductor": gettext_noop("Compiled by AOTInductor"),
+    "stablehlo": gettext_noop("StableHLO (JAX)"),
 }
 
 

@@ -108,6 +108,7 @@ JOB_KINDS: Final = {
     "profile": gettext_lazy("Profile"),
     "diff": gettext_lazy("Compare weights"),
     "tune": gettext_lazy("Tune for serving"),
+    "export": gettext_lazy("Export"),
 }
 QUOTAS: Final = {
     "bytes": gettext_lazy("Stored bytes"),
@@ -140,6 +141,7 @@ STEPS: Final = {
     "search": pgettext_lazy("job step", "Search"),
     "diff": pgettext_lazy("job step", "Compare weights"),
     "tune": pgettext_lazy("job step", "Measure settings"),
+    "export": pgettext_lazy("job step", "Export"),
     "done": pgettext_lazy("job step", "Register"),
 }
 METRICS: Final = {
@@ -192,6 +194,7 @@ WORDS: Final = {
         "profile": pgettext_lazy("in a sentence", "profile"),
         "diff": pgettext_lazy("in a sentence", "compare weights"),
         "tune": pgettext_lazy("in a sentence", "tune for serving"),
+        "export": pgettext_lazy("in a sentence", "export"),
     },
     "state": {
         "pending": pgettext_lazy("in a sentence", "pending"),

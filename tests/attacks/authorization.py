@@ -249,8 +249,11 @@ API: Mapping[str, Line] = {
     },
     f"{_VERSION}/files": {"get": ("see", 200)},
     f"{_VERSION}/derivatives": {"get": ("see", 200)},
-    "/api/v1/models/{namespace}/{name}/versions/{version}/exports": {"get": ("see", 200)},
     "/api/v1/models/{namespace}/{name}/versions/{version}/tunings": {"get": ("see", 200)},
+    "/api/v1/models/{namespace}/{name}/versions/{version}/exports": {
+        "get": ("see", 200),
+        "post": ("write", 202, {"file": "torchscript.pt"}),
+    },
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
     f"{_VERSION}/lineage/graph": {"get": ("see", 200)},
@@ -555,6 +558,7 @@ PAGES: Mapping[str, Line] = {
     # Who may not write is told so on the page that it leads back to.
     f"{_PAGE_VERSION}/signatures/{{signature}}/delete": {"post": ("page: change", 302, {})},
     f"{_PAGE_VERSION}/restore-as-new": {"post": ("page: change", 302)},
+    f"{_PAGE_VERSION}/exports": {"post": ("page: change", 302)},
     f"{_PAGE_VERSION}/delete": {"post": ("page: change", 302, {"confirm": "team/thing@2"})},
 }
 

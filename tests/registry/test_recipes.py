@@ -74,7 +74,13 @@ TUNE: dict[str, Any] = {
     "model": "samples/digits-cnn",
     "steps": [{"method": "tune", "threads": [1, 2], "max_wait_ms": 20}],
 }
-ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE, SEARCH, DIFF, TUNE]
+EXPORT: dict[str, Any] = {
+    "kind": "export",
+    "schema": 1,
+    "model": "samples/digits-cnn@1",
+    "steps": [{"method": "export", "target": "pt2"}],
+}
+ALL = [COMPRESS, TRAIN, INFER, EVALUATE, PROFILE, SEARCH, DIFF, TUNE, EXPORT]
 
 
 def with_step(recipe: dict[str, Any], **changes: object) -> dict[str, Any]:
@@ -111,6 +117,7 @@ def test_a_recipe_survives_a_round_trip_and_is_hashable(data):
             "new_variants",
             "evaluations",
             "evaluations",
+            "export",
         ],
         strict=True,
     ),

@@ -70,6 +70,7 @@ def _run(job: Job) -> None:
     from workers.ml.compress import run as compression  # noqa: PLC0415
     from workers.ml.compress import search  # noqa: PLC0415
     from workers.ml.device import prepare  # noqa: PLC0415
+    from workers.ml.export import run as exporting  # noqa: PLC0415
     from workers.ml.infer import batch  # noqa: PLC0415
     from workers.ml.train import run as training  # noqa: PLC0415
 
@@ -89,6 +90,8 @@ def _run(job: Job) -> None:
             report = assess.run(job, recipe)
         case recipes.ProfileRecipe():
             report = profile.run(job, recipe)
+        case recipes.ExportRecipe():
+            report = exporting.run(job, recipe)
     report.write(job.out)
 
 

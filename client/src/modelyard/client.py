@@ -282,11 +282,25 @@ class Client:
             progress=progress or Silent(),
         ).run()
 
-    def take(self, name: str, target: Target, to: str | Path | None = None) -> Path:
-        """Lay a version out as another server wants it, in a new folder; gives the folder."""
+    def take(
+        self,
+        name: str,
+        target: Target,
+        to: str | Path | None = None,
+        *,
+        tell: Callable[[Event], None] = lambda _event: None,
+    ) -> Path:
+        """Lay a version out as another server or library wants it, in a new folder; gives it.
+
+        What takes a job is made first, unless it is there; `tell` hears how that goes.
+
+        Raises:
+            JobFailed: it could not be made.
+
+        """
         reference = parse_reference(name)
         folder = Path(to) if to is not None else Path(f"{reference.name}-{target}")
-        take(self, reference, target, folder)
+        take(self, reference, target, folder, tell)
         return folder
 
     # --- Jobs ----------------------------------------------------------------------------------

@@ -1,20 +1,40 @@
-"""Takes a version away as another server wants it: the package is laid out in a new folder."""
+"""Takes a version away as another server or library wants it, in a new folder."""
 
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 from urllib.parse import quote
 
-from modelyard.errors import BadAnswer, BadFolder
+from modelyard.answers import Event
+from modelyard.errors import BadAnswer, BadFolder, JobFailed, Refused
 from modelyard.names import Reference, check_paths
 
 if TYPE_CHECKING:
     from modelyard.client import Client
 
-Target = Literal["triton", "kserve", "mlserver", "modelpack", "standalone"]
+Target = Literal[
+    "triton",
+    "kserve",
+    "mlserver",
+    "modelpack",
+    "standalone",
+    "torchscript",
+    "pt2",
+    "aotinductor",
+    "stablehlo",
+]
 TARGETS: tuple[str, ...] = get_args(Target)
+# Those that are one file, and no folder in a tar.
+_FILES: Mapping[str, str] = {
+    "kserve": "kserve.yaml",
+    "torchscript": "torchscript.pt",
+    "pt2": "program.pt2",
+    "aotinductor": "aotinductor.pt2",
+    "stablehlo": "stablehlo.jaxexport",
+}
+_NOT_MADE = "not_made"
 _BLOCK = 1 << 20
 
 
@@ -35,32 +55,58 @@ class _Stream:
         return found
 
 
-def take(client: "Client", reference: Reference, target: Target, folder: Path) -> list[str]:
+def take(
+    client: "Client",
+    reference: Reference,
+    target: Target,
+    folder: Path,
+    tell: Callable[[Event], None] = lambda _event: None,
+) -> list[str]:
     """Lay the package out in `folder`, which must not be there yet, and give its files.
+
+    A file that nobody has had made yet is made first, by a job; `tell` hears how it goes.
 
     Raises:
         BadFolder: the folder is there already; BadAnswer: what came is no such package;
-        Refused: the version cannot be taken away like that.
+        Refused: the version cannot be taken away like that; JobFailed: the job could not make it.
 
     """
     if folder.exists():
         raise BadFolder(f"{folder} is there already; name a new folder with --to.")
-    file = "kserve.yaml" if target == "kserve" else f"{target}.tar"
-    path = (
+    file = _FILES.get(target, f"{target}.tar")
+    exports = (
         f"/models/{quote(reference.namespace)}/{quote(reference.name)}"
-        f"/versions/{quote(reference.selector)}/exports/{file}"
+        f"/versions/{quote(reference.selector)}/exports"
     )
+    try:
+        return _fetch(client, f"{exports}/{file}", file, folder)
+    except Refused as refusal:
+        if refusal.code != _NOT_MADE:
+            raise
+    asked = client.transport.call("POST", exports, body={"file": file})
+    if asked.get("job"):
+        for event in client.follow_job(asked["job"]):
+            tell(event)
+        job = client.job(asked["job"])
+        if job["state"] != "succeeded":
+            error = job["error"]
+            raise JobFailed(error["detail"] if error else f"The job was {job['state']}.")
+    return _fetch(client, f"{exports}/{file}", file, folder)
+
+
+def _fetch(client: "Client", path: str, file: str, folder: Path) -> list[str]:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     with client.transport.open("GET", client.transport.address(path)) as answer:
         part.mkdir(parents=True)
         try:
             chunks = answer.iter_bytes(_BLOCK)
-            if target == "kserve":
-                (part / file).write_bytes(b"".join(chunks))
-                found = [file]
-            else:
+            if file.endswith(".tar"):
                 found = _unpack(_Stream(chunks), part)
+            else:
+                with (part / file).open("wb") as written:
+                    written.writelines(chunks)
+                found = [file]
             part.rename(folder)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)

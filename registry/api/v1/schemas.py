@@ -387,12 +387,27 @@ class DerivativeList(Answer):
 
 
 class Export(Answer):
-    """A way out; `detail` says why it is not open to this version, and what to do."""
+    """A way out; `detail` says why it is not open to this version, and what to do.
+
+    One that `takes_job` is a file that a job makes, once it is asked for; `job` is the one that is
+    at it. One that `runs_code` is a program: load it only where you trust whoever made the version.
+    """
 
     file: str
     url: str
     available: bool
     detail: str
+    takes_job: bool
+    can_be_made: bool
+    runs_code: bool
+    job: UUID | None
+    size_bytes: int | None
+    sha256: str | None
+    toolchain: str
+
+
+class NewExport(Body):
+    file: str = Field(max_length=100, description="Such as `torchscript.pt`.")
 
 
 class ExportList(Answer):
@@ -912,7 +927,7 @@ class RecipeKind(Answer):
     kind: str
     title: str
     description: str
-    produces: Literal["new_variant", "new_variants", "model", "dataset", "evaluations"]
+    produces: Literal["new_variant", "new_variants", "model", "dataset", "evaluations", "export"]
 
 
 class RecipeKinds(Answer):

@@ -8,7 +8,7 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import F, Model, OuterRef, Q
 from django.db.models.functions import JSONObject, Left, Lower
 
-from registry.errors import RegistryError, Text, unpack
+from registry.errors import Text, unpack
 from registry.models import (
     Actor,
     Alias,
@@ -41,6 +41,7 @@ from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.deletion import Deleted
 from registry.services.direct import parts_count
 from registry.services.estimates import Estimate, Figure
+from registry.services.exports import Way
 from registry.services.gate import evidence_of
 from registry.services.lineage import Graph
 from registry.services.quotas import QUOTAS, Quota, why_waiting
@@ -286,13 +287,20 @@ def derivative_body(derivative: Derivative) -> Row:
     }
 
 
-def export_body(version: Version, file: str, refusal: RegistryError | None) -> Row:
-    repository = version.repository
+def export_body(version: Version, way: Way) -> Row:
+    name = version.repository.full_name
     return {
-        "file": file,
-        "url": f"/api/v1/models/{repository.full_name}/versions/{version.number}/exports/{file}",
-        "available": refusal is None,
-        "detail": refusal.detail if refusal else "",
+        "file": way.file,
+        "url": f"/api/v1/models/{name}/versions/{version.number}/exports/{way.file}",
+        "available": way.refusal is None,
+        "detail": way.refusal.detail if way.refusal else "",
+        "takes_job": way.takes_job,
+        "can_be_made": way.can_be_made,
+        "runs_code": way.runs_code,
+        "job": way.job.pk if way.job else None,
+        "size_bytes": way.made.blob.size_bytes if way.made else None,
+        "sha256": way.made.blob.sha256 if way.made else None,
+        "toolchain": way.made.toolchain if way.made else "",
     }
 
 

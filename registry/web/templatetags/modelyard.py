@@ -347,6 +347,10 @@ def export_title(file: str) -> str:
         "mlserver.tar": _("MLServer: a model folder"),
         "modelpack.tar": _("OCI registries: a ModelPack artifact"),
         "standalone.tar": _("On its own: a small server and a Dockerfile"),
+        "torchscript.pt": _("torch: TorchScript"),
+        "program.pt2": _("torch: an exported program"),
+        "aotinductor.pt2": _("torch: compiled by AOTInductor"),
+        "stablehlo.jaxexport": _("JAX, XLA and TPUs: StableHLO"),
     }
     return titles.get(file, file)
 

@@ -159,7 +159,8 @@ class RepositoryPage:
             return []
         if any(path.endswith(tuple(f".{one}" for one in RUNNABLE)) for path in paths):
             return []
-        return list(self.latest.derivatives.order_by("path").values_list("path", flat=True))
+        made = self.latest.derivatives.converted().order_by("path")
+        return list(made.values_list("path", flat=True))
 
     def _card(self) -> Details:
         card = read_card(self.latest) if self.latest else None

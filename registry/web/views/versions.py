@@ -25,7 +25,7 @@ from registry.models import (
     Version,
 )
 from registry.permissions import allowed, require
-from registry.services import catalog
+from registry.services import catalog, exports
 from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.direct import list_direct_uploads
 from registry.services.uploads import finished_uploads
@@ -93,9 +93,12 @@ def show_version(
     card = read_card(version)
     host = request.build_absolute_uri("/").rstrip("/")
     paths = [file.path for file in files]
-    derivatives = list(version.derivatives.select_related("blob").order_by("path", "pk"))
+    derivatives = list(
+        version.derivatives.converted().select_related("blob").order_by("path", "pk")
+    )
     alias = aliases[0].name if aliases else ""
     converted = [made.path for made in derivatives]
+    made = exports.list_made(actor, version) if kind == Kind.MODEL and files else []
     context = {
         "version": version,
         "repository": repository,
@@ -106,6 +109,8 @@ def show_version(
         "derivatives": derivatives,
         "screening": Screening.objects.filter(version=version).first(),
         "exports": tuple(EXPORTS) if kind == Kind.MODEL and files else (),
+        "made": made,
+        "unmakeable": _unmakeable(made),
         "has_graph": any(path.lower().endswith(".onnx") for path in (*paths, *converted)),
         "aliases": aliases,
         "followed": any(alias.followed for alias in every_alias)
@@ -166,6 +171,14 @@ def _evaluations(actor: Actor, version: Version) -> list[Evaluation]:
         .order_by("-created_at", "-pk")[:_NUMBERS]
     )
     return sorted(newest, key=lambda row: (row.metric, row.created_at, row.pk))
+
+
+def _unmakeable(ways: list[exports.Way]) -> str:
+    """Say why no file can be made of a version that takes a job, if none can."""
+    refusals = [
+        way.refusal for way in ways if way.refusal and way.refusal.reason != exports.NOT_MADE
+    ]
+    return words_of(refusals[0]) if refusals else ""
 
 
 def _inspections(files: list[Artifact]) -> list[dict[str, Any]]:
@@ -293,6 +306,25 @@ def restore_again(
     said = {"old": version.number, "number": made.number}
     messages.success(request, _("Version %(old)s is here again, as version %(number)s.") % said)
     return redirect(history.address_of(made))
+
+
+@signed_in
+@require_POST
+def request_export(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int
+) -> HttpResponse:
+    actor = actor_of(request)
+    version = find_version(actor, kind, namespace, name, number)
+    try:
+        way = exports.request_export(
+            actor=actor, version=version, file=request.POST.get("file", "")
+        )
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+        return redirect(history.address_of(version) + "#exports")
+    if way.job is None:
+        return redirect(history.address_of(version) + "#exports")
+    return redirect("web:job", job_id=way.job.pk)
 
 
 @signed_in

@@ -225,6 +225,7 @@ def test_recipes_say_what_they_take(anonymous):
         "profile",
         "diff",
         "tune",
+        "export",
     ]
     for kind in kinds:
         assert "steps" in anonymous.get(f"recipes/{kind}").json()["properties"]

@@ -7,8 +7,8 @@ import tarfile
 
 import pytest
 
-from registry.models import VersionState
-from tests.factories import make_version
+from registry.models import Derivative, Purpose, VersionState
+from tests.factories import make_blob, make_version
 from tests.registry.test_exports import CONTENT
 
 URL = "/api/v1/models/alice/classifier/versions"
@@ -40,8 +40,16 @@ def test_a_package_arrives_whole(client, version):
 
 def test_every_listed_way_out_is_open(client, server, version):
     items = client.get(f"{URL}/1/exports").json()["items"]
-    assert len(items) == 5
+    assert [one["file"] for one in items if one["takes_job"]] == [
+        "torchscript.pt",
+        "program.pt2",
+        "aotinductor.pt2",
+        "stablehlo.jaxexport",
+    ]
+    assert len(items) == 9
     for one in items:
+        if one["takes_job"]:
+            continue
         assert (one["available"], one["detail"]) == (True, "")
         assert client.get(one["url"]).status_code == 200
     text = client.get(f"{URL}/1/exports/kserve.yaml").text
@@ -65,10 +73,34 @@ def test_what_cannot_be_carried_is_said_and_refused(client, alice, model):
         "url": f"{URL}/1/exports/triton.tar",
         "available": False,
         "detail": refused.json()["detail"],
+        "takes_job": False,
+        "can_be_made": False,
+        "runs_code": False,
+        "job": None,
+        "size_bytes": None,
+        "sha256": None,
+        "toolchain": "",
     }
     unknown = client.get(f"{URL}/1/exports/other.tar")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "export_not_found")
     assert client.get(f"{URL}/2/exports/triton.tar").status_code == 404
+
+
+def test_a_file_that_a_job_made_comes_with_a_warning(client, stranger, version):
+    missing = client.get(f"{URL}/1/exports/torchscript.pt")
+    assert (missing.status_code, missing.json()["code"]) == (409, "needs_module")
+    blob = make_blob(b"what a job wrote")
+    for path in ("torchscript.pt", "stablehlo.jaxexport"):
+        Derivative.objects.create(
+            version=version, purpose=Purpose.EXPORTED, path=path, toolchain="torch 2", blob=blob
+        )
+    made = stranger.get(f"{URL}/1/exports/torchscript.pt")
+    assert (made.status_code, made.content) == (200, b"what a job wrote")
+    assert made.headers["x-file-warning"] == "this file can run code when it is opened"
+    assert 'filename="classifier-v1-torchscript.pt"' in made.headers["content-disposition"]
+    assert "x-file-warning" not in stranger.get(f"{URL}/1/exports/stablehlo.jaxexport").headers
+    # It is no converted file, which jobs would open.
+    assert client.get(f"{URL}/1/derivatives/torchscript.pt").status_code == 404
 
 
 def test_a_private_version_does_not_exist_for_others(client, stranger, version):

@@ -7,6 +7,7 @@ import click
 
 from modelyard.cli.catalogue import read_pair
 from modelyard.cli.drawing import drawn
+from modelyard.cli.jobs import Teller
 from modelyard.cli.output import (
     Session,
     dataset_option,
@@ -187,17 +188,21 @@ def pull(
 )
 @shared_options
 def export(session: Session, *, name: str, target: Target, to: Path | None) -> None:
-    """Lay a version out as another server wants it, in a new folder.
+    """Lay a version out as another server or library wants it, in a new folder.
 
     NAME is namespace/name, or namespace/name@version with a number, an alias or 'latest'. Prints
-    the folder.
+    the folder. Torch and JAX files take a job, which is waited for where nobody has had it made.
 
     \b
     modelyard export team/classifier@production triton --to ./repository
     modelyard export team/classifier@3 kserve
+    modelyard export team/classifier@3 torchscript
     """  # noqa: D301
     with session.client() as client:
-        folder = client.take(name, target, to)
+        told = Teller(session)
+        # JSON is one document: how the job goes is for people.
+        tell = (lambda _event: None) if session.as_json or session.quiet else told.tell
+        folder = client.take(name, target, to, tell=tell)
     if session.as_json:
         print_json({"folder": str(folder)})
     else:

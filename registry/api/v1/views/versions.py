@@ -259,7 +259,7 @@ class DerivativeList(Resource):
     )
     def get(self, request: Request, **_: str) -> Response:
         version = self.version()
-        rows = version.derivatives.select_related("blob").order_by("path", "pk")
+        rows = version.derivatives.converted().select_related("blob").order_by("path", "pk")
         screening = Screening.objects.filter(version=version).first()
         return Response(
             {
@@ -280,8 +280,23 @@ class ExportList(Resource):
     def get(self, request: Request, **_: str) -> Response:
         version = self.version()
         address = request.build_absolute_uri("/").rstrip("/")
-        found = exports.list_exports(version, address)
-        return Response({"items": [wire.export_body(version, *one) for one in found]})
+        found = exports.list_exports(self.actor, version, address)
+        return Response({"items": [wire.export_body(version, one) for one in found]})
+
+    @operation(
+        "request_{kind}_export",
+        "Have a file made that takes a job; where one makes it, follow its Location.",
+        {200: schemas.Export, 202: schemas.Export},
+        body=schemas.NewExport,
+    )
+    def post(self, request: Request, **_: str) -> Response:
+        version = self.version()
+        file = self.body(schemas.NewExport).file
+        way = exports.request_export(actor=self.actor, version=version, file=file)
+        body = wire.export_body(version, way)
+        if way.job is None:
+            return Response(body)
+        return created(body, reverse("api:job", args=[way.job.pk]), status=202)
 
 
 class LineageOne(Resource):
