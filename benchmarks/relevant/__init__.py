@@ -1,0 +1,1 @@
+"""What relevance is measured on: models, needs, and which serves which, written down."""
