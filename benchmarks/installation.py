@@ -78,6 +78,8 @@ def environment(home: Path, port: int, *, samples: bool = False, **more: str) ->
         "MODELYARD_HOME": str(home),
         "MODELYARD_PORT": str(port),
         "MODELYARD_SAMPLES": str(int(samples)),
+        # Reading cards takes the cores from what is measured.
+        "MODELYARD_ENCODER": "0",
         "MODELYARD_LOG_LEVEL": "WARNING",
         # Requests are counted, as they always are, and none is refused for their number.
         "MODELYARD_RATE_REQUESTS": "10000000",

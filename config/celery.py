@@ -53,6 +53,18 @@ app.conf.update(
             "schedule": 15.0,
             "options": {"expires": 15},
         },
+        "encode-cards": {
+            "task": "workers.encode_cards",
+            "schedule": 15.0,
+            "options": {"expires": 15},
+        },
+        # Looks at every row: some may have been loaded with times of long ago.
+        "encode-all-cards": {
+            "task": "workers.encode_cards",
+            "kwargs": {"everything": True},
+            "schedule": 86400.0,
+            "options": {"expires": 86400},
+        },
         "check-uploads": {
             "task": "workers.check_uploads",
             "schedule": 30.0,

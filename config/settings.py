@@ -328,6 +328,15 @@ SERVING_MAX_BYTES = env_int(
     "MODELYARD_SERVING_MAX_BYTES", default=64 << 20, low=1 << 20, high=1 << 31
 )
 
+# --- Search by meaning ------------------------------------------------------------------------
+# Whether `./dev up` starts the process below.
+ENCODER = env_bool("MODELYARD_ENCODER", default=True)
+# Where the process listens that turns texts into vectors, and how long a search waits for it.
+ENCODER_SOCKET = Path(env_text("MODELYARD_ENCODER_SOCKET", str(HOME_DIR / "encoder.sock")))
+ENCODER_MILLISECONDS = env_int("MODELYARD_ENCODER_MILLISECONDS", default=100, low=1, high=1000)
+# The folder of its model; empty is the one of the samples' package, where that is installed.
+ENCODER_MODEL = env_text("MODELYARD_ENCODER_MODEL")
+
 # --- The REST API -----------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["registry.api.v1.authentication.TokenAuthentication"],

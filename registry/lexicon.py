@@ -18,7 +18,17 @@ _CONCEPTS: Final = Path(__file__).with_name("concepts.txt")
 _COMMON: Final = frozenset([
     "a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or",
     "our", "that", "the", "this", "to", "with", "which", "who", "i", "me", "my", "we", "model",
-    "models", "want", "need", "needs", "find", "looking", "something",
+    "models", "want", "need", "needs", "find", "looking", "something", "myself", "ours",
+    "ourselves", "you", "your", "yours", "yourself", "yourselves", "he", "him", "his", "himself",
+    "she", "her", "hers", "herself", "its", "itself", "they", "them", "their", "theirs",
+    "themselves", "what", "whom", "these", "those", "am", "was", "were", "be", "been", "being",
+    "have", "has", "had", "having", "do", "does", "did", "doing", "but", "if", "because", "until",
+    "while", "about", "against", "between", "into", "through", "during", "before", "after", "above",
+    "below", "up", "down", "out", "off", "over", "under", "again", "further", "then", "once",
+    "here", "there", "when", "where", "why", "how", "all", "any", "both", "each", "few", "more",
+    "most", "other", "some", "such", "no", "nor", "not", "only", "own", "same", "so", "than", "too",
+    "very", "can", "will", "just", "should", "now", "many", "much", "could", "would", "might",
+    "may", "like", "help", "get", "whether",
     "的", "了", "和", "与", "或", "是", "在", "用", "把", "我", "我们", "想", "想要", "需要",
     "一个", "一种", "可以", "能", "找", "模型", "适合", "用于", "用来", "进行",
 ])
@@ -54,6 +64,26 @@ def terms_of(text: str) -> str:
         terms.update(dict.fromkeys(rjieba.cut_for_search(run)))
         terms.update(dict.fromkeys(pairs_of(run)))
     return " ".join(terms)
+
+
+def english_of(text: str) -> str:
+    """Put the names of concepts in the place of Chinese; the rest of the Chinese is left out.
+
+    For what reads English alone. What is English already stays as it stands.
+    """
+    return " ".join(_CHINESE.sub(lambda run: f" {_concepts_in(run[0])} ", text).split())
+
+
+def _concepts_in(run: str) -> str:
+    said: dict[str, None] = {}
+    at = 0
+    while at < len(run):
+        size, names = max(_phrases_at(run, at), default=(1, ()))
+        said.update(dict.fromkeys(name.replace("-", " ") for name in names))
+        if nearer := _beside().get(run[at : at + size]):
+            said[nearer] = None
+        at += size
+    return ", ".join(said)
 
 
 def concept_token(name: str) -> str:
@@ -162,13 +192,32 @@ def _phrases_at(piece: Sequence[str], start: int) -> Iterator[tuple[int, tuple[s
 
 
 @cache
+def _beside() -> dict[str, str]:
+    """Give for a Chinese phrase the English one that stands at its place in the same line.
+
+    A line lists what is said for one concept, in the same order in both languages: it says more
+    than the name of the concept alone. Where one language has more, the last of the other stands.
+    """
+    found: dict[str, str] = {}
+    for line in _lines():
+        english = [phrase for phrase in line if not is_chinese(phrase)]
+        for place, phrase in enumerate(phrase for phrase in line if is_chinese(phrase)):
+            nearer = english[min(place, len(english) - 1)]
+            found.setdefault(phrase, nearer.replace("-", " "))
+    return found
+
+
+def _lines() -> Iterator[list[str]]:
+    for line in _CONCEPTS.read_text().splitlines():
+        if line and not line.startswith("#"):
+            yield line.split(", ")
+
+
+@cache
 def _known() -> dict[str, tuple[str, ...]]:
     """Find the concepts by their phrases; hyphens are spaces."""
     found: dict[str, tuple[str, ...]] = {}
-    for line in _CONCEPTS.read_text().splitlines():
-        name, *others = line.split(", ")
-        if not name or name.startswith("#"):
-            continue
+    for name, *others in _lines():
         for phrase in (name, *others):
             plain = phrase if is_chinese(phrase) else " ".join(_WORDS.findall(phrase))
             if name not in found.get(plain, ()):

@@ -36,6 +36,18 @@ def encode_cursor(order: str, *key: str | float) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
+def order_of(cursor: str) -> str:
+    """Say for which order a cursor was made; nothing where it is none of ours."""
+    if len(cursor) > _LONGEST_CURSOR:
+        return ""
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        order = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))[0]
+    except (binascii.Error, UnicodeError, ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    return order if isinstance(order, str) else ""
+
+
 def decode_cursor(cursor: str, order: str, *types: type) -> list[Any]:
     """Read a cursor back into its sort key.
 

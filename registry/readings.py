@@ -23,6 +23,9 @@ from registry.models.catalog import RepositoryQuerySet
 from registry.query_language import Asked, Words
 
 AS_WRITTEN: Final = "as_written"
+SOME_WORDS: Final = "some_words"
+# No word is found; what is, lies near what the words say (registry/meaning.py).
+BY_MEANING: Final = "by_meaning"
 _TRIGRAM: Final = 3
 _SIMILARITY: Final = 0.2
 _CANDIDATES: Final = 60
@@ -32,7 +35,10 @@ _MOST_PARTS: Final = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """`how`: as_written, corrected or some_words; `text` is what was looked for, as typed."""
+    """`how`: as_written, corrected, some_words or by_meaning.
+
+    `text` is what was looked for, as it would be typed.
+    """
 
     how: str
     text: str
@@ -43,11 +49,10 @@ class Reading:
 
 def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
     """Give the readings of the words, the strictest first; `among` is what may be found at all."""
-    apart = _negated(asked)
-    phrases = [one for one in asked.words if one.together and not one.negated]
+    fixed = what_stands(asked)
+    phrases = _phrases(asked)
     tokens = [one.text.lower() for one in asked.words if not one.together and not one.negated]
     sought = _without_common(read_words(tokens))[:_MOST_PARTS]
-    fixed = reduce(and_, map(_phrase, phrases), apart)
     ranked = [_text_query(one.text) for one in phrases]
     yield Reading(
         how=AS_WRITTEN,
@@ -67,11 +72,20 @@ def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
     if len(sought) > 1:
         parts = [_query(one) for one in sought]
         yield Reading(
-            how="some_words",
+            how=SOME_WORDS,
             text=" ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, sought)]),
             condition=fixed & Q(search_vector=reduce(or_, parts)),
             parts=[*ranked, *parts],
         )
+
+
+def what_stands(asked: Asked) -> Q:
+    """Give what holds in every reading: phrases in quotes, and what is not wanted."""
+    return reduce(and_, map(_phrase, _phrases(asked)), _negated(asked))
+
+
+def _phrases(asked: Asked) -> list[Words]:
+    return [one for one in asked.words if one.together and not one.negated]
 
 
 def _negated(asked: Asked) -> Q:

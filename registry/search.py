@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, reduce
 from operator import or_
@@ -13,16 +13,18 @@ from django.contrib.postgres.search import SearchRank
 from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connection, transaction
 from django.db.models import BigIntegerField, Case, F, IntegerField, Q, Value, When
+from django.db.models.expressions import Combinable
 from django.db.models.functions import Cast, Left, Ln, Lower, Round
 from psycopg.errors import QueryCanceled
 
-from registry.errors import FieldError, Invalid
+from registry.errors import FieldError, Invalid, Unavailable
+from registry.meaning import Meant, blend, meant_by
 from registry.models import Actor, Repository, Tag
 from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
 from registry.narrowing import narrow
-from registry.pages import Page, check_limit, decode_cursor, encode_cursor
+from registry.pages import Page, check_limit, decode_cursor, encode_cursor, order_of
 from registry.query_language import Asked, parse
-from registry.readings import AS_WRITTEN, Reading, readings
+from registry.readings import AS_WRITTEN, BY_MEANING, SOME_WORDS, Reading, readings
 
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
@@ -37,6 +39,9 @@ _RANKED = 1000
 _RANKED_OF_MANY = 300
 # Of a word in the card, in search terms of the second kind, in the name and what stands beside it.
 _WEIGHTS = [0.2, 0.4, 0.6, 1.0]
+
+# The order of a cursor that vectors had a part in.
+_BY_MEANING = "meaning"
 
 SORTS = ("relevance", "updated", "created", "downloads", "name", "size", "quality")
 _FIELDS = (
@@ -124,23 +129,60 @@ def search_repositories(
         with_facets = not query.cursor
     narrowed = _narrow(Repository.objects.visible_to(actor).filter(kind=kind), query)
     narrowed = narrow(narrowed, query.asked.narrowings)
+    meant = _meant(query, narrowed)
     with _bounded(is_narrow=bool(query.asked.words or query.asked.narrowings)):
-        for reading in readings(query.asked, narrowed):
+        for reading in _readings(query, narrowed, meant):
             matches = narrowed.filter(reading.condition)
             few = _few(matches, query)
             if few is not None:
                 matches = narrowed.filter(pk__in=few)
-            ordered = _ordered(matches, query, reading, few)
+            if meant and few == [] and reading.how != BY_MEANING:
+                # What is near is no answer yet: words that find nothing may be mistyped.
+                continue
+            ordered = _ordered(matches, query, reading, few, meant)
             rows = list(ordered.values(*_FIELDS, *_extra(query))[: limit + 1])
             if rows or (query.cursor and matches.exists()):
                 break
+        if meant and with_facets:
+            by_words = reading.condition if few is None else Q(pk__in=few)
+            matches = narrowed.filter(by_words | Q(pk__in=list(meant.near)))
         facets = count_facets(matches) if with_facets else {}
         more = len(rows) > limit
         rows = _with_tags(rows[:limit])
-    next_cursor = _cursor_after(rows[-1], query.order) if more else None
+    order = _BY_MEANING if meant else query.order
+    next_cursor = _cursor_after(rows[-1], order) if more else None
     otherwise = reading.how != AS_WRITTEN and bool(rows)
     said = {"how": reading.how, "q": reading.text} if otherwise else None
     return Page(rows, next_cursor, facets, said)
+
+
+def _meant(query: SearchQuery, among: RepositoryQuerySet) -> Meant | None:
+    """Find what lies near the words, where relevance is asked for and something can say so.
+
+    Raises:
+        Unavailable: the pages before this one were in an order that cannot be made now.
+
+    """
+    if query.order != "relevance" or order_of(query.cursor) == "relevance":
+        return None
+    meant = meant_by(query.asked, among)
+    if meant is None and order_of(query.cursor) == _BY_MEANING:
+        raise Unavailable(
+            "What this page was ordered by cannot be reached just now. Start without the cursor.",
+            code="order_unavailable",
+        )
+    return meant
+
+
+def _readings(
+    query: SearchQuery, among: RepositoryQuerySet, meant: Meant | None
+) -> Iterator[Reading]:
+    """Give the readings of the words; with a meaning, some of them find it together with that."""
+    for reading in readings(query.asked, among):
+        if meant is None or reading.how != SOME_WORDS:
+            yield reading
+    if meant:
+        yield replace(reading, how=BY_MEANING)
 
 
 @contextmanager
@@ -241,11 +283,15 @@ def _extra(query: SearchQuery) -> Sequence[str]:
 
 
 def _ordered(
-    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading, few: list[int] | None
+    matches: RepositoryQuerySet,
+    query: SearchQuery,
+    reading: Reading,
+    few: list[int] | None,
+    meant: Meant | None,
 ) -> RepositoryQuerySet:
     order, cursor = query.order, query.cursor
     if order == "relevance":
-        return _by_relevance(matches, query, reading, few)
+        return _by_relevance(matches, query, reading, few, meant)
     if order == "name":
         named = matches.annotate(name_lower=Lower("name")).order_by("name_lower", "id")
         if cursor:
@@ -278,11 +324,16 @@ def _ordered(
 
 
 def _by_relevance(
-    matches: RepositoryQuerySet, query: SearchQuery, reading: Reading, few: list[int] | None
+    matches: RepositoryQuerySet,
+    query: SearchQuery,
+    reading: Reading,
+    few: list[int] | None,
+    meant: Meant | None,
 ) -> RepositoryQuerySet:
     """Order by how the name matches the whole text, then by words, where they stand, and downloads.
 
-    Of very many matches the most downloaded are ranked, and those of exactly this name.
+    Of very many matches the most downloaded are ranked, and those of exactly this name. With a
+    meaning, its nearest are ranked with them, and words and meaning weigh against each other.
     """
     text = reading.text.lower()
     keys = few
@@ -292,6 +343,8 @@ def _by_relevance(
     if few is None or len(few) > _RANKED:
         named = matches.alias(name_lower=Lower("name")).filter(name_lower=text).order_by()
         keys = [*keys[:_RANKED], *named.values_list("pk", flat=True)[:_RANKED]]
+    if meant:
+        keys = [*keys, *meant.near]
     ranked = Repository.objects.filter(pk__in=keys)
     name_match = Case(
         When(name_lower=text, then=Value(3)),
@@ -305,23 +358,30 @@ def _by_relevance(
         start=Value(0),
     )
     words = SearchRank(F("search_vector"), reduce(or_, reading.parts), weights=_WEIGHTS)
-    score = (
-        name_match * 1_000_000
-        + covered * 100_000
-        + words * 50_000.0
-        + Ln(F("downloads_count") + 1.0) * 1_000.0
+    downloads = Ln(F("downloads_count") + 1.0)
+    score: Combinable = (
+        name_match * 1_000_000 + covered * 100_000 + words * 50_000.0 + downloads * 1_000.0
     )
+    if meant:
+        score = blend(
+            meant,
+            name_match=name_match,
+            covered=covered * 1.0 / len(reading.parts),
+            words=words,
+            downloads=downloads,
+            is_loose=reading.how == BY_MEANING,
+        )
     scored = ranked.alias(name_lower=Lower("name")).annotate(
         rank=Cast(Round(score), BigIntegerField())
     )
     if query.cursor:
-        rank, row_id = decode_cursor(query.cursor, "relevance", int, int)
+        rank, row_id = decode_cursor(query.cursor, _BY_MEANING if meant else "relevance", int, int)
         scored = scored.filter(Q(rank__lt=rank) | Q(rank=rank, id__lt=row_id))
     return scored.order_by("-rank", "-id")
 
 
 def _cursor_after(row: Mapping[str, Any], order: str) -> str:
-    if order == "relevance":
+    if order in ("relevance", _BY_MEANING):
         return encode_cursor(order, row["rank"], row["id"])
     if order == "name":
         return encode_cursor(order, row["name_lower"], row["id"])

@@ -16,6 +16,7 @@ from registry.services.shadows import gather_evidence
 from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
 from registry.services.uploads import expire_uploads
+from registry.services.vectors import encode_cards
 from registry.services.webhooks import forget_deliveries
 from registry.services.weights import forget_unused
 from registry.services.workers import forget_workers
@@ -100,6 +101,12 @@ def review_canary_steps() -> None:
 def reinspect() -> None:
     """After an upgrade, look again at some of the files that older readers saw."""
     reinspect_blobs()
+
+
+@shared_task(name="workers.encode_cards")
+def encode_changed_cards(*, everything: bool = False) -> None:
+    """Have the encoder give vectors to cards that are new or changed."""
+    encode_cards(everything=everything)
 
 
 @shared_task(name="workers.screen")

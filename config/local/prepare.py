@@ -2,13 +2,14 @@
 
 from django.conf import settings
 from django.core.management import call_command
+from django.db import connection
 
 from config.environment import BadSetting, env_text
 from config.local.addresses import kept_secret
 from config.local.catalogues import compile_catalogues
 from registry.authenticate import digest_of, make_token
 from registry.errors import Invalid
-from registry.models import Token, User
+from registry.models import Token, User, make_vector_table
 from registry.services.namespaces import create_user
 from registry.services.tokens import install_token
 
@@ -18,6 +19,8 @@ ADMIN = "admin"
 def prepare() -> None:
     compile_catalogues()
     call_command("migrate", interactive=False, verbosity=0)
+    # The migration left it out where the database had no pgvector; it may have it by now.
+    make_vector_table(connection)
     make_first_administrator()
 
 

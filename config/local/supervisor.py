@@ -61,6 +61,7 @@ class Installation:
     # Every port, by the variable that sets it.
     ports: dict[str, int]
     samples: bool
+    encoder: bool
     environment: dict[str, str]
     children: list[Child] = field(default_factory=list)
     wanted: threading.Event = field(default_factory=threading.Event)
@@ -121,6 +122,8 @@ def up() -> int:
             start_web(installation)
             start_workers(installation)
             start_serving(installation)
+            if installation.encoder:
+                start_encoder(installation)
             announce(installation)
             while True:
                 installation.tick()
@@ -148,6 +151,7 @@ def read_installation() -> Installation:
             "MODELYARD_GRPC_PORT": settings.GRPC_PORT,
         },
         samples=settings.SAMPLES,
+        encoder=settings.ENCODER,
         environment=environment,
     )
 
@@ -275,6 +279,12 @@ def start_serving(installation: Installation) -> None:
     """Start the inference server; models load in the background, and nothing waits for them."""
     command = (sys.executable, "-m", "workers.serving")
     installation.start(program(installation, "serving", command, SERVING_GRACE_SECONDS))
+
+
+def start_encoder(installation: Installation) -> None:
+    """Start what gives searches their meaning; until it answers they go by their words."""
+    command = (sys.executable, "-m", "workers.encoder")
+    installation.start(program(installation, "encoder", command, 5.0))
 
 
 def program(installation: Installation, name: str, command: tuple[str, ...], grace: float) -> Child:

@@ -58,6 +58,7 @@ from registry.models.evidence import (
 from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
 from registry.models.openable import openable_files
 from registry.models.serving import Deployment, DeploymentRole, Endpoint
+from registry.models.vectors import CardVector, make_vector_table
 from registry.models.webhooks import Delivery, DeliveryState, Webhook
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "Attempt",
     "AuditAction",
     "Blob",
+    "CardVector",
     "Decision",
     "Delivery",
     "DeliveryState",
@@ -122,5 +124,6 @@ __all__ = [
     "Worker",
     "ending_of",
     "is_better",
+    "make_vector_table",
     "openable_files",
 ]

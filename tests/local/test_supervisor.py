@@ -36,6 +36,7 @@ def environment(home, port, **more):
         "MODELYARD_INFER_PORT": str(free_port()),
         "MODELYARD_GRPC_PORT": str(free_port()),
         "MODELYARD_SAMPLES": "0",
+        "MODELYARD_ENCODER": "0",
         **more,
     }
 

@@ -141,7 +141,7 @@ class Facets(Answer):
 class Reading(Answer):
     """How the words of `q` were taken where not as they stand; `q` is what was looked for."""
 
-    how: Literal["corrected", "some_words"]
+    how: Literal["corrected", "some_words", "by_meaning"]
     q: str
 
 
