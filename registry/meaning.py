@@ -120,7 +120,7 @@ def nearest(
         .values_list("repository_id", "distance")
     )
     try:
-        with _hurried():
+        with hurried():
             found = list(rows[:count])
     except OperationalError as error:
         logger.warning("Vectors were left out of a search: %s", error)
@@ -141,8 +141,8 @@ def _distance(vector: str) -> Func:
 
 
 @contextmanager
-def _hurried() -> Iterator[None]:
-    """Have the scan of the index go on past what a filter drops, and give it little time."""
+def hurried() -> Iterator[None]:
+    """Have scans of the index go on past what a filter drops, and give statements little time."""
     local = {"hnsw.iterative_scan": "strict_order", "hnsw.ef_search": "100"}
     if not connection.in_atomic_block:
         local["statement_timeout"] = str(_STATEMENT_MILLISECONDS)

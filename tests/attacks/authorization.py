@@ -239,6 +239,7 @@ API: Mapping[str, Line] = {
     f"{_ONE}/proposals/{{number}}/decline": {"post": ("maintain", 200, {"note": "no"})},
     f"{_ONE}/proposals/{{number}}/withdraw": {"post": ("withdraw", 200)},
     f"{_ONE}/lineage": {"get": ("see", 200)},
+    f"{_ONE}/similar": {"get": ("see", 200)},
     f"{_ONE}/restore": {"post": ("deleted", 200, {})},
     # --- versions
     f"{_ONE}/versions": {"get": ("see", 200), "post": ("write", 201, {"message": "x"})},

@@ -3,6 +3,9 @@
 import pytest
 from moto.server import ThreadedMotoServer
 
+from registry import encoder
+from tests.registry.encoders import encoding
+
 
 @pytest.fixture(scope="session")
 def s3_endpoint():
@@ -11,3 +14,17 @@ def s3_endpoint():
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def encoder_socket():
+    with encoding() as path:
+        yield path
+
+
+@pytest.fixture
+def at_hand(encoder_socket, settings):
+    settings.ENCODER_SOCKET = encoder_socket
+    # Long: the machine may be busy, and what is tested here is not how long it takes.
+    settings.ENCODER_MILLISECONDS = 60_000
+    encoder.forget_queries()

@@ -26,23 +26,8 @@ from registry.search import SearchQuery, search_repositories
 from registry.services import catalog
 from registry.services.vectors import encode_cards
 from tests.factories import UserFactory, actor_of, make_model
-from tests.registry.encoders import encoding
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def encoder_socket():
-    with encoding() as path:
-        yield path
-
-
-@pytest.fixture
-def at_hand(encoder_socket, settings):
-    settings.ENCODER_SOCKET = encoder_socket
-    # Long: the machine may be busy, and what is tested here is not how long it takes.
-    settings.ENCODER_MILLISECONDS = 60_000
-    encoder.forget_queries()
 
 
 @pytest.fixture

@@ -123,6 +123,18 @@ class Repository(Answer):
     updated_at: datetime
 
 
+class Similar(Answer):
+    """One that may serve in the place of another, and why; the score only orders one list."""
+
+    repository: Repository
+    score: float
+    reasons: list[str]
+
+
+class SimilarPage(Answer):
+    items: list[Similar]
+
+
 class FacetCount(Answer):
     value: str
     count: int
@@ -145,13 +157,25 @@ class Reading(Answer):
     q: str
 
 
+class Suggestion(Answer):
+    """One of the first that were found by relevance, and what it stands out by."""
+
+    namespace: str
+    name: str
+    reasons: list[str]
+
+
 class RepositoryPage(Answer):
-    """`facets` come with the first page; `reading` where nothing had the words as they stand."""
+    """`facets` and `suggestions` come with the first page, the latter where words are asked for.
+
+    `reading` comes where nothing had the words as they stand.
+    """
 
     items: list[Repository]
     next_cursor: str | None
     facets: Facets | None
     reading: Reading | None
+    suggestions: list[Suggestion] | None
 
 
 class Paging(Query):

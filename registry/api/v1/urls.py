@@ -50,6 +50,7 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
             proposals.ProposalWithdraw,
         ),
         f"{one}/lineage": (f"{kind}-lineage", versions.LineageOne),
+        f"{one}/similar": (f"{kind}-similar", repositories.SimilarList),
         f"{one}/restore": (f"{kind}-restore", repositories.RepositoryRestore),
         f"{one}/versions": (f"{kind}-versions", versions.VersionList),
         version: (f"{kind}-version", versions.VersionOne),

@@ -36,6 +36,7 @@ from registry.models import (
 from registry.models.catalog import LISTED_CHARACTERS
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.prepared import Parameter, Question
+from registry.recommend import Similar, Suited
 from registry.routes import read_options
 from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.deletion import Deleted
@@ -99,6 +100,22 @@ def one_repository(repository: Repository) -> Row:
         .values_list("key", "value")
     )
     return repository_body(repository.kind, row)
+
+
+def similar_body(similar: Similar) -> Row:
+    return {
+        "repository": one_repository(similar.repository),
+        "score": round(similar.score, 4),
+        "reasons": [reason.detail for reason in similar.reasons],
+    }
+
+
+def suited_body(suited: Suited) -> Row:
+    return {
+        "namespace": suited.row["namespace"],
+        "name": suited.row["name"],
+        "reasons": [reason.detail for reason in suited.reasons],
+    }
 
 
 def search_body(search: SavedSearch) -> Row:

@@ -18,6 +18,7 @@ from registry.errors import Invalid, RegistryError
 from registry.models import Actor, SavedSearch
 from registry.pages import Page
 from registry.query_language import MAX_CHARACTERS, METRICS, parse
+from registry.recommend import suited_to_need
 from registry.search import SearchQuery, search_repositories
 from registry.services.searches import PARAMETERS, delete_search, save_search
 from registry.web import wording
@@ -81,6 +82,9 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
         "narrowed": any(asked[name] for name in ("q", "label", *_FACETS)),
         "older": _address(asked, cursor=page.next_cursor) if page.next_cursor else "",
         "is_first": not query.cursor,
+        "suited": suited_to_need(page.items)
+        if kind == "model" and order == "relevance" and not query.cursor
+        else [],
         "address": request.build_absolute_uri("/").rstrip("/"),
         "hardware": _hardware(asked["q"]) if not refusal else {},
         "devices": _DEVICES,

@@ -13,6 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from registry.errors import Conflict, NotFound, RegistryError
 from registry.models import Artifact, Repository, Version
 from registry.permissions import allowed, require
+from registry.recommend import similar_to
 from registry.services import catalog
 from registry.services.blobs import RUNNABLE
 from registry.services.deployments import deployments_of, list_endpoints
@@ -47,7 +48,7 @@ class RepositoryPage:
         self.request = request
         self.actor = actor_of(request)
         self.repository = catalog.find_repository(self.actor, kind, namespace, name)
-        self.tabs = ["card", "versions", "files", "metrics", "lineage", "use", "serve"]
+        self.tabs = ["card", "versions", "files", "metrics", "lineage", "similar", "use", "serve"]
         if kind == "dataset":
             self.tabs.remove("metrics")
             self.tabs.remove("serve")
@@ -77,6 +78,7 @@ class RepositoryPage:
             "files": _("Files"),
             "metrics": _("Metrics"),
             "lineage": _("Lineage"),
+            "similar": _("Similar"),
             "use": _("Use"),
             "serve": _("Serve"),
         }
@@ -161,6 +163,9 @@ class RepositoryPage:
             return []
         made = self.latest.derivatives.converted().order_by("path")
         return list(made.values_list("path", flat=True))
+
+    def _similar(self) -> Details:
+        return {"similar": similar_to(self.actor, self.repository)}
 
     def _card(self) -> Details:
         card = read_card(self.latest) if self.latest else None

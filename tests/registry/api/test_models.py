@@ -2,6 +2,7 @@
 
 import pytest
 
+from registry.models import Repository
 from registry.services import catalog
 from tests.factories import make_model, make_version
 from tests.registry.api.conftest import api_of, problem_of
@@ -279,3 +280,26 @@ def test_a_private_model_does_not_exist_for_others(alice, bob, anonymous):
         same[0]["detail"] = same[0]["detail"].replace("hidden", "absent")
         assert same[0] == same[1]
         assert caller.get("models").json()["items"] == []
+
+
+def test_similar_ones_come_with_reasons_and_hide_what_is_hidden(api, anonymous, alice):
+    for name, visibility in (("jazz", "public"), ("songs", "public"), ("secret", "private")):
+        row = make_model(
+            alice, name, visibility=visibility, task="audio", summary="Tags songs by genre"
+        )
+        make_version(alice, row)
+    assert len(api.get("models/alice/jazz/similar").json()["items"]) == 2
+    found = anonymous.get("models/alice/jazz/similar").json()["items"]
+    assert [one["repository"]["name"] for one in found] == ["songs"]
+    assert found[0]["reasons"] == ["same task", "its card has words in common"]
+    assert anonymous.get("models/alice/secret/similar").status_code == 404
+    suggestions = anonymous.get("models?q=songs").json()["suggestions"]
+    assert suggestions is None
+    make_version(alice, make_model(alice, "tunes", task="audio", summary="Tags songs by mood"))
+    Repository.objects.filter(name="tunes").update(downloads_count=5)
+    suggestions = anonymous.get("models?q=songs").json()["suggestions"]
+    assert {one["name"]: one["reasons"] for one in suggestions} == {
+        "songs": ["closest to what you ask for"],
+        "tunes": ["downloaded most of these"],
+    }
+    assert api.get("models").json()["suggestions"] is None

@@ -11,6 +11,7 @@ from registry.api.v1.openapi import operation
 from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
 from registry.models import Alias
+from registry.recommend import similar_to, suited_to_need
 from registry.search import SearchQuery, search_repositories
 from registry.services import catalog, deletion
 
@@ -39,8 +40,16 @@ class RepositoryList(Resource):
         fields = asked.model_dump(exclude={"tag"})
         query = SearchQuery(**fields, tags=_tag_filters(asked.tag))
         page = search_repositories(self.actor, self.kind, query)
+        suited = suited_to_need(page.items) if query.order == "relevance" else []
+        suggestions = [wire.suited_body(one) for one in suited] if not query.cursor else None
         page.items[:] = [wire.repository_body(self.kind, row) for row in page.items]
-        return page_response(request, page, facets=page.facets or None, reading=page.reading)
+        return page_response(
+            request,
+            page,
+            facets=page.facets or None,
+            reading=page.reading,
+            suggestions=suggestions or None,
+        )
 
     @operation(
         "register_{kind}",
@@ -102,6 +111,18 @@ class RepositoryOne(Resource):
             actor=self.actor, repository=self.repository(), expected_etag=self.if_match()
         )
         return no_content()
+
+
+class SimilarList(Resource):
+    @operation(
+        "list_similar_{kind}s",
+        "Find {kind}s that may serve in its place, best first, each with the reasons.",
+        {200: schemas.SimilarPage},
+        public=True,
+    )
+    def get(self, request: Request, namespace: str, name: str) -> Response:
+        found = similar_to(self.actor, self.repository())
+        return Response({"items": [wire.similar_body(one) for one in found]})
 
 
 class RepositoryRestore(Resource):
