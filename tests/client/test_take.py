@@ -7,7 +7,8 @@ import pytest
 
 from modelyard.errors import BadAnswer, BadName
 from modelyard.take import _Stream, _unpack
-from tests.factories import make_model, make_version
+from registry.models import Derivative, Purpose
+from tests.factories import make_blob, make_model, make_version
 from tests.registry.test_exports import CONTENT
 
 pytestmark = pytest.mark.slow
@@ -29,6 +30,26 @@ def test_a_version_becomes_a_model_repository(command, version, tmp_path):
     assert "there already" in again.err
     command.run("export", "alice/adder", "kserve", "--to", tmp_path / "resource")
     assert "InferenceService" in (tmp_path / "resource/kserve.yaml").read_text()
+
+
+def test_a_file_that_a_job_made_is_laid_out_alone(command, version, tmp_path):
+    blob = make_blob(b"what a job wrote")
+    Derivative.objects.create(
+        version=version,
+        purpose=Purpose.EXPORTED,
+        path="torchscript.pt",
+        toolchain="torch 2",
+        blob=blob,
+    )
+    folder = tmp_path / "scripted"
+    done = command.run("export", "alice/adder@1", "torchscript", "--to", folder)
+    assert done.out == f"{folder}\n"
+    assert {one.name for one in folder.iterdir()} == {"torchscript.pt"}
+    assert (folder / "torchscript.pt").read_bytes() == b"what a job wrote"
+    # Of an ONNX graph none is made, and no job is started for it.
+    refused = command.run("export", "alice/adder@1", "pt2", "--to", tmp_path / "other", status=1)
+    assert "ONNX graph" in refused.err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_refusal_leaves_no_folder(command, alice, tmp_path):

@@ -1,5 +1,8 @@
 """Files that take a job: asked for, made once, kept beside the version, and had by its readers."""
 
+import shutil
+
+import numpy as np
 import orjson
 import pytest
 from django.test import Client
@@ -8,10 +11,12 @@ from registry.errors import Conflict, Invalid
 from registry.models import Blob, Derivative, Job, JobState, VersionState
 from registry.services import exports
 from registry.services.jobs import submit_job
+from registry.storage import default_storage
 from tests import factories
 from tests.factories import actor_of, make_token
 from tests.registry.test_exports import CONTENT
 from tests.workers.ml.little import write_cnn
+from tests.workers.ml.test_exporting import answers_elsewhere, batches_of
 from tests.workers.tiny import run_next
 
 ADDRESS = "/api/v1/models/alice/digits/versions/1/exports"
@@ -89,6 +94,26 @@ def test_two_jobs_at_once_leave_one_file(owner, version):
         run_next()
     assert set(Job.objects.values_list("state", flat=True)) == {JobState.SUCCEEDED}
     assert Derivative.objects.exported().count() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="AOTInductor needs a C++ compiler")
+def test_the_sandbox_lets_a_model_be_compiled(owner, version, tmp_path):
+    way = exports.request_export(actor=actor_of(owner), version=version, file="aotinductor.pt2")
+    run_next()
+    job = Job.objects.get(pk=way.job.pk)
+    assert (job.state, job.error_detail) == (JobState.SUCCEEDED, "")
+    made = Derivative.objects.exported().get()
+    # One that was compiled names the machines that it was compiled for.
+    assert made.toolchain.count(",") >= 1
+    file = tmp_path / "aotinductor.pt2"
+    file.write_bytes(b"".join(default_storage().open(made.blob.sha256)))
+    image = np.random.default_rng(0).integers(0, 256, (4, 28, 28)).astype(np.uint8)
+    rows = [{"image": image[:3]}, {"image": image[3:]}]
+    inputs, expected = batches_of(tmp_path / "cnn", rows)
+    found = answers_elsewhere(tmp_path, "aotinductor", file, inputs)
+    for batch, answer in expected.items():
+        assert np.abs(found[batch] - answer).max() <= 1e-5
 
 
 def test_a_failed_job_leaves_nothing(owner):

@@ -9,7 +9,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -349,13 +349,18 @@ def _convert_script(task: _Task) -> str:
     if example is not None:
         try:
             out = io.BytesIO()
-            names = [str(port["name"]) for port in task.hints["signature"]["inputs"]]
+            ports = task.hints["signature"]["inputs"]
+            names = [str(port["name"]) for port in ports]
             torch.onnx.export(
                 module,
                 example,
                 out,  # type: ignore[arg-type] # as the older exporter takes it
                 dynamo=False,
                 input_names=names,
+                dynamic_axes={
+                    name: {axis: f"{name}_{axis}" for axis in _open_axes(port["shape"])}
+                    for name, port in zip(names, ports, strict=True)
+                },
                 opset_version=OPSET,
             )
             _write_program(out.getvalue(), task.sink)
@@ -416,6 +421,10 @@ def _write_program(raw: bytes, sink: BinaryIO) -> None:
     if len(raw) > MAX_ONNX_BYTES:
         raise Refused("It is too large for one ONNX file.")
     sink.write(raw)
+
+
+def _open_axes(shape: Iterable[object]) -> list[int]:
+    return [at for at, size in enumerate(shape) if not (isinstance(size, int) and size > 0)]
 
 
 def _example_inputs(hints: Mapping[str, Any]) -> tuple[torch.Tensor, ...] | None:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -144,16 +143,6 @@ def test_an_onnx_graph_is_refused(tmp_path, models):
         with pytest.raises(Invalid, match="ONNX graph"):
             export(tmp_path / target, made.files, target)
         assert list((tmp_path / target).rglob(EXPORTED_FILES[target])) == []
-
-
-@pytest.mark.skipif(not shutil.which("c++"), reason="AOTInductor needs a C++ compiler")
-def test_a_compiled_package_runs_without_the_model(tmp_path, models):
-    folder, rows = models["cnn"]
-    file, _ = export(tmp_path, folder, "aotinductor")
-    inputs, expected = batches_of(folder, rows)
-    found = answers_elsewhere(tmp_path, "aotinductor", file, inputs)
-    for batch, answer in expected.items():
-        assert np.abs(found[batch] - answer).max() <= 1e-5
 
 
 def test_without_a_compiler_it_says_so(tmp_path, models, monkeypatch):

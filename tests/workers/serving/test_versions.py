@@ -1,17 +1,20 @@
 """Versions that are no ONNX file: exported once, decoded, or run by torch; the same answers."""
 
 import asyncio
+import io
 import json
 import math
 import time
 
 import numpy as np
 import pytest
+import torch
 
 from registry.errors import Invalid
 from tests.workers.ml import little
 from tests.workers.serving import yard as y
 from workers.ml import myz
+from workers.ml.convert import convert
 from workers.ml.formats import open_model
 from workers.ml.infer.runtime import load_runtime
 from workers.ml.probes import NOWHERE, SENTENCES
@@ -154,7 +157,8 @@ def test_an_encoder_makes_the_vectors_that_torch_makes(tmp_path, yard):
     asyncio.run(go())
 
 
-def test_an_exported_program_is_served(tmp_path, yard):
+@pytest.mark.parametrize("runtime", ["auto", "torch"])
+def test_an_exported_program_is_served(tmp_path, yard, runtime):
     digits = little.write_digits(tmp_path / "digits")
     folder = tmp_path / "program"
     little.write_program(folder, digits)
@@ -163,11 +167,41 @@ def test_an_exported_program_is_served(tmp_path, yard):
     expected = torch_says(folder, {"image": image})
 
     async def go():
-        yard.route("a/own", yard.version("a/own", 1, files_of(folder), **PATIENT))
+        yard.route("a/own", yard.version("a/own", 1, files_of(folder), runtime=runtime, **PATIENT))
         async with yard.plane() as plane:
             await served(plane, "a/own")
             rows = [{"image": one.tolist()} for one in image]
             said = await plane.predict(y.ALICE, "a/own", "", rows, until())
             assert [row["label_index"] for row in said.rows] == expected.argmax(1).tolist()
+
+    asyncio.run(go())
+
+
+def test_torchscript_is_served_as_what_the_sandbox_made_of_it(tmp_path, yard):
+    # The file itself is opened by nobody but the sandbox; the graph takes any number of rows.
+    torch.manual_seed(0)
+    module = little.Banded().eval()
+    scripted = torch.jit.trace(module, torch.zeros(2, 28, 28, dtype=torch.uint8))
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    signature = {"inputs": [{"name": "image", "dtype": "uint8", "shape": ["rows", 28, 28]}]}
+    sink = io.BytesIO()
+    size = len(file.getvalue())
+    file.seek(0)
+    said = convert("torchscript", file, size, sink, hints={"signature": signature})
+    assert (said.format, said.reason) == ("onnx", None)
+    image = images(5)
+    with torch.no_grad():
+        expected = scripted(torch.from_numpy(image)).numpy()
+
+    async def go():
+        files = {"model.onnx": sink.getvalue()}
+        yard.route("a/script", yard.version("a/script", 1, files, **PATIENT))
+        async with yard.plane() as plane:
+            assert await served(plane, "a/script") == "onnxruntime_onnx"
+            for rows in (5, 1):
+                tensor = Tensor("image", "UINT8", (rows, 28, 28), image[:rows].tobytes())
+                _, (logits,) = await y.ask(plane, "a/script", tensor)
+                assert np.allclose(logits, expected[:rows], atol=1e-5)
 
     asyncio.run(go())

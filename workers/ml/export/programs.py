@@ -4,6 +4,8 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,8 @@ def compile_package(subject: Subject, file: Path) -> None:
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         from torch import _inductor  # noqa: PLC0415 - reads the environment as it is imported
 
-        _inductor.aoti_compile_and_package(trace(subject), package_path=str(file))
+        with _without_modes():
+            _inductor.aoti_compile_and_package(trace(subject), package_path=str(file))
 
 
 def open_package(file: Path) -> Opened:
@@ -68,3 +71,14 @@ def open_package(file: Path) -> Opened:
 
     opened: Opened = _inductor.aoti_load_package(str(file))
     return opened
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    """Let the compiler copy its files without their modes, which the sandbox lets nobody change."""
+    known = shutil.copymode
+    shutil.copymode = lambda *_args, **_options: None
+    try:
+        yield
+    finally:
+        shutil.copymode = known
