@@ -8,6 +8,7 @@ from django.db import Error as DatabaseError
 from django.db import close_old_connections
 
 from registry.errors import RegistryError
+from registry.services.savings import recount_savings
 from registry.services.segments import segment_blobs
 from workers.cutting import cut
 
@@ -41,7 +42,10 @@ class Segmenter:
         self._thread.join(timeout_seconds)
 
     def run_once(self) -> int:
-        return segment_blobs(cut=cut, went_on=self._go_on)
+        count = segment_blobs(cut=cut, went_on=self._go_on)
+        if count:
+            recount_savings()
+        return count
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -12,6 +12,7 @@ from registry.services.collection import collect_garbage
 from registry.services.direct import check_received
 from registry.services.quotas import recount_usage
 from registry.services.reinspection import reinspect_blobs
+from registry.services.savings import recount_savings
 from registry.services.shadows import gather_evidence
 from registry.services.sign_ins import forget_sessions
 from registry.services.signatures import sign_unsigned
@@ -135,3 +136,4 @@ def remove_garbage(*, strays: bool) -> None:
     for garbage in collect_garbage(strays=strays):
         logger.info("Collected %s %s (%s bytes)", garbage.kind, garbage.name, garbage.size_bytes)
     recount_usage()
+    recount_savings()

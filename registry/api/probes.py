@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from registry.errors import RegistryError
 from registry.metrics import exposition
-from registry.models import Job, JobState, Worker
+from registry.models import Job, JobState, Tally, Worker
 from registry.services.workers import LIVE_SECONDS
 from registry.storage import default_storage
 
@@ -127,6 +127,13 @@ class _Gauges(Collector):
         workers = GaugeMetricFamily("modelyard_workers", "Workers heard within a minute.")
         workers.add_metric((), len(_live_workers()))
         yield workers
+        saved = GaugeMetricFamily(
+            "modelyard_storage_saved_bytes",
+            "Bytes that stored files do not take: what they share lies there once, weights coded.",
+        )
+        for tally in Tally.objects.filter(name=Tally.SAVED_BYTES):
+            saved.add_metric((), tally.value)
+        yield saved
 
 
 @require_safe

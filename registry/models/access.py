@@ -144,6 +144,10 @@ class Namespace(models.Model):
     # What is used of it; only `registry.services.quotas` writes these, with the row locked.
     used_bytes = models.BigIntegerField(default=0, db_default=0)
     used_versions = models.BigIntegerField(default=0, db_default=0)
+    # Whether weights of 16 bits are to be coded where they lie.
+    compress_weights = models.BooleanField(default=False, db_default=False)
+    # What its files share with one another; `registry.services.savings` counts.
+    saved_bytes = models.BigIntegerField(default=0, db_default=0)
 
     objects = NamespaceQuerySet.as_manager()
 

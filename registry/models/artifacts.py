@@ -116,6 +116,19 @@ class Outline(models.Model):
         return f"outline of blob {self.blob_id}"
 
 
+class Tally(models.Model):
+    """A number of the whole installation that takes time to count."""
+
+    SAVED_BYTES = "saved_bytes"
+
+    name = models.CharField(max_length=32, primary_key=True)
+    value = models.BigIntegerField(default=0)
+    counted_at = models.DateTimeField(default=timezone.now)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value}"
+
+
 class ArtifactQuerySet(models.QuerySet["Artifact"]):
     def readable_by(self, actor: Actor) -> Self:
         """Keep the files of versions that are there, and that `actor` may download."""

@@ -65,6 +65,7 @@ class AuditAction(StrEnum):
     NAMESPACE_DESCRIBE = "namespace.describe"
     NAMESPACE_DELETE = "namespace.delete"
     NAMESPACE_QUOTA = "namespace.quota"
+    NAMESPACE_STORAGE = "namespace.storage"
     PASSKEY_ADD = "passkey.add"
     PASSKEY_REMOVE = "passkey.remove"
     PASSWORD_CHANGE = "password.change"

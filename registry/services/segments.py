@@ -20,7 +20,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from registry.errors import NotFound, StorageFull, Text, Unavailable
-from registry.models import MIN_SEGMENTED_BYTES, Blob, Layout, Outline
+from registry.models import MIN_SEGMENTED_BYTES, Blob, Layout, Namespace, Outline, Version
 from registry.services.blobs import lock_bytes
 from registry.storage import Piece, Segments, default_storage, pack_pieces, unpack_pieces
 
@@ -32,6 +32,8 @@ _KIN = 50
 # What has to be saved at least: so much of the blob, and not less than so many bytes.
 _WORTH_SHARE = 1 / 20
 _WORTH_BYTES = 1 << 20
+# What coding is hoped to gain, so that it is tried: of bfloat16 a third, of float16 half of that.
+_GAIN = 1 / 3
 
 
 class CutLike(Protocol):
@@ -96,11 +98,20 @@ def _look_at(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bo
         return False
     kin = _kin_of(blob, pieces)
     theirs = {piece.sha256 for others in kin.values() for piece in others}
-    if not _is_worth(_shared_bytes(pieces, theirs, segments), blob.size_bytes):
+    coded = is_to_be_coded(blob)
+    shared = _shared_bytes(
+        pieces, lambda one: one.sha256 in theirs or segments.holds(one, coded=coded)
+    )
+    halves = sum(piece.size_bytes for piece in pieces if piece.width) if coded else 0
+    if not _is_worth(shared + int(halves * _GAIN), blob.size_bytes):
         _note(blob, Layout.SEEN)
         return False
-    draft = segments.draft(blob.sha256, pieces, went_on)
+    draft = segments.draft(blob.sha256, pieces, went_on, coded=coded)
     try:
+        gained = blob.size_bytes - segments.room_of(draft)
+        if not (_is_worth(shared, blob.size_bytes) or _is_worth(gained, blob.size_bytes)):
+            _note(blob, Layout.SEEN)
+            return False
         with transaction.atomic():
             # Who records the same bytes must not count on the copy that is about to go, and who
             # collects them removes all there is.
@@ -166,11 +177,20 @@ def _kin_of(blob: Blob, pieces: list[Piece]) -> dict[int, list[Piece]]:
     return {row.blob_id: unpack_pieces(bytes(row.pieces)) for row in others[:_KIN]}
 
 
-def _shared_bytes(pieces: Iterable[Piece], theirs: set[bytes], segments: Segments) -> int:
+def is_to_be_coded(blob: Blob) -> bool:
+    """Say whether all who have these bytes want weights coded: reading them takes longer then."""
+    holding = Namespace.objects.filter(
+        repositories__versions__in=Version.objects.live().filter(revision__artifacts__blob=blob)
+    )
+    wishes = set(holding.values_list("compress_weights", flat=True))
+    return wishes == {True}
+
+
+def _shared_bytes(pieces: Iterable[Piece], is_there: Callable[[Piece], bool]) -> int:
     """Add up what need not be stored again: others have it, or this blob has it twice."""
     shared, mine = 0, set[bytes]()
     for piece in pieces:
-        if piece.sha256 in mine or piece.sha256 in theirs or segments.holds(piece):
+        if piece.sha256 in mine or is_there(piece):
             shared += piece.size_bytes
         mine.add(piece.sha256)
     return shared

@@ -1,6 +1,7 @@
 """Blobs in pieces: a list, and links to files that other blobs may link to as well.
 
     segments/ab/abcd…               a piece, found by the SHA-256 of its bytes
+    segments/ab/abcd….z             the same, coded: see `registry.storage.coding`
     segmented/ab/abcd…/list         what pieces a blob is made of, in their order
     segmented/ab/abcd…/{sha256}     its pieces: further names of the same files
     making/                         what is being put together, and what is being taken apart
@@ -19,6 +20,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import struct
 import uuid
 from bisect import bisect_right
@@ -30,8 +32,9 @@ from typing import NamedTuple, Self
 
 from registry.encryption.container import damaged
 from registry.errors import Text, Unavailable
+from registry.storage.coding import WIDTH, CodedBlocks, NotAsCoded, decode, encode
 from registry.storage.files import FileBlocks, LocalObject
-from registry.storage.names import SHA256, no_blob, plain_name, segmented_name
+from registry.storage.names import no_blob, plain_name, segmented_name
 from registry.storage.objects import BLOCK_BYTES, StoredBlocks, StoredObject
 from registry.storage.spool import out_of_space, sync_folder
 
@@ -46,18 +49,29 @@ _DIGEST_BYTES = 32
 # Two million pieces: more than the largest file has, and little enough to be read at once.
 _LIST_BYTES = 80 << 20
 _LIST = "list"
+_CODED = 0x80
+_ENDING = ".z"
+_NAME = re.compile(r"[0-9a-f]{64}(\.z)?")
 
 
 class Piece(NamedTuple):
     """Some bytes of a blob that lie together.
 
     `width` is that of the numbers in it, where they are known to be weights of 2 bytes; 0 says
-    nothing.
+    nothing. In a list, it also says whether the piece lies there coded.
     """
 
     sha256: bytes
     size_bytes: int
     width: int = 0
+
+    @property
+    def is_coded(self) -> bool:
+        return bool(self.width & _CODED)
+
+    @property
+    def name(self) -> str:
+        return self.sha256.hex() + (_ENDING if self.is_coded else "")
 
 
 class Draft(NamedTuple):
@@ -139,16 +153,23 @@ class SegmentedObject(StoredObject):
         """Begin to read; that every piece is there with its length is known by then."""
         spans = list(self.listing.spans(start, min(end, self.size_bytes)))
         for piece, _, _ in spans:
-            name = piece.sha256.hex()
             try:
-                length = os.stat(name, dir_fd=self._folder).st_size
+                length = os.stat(piece.name, dir_fd=self._folder).st_size
             except FileNotFoundError:
                 raise _missing(self.listing.sha256, piece) from None
-            if length != piece.size_bytes:
+            if length != piece.size_bytes and not piece.is_coded:
                 raise damaged(
-                    self.listing.sha256, Text("its piece {piece} has another length", piece=name)
+                    self.listing.sha256,
+                    Text("its piece {piece} has another length", piece=piece.name),
                 )
         return SegmentedBlocks(self.listing.sha256, os.dup(self._folder), spans, step)
+
+    def sizes(self) -> dict[bytes, int]:
+        """Give the pieces of the blob and the room that each takes."""
+        return {
+            piece.sha256: os.stat(piece.name, dir_fd=self._folder).st_size
+            for piece in self.listing.pieces
+        }
 
     def close(self) -> None:
         if self._folder >= 0:
@@ -166,27 +187,30 @@ class SegmentedBlocks(StoredBlocks):
         self._folder = folder
         self._spans = iter(spans)
         self._step = step
-        self._piece: FileBlocks | None = None
+        self._name = ""
+        self._piece: FileBlocks | CodedBlocks | None = None
 
     def __next__(self) -> bytes:
-        piece = self._open_next()
-        if piece is None:
-            self.close()
-            raise StopIteration
-        return next(piece)
+        with self._named():
+            if (piece := self._open_next()) is not None:
+                return next(piece)
+        self.close()
+        raise StopIteration
 
     def fill(self, target: memoryview) -> int:
         filled = 0
-        while filled < len(target) and (piece := self._open_next()) is not None:
-            count = piece.fill(target[filled:])
-            if not count:
-                raise damaged(self._sha256, Text("one of its pieces ends too early"))
-            filled += count
+        with self._named():
+            while filled < len(target) and (piece := self._open_next()) is not None:
+                count = piece.fill(target[filled:])
+                if not count:
+                    raise damaged(self._sha256, Text("one of its pieces ends too early"))
+                filled += count
         return filled
 
     def ready(self) -> bytes:
-        piece = self._open_next()
-        return b"" if piece is None else piece.ready()
+        with self._named():
+            piece = self._open_next()
+            return b"" if piece is None else piece.ready()
 
     def close(self) -> None:
         if self._piece is not None:
@@ -199,7 +223,16 @@ class SegmentedBlocks(StoredBlocks):
     def __del__(self) -> None:
         self.close()
 
-    def _open_next(self) -> FileBlocks | None:
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except NotAsCoded:
+            raise damaged(
+                self._sha256, Text("its piece {piece} does not unpack", piece=self._name)
+            ) from None
+
+    def _open_next(self) -> FileBlocks | CodedBlocks | None:
         """Give the piece that is being read, or the next one; None at the end."""
         if self._folder < 0:
             return None
@@ -209,12 +242,15 @@ class SegmentedBlocks(StoredBlocks):
             self._piece.close()
             self._piece = None
         for piece, start, end in self._spans:
+            self._name = piece.name
             try:
-                name = piece.sha256.hex()
-                descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+                descriptor = os.open(piece.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
             except FileNotFoundError:
                 raise _missing(self._sha256, piece) from None
-            self._piece = FileBlocks(descriptor, start, end, self._step)
+            if piece.is_coded:
+                self._piece = CodedBlocks(descriptor, piece.size_bytes, start, end)
+            else:
+                self._piece = FileBlocks(descriptor, start, end, self._step)
             return self._piece
         return None
 
@@ -240,9 +276,14 @@ class Segments:
         """Say whether a blob is in pieces."""
         return (self._root / segmented_name(sha256)).is_dir()
 
-    def holds(self, piece: Piece) -> bool:
-        """Say whether some blob has stored this piece already."""
-        return self._known(piece.sha256.hex()).exists()
+    def holds(self, piece: Piece, *, coded: bool = False) -> bool:
+        """Say whether some blob has stored this piece already, coded or not if `coded`."""
+        return any(self._known(one.name).exists() for one in _forms(piece, coded=coded))
+
+    def stored_bytes(self) -> int:
+        """Add up the room that all pieces take, each once."""
+        folders = (self._root / "segments").iterdir()
+        return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
 
     def list(self) -> Iterator[tuple[str, float]]:
         """Give the digests of the blobs in pieces, and when each was put together."""
@@ -274,10 +315,18 @@ class Segments:
         finally:
             os.close(descriptor)
 
-    def draft(self, sha256: str, pieces: Sequence[Piece], went_on: Callable[[int], None]) -> Draft:
+    def draft(
+        self,
+        sha256: str,
+        pieces: Sequence[Piece],
+        went_on: Callable[[int], None],
+        *,
+        coded: bool = False,
+    ) -> Draft:
         """Put a whole blob together of what is there and what is not yet; then read all of it back.
 
-        `went_on` is told of bytes that were gone through, and may raise what ends it.
+        With `coded`, pieces that consist of halves are coded where that gains something. `went_on`
+        is told of bytes that were gone through, and may raise what ends it.
 
         Raises:
             NotFound: the blob is not there, or not whole any more.
@@ -290,12 +339,13 @@ class Segments:
         try:
             with closing(self._whole(sha256)) as whole, out_of_space():
                 draft.folder.mkdir()
-                listing = Listing(sha256, pieces)
-                for piece, end in zip(pieces, listing.ends, strict=True):
-                    content = whole.read(end - piece.size_bytes, end)
-                    self._add(draft, piece, content)
+                listed, start = list[Piece](), 0
+                for piece in pieces:
+                    content = whole.read(start, start + piece.size_bytes)
+                    listed.append(self._add(draft, piece, content, coded=coded))
+                    start += piece.size_bytes
                     went_on(len(content))
-                _write_new(draft.folder / _LIST, listing.pack())
+                _write_new(draft.folder / _LIST, Listing(sha256, listed).pack())
                 sync_folder(draft.folder)
             self._verify(draft, went_on)
         except BaseException:
@@ -326,6 +376,11 @@ class Segments:
             found.blocks(0, found.size_bytes, BLOCK_BYTES).close()
         (self._root / plain_name(draft.sha256)).unlink()
 
+    def room_of(self, draft: Draft) -> int:
+        """Add up the room that the pieces of a draft take, others' among them."""
+        with closing(SegmentedObject(draft.folder, draft.sha256)) as found:
+            return sum(found.sizes().values())
+
     def drop(self, draft: Draft) -> None:
         """Remove a draft that was not adopted."""
         self._take_apart(draft.folder)
@@ -336,21 +391,29 @@ class Segments:
         except FileNotFoundError:
             raise no_blob(sha256) from None
 
-    def _add(self, draft: Draft, piece: Piece, content: bytes) -> None:
-        """Put a piece into a blob's folder: a link to what is there, or bytes that are written."""
-        name = piece.sha256.hex()
+    def _add(self, draft: Draft, piece: Piece, content: bytes, *, coded: bool) -> Piece:
+        """Put a piece into a blob's folder, as a link or written anew; give how it is listed."""
         if hashlib.sha256(content).digest() != piece.sha256:
             raise damaged(draft.sha256, Text("they have changed since they were cut into pieces"))
-        own, known = draft.folder / name, self._known(name)
-        if own.exists():
-            return  # this blob has it more than once
-        linked = _link(known, own)
-        if linked and own.read_bytes() == content:
-            return
-        # What lies there may be damaged: this blob brings good bytes, and so do those after it.
-        own.unlink(missing_ok=True)
-        _write_new(own, content)
-        self._publish(own, known, replace=linked is not False)
+        forms = _forms(piece, coded=coded)
+        for form in forms:
+            if (draft.folder / form.name).exists():
+                return form  # this blob has it more than once
+        full = False
+        for form in forms:
+            own = draft.folder / form.name
+            linked = _link(self._known(form.name), own)
+            if linked and _is_as_written(own, form, content):
+                return form
+            # What lies there may be damaged: this blob brings good bytes, and so do those after it.
+            own.unlink(missing_ok=True)
+            full = full or linked is not False
+        written = encode(content) if forms[0].is_coded else None
+        form = forms[-1] if written is None else forms[0]
+        own = draft.folder / form.name
+        _write_new(own, content if written is None else written)
+        self._publish(own, self._known(form.name), replace=full)
+        return form
 
     def _publish(self, own: Path, known: Path, *, replace: bool) -> None:
         """Let other blobs find a piece."""
@@ -430,7 +493,7 @@ class Segments:
         with suppress(FileNotFoundError):
             for path in folder.iterdir():
                 path.unlink(missing_ok=True)
-                if SHA256.fullmatch(path.name):
+                if _NAME.fullmatch(path.name):
                     self._forget(self._known(path.name))
             folder.rmdir()
 
@@ -446,6 +509,24 @@ class Segments:
 
     def _known(self, name: str) -> Path:
         return self._root / "segments" / name[:2] / name
+
+
+def _forms(piece: Piece, *, coded: bool) -> list[Piece]:
+    """Give how a piece may lie in the store, the preferred way first."""
+    plain = piece._replace(width=piece.width & ~_CODED)
+    if not coded or plain.width != WIDTH:
+        return [plain]
+    return [plain._replace(width=plain.width | _CODED), plain]
+
+
+def _is_as_written(path: Path, form: Piece, content: bytes) -> bool:
+    found = path.read_bytes()
+    if not form.is_coded:
+        return found == content
+    try:
+        return decode(found, form.size_bytes) == content
+    except NotAsCoded:
+        return False
 
 
 def _link(known: Path, own: Path) -> bool | None:
@@ -472,4 +553,4 @@ def _write_new(path: Path, content: bytes) -> None:
 
 
 def _missing(sha256: str, piece: Piece) -> Unavailable:
-    return damaged(sha256, Text("its piece {piece} is missing", piece=piece.sha256.hex()))
+    return damaged(sha256, Text("its piece {piece} is missing", piece=piece.name))

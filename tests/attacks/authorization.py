@@ -250,6 +250,7 @@ API: Mapping[str, Line] = {
     },
     f"{_VERSION}/files": {"get": ("see", 200)},
     f"{_VERSION}/derivatives": {"get": ("see", 200)},
+    f"{_VERSION}/storage": {"get": ("see", 200)},
     "/api/v1/models/{namespace}/{name}/versions/{version}/tunings": {"get": ("see", 200)},
     "/api/v1/models/{namespace}/{name}/versions/{version}/exports": {
         "get": ("see", 200),
@@ -329,6 +330,10 @@ API: Mapping[str, Line] = {
     "/api/v1/namespaces/{namespace}/quota": {
         "get": ("in namespace: read", 200),
         "patch": ("in namespace: administer", 200, {"bytes": 1 << 40}),
+    },
+    "/api/v1/namespaces/{namespace}/storage": {
+        "get": ("in namespace: read", 200),
+        "patch": ("in namespace: own", 200, {"compress_weights": True}),
     },
     "/api/v1/namespaces/{namespace}/members": {"get": ("in namespace: read", 200)},
     "/api/v1/namespaces/{namespace}/members/{username}": {

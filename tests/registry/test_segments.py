@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+from array import array
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.errors import NotFound, StorageFull, Unavailable
-from registry.storage import LocalStorage, Piece, storage_at
+from registry.storage import LocalStorage, Piece, coding, storage_at
 from tests.registry.test_storage import MASTER_KEY
 
 EMPTY = {"blobs": 0, "segments": 0, "segmented": 0, "making": 0}
@@ -267,6 +269,117 @@ def test_a_piece_with_as_many_links_as_may_be_gets_a_further_file(storage, monke
         assert storage.read(sha256) == shared + data
         storage.delete(sha256)
     assert count_files(storage) == EMPTY
+
+
+# --- Coded ---------------------------------------------------------------------------------------
+
+
+def halves(count, seed=0):
+    """Make weights as they are: in bfloat16, close to zero."""
+    numbers = random.Random(seed)
+    words = array("f", [numbers.gauss(0, 0.04) for _ in range(count)]).tobytes()
+    return b"".join(words[at + 2 : at + 4] for at in range(0, len(words), 4))
+
+
+HALVES = halves(700_000)
+
+
+def put_coded(storage, parts):
+    sha256 = storage.put(parts).sha256
+    pieces = [piece._replace(width=2 * (part in HALVES)) for piece, part in zip_pieces(parts)]
+    draft = storage.segments.draft(sha256, pieces, nothing, coded=True)
+    storage.segments.adopt(draft)
+    return sha256
+
+
+def zip_pieces(parts):
+    return zip(pieces_of(parts), parts, strict=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    start=st.integers(0, 1_400_000 + 900),
+    length=st.sampled_from([0, 1, 2, 3, 1000, 1 << 20, (1 << 20) + 1, 2_000_000]),
+    after=st.integers(0, 3),
+)
+def test_any_range_of_coded_weights(coded_blob, start, length, after):
+    storage, sha256, data = coded_blob
+    start += after
+    assert storage.read(sha256, start=start, end=start + length) == data[start : start + length]
+    if length == 3:
+        assert all_ready(storage.open(sha256, start=start)) == data[start:]
+
+
+@pytest.fixture(scope="module")
+def coded_blob(tmp_path_factory):
+    storage = LocalStorage(tmp_path_factory.mktemp("coded") / "store")
+    parts = [os.urandom(450), HALVES, os.urandom(450)]
+    sha256 = put_coded(storage, parts)
+    lies = storage.spool / "segmented" / sha256[:2] / sha256 / f"{digest_of(HALVES)}.z"
+    assert lies.stat().st_size < 0.75 * len(HALVES)
+    return storage, sha256, b"".join(parts)
+
+
+def test_what_coding_does_not_shorten_lies_plain(storage):
+    noise = os.urandom(200_000)
+    sha256 = storage.put([noise]).sha256
+    pieces = [pieces_of([noise])[0]._replace(width=2)]
+    storage.segments.adopt(storage.segments.draft(sha256, pieces, nothing, coded=True))
+    assert path_of(storage, noise).exists()
+    assert storage.read(sha256) == noise
+
+
+def test_coded_and_plain_pieces_are_shared_as_they_lie(storage):
+    part, more = HALVES[:300_000], HALVES[300_000:600_000]
+    coded = put_coded(storage, [part, b"one"])
+    again = put_coded(storage, [b"two", part])
+    coded_name = path_of(storage, part).with_name(f"{digest_of(part)}.z")
+    assert coded_name.stat().st_nlink == 3
+    # Who did not ask for it reads plain bytes; who did takes those that are there.
+    plain = put_in_pieces(storage, [more, b"three"])
+    late = put_coded(storage, [more, b"four"])
+    assert path_of(storage, more).stat().st_nlink == 3
+    for sha256, data in (
+        (coded, part + b"one"),
+        (again, b"two" + part),
+        (plain, more + b"three"),
+        (late, more + b"four"),
+    ):
+        assert storage.read(sha256) == data
+        storage.delete(sha256)
+    assert count_files(storage) == EMPTY
+
+
+@pytest.mark.parametrize(
+    "spoil_it",
+    [
+        lambda coded: coded[:-1],
+        lambda coded: coded + b"x",
+        lambda coded: b"",
+        lambda coded: b"X" + coded[1:],
+        lambda coded: coded[:8] + b"\xff\xff\xff\x7f" + coded[12:],
+        lambda coded: coded[:16] + b"\xff" * 16 + coded[32:],
+        lambda coded: coded[:-40] + bytes(40),
+        lambda coded: coded[: len(coded) // 2] + b"\x00" + coded[len(coded) // 2 + 1 :],
+        lambda coded: coded[:40] + bytes(200) + coded[240:],
+    ],
+)
+def test_coded_weights_that_were_changed_give_an_error_and_no_bytes(storage, spoil_it):
+    sha256 = put_coded(storage, [HALVES])
+    path = storage.spool / "segmented" / sha256[:2] / sha256 / f"{digest_of(HALVES)}.z"
+    spoil(path, spoil_it(path.read_bytes()))
+    with pytest.raises(Unavailable, match=f"{digest_of(HALVES)}.z does not unpack") as failed:
+        storage.read(sha256)
+    assert failed.value.reason == "stored_bytes_damaged"
+    # The next blob that has these weights brings good bytes.
+    other = put_coded(storage, [HALVES, b"more"])
+    assert storage.read(other) == HALVES + b"more"
+
+
+@given(st.binary(max_size=5000))
+def test_what_is_no_coded_piece_is_refused(raw):
+    with pytest.raises(coding.NotAsCoded):
+        coding.decode(b"MYPLANES" + raw, 1000)
 
 
 # --- Interrupted, and side by side ---------------------------------------------------------------

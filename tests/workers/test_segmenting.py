@@ -11,13 +11,20 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from registry.errors import RegistryError
-from registry.models import Blob, Layout, Outline
-from registry.services import catalog, custody, versions
+from registry.errors import Denied, RegistryError
+from registry.models import Blob, Event, Layout, Namespace, Outline, Role, Tally
+from registry.services import catalog, custody, savings, versions
 from registry.services.blobs import record_blob
 from registry.services.collection import collect_garbage
 from registry.storage import MAX_PIECE_BYTES, default_storage
-from tests.factories import UserFactory, actor_of, make_model, make_version
+from tests.factories import (
+    UserFactory,
+    actor_of,
+    make_member,
+    make_model,
+    make_token,
+    make_version,
+)
 from workers import gear
 from workers.cutting import cut
 from workers.gear import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, cut_chunks
@@ -312,6 +319,116 @@ def test_what_was_purged_leaves_the_disk_but_for_what_others_have(alice):
     left = b"".join(p.read_bytes() for p in default_storage().spool.rglob("*") if p.is_file())
     assert files[0][-90_000:] not in left
     assert default_storage().read(hashlib.sha256(files[1]).hexdigest()) == files[1]
+
+
+# --- What it saves -------------------------------------------------------------------------------
+
+
+def halves(megabytes):
+    """Make weights as they are: their upper bytes are nearly all the same."""
+    count = megabytes * MIB // 2
+    upper = bytes(0x3C if number < 200 else number for number in os.urandom(count))
+    return b"".join(bytes(pair) for pair in zip(os.urandom(count), upper, strict=True))
+
+
+def test_weights_are_compressed_where_everybody_who_has_them_asks_for_it(alice):
+    bob = UserFactory(username="bob")
+    models = [make_model(alice), make_model(bob)]
+    both, mine = (weights(w=("BF16", halves(4)), o=("U8", os.urandom(9))) for _ in range(2))
+    version = make_version(alice, models[0], {"both.safetensors": both, "mine.safetensors": mine})
+    make_version(bob, models[1], {"both.safetensors": both})
+    assert segment() == 0
+    actor, space = actor_of(alice), models[0].namespace
+    savings.set_compression(actor=actor, namespace=space, compress_weights=True)
+    assert segment()
+    artifacts = version.revision.artifacts
+    blobs = {path: artifacts.get(path=f"{path}.safetensors").blob for path in ("both", "mine")}
+    assert {path: blob.layout for path, blob in blobs.items()} == {
+        "both": Layout.SEEN,
+        "mine": Layout.SEGMENTED,
+    }
+    assert disk_bytes() < 4 * MIB * 0.8 + 4 * MIB + 20_000
+    assert default_storage().read(blobs["mine"].sha256) == mine
+    savings.set_compression(
+        actor=actor_of(bob), namespace=models[1].namespace, compress_weights=True
+    )
+    assert segment()
+    assert layout_of(blobs["both"]) == Layout.SEGMENTED
+    assert default_storage().read(blobs["both"].sha256) == both
+    assert Tally.objects.get(name=Tally.SAVED_BYTES).value > 8 * MIB * 0.2
+    # What a namespace is told is what its files share, and these share a header.
+    space.refresh_from_db()
+    assert space.saved_bytes < 1000
+    assert Event.objects.filter(action="namespace.storage", target="alice").count() == 1
+
+
+def test_only_owners_say_how_weights_lie(alice):
+    space = make_model(alice).namespace
+    for role in (Role.READER, Role.MAINTAINER):
+        member = actor_of(make_member(space, role))
+        assert not savings.read_savings(actor=member, namespace=space).compress_weights
+        with pytest.raises(Denied):
+            savings.set_compression(actor=member, namespace=space, compress_weights=True)
+    with pytest.raises(Denied):
+        savings.read_savings(actor=actor_of(UserFactory()), namespace=space)
+
+
+def test_saved_bytes_are_those_among_what_one_may_see(alice, client):
+    """Two namespaces that have the same bytes learn nothing of each other."""
+    bob = UserFactory(username="bob")
+    body, other = os.urandom(3 * MIB), os.urandom(2 * MIB)
+    model = make_model(alice)
+    files = [
+        weights(b=("U8", body), h=("U8", os.urandom(70_000 + number)), o=("U8", other[number:]))
+        for number in range(2)
+    ]
+    made = [make_version(alice, model, {"m.safetensors": data}) for data in files]
+    hidden = make_model(bob, "hidden", visibility="private")
+    same = weights(h=("U8", os.urandom(80_000)), o=("U8", other))
+    secret = make_version(bob, hidden, {"m.safetensors": same})
+    segment()
+    blobs = Blob.objects.filter(size_bytes__gte=MIB)
+    assert {blob.layout for blob in blobs} == {Layout.SEGMENTED}
+    savings.recount_savings()
+    spaces = {space.slug: space.saved_bytes for space in Namespace.objects.all()}
+    assert spaces == {"alice": 3 * MIB, "bob": 0}
+    assert 5 * MIB - 10_000 < Tally.objects.get(name=Tally.SAVED_BYTES).value <= 5 * MIB
+    shared = savings.find_shared(actor_of(alice), made[1])
+    assert shared == savings.Shared(made[0], 3 * MIB)
+    assert savings.find_shared(actor_of(alice), made[0]) is None
+    assert savings.find_shared(actor_of(bob), secret) is None
+
+    client.force_login(alice)
+    page = client.get("/models/alice/classifier/versions/2").content.decode()
+    assert "Shares 3.1 MB with <a" in page
+    told = client.get("/api/v1/models/alice/classifier/versions/2/storage").json()
+    assert told["shared"]["number"] == 1
+    assert told["shared"]["size_bytes"] == 3 * MIB
+    assert told["size_bytes"] == made[1].size_bytes
+    bearer = {"authorization": f"Bearer {make_token(alice)}"}
+    assert client.get("/api/v1/namespaces/alice/storage", headers=bearer).json() == {
+        "compress_weights": False,
+        "saved_bytes": 3 * MIB,
+    }
+    assert '<b class="num">3.1 MB</b>' in client.get("/namespaces/alice").content.decode()
+    assert "modelyard_storage_saved_bytes 5" in client.get("/metrics").content.decode()
+
+
+def test_a_file_that_both_versions_have_is_shared_as_a_whole(alice):
+    model, data = make_model(alice), os.urandom(2 * MIB)
+    first = make_version(alice, model, {"a.bin": data})
+    second = make_version(alice, model, {"b.bin": data, "c.bin": b"more"})
+    assert savings.find_shared(actor_of(alice), second) == savings.Shared(first, 2 * MIB)
+
+
+def test_the_page_of_a_namespace_sets_how_weights_lie(alice, client):
+    make_model(alice)
+    client.force_login(alice)
+    client.post("/namespaces/alice/change", {"change": "storage", "compress_weights": "on"})
+    assert Namespace.objects.get(slug="alice").compress_weights
+    assert "checked" in client.get("/namespaces/alice").content.decode()
+    client.post("/namespaces/alice/change", {"change": "storage"})
+    assert not Namespace.objects.get(slug="alice").compress_weights
 
 
 # --- Where to cut --------------------------------------------------------------------------------

@@ -1115,6 +1115,41 @@ class QuotaChanges(Body):
     deployments: Limit | None = None
 
 
+class Storage(Answer):
+    """How the files of a namespace lie in the storage."""
+
+    compress_weights: bool = Field(
+        description="Whether weights of 16 bits are coded without loss where they lie."
+    )
+    saved_bytes: int = Field(
+        description="What its files share with one another and is stored once, as it was last "
+        "counted."
+    )
+
+
+class StorageChanges(Body):
+    compress_weights: bool
+
+
+class SharedBytes(Answer):
+    kind: str
+    namespace: str
+    name: str
+    number: int
+    variant: str
+    size_bytes: int = Field(description="What both versions have, and is stored once.")
+
+
+class VersionStorage(Answer):
+    """What the files of a version take."""
+
+    size_bytes: int
+    shared: SharedBytes | None = Field(
+        description="Of the versions just before it and of its parents, that with which it shares "
+        "the most; null if it shares nothing."
+    )
+
+
 # --- Serving ---------------------------------------------------------------------------------
 
 DeploymentRole = Literal["live", "canary", "shadow"]

@@ -56,6 +56,7 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
         version: (f"{kind}-version", versions.VersionOne),
         f"{version}/files": (f"{kind}-files", versions.FileList),
         f"{version}/derivatives": (f"{kind}-derivatives", versions.DerivativeList),
+        f"{version}/storage": (f"{kind}-version-storage", versions.VersionStorage),
         f"{version}/tags/<str:key>": (f"{kind}-version-tag", versions.VersionTag),
         f"{version}/lineage": (f"{kind}-version-lineage", versions.VersionLineage),
         f"{version}/lineage/graph": (f"{kind}-lineage-graph", versions.LineageGraph),
@@ -103,6 +104,7 @@ urlpatterns = [
     path("namespaces/<str:namespace>", people.NamespaceOne.as_view(), name="namespace"),
     path("namespaces/<str:namespace>/deleted", people.DeletedList.as_view(), name="deleted"),
     path("namespaces/<str:namespace>/quota", people.NamespaceQuota.as_view(), name="quota"),
+    path("namespaces/<str:namespace>/storage", people.NamespaceStorage.as_view(), name="storage"),
     path("namespaces/<str:namespace>/members", people.MemberList.as_view(), name="members"),
     path(
         "namespaces/<str:namespace>/members/<str:username>",

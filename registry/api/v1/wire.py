@@ -23,6 +23,7 @@ from registry.models import (
     Endpoint,
     Evaluation,
     Job,
+    Namespace,
     Repository,
     SavedSearch,
     Signature,
@@ -47,6 +48,7 @@ from registry.services.gate import evidence_of
 from registry.services.lineage import Graph
 from registry.services.quotas import QUOTAS, Quota, why_waiting
 from registry.services.replicas import Replica
+from registry.services.savings import Shared
 
 Row = dict[str, Any]
 T = TypeVar("T", bound=Model)
@@ -579,6 +581,18 @@ def replica_body(replica: Replica) -> Row:
 
 def quota_body(quotas: Mapping[str, Quota]) -> Row:
     return {what: quotas[what]._asdict() for what in QUOTAS}
+
+
+def storage_body(namespace: Namespace) -> Row:
+    return {
+        "compress_weights": namespace.compress_weights,
+        "saved_bytes": namespace.saved_bytes,
+    }
+
+
+def version_storage_body(version: Version, shared: Shared | None) -> Row:
+    found = shared and {**version_name(shared.version), "size_bytes": shared.size_bytes}
+    return {"size_bytes": version.size_bytes, "shared": found}
 
 
 def _result_body(version: Version) -> Row:

@@ -22,7 +22,7 @@ from registry.models import (
     is_better,
 )
 from registry.permissions import allowed, require, role_of
-from registry.services import catalog, namespaces, proposals, quotas, requests, sharing
+from registry.services import catalog, namespaces, proposals, quotas, requests, savings, sharing
 from registry.services.deployments import list_endpoints
 from registry.web import history, wording
 from registry.web.forms import AliasForm, NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
@@ -91,6 +91,7 @@ def namespace_page(request: HttpRequest, namespace: str) -> HttpResponse:
         "members": list(members.order_by("user__username")[:_SHOWN]) if belongs else None,
         "quotas": [_shown_quota(what, quota) for what, quota in present.items()],
         "quota_form": QuotaForm.showing(present) if may_set else None,
+        "storage": savings.read_savings(actor=actor, namespace=space) if belongs else None,
         "endpoints": list_endpoints(actor, namespace=space),
         "repositories": list(visible.select_related("namespace").order_by("-updated_at")[:20]),
         "roles": ROLES,
@@ -142,6 +143,14 @@ def change_namespace(request: HttpRequest, namespace: str) -> HttpResponse:
         "quota": (
             lambda: quotas.set_quotas(
                 actor=actor, namespace=space, changes=QuotaForm(request.POST).changes()
+            ),
+            _("Saved."),
+        ),
+        "storage": (
+            lambda: savings.set_compression(
+                actor=actor,
+                namespace=space,
+                compress_weights="compress_weights" in request.POST,
             ),
             _("Saved."),
         ),

@@ -28,6 +28,7 @@ from registry.permissions import allowed, require
 from registry.services import catalog, exports
 from registry.services.blobs import inspection_of, sandbox_inspection_of
 from registry.services.direct import list_direct_uploads
+from registry.services.savings import find_shared
 from registry.services.uploads import finished_uploads
 from registry.services.versions import (
     MAX_FILES,
@@ -105,6 +106,7 @@ def show_version(
         "kind": kind,
         "plural": f"{kind}s",
         "files": files,
+        "shared": _shared(actor, version),
         "inspections": _inspections(files),
         "derivatives": derivatives,
         "screening": Screening.objects.filter(version=version).first(),
@@ -140,6 +142,19 @@ def show_version(
     }
     refused = signature_form is not None and signature_form.errors
     return render(request, "version/version.html", context, status=422 if refused else 200)
+
+
+def _shared(actor: Actor, version: Version) -> dict[str, Any] | None:
+    """Say with which version this one shares the most, by its number where it is of this model."""
+    found = find_shared(actor, version)
+    if found is None:
+        return None
+    near = found.version.repository_id == version.repository_id
+    return {
+        "version": found.version,
+        "name": f"v{found.version.number}" if near else found.version.ref,
+        "size_bytes": found.size_bytes,
+    }
 
 
 def _signers(actor: Actor, version: Version, host: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from registry.models import (
 )
 from registry.pages import Page, check_limit, newest_first
 from registry.permissions import require, require_scope, role_of
-from registry.services import catalog, namespaces, quotas, tokens
+from registry.services import catalog, namespaces, quotas, savings, tokens
 from registry.services.audit_log import audit_log, event_body, json_lines
 from registry.services.deletion import list_deleted
 
@@ -218,6 +218,33 @@ class NamespaceQuota(Resource):
             actor=self.actor, namespace=space, changes=self.changes(schemas.QuotaChanges)
         )
         return Response(wire.quota_body(changed))
+
+
+class NamespaceStorage(Resource):
+    @operation(
+        "get_storage",
+        "See what the files of a namespace save; for its members.",
+        {200: schemas.Storage},
+    )
+    def get(self, request: Request, namespace: str) -> Response:
+        space = namespaces.find_namespace(self.actor, namespace)
+        row = savings.read_savings(actor=self.actor, namespace=space)
+        return Response(wire.storage_body(row))
+
+    @operation(
+        "set_storage",
+        "Have weights of 16 bits coded without loss where they lie, or no longer.",
+        {200: schemas.Storage},
+        body=schemas.StorageChanges,
+    )
+    def patch(self, request: Request, namespace: str) -> Response:
+        space = namespaces.find_namespace(self.actor, namespace)
+        row = savings.set_compression(
+            actor=self.actor,
+            namespace=space,
+            compress_weights=self.body(schemas.StorageChanges).compress_weights,
+        )
+        return Response(wire.storage_body(row))
 
 
 class DeletedList(Resource):

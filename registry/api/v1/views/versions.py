@@ -27,6 +27,7 @@ from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
 from registry.services import blobs, catalog, deletion, diffs, exports, versions
 from registry.services.lineage import trace
+from registry.services.savings import find_shared
 
 
 def named_version(actor: Actor, kind: str, text: str) -> Version:
@@ -349,6 +350,18 @@ class LineageGraph(Resource):
     def get(self, request: Request, **_: str) -> Response:
         graph = trace(self.actor, self.version(), depth=self.query(schemas.GraphQuery).depth)
         return Response(wire.graph_body(graph))
+
+
+class VersionStorage(Resource):
+    @operation(
+        "get_{kind}_version_storage",
+        "See what a version of a {kind} takes, and what of it is stored once with another one.",
+        {200: schemas.VersionStorage},
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        version = self.version()
+        return Response(wire.version_storage_body(version, find_shared(self.actor, version)))
 
 
 class VersionDiff(Resource):
