@@ -50,7 +50,9 @@ class Segmenter:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self.run_once()
+                # What was put together may have others looked at again.
+                while self.run_once():
+                    pass
             except _Stopping:
                 return
             except DatabaseError as error:

@@ -63,7 +63,7 @@ def segment_blobs(*, cut: Cutter, went_on: WentOn) -> int:
     before = timezone.now() - timedelta(seconds=settings.SEGMENT_AFTER_SECONDS)
     count = 0
     with segments.turn() as mine:
-        for blob in _due(before) if mine else ():
+        for blob in _due(before) if mine and segments.can_link() else ():
             try:
                 count += _look_at(blob, segments, cut, went_on)
             except NotFound:
@@ -71,6 +71,9 @@ def segment_blobs(*, cut: Cutter, went_on: WentOn) -> int:
             except StorageFull as full:
                 logger.warning("No room to put %s together: %s", blob.sha256, full)
                 break
+            except OSError as failure:
+                # A bad sector in one file must not keep the others; it is tried again.
+                logger.error("%s cannot be read: %s", blob.sha256, failure)  # noqa: TRY400 - as below
             except Unavailable as damage:
                 logger.error("%s", damage)  # noqa: TRY400 - its words say all there is
                 _note(blob, Layout.SEEN)

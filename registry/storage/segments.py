@@ -19,6 +19,7 @@ by one rename. It never changes after that.
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import struct
@@ -37,6 +38,8 @@ from registry.storage.files import FileBlocks, LocalObject
 from registry.storage.names import no_blob, plain_name, segmented_name
 from registry.storage.objects import BLOCK_BYTES, StoredBlocks, StoredObject
 from registry.storage.spool import out_of_space, sync_folder
+
+logger = logging.getLogger(__name__)
 
 # A piece goes through memory as a whole when it is written, or compared with one that is there.
 MAX_PIECE_BYTES = 16 << 20
@@ -284,6 +287,21 @@ class Segments:
         """Add up the room that all pieces take, each once."""
         folders = (self._root / "segments").iterdir()
         return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+
+    def can_link(self) -> bool:
+        """Say whether the file system knows hard links at all."""
+        first, second = (self._making / uuid.uuid4().hex for _ in range(2))
+        with out_of_space():
+            first.touch()
+        try:
+            os.link(first, second)
+            return first.stat().st_nlink > 1
+        except OSError as error:
+            logger.info("Files stay whole, for their file system does not link them: %s", error)
+            return False
+        finally:
+            first.unlink(missing_ok=True)
+            second.unlink(missing_ok=True)
 
     def list(self) -> Iterator[tuple[str, float]]:
         """Give the digests of the blobs in pieces, and when each was put together."""

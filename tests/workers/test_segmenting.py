@@ -1,5 +1,6 @@
 """What files share is stored once, in the background, and every file stays what it is."""
 
+import errno
 import hashlib
 import json
 import os
@@ -148,6 +149,30 @@ def test_encrypted_files_stay_whole(alice, settings):
     blobs = [put(body + bytes([number])) for number in range(2)]
     assert segment() == 0
     assert {layout_of(blob) for blob in blobs} == {Layout.WHOLE}
+
+
+def test_a_file_system_without_links_keeps_files_whole(alice, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    body = os.urandom(2 * MIB)
+    blobs = [put(body + bytes([number])) for number in range(2)]
+    monkeypatch.setattr(os, "link", link)
+    assert segment() == 0
+    assert {layout_of(blob) for blob in blobs} == {Layout.WHOLE}
+    assert not Outline.objects.exists()
+
+
+def test_a_file_that_cannot_be_read_does_not_keep_the_others(alice, caplog):
+    body = os.urandom(2 * MIB)
+    bad, *good = (put(body + bytes([number])) for number in range(3))
+    path = next((default_storage().spool / "blobs").rglob(bad.sha256))
+    path.unlink()
+    # As good as a bad sector: it opens, and reading fails.
+    path.mkdir()
+    assert segment()
+    assert bad.sha256 in caplog.text
+    assert {layout_of(blob) for blob in good} == {Layout.SEGMENTED}
 
 
 LIES = {
