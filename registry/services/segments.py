@@ -214,7 +214,9 @@ def _call_again(pieces: Iterable[Piece], kin: dict[int, list[Piece]]) -> None:
             sum(one.size_bytes for one in others),
         )
     ]
-    Blob.objects.filter(pk__in=gaining, layout=Layout.SEEN).update(layout=Layout.WHOLE)
+    for key in gaining:
+        # One at a time: collectors change many rows at once, in an order of their own.
+        Blob.objects.filter(pk=key, layout=Layout.SEEN).update(layout=Layout.WHOLE)
 
 
 def _find_out(blob: Blob, segments: Segments) -> None:

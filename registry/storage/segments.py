@@ -23,8 +23,10 @@ import logging
 import os
 import re
 import struct
+import threading
 import uuid
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import accumulate
@@ -52,6 +54,9 @@ _DIGEST_BYTES = 32
 # Two million pieces: more than the largest file has, and little enough to be read at once.
 _LIST_BYTES = 80 << 20
 _LIST = "list"
+# How many lists a process keeps, of so many pieces at most: some 20 MB.
+_KEPT_LISTS = 64
+_KEPT_PIECES = 1024
 _CODED = 0x80
 _ENDING = ".z"
 _NAME = re.compile(r"[0-9a-f]{64}(\.z)?")
@@ -133,20 +138,50 @@ class Listing:
             start, at = last, at + 1
 
 
+class _Listings:
+    """The lists that were read last: a file that is read in ranges is opened for each of them."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, int, int, int, int], Listing] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, sha256: str, found: os.stat_result, read: Callable[[], bytes]) -> Listing:
+        """Give the list of a blob that lies in the file `found`; parse it if it is another one."""
+        key = (sha256, found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size)
+        with self._lock:
+            if (listing := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return listing
+        listing = Listing.parse(read(), sha256)
+        if len(listing.pieces) <= _KEPT_PIECES:
+            with self._lock:
+                self._kept[key] = listing
+                while len(self._kept) > _KEPT_LISTS:
+                    self._kept.popitem(last=False)
+        return listing
+
+
+_LISTINGS = _Listings()
+
+
 class SegmentedObject(StoredObject):
     """A blob in pieces, opened: its list was read, its folder is held whatever becomes of it."""
 
     def __init__(self, folder: Path, sha256: str) -> None:
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            listed = os.open(_LIST, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
-            with os.fdopen(listed, "rb") as file:
-                self.modified_at = os.fstat(listed).st_mtime
-                self.listing = Listing.parse(file.read(_LIST_BYTES), sha256)
+            found = os.stat(_LIST, dir_fd=self._folder)
+            self.modified_at = found.st_mtime
+            self.listing = _LISTINGS.get(sha256, found, self._read_list)
         except BaseException:
             self.close()
             raise
         self.size_bytes = self.listing.size_bytes
+
+    def _read_list(self) -> bytes:
+        listed = os.open(_LIST, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
+        with os.fdopen(listed, "rb") as file:
+            return file.read(_LIST_BYTES)
 
     def read(self, start: int, end: int) -> bytes:
         with closing(self.blocks(start, end, BLOCK_BYTES)) as blocks:
