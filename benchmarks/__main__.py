@@ -20,6 +20,7 @@ NAMES = (
     "folder",
     "transfer",
     "serving",
+    "front",
     "oracle",
     "api",
 )
