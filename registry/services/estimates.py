@@ -14,7 +14,13 @@ from django.utils import timezone
 
 from registry.errors import Text
 from registry.models import Actor, Attempt, Job, JobState, Namespace, Worker
-from registry.recipes import CompressRecipe, Recipe, SearchRecipe, TrainRecipe, TuneRecipe
+from registry.recipes import (
+    CompressRecipe,
+    Recipe,
+    SearchRecipe,
+    TrainRecipe,
+    TuneRecipe,
+)
 from registry.services import jobs, quotas, sizes
 from registry.services.headers import ModelHead, head_of, splits_of
 from registry.services.jobs import Prepared
@@ -27,6 +33,8 @@ _COUNTED: Final = 3
 _LIBRARIES_BYTES: Final = 250_000_000
 # To measure one version that a search keeps, beside its parent.
 _MEASURING_SECONDS: Final = 60
+# A compiled program alone takes one and a half million.
+_PROGRAM_BYTES: Final = 3_000_000
 _PIECES_BYTES: Final = (50_000_000, 300_000_000)
 _NO_FILES: Final = Text("It measures, and makes no files.")
 
@@ -323,8 +331,9 @@ def _read(asked: Prepared, head: ModelHead | None) -> Figure:
 
 def _result(asked: Prepared, head: ModelHead | None, past: _Past) -> Figure:
     recipe = asked.recipe
-    if recipe.produces == "evaluations":
-        return Figure(0, 0, _NO_FILES)
+    if recipe.produces in {"evaluations", "export"}:
+        writes = recipe.produces == "export"
+        return _result_of_export(head) if writes else Figure(0, 0, _NO_FILES)
     made = past.range_of(lambda job: job.result_bytes)
     if past.like == "same" and made is not None:
         count, found = made
@@ -340,6 +349,21 @@ def _result(asked: Prepared, head: ModelHead | None, past: _Past) -> Figure:
     if isinstance(recipe, CompressRecipe):
         return _result_of_steps(recipe, head)
     return _result_of_search(recipe, head)
+
+
+def _result_of_export(head: ModelHead | None) -> Figure:
+    count = head.version.parameters_count if head else None
+    if head is None or count is None:
+        return Figure(None, None, Text("What the file takes is seen once it is written."))
+    return Figure(
+        4 * count,
+        4.4 * count + _PROGRAM_BYTES,
+        Text(
+            "The {count} parameters of {version} in 32 bits, and the program.",
+            count=_counted(count),
+            version=head.version.ref,
+        ),
+    )
 
 
 def _result_of_rows(past: _Past) -> Figure:

@@ -10,6 +10,7 @@ from django.test import Client
 from registry.errors import Conflict, Invalid
 from registry.models import Blob, Derivative, Job, JobState, VersionState
 from registry.services import exports
+from registry.services.estimates import estimate_job
 from registry.services.jobs import submit_job
 from registry.storage import default_storage
 from tests import factories
@@ -84,6 +85,12 @@ def test_a_file_is_made_by_a_job_once_and_kept(owner, version, tmp_path):
     version.refresh_from_db()
     assert version.state == VersionState.READY
     assert api(owner, "GET", f"{ADDRESS.removesuffix('exports')}derivatives")[1]["items"] == []
+
+
+def test_an_estimate_speaks_of_the_file(owner, version):
+    found = estimate_job(actor=actor_of(owner), recipe=RECIPE).result_bytes
+    assert found.low <= version.size_bytes <= found.high
+    assert "and the program" in found.grounds.detail
 
 
 @pytest.mark.slow
