@@ -16,6 +16,7 @@ NAMES = (
     "inspection",
     "doors",
     "encryption",
+    "segments",
     "files",
     "folder",
     "transfer",
