@@ -13,6 +13,7 @@ NAMES = (
     "weightdiff",
     "models",
     "compression",
+    "relevance",
     "inspection",
     "doors",
     "encryption",
