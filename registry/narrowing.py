@@ -15,25 +15,47 @@ _COLUMNS = {"params": "parameters_count", "size": "size_bytes", "downloads": "do
 # Numbers that belong to the machine they were measured on.
 _OF_DEVICE = ("latency", "throughput", "peak_memory")
 _LARGEST = 2**63 - 1
+_MEASURED = frozenset({"metric", "device"})
 
 
 def narrow(matches: RepositoryQuerySet, narrowings: Sequence[Narrowing]) -> RepositoryQuerySet:
-    """Keep what every field asks for.
+    """Keep what every field asks for, but for those that measurements answer."""
+    for one in narrowings:
+        if one.field not in _MEASURED:
+            kept = _condition(one)
+            matches = matches.exclude(kept) if one.negated else matches.filter(kept)
+    return matches
+
+
+def narrow_measured(
+    matches: RepositoryQuerySet, narrowings: Sequence[Narrowing]
+) -> RepositoryQuerySet:
+    """Keep what was measured as it is asked for; gives `matches` itself where nothing is.
 
     Measurements and the device hold of one version together: a model does not match with the
     accuracy of one version and the latency of another.
     """
-    measured = [one for one in narrowings if one.field in {"metric", "device"}]
-    for one in narrowings:
-        if one not in measured:
-            kept = _condition(one)
-            matches = matches.exclude(kept) if one.negated else matches.filter(kept)
+    measured = [one for one in narrowings if one.field in _MEASURED]
     if wanted := [one for one in measured if not one.negated]:
         matches = matches.filter(Exists(_versions(wanted)))
     for one in measured:
         if one.negated:
             matches = matches.exclude(Exists(_versions([one])))
     return matches
+
+
+def measured_rarely(narrowings: Sequence[Narrowing], *, most: int) -> list[int] | None:
+    """Give the versions of which one of the wanted measurements is true; None for more than `most`.
+
+    All that is asked for is true of these or of none.
+    """
+    for one in narrowings:
+        if one.field == "metric" and not one.negated:
+            held = Evaluation.objects.filter(_within("value", one.bounds), metric=one.detail)
+            found = list(held.values_list("version_id", flat=True)[: most + 1])
+            if len(found) <= most:
+                return found
+    return None
 
 
 def _condition(one: Narrowing) -> Q:

@@ -12,6 +12,7 @@ from django.conf import settings
 from django.contrib.postgres.search import SearchRank
 from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connection, transaction
+from django.db.backends.utils import CursorWrapper
 from django.db.models import BigIntegerField, Case, F, IntegerField, Q, Value, When
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Cast, Left, Ln, Lower, Round
@@ -19,9 +20,9 @@ from psycopg.errors import QueryCanceled
 
 from registry.errors import FieldError, Invalid, Unavailable
 from registry.meaning import Meant, blend, meant_by
-from registry.models import Actor, Repository, Tag
+from registry.models import Actor, Repository, Tag, Version
 from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
-from registry.narrowing import narrow
+from registry.narrowing import measured_rarely, narrow, narrow_measured
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor, order_of
 from registry.query_language import Asked, parse
 from registry.readings import AS_WRITTEN, BY_MEANING, SOME_WORDS, Reading, readings
@@ -30,9 +31,16 @@ from registry.readings import AS_WRITTEN, BY_MEANING, SOME_WORDS, Reading, readi
 COUNTED = 10_000
 _FACET_VALUES = 20
 _STATEMENT_SECONDS = 1.0
+# Enough to remember each row that a word is in. With less, pages are remembered, and every row on
+# them is read and looked through again.
+_WORK_MEMORY = "32MB"
 # So few, of what fields alone narrow, are read by their keys: in the order that is asked for, the
 # database might look for them along an index of all.
 _FEW = 1000
+# A measurement that holds of so many versions is where to begin.
+_RARE = 5000
+# For counts beside what many measurements find; without them there are still the rows.
+_FACET_SECONDS = 0.3
 # Relevance is told apart among so many of what matches, those most downloaded: where all that
 # match could be counted, and where they could not.
 _RANKED = 1000
@@ -127,15 +135,16 @@ def search_repositories(
     limit = check_limit(query.limit)
     if with_facets is None:
         with_facets = not query.cursor
-    narrowed = _narrow(Repository.objects.visible_to(actor).filter(kind=kind), query)
-    narrowed = narrow(narrowed, query.asked.narrowings)
+    plain = _narrow(Repository.objects.visible_to(actor).filter(kind=kind), query)
+    plain = narrow(plain, query.asked.narrowings)
+    narrowed = narrow_measured(plain, query.asked.narrowings)
     meant = _meant(query, narrowed)
     with _bounded(is_narrow=bool(query.asked.words or query.asked.narrowings)):
         for reading in _readings(query, narrowed, meant):
             matches = narrowed.filter(reading.condition)
-            few = _few(matches, query)
+            few = _few(plain, narrowed, reading.condition, query)
             if few is not None:
-                matches = narrowed.filter(pk__in=few)
+                matches = plain.filter(pk__in=few)
             if meant and few == [] and reading.how != BY_MEANING:
                 # What is near is no answer yet: words that find nothing may be mistyped.
                 continue
@@ -146,7 +155,11 @@ def search_repositories(
         if meant and with_facets:
             by_words = reading.condition if few is None else Q(pk__in=few)
             matches = narrowed.filter(by_words | Q(pk__in=list(meant.near)))
-        facets = count_facets(matches) if with_facets else {}
+        facets = {}
+        if with_facets and few is None and narrowed is not plain:
+            facets = _count_in_time(matches, least=len(rows))
+        elif with_facets:
+            facets = count_facets(matches, has_words=bool(query.asked.words))
         more = len(rows) > limit
         rows = _with_tags(rows[:limit])
     order = _BY_MEANING if meant else query.order
@@ -201,9 +214,7 @@ def _bounded(*, is_narrow: bool) -> Iterator[None]:
         with transaction.atomic():
             with connection.cursor() as cursor:
                 limit = min(_STATEMENT_SECONDS, settings.STATEMENT_SECONDS)
-                cursor.execute(
-                    "SELECT set_config('statement_timeout', %s, true)", [f"{limit * 1000:.0f}"]
-                )
+                _set_until_the_end(cursor, statement_timeout=_ms(limit), work_mem=_WORK_MEMORY)
             yield
     except OperationalError as error:
         if not is_narrow or not isinstance(error.__cause__, QueryCanceled):
@@ -213,6 +224,16 @@ def _bounded(*, is_narrow: bool) -> Iterator[None]:
             " a field such as task:translation.",
             code="search_too_broad",
         ) from error
+
+
+def _set_until_the_end(cursor: CursorWrapper, **values: str) -> None:
+    """Set parameters of the database until this transaction ends."""
+    parts = ", ".join("set_config(%s, %s, true)" for _ in values)
+    cursor.execute(f"SELECT {parts}", [text for pair in values.items() for text in pair])
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.0f}ms"
 
 
 def _check(query: SearchQuery) -> None:
@@ -266,12 +287,29 @@ def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQueryS
     return matches
 
 
-def _few(matches: RepositoryQuerySet, query: SearchQuery) -> list[int] | None:
-    """Give the keys of all that match, the most downloaded first; None where they are not few."""
+def _few(
+    plain: RepositoryQuerySet, narrowed: RepositoryQuerySet, condition: Q, query: SearchQuery
+) -> list[int] | None:
+    """Give the keys of all that match, the most downloaded first; None where they are not few.
+
+    Measurements are looked at last: for the few of which everything else is true, or, where these
+    are many, for the few of which a measurement is.
+    """
     if not query.narrows:
         return None
     most = COUNTED if query.asked.words else _FEW
-    found = matches.whichever("downloads_count", "pk", limit=most + 1)
+    among = plain.filter(condition)
+    found = among.whichever("downloads_count", "pk", limit=most + 1)
+    if narrowed is not plain:
+        if len(found) <= most:
+            among = narrowed.filter(pk__in=[key for _, key in found])
+        else:
+            versions = measured_rarely(query.asked.narrowings, most=_RARE)
+            if versions is None:
+                return None
+            having = Version.objects.filter(pk__in=versions).values("repository_id")
+            among = narrowed.filter(condition, pk__in=having)
+        found = among.whichever("downloads_count", "pk", limit=most + 1)
     return [key for _, key in sorted(found, reverse=True)] if len(found) <= most else None
 
 
@@ -413,23 +451,38 @@ def _moment(microseconds: int) -> datetime:
 # --- Beside the rows ---------------------------------------------------------------------------
 
 
-def count_facets(matches: RepositoryQuerySet) -> dict[str, Any]:
+def _count_in_time(matches: RepositoryQuerySet, *, least: int) -> dict[str, Any]:
+    """Count facets where that takes no long time; else say only that there are `least` at least."""
+    try:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                _set_until_the_end(cursor, statement_timeout=_ms(_FACET_SECONDS))
+            return count_facets(matches)
+    except OperationalError as error:
+        if not isinstance(error.__cause__, QueryCanceled):
+            raise
+        return {**_facets_of([("total", "", least)]), "total_is_exact": False}
+
+
+def count_facets(matches: RepositoryQuerySet, *, has_words: bool = False) -> dict[str, Any]:
     """Count values of task, library, license, format and owner among the matches.
 
     One pass over the index `repository_facets`, where the filters do not need the table itself;
-    exact to `COUNTED` matches, past which `total_is_exact` is false.
+    exact to `COUNTED` matches, past which `total_is_exact` is false. What words find is planned
+    for as a whole (see `RepositoryQuerySet.whichever`).
     """
     sample = matches.order_by().values("task", "library", "license", "formats", "namespace_id")
     try:
-        inner, parameters = sample[: COUNTED + 1].query.sql_with_params()
+        inner, parameters = sample.query.sql_with_params()
     except EmptyResultSet:
         return _facets_of(())
     # grouping() tells the sets apart: a bit for each column that a row was not grouped by.
     statement = f"""
-        WITH g AS (
+        WITH matches AS {"" if has_words else "NOT "}MATERIALIZED ({inner}), g AS (
             SELECT task, library, license, formats, namespace_id, count(*) AS n,
                    grouping(task, library, license, formats, namespace_id) AS ungrouped
-            FROM ({inner}) AS m (task, library, license, formats, namespace_id)
+            FROM (SELECT * FROM matches LIMIT {COUNTED + 1})
+                AS m (task, library, license, formats, namespace_id)
             GROUP BY GROUPING SETS ((), (task), (library), (license), (formats), (namespace_id))
         )
         SELECT 'total', '', n FROM g WHERE ungrouped = b'11111'::int

@@ -278,6 +278,12 @@ class Repository(models.Model):
                 condition=Q(deleted_at=None),
                 name="repository_facets",
             ),
+            # The two filters that are used most, and often together with others.
+            models.Index(
+                fields=["task", "library"],
+                condition=Q(deleted_at=None),
+                name="repository_task",
+            ),
             models.Index(
                 fields=["kind", "-updated_at", "-id"],
                 condition=Q(deleted_at=None),
