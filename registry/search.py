@@ -454,10 +454,13 @@ def _moment(microseconds: int) -> datetime:
 def _count_in_time(matches: RepositoryQuerySet, *, least: int) -> dict[str, Any]:
     """Count facets where that takes no long time; else say only that there are `least` at least."""
     try:
-        with transaction.atomic():
-            with connection.cursor() as cursor:
-                _set_until_the_end(cursor, statement_timeout=_ms(_FACET_SECONDS))
-            return count_facets(matches)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('statement_timeout')")
+            (before,) = cursor.fetchone()
+            _set_until_the_end(cursor, statement_timeout=_ms(_FACET_SECONDS))
+            facets = count_facets(matches)
+            _set_until_the_end(cursor, statement_timeout=before)
+            return facets
     except OperationalError as error:
         if not isinstance(error.__cause__, QueryCanceled):
             raise

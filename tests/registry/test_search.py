@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from registry import search
 from registry.errors import Invalid
-from registry.models import ANONYMOUS, Role
+from registry.models import ANONYMOUS, Evaluation, Role
 from registry.search import SORTS, SearchQuery, search_repositories
 from registry.services import catalog
 from registry.services.versions import EvaluationSpec, add_evaluations
@@ -140,7 +140,11 @@ def measured(alice, name, *numbers):
         )
 
 
-def test_measurements_hold_of_one_version_together(alice):
+@pytest.mark.parametrize(("few", "rare"), [(1000, 5000), (1, 5000), (1, 0)])
+def test_measurements_hold_of_one_version_together(alice, monkeypatch, few, rare):
+    """However many models there are, and however many a measurement is true of."""
+    monkeypatch.setattr(search, "_FEW", few)
+    monkeypatch.setattr(search, "_RARE", rare)
     accurate = [("accuracy", 0.97, "cpu"), ("latency_p50_batch1", 9.0, "cpu")]
     quick = [("accuracy", 0.90, "cpu"), ("latency_p50_batch1", 2.0, "cpu")]
     both = [("accuracy", 0.96, "cpu"), ("latency_p50_batch1", 3.0, "NVIDIA H100")]
@@ -151,6 +155,38 @@ def test_measurements_hold_of_one_version_together(alice):
     assert found("latency:<5ms device:cpu")[0] == ["mixed"]
     assert found("device:h100")[0] == ["good"]
     assert found("accuracy:>0.5 -latency:>5")[0] == ["good"]
+    assert found("good accuracy:>0.95")[0] == ["good"]
+    assert found("mixed accuracy:>0.99")[0] == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_counts_beside_many_measurements_are_left_out_where_they_take_long(monkeypatch):
+    user = UserFactory(username="olga")
+    versions = [make_version(user, make_model(user, f"m{number}")) for number in range(3)]
+    Evaluation.objects.bulk_create(
+        Evaluation(version=version, metric="accuracy", value=0.9) for version in versions
+    )
+    monkeypatch.setattr(search, "_FEW", 1)
+    monkeypatch.setattr(search, "_RARE", 1)
+    query = SearchQuery(q="accuracy:>0.5", limit=2)
+    assert search_repositories(ANONYMOUS, "model", query).facets["total"] == 3
+    monkeypatch.setattr(search, "_FACET_SECONDS", 0.001)
+    # Without this they may just be quick enough.
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO registry_evaluation (version_id, metric, value, unit, split, device,"
+            " details, measured, created_at) SELECT %s, 'accuracy', 0.1, '', '', '', '{}', false,"
+            " now() FROM generate_series(1, 20000)",
+            [versions[0].pk],
+        )
+        cursor.execute(
+            "DELETE FROM registry_evaluation WHERE version_id = %s AND value > 0.5",
+            [versions[0].pk],
+        )
+    page = search_repositories(ANONYMOUS, "model", query)
+    assert len(page.items) == 2
+    assert page.facets["task"] == []
+    assert (page.facets["total"], page.facets["total_is_exact"]) == (2, False)
 
 
 def test_a_row_says_how_good_its_latest_version_is(alice):
