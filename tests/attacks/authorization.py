@@ -564,7 +564,7 @@ PAGES: Mapping[str, Line] = {
     # Who may not write is told so on the page that it leads back to.
     f"{_PAGE_VERSION}/signatures/{{signature}}/delete": {"post": ("page: change", 302, {})},
     f"{_PAGE_VERSION}/restore-as-new": {"post": ("page: change", 302)},
-    f"{_PAGE_VERSION}/exports": {"post": ("page: change", 302)},
+    f"{_PAGE_VERSION}/exports": {"post": ("page: change", 302, {"file": "torchscript.pt"})},
     f"{_PAGE_VERSION}/delete": {"post": ("page: change", 302, {"confirm": "team/thing@2"})},
 }
 

@@ -202,8 +202,13 @@ def test_the_front_is_kept_best_first_and_the_rest_is_told_why(begin, half_dead,
         dataset=digits,
     )
     report = found.run()
-    assert of(report, "again")["code"] == "beaten"
-    assert "slim-50" in of(report, "again")["reason"]
+    first, again = of(report, "slim-50"), of(report, "again")
+    if again["code"] == "beaten":
+        assert "slim-50" in again["reason"]
+    else:
+        # The same network twice: on a busy machine the second may be measured as the faster.
+        assert again["code"] in {"kept", "recommended"}
+        assert again["latency_ms"] < first["latency_ms"]
     broken = of(report, "broken")
     assert (broken["verdict"], broken["code"]) == ("error", "already_quantized")
     assert all(

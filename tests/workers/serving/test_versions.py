@@ -177,6 +177,8 @@ def test_an_exported_program_is_served(tmp_path, yard, runtime):
     asyncio.run(go())
 
 
+# torch warns of its own scripts in several ways; people have such files all the same.
+@pytest.mark.filterwarnings("ignore")
 def test_torchscript_is_served_as_what_the_sandbox_made_of_it(tmp_path, yard):
     # The file itself is opened by nobody but the sandbox; the graph takes any number of rows.
     torch.manual_seed(0)
