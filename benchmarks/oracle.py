@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.report import Figure, keep
 from benchmarks.served.asking import BINARY, JSON, outputs_of, protocol_body
-from benchmarks.served.contenders import Contender, Ours, TritonServer, all_contenders
+from benchmarks.served.contenders import Ours, Server, TritonServer, all_contenders
 from benchmarks.served.graphs import Graph, all_graphs
 
 _TENSOR = {"name": "x", "shape": [1, 16], "datatype": "FP32", "data": [0.5] * 16}
@@ -117,7 +117,7 @@ def main() -> int:
     return 0
 
 
-def compare(ours: Ours, theirs: Contender, graph: Graph) -> dict[str, list[str]]:
+def compare(ours: Ours, theirs: Server, graph: Graph) -> dict[str, list[str]]:
     """Ask both everything; give what differs, by the question."""
     found = {}
     with _client(ours) as us, _client(theirs) as them:
@@ -134,7 +134,7 @@ def compare(ours: Ours, theirs: Contender, graph: Graph) -> dict[str, list[str]]
     return found
 
 
-def _client(one: Contender) -> httpx.Client:
+def _client(one: Server) -> httpx.Client:
     headers = {"Authorization": f"Bearer {one.token}"} if one.token else {}
     return httpx.Client(base_url=f"http://127.0.0.1:{one.port}", headers=headers, timeout=30)
 

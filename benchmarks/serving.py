@@ -27,6 +27,7 @@ from benchmarks.served.contenders import (
     MlServer,
     MlServerAlone,
     Ours,
+    Server,
     TritonServer,
     all_contenders,
     ask,
@@ -101,7 +102,7 @@ def _measure(
         for one in contenders:
             if isinstance(one, Bare):
                 turns.setdefault(one.name, []).append(one.run(graph, SECONDS))
-            elif row.form in one.forms:
+            elif isinstance(one, Server) and row.form in one.forms:
                 one.resume()
                 said = ask(caller, one.plan(graph, row.form, row.clients, SECONDS))
                 one.pause()

@@ -37,25 +37,11 @@ START_SECONDS = 120.0
 OURS, BARE = "Modelyard", "bare ONNX Runtime"
 
 
-class Contender(ABC):
-    """One that serves; `forms` are those it can be called in."""
+class Contender:
+    """One that takes its turn; `root` is the process that it and its children run under."""
 
     name: str
-    forms: Sequence[str] = FORMS
-    token = ""
-    port = 0
-    grpc_port = 0
     root = 0
-
-    @abstractmethod
-    def http(self, graph: Graph, form: str) -> bytes:
-        """Write a whole request."""
-
-    def grpc(self, graph: Graph) -> bytes:
-        return protocol_message(self.model(graph), graph.row)
-
-    def model(self, graph: Graph) -> str:
-        return graph.name
 
     def pause(self) -> None:
         """Keep a server that only waits from taking anything from the others."""
@@ -71,6 +57,25 @@ class Contender(ABC):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+
+class Server(Contender, ABC):
+    """One that serves; `forms` are those it can be called in."""
+
+    forms: Sequence[str] = FORMS
+    token = ""
+    port = 0
+    grpc_port = 0
+
+    @abstractmethod
+    def http(self, graph: Graph, form: str) -> bytes:
+        """Write a whole request."""
+
+    def grpc(self, graph: Graph) -> bytes:
+        return protocol_message(self.model(graph), graph.row)
+
+    def model(self, graph: Graph) -> str:
+        return graph.name
+
     def plan(self, graph: Graph, form: str, clients: int, seconds: float) -> dict[str, Any]:
         request = self.grpc(graph) if form == GRPC else self.http(graph, form)
         return {
@@ -84,7 +89,7 @@ class Contender(ABC):
         }
 
 
-class Ours(Contender):
+class Ours(Server):
     """A whole installation; the processes of its inference server are what is counted."""
 
     name = OURS
@@ -135,7 +140,7 @@ class Ours(Contender):
         raise TimeoutError(f"{name} is not ready")
 
 
-class Peer(Contender):
+class Peer(Server):
     """A server of others in a process that it is given."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, grpc_port: int) -> None:
@@ -192,9 +197,6 @@ class Bare(Contender):
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
-
-    def http(self, graph: Graph, form: str) -> bytes:
-        raise NotImplementedError
 
     def run(self, graph: Graph, seconds: float) -> dict[str, Any]:
         return ask(self.process, {"model": graph.name, "seconds": seconds})
