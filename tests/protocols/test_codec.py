@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -335,6 +335,8 @@ def test_any_bytes_are_read_or_refused(body, length):
         max_leaves=20,
     )
 )
+@example([-(10**18) - 1, {"": None}])
+@example([-(2**63), -(2**63) - 1, 2**63, 2**64 - 1, 2**64, {"": None}])
 def test_good_json_is_never_taken_for_bad(value):
     text = json.dumps(value)
     assert load_json(text.encode()) == json.loads(text, parse_int=_machine)

@@ -62,6 +62,8 @@ UNPACKED_PIECE_BYTES = 1024 * 1024
 # What a gzip file has around its content.
 _GZIP_FRAME_BYTES = 18
 _SHARED_MEMORY = "shared_memory_region"
+# Characters of the longest machine integer, its sign included.
+_LONGEST_WHOLE = 20
 
 
 @dataclass(slots=True)
@@ -131,7 +133,8 @@ def _is_crowded(raw: bytes) -> bool:
 
 def _whole(text: str) -> int | float:
     # As the fast reader does: what no machine integer holds is a float.
-    return int(text) if len(text) < 20 else float(text)
+    value = int(text) if len(text) <= _LONGEST_WHOLE else None
+    return float(text) if value is None or not -(2**63) <= value < 2**64 else value
 
 
 def _colons_of(value: Any) -> int:

@@ -547,8 +547,10 @@ class Incoming:
 
         """
         task = self._bounds.begin()
+        # Given up on, it goes on to its end: grpc.aio never frees the message of a cancelled read.
+        reading = asyncio.ensure_future(self._context.read())
         try:
-            body = await self._context.read()
+            body = await asyncio.shield(reading)
         except asyncio.CancelledError:
             if self._bounds.end(task):
                 task.uncancel()
@@ -557,6 +559,9 @@ class Incoming:
         except BaseException:
             self._bounds.end(task)
             raise
+        finally:
+            # Nor does what comes of it stay with the frames of a traceback.
+            del reading
         self._bounds.end(task)
         if not isinstance(body, bytes):
             return None
