@@ -45,6 +45,8 @@ class Similar:
     repository: Repository
     score: float
     reasons: Sequence[Text]
+    by_meaning: bool = False
+    """Whether what its card means was compared; else the words were."""
 
 
 def similar_to(actor: Actor, repository: Repository) -> list[Similar]:
@@ -63,6 +65,7 @@ def _similar(repository: Repository, among: RepositoryQuerySet) -> list[Similar]
     same_task = among.filter(task=repository.task) if repository.task else among
     by_vectors = _near(repository, same_task)
     alike = by_vectors if by_vectors is not None else _with_words(repository, same_task)
+    has_vectors = by_vectors is not None
     people = _people_in_common(repository, among)
     rows = Repository.objects.select_related("namespace").filter(
         pk__in={*alike, *people}, latest_number__isnull=False
@@ -77,12 +80,11 @@ def _similar(repository: Repository, among: RepositoryQuerySet) -> list[Similar]
             + 0.5 * max(-0.2, min(0.2, gains.get(row.pk, 0.0)))
             + 0.02 * max(-3.0, min(3.0, math.log2(_ratio(repository, row)))),
             reasons=[
-                *_of_likeness(
-                    repository, row, alike.get(row.pk), by_vectors=by_vectors is not None
-                ),
+                *_of_likeness(repository, row, alike.get(row.pk), by_vectors=has_vectors),
                 *_of_people(people.get(row.pk, 0)),
                 *_of_cost(_ratio(repository, row), gains.get(row.pk)),
             ],
+            by_meaning=has_vectors,
         )
         for row in candidates
     ]

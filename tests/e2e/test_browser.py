@@ -431,6 +431,7 @@ PAGES = (
     "/models/admin/shown?tab=files",
     "/models/admin/shown?tab=metrics",
     "/models/admin/shown?tab=lineage",
+    "/models/admin/shown?tab=similar",
     "/models/admin/shown?tab=use",
     "/models/admin/shown/versions/1",
     "/models/admin/shown/settings",

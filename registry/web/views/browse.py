@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from registry.errors import Invalid, RegistryError
+from registry.meaning import is_by_words_alone
 from registry.models import Actor, SavedSearch
 from registry.pages import Page
 from registry.query_language import MAX_CHARACTERS, METRICS, parse
@@ -85,6 +86,10 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
         "suited": suited_to_need(page.items)
         if kind == "model" and order == "relevance" and not query.cursor
         else [],
+        "by_words": not refusal
+        and order == "relevance"
+        and not query.cursor
+        and is_by_words_alone(query.asked),
         "address": request.build_absolute_uri("/").rstrip("/"),
         "hardware": _hardware(asked["q"]) if not refusal else {},
         "devices": _DEVICES,

@@ -165,7 +165,8 @@ class RepositoryPage:
         return list(made.values_list("path", flat=True))
 
     def _similar(self) -> Details:
-        return {"similar": similar_to(self.actor, self.repository)}
+        similar = similar_to(self.actor, self.repository)
+        return {"similar": similar, "by_words": not all(one.by_meaning for one in similar)}
 
     def _card(self) -> Details:
         card = read_card(self.latest) if self.latest else None
