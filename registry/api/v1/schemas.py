@@ -582,10 +582,22 @@ class MeasuredChange(MetricChange):
     better: bool | None
 
 
+class Fit(Answer):
+    """`accepts`: whether the second takes and gives what the first does; null: nobody knows."""
+
+    accepts: bool | None
+    why: str | None
+
+
 class ProposalInFull(Proposal):
-    """With what was measured of the version the alias points at and of the proposed one."""
+    """With what was measured of the version the alias points at and of the proposed one.
+
+    `signature` says whether callers of the former may be given the latter; null where the alias is
+    new or is to be deleted.
+    """
 
     metrics: list[MeasuredChange]
+    signature: Fit | None
 
 
 class DiffQuery(Query):

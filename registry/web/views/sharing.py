@@ -24,6 +24,7 @@ from registry.models import (
 from registry.permissions import allowed, require, role_of
 from registry.services import catalog, namespaces, proposals, quotas, requests, savings, sharing
 from registry.services.deployments import list_endpoints
+from registry.services.diffs import compare_signatures
 from registry.web import history, wording
 from registry.web.forms import AliasForm, NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
 from registry.web.refusals import words_of
@@ -406,10 +407,21 @@ def proposal_page(
         ),
         "reason_hint": AliasForm.base_fields["reason"].help_text,
         "numbers": _side_by_side(before, proposal.version),
+        **_what_would_change(before, proposal.version),
         "may_decide": proposal.is_open and allowed(actor, "maintain", repository),
         "may_withdraw": proposal.is_open and proposal.proposed_by_id == actor.user_id,
     }
     return render(request, "sharing/proposal.html", context)
+
+
+def _what_would_change(before: Version | None, after: Version | None) -> dict[str, Any]:
+    """Say whether callers of the alias could be given the new version, and where more is said."""
+    if before is None or after is None or before.pk == after.pk:
+        return {}
+    return {
+        "fit": compare_signatures(before, after),
+        "diff_url": history.pair_address("diff", before, after),
+    }
 
 
 def _side_by_side(before: Version | None, after: Version | None) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Protected aliases: proposed, compared, approved, declined, withdrawn, and raced for."""
 
+import json
 import threading
 
 import pytest
@@ -174,6 +175,27 @@ def test_what_was_measured_stands_beside_the_request(apis, people, model):
         "accuracy": (0.9, 0.92, True),
         "latency_p50_batch1": (5.0, 6.0, False),
     }
+
+
+def test_whether_callers_can_be_given_it_stands_beside_the_request(apis, people, model):
+    assert propose(apis["contributor"], None, alias="gone").status_code == 404
+    fresh = propose(apis["contributor"], 1).json()
+    assert fresh["signature"] is None
+    apis["owner"].post(f"{ONE}/proposals/1/decline", {})
+    apis["owner"].put(f"{ONE}/aliases/production", {"version": 1})
+    assert propose(apis["contributor"], 2).json()["signature"] == {"accepts": None, "why": None}
+    for labels in (["cat", "dog"], ["dog", "cat"]):
+        config = json.dumps({"labels": labels}).encode()
+        make_version(people["owner"], model, {"config.json": config})
+    apis["owner"].put(f"{ONE}/aliases/production", {"version": 4})
+    found = propose(apis["contributor"], 5).json()
+    assert found["signature"]["accepts"] is False
+    assert "'dog', where callers know 'cat'" in found["signature"]["why"]
+    # Once it is decided, the version that it replaced is what it is compared with.
+    decided = f"{ONE}/proposals/{found['number']}"
+    body = {"expected_version": 4, "reason": "Callers know."}
+    assert apis["owner"].post(f"{decided}/approve", body).status_code == 200
+    assert apis["reader"].get(decided).json()["signature"] == found["signature"]
 
 
 @pytest.mark.django_db(transaction=True)

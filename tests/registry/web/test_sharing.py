@@ -1,5 +1,7 @@
 """The pages of sharing: organisations, access, requests, proposals."""
 
+import json
+
 import pytest
 from django.test import Client
 
@@ -12,6 +14,10 @@ from tests.registry.web.conftest import measure
 
 pytestmark = pytest.mark.django_db
 MODEL = "/models/team/plan"
+SIGNATURE = {
+    "inputs": [{"name": "image", "dtype": "float32", "shape": [None, 1, 28, 28]}],
+    "outputs": [{"name": "logits", "dtype": "float32", "shape": [None, 2]}],
+}
 
 
 @pytest.fixture
@@ -158,6 +164,37 @@ def test_a_proposal_is_made_compared_and_approved(as_owner, as_stranger, owner, 
     done = as_owner.post(f"{one}/decide", {"decision": "approve", "expected_version": "1"})
     assert "Approved" in page_after(as_owner, done)
     assert Alias.objects.get(name="production").version.number == 2
+
+
+def test_a_proposal_says_whether_it_fits_and_what_would_change(as_owner, owner, plan):
+    for labels in (["a", "b"], ["a", "b"], ["b", "a"]):
+        config = json.dumps({"labels": labels, "signature": SIGNATURE}).encode()
+        make_version(owner, plan, {"config.json": config})
+    number = plan.versions.order_by("-number").first().number
+    same, other = number - 1, number
+    sent = {"alias": "production", "message": ""}
+    as_owner.post(f"{MODEL}/proposals/new", {**sent, "version": str(number - 2)})
+    page = as_owner.get(f"{MODEL}/proposals/1").content.decode()
+    assert "Callers of" not in page
+    assert "/diff/" not in page
+    as_owner.post(f"{MODEL}/aliases", {"alias": "production", "version": str(number - 2)})
+    for version in (same, other):
+        as_owner.post(f"{MODEL}/proposals/new", {**sent, "version": str(version)})
+    fits = as_owner.get(f"{MODEL}/proposals/2").content.decode()
+    assert f"Callers of v{number - 2} can be given v{same}" in fits
+    assert f'href="{MODEL}/versions/{number - 2}/diff/{same}"' in fits
+    assert as_owner.get(f"{MODEL}/versions/{number - 2}/diff/{same}").status_code == 200
+    page = as_owner.get(f"{MODEL}/proposals/3").content.decode()
+    assert f"Callers of v{number - 2} cannot simply be given v{other}: its label 0 is" in page
+    assert "takes a reason" in page
+    chinese = as_owner.get(f"/zh-hans{MODEL}/proposals/3").content.decode()
+    assert f"不能直接将 v{other} 提供给 v{number - 2} 的调用方" in chinese
+    refused = as_owner.post(
+        f"{MODEL}/proposals/3/decide",
+        {"decision": "approve", "expected_version": str(number - 2)},
+    )
+    assert "does not fit callers" in page_after(as_owner, refused)
+    assert Alias.objects.get(name="production").version.number == number - 2
 
 
 def test_protected_names_are_edited_by_maintainers(as_owner, plan):

@@ -11,7 +11,7 @@ from registry.api.v1.resource import Resource, created, idempotent
 from registry.models import Alias, AliasProposal, Repository
 from registry.pages import Page, check_limit, newest_first
 from registry.services import catalog, proposals
-from registry.services.diffs import measured_changes
+from registry.services.diffs import compare_signatures, measured_changes
 
 
 def _protection(repository: Repository) -> Response:
@@ -111,9 +111,11 @@ def in_full(view: "Resource", proposal: AliasProposal) -> wire.Row:
     )
     present = alias.version if alias else None
     before = present if found.is_open else found.replaced
+    fit = compare_signatures(before, found.version) if before and found.version else None
     return {
         **wire.proposal_body(found, present.number if present else None),
         "metrics": measured_changes(view.actor, before, found.version),
+        "signature": fit and {"accepts": fit.accepts, "why": fit.why.detail if fit.why else None},
     }
 
 
