@@ -13,9 +13,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import aiohttp
 import grpc
 import grpc.aio
-import httpx
+from yarl import URL
 
 from registry import queue
 from registry.errors import RegistryError, Unavailable
@@ -39,7 +40,6 @@ from workers.serving.rpc import (
 REPLAYED_BYTES = 1024 * 1024
 ATTEMPTS = 3
 CONNECT_SECONDS = 1.0
-_KEPT_CONNECTIONS = 256
 
 T = TypeVar("T")
 
@@ -59,7 +59,15 @@ _OWN_HEADERS = frozenset(
         b"x-forwarded-for",
     }
 )
+# What the client would write of itself, had the caller not.
+_NOT_OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _OWN_METADATA = re.compile(r"(?::|grpc-).*|user-agent|te|content-type|x-forwarded-for")
+
+
+READY = "/v2/health/ready", ""
+_IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
+# A connection that was not made, or ended too soon.
+_UNREACHED = (aiohttp.ClientError, TimeoutError)
 
 
 class Lost(Exception):  # noqa: N818 - an ending, which another replica makes good
@@ -72,7 +80,7 @@ class Front:
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.pool = Pool(self._is_ready)
-        self._transports: dict[Replica, httpx.AsyncHTTPTransport] = {}
+        self._session: aiohttp.ClientSession | None = None
         self._channels: dict[Replica, grpc.aio.Channel] = {}
         self._stopping = False
 
@@ -91,24 +99,21 @@ class Front:
 
     async def _is_ready(self, replica: Replica) -> bool:
         try:
-            request = self._request(replica, "GET", b"/v2/health/ready", [])
-            answer = await self._transport(replica).handle_async_request(request)
-            await answer.aread()
-        except httpx.TransportError:
+            async with await self._request(replica, "GET", READY, []) as answer:
+                await answer.read()
+        except _UNREACHED:
             return False
-        return answer.status_code == 200
+        return answer.status == 200
 
     async def _let_go(self) -> None:
         """Close what leads to replicas that have gone."""
         known = set(self.pool.all)
-        for replica in [one for one in self._transports if one not in known]:
-            await self._transports.pop(replica).aclose()
         for replica in [one for one in self._channels if one not in known]:
             await self._channels.pop(replica).close()
 
     async def close(self) -> None:
-        for transport in self._transports.values():
-            await transport.aclose()
+        if self._session is not None:
+            await self._session.close()
         for channel in self._channels.values():
             await channel.close()
 
@@ -116,12 +121,17 @@ class Front:
         """Say that this front is on its way out; what comes all the same is still passed on."""
         self._stopping = True
 
-    def _transport(self, replica: Replica) -> httpx.AsyncHTTPTransport:
-        found = self._transports.get(replica)
-        if found is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS)
-            found = self._transports[replica] = httpx.AsyncHTTPTransport(limits=limits)
-        return found
+    def _connections(self) -> aiohttp.ClientSession:
+        # Made in the loop that it belongs to. A call takes as long as it takes, and as it came.
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, happy_eyeballs_delay=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                auto_decompress=False,
+                skip_auto_headers=_NOT_OURS,
+            )
+        return self._session
 
     def _channel(self, replica: Replica) -> grpc.aio.Channel:
         found = self._channels.get(replica)
@@ -217,68 +227,76 @@ class Front:
                 asking = self._ask(replica, passage)
                 # While the body comes, its end tells that the client has gone.
                 answer = await (asking if passage.more else passage.exchange.unless_gone(asking))
-            except (Lost, httpx.TransportError) as error:
+            except (Lost, *_UNREACHED) as error:
                 if passage.is_touched or not again:
                     raise _broken(replica) from error
                 self.pool.retries += 1
                 continue
             # It is loading the model, or on its way out: another one may have it.
-            if answer.status_code == 503 and again and not passage.is_touched:
+            if answer.status == 503 and again and not passage.is_touched:
                 with suppress(Unavailable):
                     self.pool.pick(model, beside=asked)
-                    await answer.aclose()
+                    answer.close()
                     self.pool.retries += 1
                     continue
             await self._give_back(passage.exchange, answer)
             return
 
-    async def _ask(self, replica: Replica, passage: "_Passage") -> httpx.Response:
-        request = self._request(
+    async def _ask(self, replica: Replica, passage: "_Passage") -> aiohttp.ClientResponse:
+        asking = self._request(
             replica,
             passage.exchange.method,
             passage.target,
             passage.headers,
             passage.content(),
         )
-        asking = self._transport(replica).handle_async_request(request)
         try:
             answer = await self._unless_lost(replica, asking)
-        except httpx.TransportError:
+        except _UNREACHED:
             self.pool.count(replica, failed=True)
             raise
-        self.pool.count(replica, failed=answer.status_code in {500, 502})
+        self.pool.count(replica, failed=answer.status in {500, 502})
         return answer
 
-    def _request(
+    async def _request(
         self,
         replica: Replica,
         method: str,
-        target: bytes,
+        target: tuple[str, str],
         headers: Sequence[Header],
         content: bytes | AsyncIterator[bytes] | None = None,
-    ) -> httpx.Request:
-        address = f"http://{replica.address}:{replica.rest_port}"
-        waits = {"connect": CONNECT_SECONDS, "read": None, "write": None, "pool": None}
-        # As it came: an address may be written in several ways.
-        more = {"timeout": waits, "target": target}
-        return httpx.Request(method, address, headers=[*headers], content=content, extensions=more)
+    ) -> aiohttp.ClientResponse:
+        # Put together here: nothing that a caller writes decides where a call goes.
+        path, query = target
+        url = URL.build(
+            scheme="http",
+            host=replica.address,
+            port=replica.rest_port,
+            path=path,
+            query_string=query,
+            encoded=True,
+        )
+        return await self._connections().request(
+            method,
+            url,
+            headers=[(name.decode("latin-1"), _text(value)) for name, value in headers],
+            data=content,
+            allow_redirects=False,
+        )
 
-    async def _give_back(self, exchange: Exchange, answer: httpx.Response) -> None:
+    async def _give_back(self, exchange: Exchange, answer: aiohttp.ClientResponse) -> None:
         headers = [
             (name.lower(), value)
-            for name, value in answer.headers.raw
+            for name, value in answer.raw_headers
             if name.lower() not in _OWN_HEADERS - {b"content-length"}
             # What pages of other sites may see is said here.
             and not name.lower().startswith(b"access-control-")
         ]
-        assert isinstance(answer.stream, httpx.AsyncByteStream)
-        try:
-            await exchange.start(answer.status_code, headers)
-            async for part in answer.stream:
+        async with answer:
+            await exchange.start(answer.status, headers)
+            while part := await answer.content.readany():
                 await exchange.write(part, more=True)
             await exchange.write(b"", more=False)
-        finally:
-            await answer.aclose()
 
     async def _pass_to_all(self, passage: "_Passage") -> None:
         """Send a request to every replica; the answer is the first that is no success, if any."""
@@ -286,16 +304,15 @@ class Front:
             raise Unavailable("The body is too long to be sent to every serving process.")
         answers = []
         for replica in self.pool.up:
-            with suppress(Lost, httpx.TransportError):
+            with suppress(Lost, *_UNREACHED):
                 answer = await passage.exchange.unless_gone(self._ask(replica, passage))
-                await answer.aread()
-                answers.append(answer)
+                answers.append((answer, await answer.read()))
         if not answers:
             self.pool.pick()
             raise Unavailable("No serving process answers; try again soon.", code="no_replica")
-        worst = max(answers, key=lambda one: one.status_code)
+        worst, body = max(answers, key=lambda one: one[0].status)
         kind = [(b"content-type", worst.headers.get("content-type", "").encode())]
-        await passage.exchange.respond(worst.status_code, kind, [worst.content])
+        await passage.exchange.respond(worst.status, kind, [body])
 
     # --- gRPC -------------------------------------------------------------------------------------
 
@@ -405,9 +422,8 @@ class _Passage:
 
     def __init__(self, exchange: Exchange, scope: Mapping[str, Any]) -> None:
         self.exchange = exchange
-        path: bytes = scope.get("raw_path") or quote(exchange.path).encode()
         asked: bytes = scope.get("query_string", b"")
-        self.target = path.partition(b"?")[0] + (b"?" + asked if asked else b"")
+        self.target = f"/{quote(exchange.path.removeprefix('/'))}", quote(asked, safe=_IN_QUERIES)
         self.headers: list[Header] = []
         self.more = False
         # Whether a part of what comes behind was taken: it cannot be sent again.
@@ -437,8 +453,6 @@ class _Passage:
         ]
         if length is not None and (length or self.exchange.method == "POST"):
             self.headers.append((b"content-length", b"%d" % length))
-        elif self.more:
-            self.headers.append((b"transfer-encoding", b"chunked"))
         # What else the client wrote there is not believed any further on.
         address = self.exchange.address or "unknown"
         self.headers.append((b"x-forwarded-for", address.encode("latin-1")))
@@ -457,6 +471,11 @@ class _Passage:
                 self.exchange.check_size(self.exchange.holding.bounds.body_bytes + 1)
             if part:
                 yield part
+
+
+def _text(value: bytes) -> str:
+    """Read the value of a header, which goes on in UTF-8; what is none is not passed on whole."""
+    return value.decode("utf-8", "replace")
 
 
 async def _bodies(incoming: Incoming) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,6 +146,7 @@ def test_everything_passes_through_as_it_came(front, replicas, model, token):
     # Three servers take long to start: both protocols share them.
     over_http(front, replicas, model, token)
     over_grpc(front, model, token)
+    odd_heads(front, replicas[0], token)
 
 
 def over_http(front, replicas, model, token):
@@ -189,6 +191,42 @@ def over_http(front, replicas, model, token):
         kind = {"content-type": "application/grpc-web+proto"}
         answer = client.post(f"/{SERVICE}/ModelInfer", content=frame, headers=kind)
         assert b"grpc-status: 0" in answer.content
+
+
+def odd_heads(front, replica, token):
+    """Send heads whose words decide nothing of where a call goes; see the answers of no front."""
+    targets = [
+        *(b"*", b"//elsewhere.example/x", b"@elsewhere.example/x", b"http://elsewhere.example:1/x"),
+        *(
+            b"/%2e%2e/x?%zz",
+            b"/a%20b?c d",
+            b"/\xc3\xa9?\xc3\xa9",
+            b"/\xff",
+            b"/x#y",
+            b"/%00%0d%0a?%0d%0a",
+        ),
+    ]
+    headers = [
+        b"x: \xe9",
+        b"x: \x7f",
+        b"x: \x01",
+        b"content-encoding: br",
+        b"te: gzip",
+        b"cookie: a",
+    ]
+    for target, header in [*((one, b"") for one in targets), *((b"/x", one) for one in headers)]:
+        lines = [b"GET " + target + b" HTTP/1.1", b"Host: a", b"Connection: close"]
+        lines += [b"Authorization: Bearer " + token.encode(), *([header] if header else [])]
+        head = b"\r\n".join([*lines, b"", b""])
+        found = [status_of(port, head) for port in (front.port, replica.port)]
+        assert found[0] == found[1] in {400, 404}, (target, header)
+
+
+def status_of(port, head):
+    with socket.create_connection(("127.0.0.1", port), 30) as one:
+        one.sendall(head)
+        answer = b"".join(iter(lambda: one.recv(65536), b""))
+    return int(answer.split(b" ")[1])
 
 
 def over_grpc(front, model, token):
