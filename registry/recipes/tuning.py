@@ -9,6 +9,8 @@ from registry.recipes.fields import ADVANCED, BaseRecipe, Frozen, ModelReference
 # What a deployment may have too (registry.serving_options).
 MAX_THREADS = 64
 MAX_BATCH_SIZE = 1024
+# Models of texts read half a thousand tokens at most.
+MAX_WORDS = 512
 
 TunedRuntime = Literal["onnxruntime", "torch"]
 
@@ -77,13 +79,23 @@ class Tune(Frozen):
         description="A setting whose batch takes longer is given up, and its process ended.",
         json_schema_extra=ADVANCED,
     )
+    text_words: tuple[Annotated[int, Field(ge=1, le=MAX_WORDS)], ...] = Field(
+        default=(6, 12, 24, 48),
+        min_length=1,
+        max_length=8,
+        strict=False,
+        title="Words in a text",
+        description="A model of texts is given sentences of these lengths, each as often as the "
+        "others.",
+        json_schema_extra=ADVANCED,
+    )
     free_size: int = Field(
         default=16,
         ge=1,
         le=4096,
         title="Size of free axes",
-        description="How long the inputs are made whose length the signature leaves open, as "
-        "that of texts.",
+        description="How long the inputs are made whose length the signature leaves open; texts "
+        "have their own.",
         json_schema_extra=ADVANCED,
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra=ADVANCED)

@@ -42,6 +42,8 @@ class Tuned:
     device_class: str
     aim: str
     words: str
+    # What the model was given meanwhile; empty where it was numbers.
+    given: str
     rows: list[Row]
     job_id: UUID | None
     measured_at: datetime | None
@@ -108,6 +110,7 @@ def _tuned(
         device_class=str(summary.get("device_class") or ""),
         aim=_aim(summary),
         words=words,
+        given=_given(reports.table(summary.get("workload"))),
         rows=[_row(one) for one in reports.rows(summary.get("tried"))[:_LISTED]],
         job_id=job_id,
         measured_at=measured_at,
@@ -124,6 +127,23 @@ def _aim(summary: Mapping[str, Any]) -> str:
     return pgettext(
         "aim of a tuning", "the most rows per second, while callers wait no longer than %(ms)s ms"
     ) % {"ms": f"{limit:g}"}
+
+
+def _given(workload: Mapping[str, Any]) -> str:
+    """Say which texts a model was given; numbers are drawn, which says nothing."""
+    words = workload.get("words")
+    lengths = [reports.number(one) for one in words] if isinstance(words, list) else []
+    shown = ", ".join(f"{length:g}" for length in lengths[:_LISTED] if length is not None)
+    if not shown:
+        return ""
+    counts = reports.table(workload.get("tokens"))
+    least, mean, most = (reports.number(counts.get(name)) for name in ("least", "mean", "most"))
+    if least is None or mean is None or most is None:
+        return _("made-up texts of %(words)s words, each length equally often") % {"words": shown}
+    return _(
+        "made-up texts of %(words)s words, each length equally often: %(least)s to %(most)s "
+        "tokens, %(mean)s on average"
+    ) % {"words": shown, "least": f"{least:g}", "most": f"{most:g}", "mean": f"{mean:.3g}"}
 
 
 def _row(one: Mapping[str, Any]) -> Row:

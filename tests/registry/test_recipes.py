@@ -372,6 +372,10 @@ def test_any_step_value_is_accepted_within_bounds_or_refused(data, changes):
         {"repetitions": 1},
         {"patience_seconds": 1e6},
         {"free_size": 10**9},
+        {"text_words": []},
+        {"text_words": [0]},
+        {"text_words": [10**6]},
+        {"text_words": [1] * 9},
     ],
 )
 def test_what_a_tuning_may_try_is_bounded(wrong: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ sandbox, which it inherits.
 """
 
 import fcntl
-import math
 import mmap
 import os
 import resource
@@ -15,35 +14,30 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from registry.errors import Invalid, RegistryError, Text, Unavailable, unpack
+from workers.ml.workload import MAX_INPUT_BYTES, Batch, Spec
 
 _COMMAND = (sys.executable, "-P", "-s", "-m", "workers.serving.child")
 _MESSAGE_BYTES = 128 * 1024
 _ALIGNMENT = 64
 _OPEN_SECONDS = 120.0
 _ENDING_SECONDS = 10.0
-# What serving takes in one message by default.
-MAX_INPUT_BYTES = 64 * 1024 * 1024
 _ARENA_BYTES = 2 * MAX_INPUT_BYTES
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_DTYPES: Mapping[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    **{f"UINT{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
-    **{f"INT{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
-    **{f"FP{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
-}
 
-Spec = tuple[str, str, tuple[int, ...]]
-Array = NDArray[Any]
+
+class Ran(NamedTuple):
+    """How long a batch took; of texts, how many tokens each of them is."""
+
+    seconds: float
+    tokens: list[int]
 
 
 class Silent(RegistryError):  # noqa: N818 - it is the model that is
@@ -68,6 +62,8 @@ class ServedModel:
         self.threads = threads
         self._patience = patience
         self.inputs: list[Spec] = []
+        # How named fields go into it, and what the first of them is called.
+        self.fed_by = self.column = ""
         self.runtime = ""
         self.batchable = False
         self._given, self._taken = _Arena(_ARENA_BYTES), _Arena(_ARENA_BYTES)
@@ -108,46 +104,53 @@ class ServedModel:
                 for name, kind, shape in said["inputs"]
             ]
             self.runtime, self.batchable = str(said["runtime"])[:64], said["batchable"] is True
+            columns = said["fields"]["columns"]
+            self.fed_by, self.column = str(said["fields"]["kind"]), str((*columns, "")[0])
         except (KeyError, TypeError, ValueError) as error:
             raise _odd() from error
         return self
 
-    def feed(self, arrays: Sequence[Array]) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Write inputs into the shared memory; give their places.
+    def _feed(self, batch: Batch) -> list[tuple[Any, ...]]:
+        """Write a batch into the shared memory; give the places of its parts.
 
         Raises:
-            Invalid: there is no room for them.
+            Invalid: there is no room for it.
 
         """
-        places, start = [], 0
-        for array in arrays:
-            size = array.nbytes
+        places: list[tuple[Any, ...]] = []
+        start = 0
+        for part in batch.parts:
+            data, size = part.data, part.data.nbytes
             if start + size > len(self._given.memory):
                 raise Invalid(
                     "The inputs are larger than {limit} bytes.",
                     code="bad_input",
                     limit=len(self._given.memory),
                 )
-            np.copyto(np.ndarray(array.shape, array.dtype, self._given.memory, start), array)
-            places.append((start, size, array.shape))
+            np.copyto(np.ndarray(data.shape, data.dtype, self._given.memory, start), data)
+            places.append((start, size) if part.shape is None else (start, size, part.shape))
             start += -(-size // _ALIGNMENT) * _ALIGNMENT
         return places
 
-    def seconds_for(self, arrays: Sequence[Array]) -> float:
-        """Run one batch as a serving process has it run; give how long that took.
+    def run(self, batch: Batch) -> Ran:
+        """Run one batch as a serving process has it run; say how long that took.
 
         Raises:
             Invalid: the model refuses it; Silent: it does not answer, and has been ended.
 
         """
         began = time.perf_counter()
-        places = self.feed(arrays)
+        places = self._feed(batch)
         try:
-            self._channel.send(orjson.dumps(["run", places]))
+            self._channel.send(orjson.dumps([batch.verb, places]))
         except OSError as error:
             raise _gone() from error
-        self._hear(self._patience)
-        return time.perf_counter() - began
+        said = self._hear(self._patience)
+        seconds = time.perf_counter() - began
+        counts = said[3] if batch.verb == "texts" and len(said) > 3 else []
+        if not isinstance(counts, list) or not all(isinstance(one, int) for one in counts):
+            raise _odd()
+        return Ran(seconds, counts)
 
     def _hear(self, seconds: float) -> list[Any]:
         self._channel.settimeout(seconds)
@@ -209,41 +212,6 @@ class _Arena:
         os.close(self.number)
         self.memory.release()
         self._map.close()
-
-
-def made_inputs(inputs: Sequence[Spec], rows: int, *, free: int, seed: int) -> list[Array]:
-    """Make up inputs as the signature has them: `rows` of them, free axes `free` long.
-
-    Raises:
-        Invalid: they are of a kind that is not made up, or too large.
-
-    """
-    drawn = np.random.default_rng([seed, rows])
-    made: list[Array] = []
-    for name, datatype, shape in inputs:
-        dtype = _DTYPES.get(datatype)
-        if dtype is None:
-            raise Invalid(
-                "Input {name!r} is of the type {datatype}, of which no inputs are made up.",
-                code="unsupported_input",
-                name=name[:100],
-                datatype=datatype[:20],
-            )
-        inner = [free if size < 0 else size for size in shape[1:]]
-        sizes = [rows if shape[0] < 0 else shape[0], *inner] if shape else []
-        if math.prod(sizes) * dtype.itemsize > MAX_INPUT_BYTES:
-            raise Invalid(
-                "{rows} rows of input {name!r} are larger than {limit} bytes.",
-                code="bad_input",
-                rows=rows,
-                name=name[:100],
-                limit=MAX_INPUT_BYTES,
-            )
-        if dtype.kind == "f":
-            made.append(np.asarray(drawn.standard_normal(sizes)).astype(dtype))
-        else:
-            made.append(np.asarray(drawn.integers(0, 2, sizes)).astype(dtype))
-    return made
 
 
 def _gone() -> Unavailable:

@@ -26,8 +26,9 @@ from workers.ml import environment
 from workers.ml.formats import open_model
 from workers.ml.job import Job
 from workers.ml.report import Report
-from workers.ml.served import Array, ServedModel, Silent, made_inputs, said_by
+from workers.ml.served import ServedModel, Silent, said_by
 from workers.ml.statistics import bootstrap_mean
+from workers.ml.workload import Batch, Workload
 
 ONNX, TORCH = "onnxruntime", "torch"
 _PREPARE = (sys.executable, "-P", "-s", "-m", "workers.serving.prepare")
@@ -62,8 +63,8 @@ class Tried:
     """What was measured of one setting: seconds for a batch, and why there is no more of it."""
 
     setting: Setting
-    # What three of four runs take longer than, by the number of the round: what else the machine
-    # does only ever adds, so that the quick runs tell most of the model.
+    # What three of four turns take longer than, by the number of the round: what else the machine
+    # does only ever adds, so that the quick turns tell most of the model.
     rounds: dict[int, float] = field(default_factory=dict)
     samples: list[float] = field(default_factory=list)
     reason: Text | None = None
@@ -157,7 +158,7 @@ def _report(job: Job, step: recipes.Tune, bench: "Bench", choice: Choice | None)
         "objective": step.objective,
         "max_wait_ms": step.max_wait_ms,
         "batchable": bench.batchable,
-        "free_size": step.free_size,
+        "workload": bench.described_workload(),
         "rounds": bench.rounds,
         "tried": [
             {
@@ -320,7 +321,10 @@ class Bench:
         }
         self._drawn = random.Random(step.seed)  # noqa: S311 - an order that can be repeated
         self._models: OrderedDict[_Process, ServedModel] = OrderedDict()
-        self._inputs: dict[int, list[Array]] = {}
+        self._workload: Workload | None = None
+        self._batches: dict[int, list[Batch]] = {}
+        # How many tokens the texts are that were run together, by how many those were.
+        self._tokens: dict[int, list[int]] = {}
         source = job.input("model").path
         weights = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
         self._most_alive = max(1, _HELD_BYTES // (_PROCESS_BYTES + 2 * weights))
@@ -345,6 +349,20 @@ class Bench:
     def close(self) -> None:
         for model in self._models.values():
             model.close()
+
+    def described_workload(self) -> dict[str, Any]:
+        """Say what the model was given, for the report."""
+        if self._workload is None:
+            return {}
+        said = self._workload.said()
+        tokens = [count for counts in self._tokens.values() for count in counts]
+        if tokens:
+            said["tokens"] = {
+                "least": min(tokens),
+                "mean": _short(sum(tokens) / len(tokens)),
+                "most": max(tokens),
+            }
+        return said
 
     def _round(self, number: int) -> bool:
         processes = sorted({one[:2] for one in self._open()})
@@ -377,15 +395,15 @@ class Bench:
             model = self._model(setting)
             if one.reason is not None:
                 return  # loading it has shown that it cannot be
-            took = self._time(model, self._made(model, setting.batch_size))
+            took = self._time(model, setting.batch_size)
         except Silent as error:
             one.reason = said_by(error)
             self._give_up_larger(setting)
         except RegistryError as error:
             one.reason = said_by(error)
         else:
-            one.rounds[number] = float(np.percentile(took, _QUICK))
-            one.samples += took
+            one.rounds[number] = float(np.percentile([np.mean(turn) for turn in took], _QUICK))
+            one.samples += [seconds for turn in took for seconds in turn]
 
     def _give_up_larger(self, setting: Setting) -> None:
         """Leave out larger batches than one that took too long, with as many threads."""
@@ -442,22 +460,40 @@ class Bench:
                     "row's answer depends on the others."
                 )
 
-    def _made(self, model: ServedModel, rows: int) -> list[Array]:
-        known = self._inputs.get(rows)
+    def _made(self, model: ServedModel, rows: int) -> list[Batch]:
+        known = self._batches.get(rows)
         if known is not None:
             return known
-        made = made_inputs(model.inputs, rows, free=self.step.free_size, seed=self.step.seed)
-        if sum(array.nbytes for array in made) <= _KEPT_INPUT_BYTES:
-            self._inputs[rows] = made
+        if self._workload is None:
+            step = self.step
+            self._workload = Workload(
+                model.inputs,
+                model.fed_by,
+                model.column,
+                words=step.text_words,
+                free=step.free_size,
+                seed=step.seed,
+            )
+        made = self._workload.turn(rows)
+        if sum(batch.nbytes for batch in made) <= _KEPT_INPUT_BYTES:
+            self._batches[rows] = made
         return made
 
-    def _time(self, model: ServedModel, arrays: Sequence[Array]) -> list[float]:
-        """Run a batch again and again for a moment; the first run only warms the caches."""
-        first = model.seconds_for(arrays)
-        least = 1 if first > _SLOW_SECONDS else _LEAST_RUNS
-        took: list[float] = []
-        while len(took) < least or (sum(took) < _SLICE_SECONDS and len(took) < _MOST_RUNS):
-            took.append(model.seconds_for(arrays))
+    def _time(self, model: ServedModel, rows: int) -> list[list[float]]:
+        """Run some batches in turn for a moment; the first turn only warms the caches.
+
+        A turn has each length of text equally often, so that turns can be compared, and so can
+        settings of more and of fewer rows.
+        """
+        batches = self._made(model, rows)
+        first = [model.run(batch) for batch in batches]
+        self._tokens.setdefault(rows, [count for ran in first for count in ran.tokens])
+        least = 1 if max(ran.seconds for ran in first) > _SLOW_SECONDS else _LEAST_RUNS
+        spent = 0.0
+        took: list[list[float]] = []
+        while len(took) < least or (spent < _SLICE_SECONDS and len(took) < _MOST_RUNS):
+            took.append([model.run(batch).seconds for batch in batches])
+            spent += sum(took[-1])
         return took
 
 

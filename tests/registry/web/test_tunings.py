@@ -77,6 +77,18 @@ def test_the_page_of_a_job_that_failed_shows_what_it_tried(as_owner, tuned):
     assert "It &lt;b&gt;hung&lt;/b&gt;." in page
 
 
+def test_a_tuning_says_which_texts_it_was_measured_with(as_owner, tuned):
+    texts = {"kind": "texts", "seed": 0, "words": [6, 48]}
+    words = "made-up texts of 6, 48 words, each length equally often"
+    tuned.summary = {**SUMMARY, "workload": texts}
+    tuned.save()
+    assert f"Measured with {words}." in text_of(as_owner.get(PAGE))
+    tuned.summary["workload"]["tokens"] = {"least": 8, "mean": 33.25, "most": 61}
+    tuned.save()
+    said = f"Measured with {words}: 8 to 61 tokens, 33.2 on average."
+    assert said in text_of(as_owner.get(PAGE))
+
+
 @pytest.mark.parametrize("odd", [{}, {"tried": "x"}, {"tried": [{"threads": "no"}], "chosen": 3}])
 def test_a_report_of_any_shape_is_shown(as_owner, tuned, odd):
     Tuning.objects.update(summary=odd)

@@ -5,10 +5,19 @@ import json
 import pytest
 
 from registry.errors import Invalid
-from tests.workers.ml.little import Result, run_process, write_cnn, write_job
+from tests.workers.ml.little import (
+    Result,
+    run_process,
+    write_cnn,
+    write_encoder,
+    write_job,
+    write_lstm,
+)
 from tests.workers.serving import yard
 from workers.ml import environment
+from workers.ml.texts import load_tokenizer
 from workers.ml.tuning import Setting, Tried, choose, is_slower, threads_to_try
+from workers.ml.workload import Workload
 
 
 def recipe(**step):
@@ -21,6 +30,12 @@ def tuned(folder, model, **step):
     path = write_job(folder, recipe(**step), model=model)
     code, events, log = run_process(path)
     return code, Result(folder / "out", events), log
+
+
+def asked_for(turn):
+    """Give the rows of all requests, each of which has one."""
+    asked = [json.loads(part.data.tobytes()) for batch in turn for part in batch.parts]
+    return [row for (row,) in asked]
 
 
 @pytest.fixture
@@ -99,6 +114,66 @@ def test_a_model_that_never_answers_is_said_so(tmp_path, graph):
     report = json.loads((result.out / "report.json").read_text())
     assert len(report["summary"]["tried"]) == 2
     assert "chosen" not in report["summary"]
+
+
+def test_an_encoder_is_given_texts_which_its_own_process_tokenises(tmp_path):
+    model = write_encoder(tmp_path / "model")
+    step = {"text_words": [3, 9, 60], "runtimes": ["onnxruntime"]}
+    code, result, log = tuned(tmp_path / "job", model, **step)
+    assert code == 0, log
+    said = result.report["summary"]
+    assert [one["rounds"] for one in said["tried"]] == [3, 3]
+    # Three texts alone, and three batches of four have each length as often; both are cut at 40.
+    workload = Workload([], "wordpieces", "text", words=[3, 9, 60], free=16, seed=0)
+    tokenizer = load_tokenizer(model, max_length=40, pad_id=0)
+    texts = [text for rows in (1, 4) for text in asked_for(workload.turn(rows))]
+    assert len(texts) == 15
+    counts = [len(tokenizer.encode(text).ids) for text in texts]
+    assert said["workload"] == {
+        "kind": "texts",
+        "seed": 0,
+        "words": [3, 9, 60],
+        "tokens": {"least": min(counts), "mean": float(f"{sum(counts) / 15:.4g}"), "most": 40},
+    }
+
+
+def test_a_classifier_of_texts_is_given_the_field_that_it_takes(tmp_path):
+    code, result, log = tuned(tmp_path / "job", write_lstm(tmp_path / "model"), runtimes=["torch"])
+    assert code == 0, log
+    said = result.report["summary"]
+    assert said["workload"] == {"kind": "fields", "seed": 0, "words": [6, 12, 24, 48]}
+    assert {one["rounds"] for one in said["tried"]} == {3}
+
+
+def test_a_graph_that_takes_strings_is_given_texts(tmp_path, graph):
+    code, result, log = tuned(tmp_path / "job", graph(yard.shouting()))
+    assert code == 0, log
+    said = result.report["summary"]
+    assert (said["workload"]["kind"], said["batchable"]) == ("strings", True)
+    assert [one["rounds"] for one in said["tried"]] == [3, 3]
+
+
+# --- What a model is given ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 64])
+def test_a_turn_has_each_length_of_text_equally_often(rows):
+    workload = Workload([], "wordpieces", "text", words=[2, 5, 30, 80], free=1, seed=7)
+    turn = workload.turn(rows)
+    assert {len(batch.parts) for batch in turn} == {rows}
+    found = [len(text.split()) for text in asked_for(turn)]
+    counts = {length: found.count(length) for length in (2, 5, 30, 80)}
+    assert set(counts.values()) == {len(turn) * rows // 4}
+    assert len(turn) == {1: 4, 2: 2, 3: 4, 4: 1, 6: 2, 64: 1}[rows]
+
+
+def test_the_same_seed_makes_the_same_texts_and_another_makes_others():
+    def made(seed):
+        fed = Workload([], "words", "review", words=[4, 9], free=1, seed=seed)
+        return asked_for(fed.turn(3))
+
+    assert made(1) == made(1) != made(2)
+    assert all(list(one) == ["review"] for one in made(1))
 
 
 # --- Choosing -------------------------------------------------------------------------------------
