@@ -347,7 +347,7 @@ def split_traffic(
     """Say how many percent of the requests each deployment answers; those left out get none.
 
     One that begins to answer by this is held against what answers now, as one that is promoted;
-    `reason` overrides that.
+    `reason` overrides that, and stays in the history in any case.
 
     Raises:
         NotFound: one of them is not deployed there.
@@ -379,9 +379,8 @@ def split_traffic(
         for one in present.values():
             _set(one, weight=weights.get(one.pk, 0))
         _touch(row)
-        _record(
-            actor, AuditAction.ENDPOINT_SPLIT, row, before=before, after=_split_of_row(row), **facts
-        )
+        after = _split_of_row(row)
+        _record(actor, AuditAction.ENDPOINT_SPLIT, row, before=before, after=after, **facts)
     return row
 
 
@@ -393,11 +392,16 @@ def _require_beginning(
     reason: str,
 ) -> dict[str, Any]:
     """Pass when all that begin to answer may; give what the audit log is to remember of it."""
-    facts: dict[str, Any] = {}
+    facts = _given(reason)
     for one in begin:
         served = _require_serving(one)
         facts |= require_taking(endpoint, present, served, reason=reason)
     return facts
+
+
+def _given(reason: str) -> dict[str, Any]:
+    """Have a reason remembered that nothing asked for, too."""
+    return {"reason": reason} if reason else {}
 
 
 def _require_serving(deployment: Deployment) -> Version:
@@ -442,7 +446,7 @@ def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> End
             AuditAction.DEPLOYMENT_PROMOTE,
             promoted,
             served,
-            **{**facts, **({"reason": why} if why else {})},
+            **{**facts, **_given(why)},
         )
     return endpoint
 
@@ -452,6 +456,7 @@ def roll_back(*, actor: Actor, endpoint: Endpoint, reason: object = "") -> Endpo
 
     What answered then answers again, whatever it is: a way back is never closed. But where an
     alias has moved meanwhile, it would be another version, which is held against what answers now.
+    A `reason` may always be given, and stays in the history.
 
     Raises:
         Conflict: it never changed, or what answered then is gone, or is another version by now

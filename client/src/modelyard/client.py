@@ -399,7 +399,8 @@ class Client:
     def roll_back(self, name: str, *, reason: str = "") -> Endpoint:
         """Split the traffic as it was before it last changed.
 
-        Where an alias has moved meanwhile to what may not answer by itself, that takes a reason.
+        A reason is kept in the history. It is needed where an alias has moved meanwhile to what
+        may not answer by itself.
         """
         path = f"{self._endpoint(name)}/roll-back"
         return read_as(Endpoint, self.transport.call("POST", path, body={"reason": reason}))

@@ -1222,15 +1222,16 @@ class Traffic(Body):
         max_length=100
     )
     reason: str = Field(
-        "", description="Lets a version begin to answer that may not by itself, and says why."
+        "",
+        description="Why, for the history; lets a version begin to answer that may not by itself.",
     )
 
 
 class RollBack(Body):
     reason: str = Field(
         "",
-        description="Lets another version answer, where an alias has moved meanwhile to one that "
-        "may not by itself, and says why.",
+        description="Why, for the history; lets another version answer, where an alias has moved "
+        "meanwhile to one that may not by itself.",
     )
 
 

@@ -102,11 +102,27 @@ def test_promoted_and_rolled_back(api):
     assert split(api) == {1: ("live", 0), 2: ("live", 100)}
     assert api.post(f"{ENDPOINT}/roll-back").status_code == 200
     assert split(api) == {1: ("live", 100), 2: ("live", 0)}
-    # And forth again.
-    api.post(f"{ENDPOINT}/roll-back")
+    # And forth again, with a reason, which stays.
+    api.post(f"{ENDPOINT}/roll-back", {"reason": " It misread sevens. "})
     assert split(api) == {1: ("live", 0), 2: ("live", 100)}
-    actions = Event.objects.filter(action__startswith="endpoint.roll").count()
-    assert actions == 2
+    events = Event.objects.filter(action="endpoint.roll_back").order_by("pk")
+    assert [one.data.get("reason") for one in events] == [None, "It misread sevens."]
+
+
+@pytest.mark.parametrize("reason", ["x" * 2001, "a\u202eb", 5])
+def test_a_reason_to_roll_back_is_a_text_within_bounds(api, reason):
+    deploy(api)
+    second = deploy(api, "2")
+    api.post(f"{ENDPOINT}/deployments/{second['id']}/promote")
+    assert api.post(f"{ENDPOINT}/roll-back", {"reason": reason}).status_code == 400
+    assert split(api) == {1: ("live", 0), 2: ("live", 100)}
+
+
+def test_a_split_may_say_why(api):
+    first, second = deploy(api), deploy(api, "2")
+    weights = {str(first["id"]): 50, str(second["id"]): 50}
+    api.put(f"{ENDPOINT}/traffic", {"weights": weights, "reason": "To compare them."})
+    assert Event.objects.get(action="endpoint.split").data["reason"] == "To compare them."
 
 
 def test_a_shadow_answers_nobody_until_it_is_promoted(api):

@@ -108,7 +108,7 @@ def test_traffic_is_split_promoted_rolled_back_and_taken_down(as_owner, served):
     assert "The weights come to 30" in change(as_owner, change="split", **wrong)
     change(as_owner, change="promote", deployment=second.pk)
     assert [one.weight for one in served.deployments.order_by("pk")] == [0, 100]
-    change(as_owner, change="roll-back")
+    change(as_owner, change="roll-back", reason="Too <slow> on Fridays")
     assert [one.weight for one in served.deployments.order_by("pk")] == [30, 70]
     page = change(as_owner, change="undeploy", deployment=first.pk)
     assert "It answers 30 percent of the requests" in page
@@ -119,6 +119,7 @@ def test_traffic_is_split_promoted_rolled_back_and_taken_down(as_owner, served):
     page = text_of(as_owner)
     for line in ("v1 deployed: Live, 100 %", "v2 promoted", "Rolled back", "Traffic split anew"):
         assert line in page
+    assert "Too &lt;slow&gt; on Fridays" in page
     assert "is deleted" in change(as_owner, change="delete")
     assert not Endpoint.objects.exists()
 

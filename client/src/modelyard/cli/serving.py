@@ -176,7 +176,9 @@ def promote(session: Session, *, name: str, version: str, reason: str) -> None:
 
 @endpoint.command("roll-back")
 @click.argument("name")
-@click.option("--reason", default="", help="Why, though an alias moved to what may not by itself.")
+@click.option(
+    "--reason", default="", help="Why; needed where an alias moved to what may not by itself."
+)
 @shared_options
 def roll_back(session: Session, *, name: str, reason: str) -> None:
     """Split the traffic as it was before it last changed."""
