@@ -124,7 +124,7 @@ class DataPlane:
     ) -> None:
         shelf = Shelf(root or Path(settings.HOME_DIR) / "serving", storage or default_storage())
         budget = memory_bytes or settings.SERVING_MEMORY_BYTES or machine_bytes() // 2
-        gpu = gpu_of_server(settings.SERVING_GPU) if gpu is None else gpu
+        self.gpu = gpu = gpu_of_server(settings.SERVING_GPU) if gpu is None else gpu
         # What tunings found on such a machine holds for what this one serves.
         self.device_class = class_of_cpu() if gpu is None else name_of_gpu(gpu)
         self.fleet = Fleet(
@@ -496,13 +496,19 @@ class DataPlane:
                 for one in described.outputs
             ],
             "instance_group": [
-                {"name": served.name, "kind": "KIND_CPU", "count": 1, **_GROUP_DEFAULTS}
+                {**_GROUP_DEFAULTS, "name": served.name, "count": 1, **self._device_of(described)}
             ],
             "default_model_filename": "model.onnx",
             **_CONFIG_DEFAULTS,
             "parameters": {"intra_op_thread_count": {"string_value": str(options.threads)}},
             **({"dynamic_batching": {**_BATCHING_DEFAULTS}} if batched else {}),
         }
+
+    def _device_of(self, described: Described) -> dict[str, Any]:
+        """Say where a model computes: on the server's GPU only if its own process says so."""
+        if described.is_on_gpu and self.gpu is not None:
+            return {"kind": "KIND_GPU", "gpus": [self.gpu]}
+        return {"kind": "KIND_CPU"}
 
     async def _described(self, served: Served) -> Described:
         if served.described is None:

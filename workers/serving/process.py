@@ -54,6 +54,11 @@ class Described:
     columns: tuple[str, ...]
     labels: tuple[str, ...]
 
+    @property
+    def is_on_gpu(self) -> bool:
+        """Say whether it computes there: a runtime that was not built for one does not."""
+        return self.runtime.partition("/")[2] == "cuda"
+
 
 @dataclass(slots=True)
 class Placed:
