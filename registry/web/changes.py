@@ -74,7 +74,7 @@ class Map:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """How much of one layer is zero, before and after."""
+    """What became of one layer: how much of it is zero, its norm, and where it points."""
 
     name: str
     elements: str
@@ -84,6 +84,8 @@ class Layer:
     zeros_after: str
     change: str
     tone: str
+    norm: str
+    cosine: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,17 +370,20 @@ def _says(one: Mapping[str, Any]) -> str:
 def _layers(tensors: Sequence[Mapping[str, Any]]) -> list[Layer]:
     """Set the zeros of each layer before beside those after, where that changed anywhere."""
     sums: dict[str, list[int]] = {}
+    whole: dict[str, Mapping[str, Any]] = {}
     for one in tensors:
         if one.get("zeros_before") is None or one.get("zeros_after") is None:
             continue
         before, after = _elements(one.get("shape_before")), _elements(one.get("shape_after"))
-        found = sums.setdefault(_layer_of(one["name"]), [0, 0, 0, 0])
+        layer = _layer_of(one["name"])
+        found = sums.setdefault(layer, [0, 0, 0, 0])
+        whole.setdefault(layer, one)
         for at, value in enumerate(
             (before, after, _whole(one, "zeros_before"), _whole(one, "zeros_after"))
         ):
             found[at] += value
     layers = [
-        _layer(name, *found)
+        _layer(whole[name], name, *found)
         for name, found in sums.items()
         if found[0] and found[1] and len(name) < 300
     ]
@@ -387,7 +392,9 @@ def _layers(tensors: Sequence[Mapping[str, Any]]) -> list[Layer]:
     return layers[:LISTED]
 
 
-def _layer(name: str, before: int, after: int, zeros_before: int, zeros_after: int) -> Layer:
+def _layer(
+    one: Mapping[str, Any], name: str, before: int, after: int, zeros_before: int, zeros_after: int
+) -> Layer:
     first, second = zeros_before / before, zeros_after / after
     change = wording.points_text(second - first)
     return Layer(
@@ -399,7 +406,14 @@ def _layer(name: str, before: int, after: int, zeros_before: int, zeros_after: i
         zeros_after=wording.percent_text(second),
         change=change,
         tone="m",
+        norm=_arrow(*(_number(one, f"norm_{side}") for side in ("before", "after"))),
+        cosine=_number(one, "cosine", ".4f"),
     )
+
+
+def _number(one: Mapping[str, Any], key: str, form: str = ".3g") -> str:
+    value = _real(one, key)
+    return "" if value is None else f"{value:{form}}"
 
 
 def _elements(shape: object) -> int:
@@ -414,7 +428,6 @@ def _row(one: Mapping[str, Any]) -> Row:
     before, after = one.get("shape_before"), one.get("shape_after")
     types = [name for name in (one.get("dtype_before"), one.get("dtype_after")) if name]
     changed, relative = one.get("changed"), _real(one, "relative")
-    cosine, largest = _real(one, "cosine"), _real(one, "max_change")
     return Row(
         name=one["name"],
         name_before=one.get("name_before", ""),
@@ -424,8 +437,8 @@ def _row(one: Mapping[str, Any]) -> Row:
         dtype=_arrow(*types) if len(set(types)) > 1 else types[0] if types else "",
         changed="" if changed is None else wording.percent_text(changed / max(1, elements)),
         relative="" if relative is None else wording.percent_text(relative, 2),
-        max_change="" if largest is None else f"{largest:.3g}",
-        cosine="" if cosine is None else f"{cosine:.4f}",
+        max_change=_number(one, "max_change"),
+        cosine=_number(one, "cosine", ".4f"),
         zeros=_zeros(one),
         shade=_shade(one),
     )

@@ -25,6 +25,18 @@ ReadRange = Callable[[int, int], bytes]
 _MAX_TENSORS: Final = 1_000_000
 _MAX_SCALES: Final = 1 << 24
 _BYTES: Final = 2
+_MATRIX: Final = 2
+# So many dimensions has what is moved over an image; its first one counts what it finds.
+_KERNEL: Final = 4
+# Fields in which numbers are written one by one, of which types, and how long they may be.
+_LISTED: Final = frozenset({5, 7})
+_OF_LISTS: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "I32", "I64", "F16", "BF16"})
+_LISTED_BYTES: Final = 4096
+# How a quantizer names what it makes of a weight.
+_QUANTIZED: Final = "_quantized"
+_TURNED: Final = "_Transposed"
+# Of matrices that lie turned, a whole one is held; a larger one stays under the name that it has.
+_TURNED_BYTES: Final = 64 << 20
 _EXTERNAL: Final = 1
 _TENSOR_BITS: Final = {**safetensors.DTYPE_BITS, "C128": 128, "U4": 4, "I4": 4, "U2": 2, "I2": 2}
 # Those that numpy reads as they are; complex ones count as pairs.
@@ -218,22 +230,36 @@ def _of_graph(path: Path, size: int, read: ReadRange) -> list[Stored]:
                 found.setdefault(stored.name, stored)
             elif part.number == 1 and (node := _dequantizer(walk, part)):
                 scaled.append(node)
-    for names, axis in scaled:
+    for names, axis in [*scaled, *_rounded(found)]:
         _put_back(found, names, axis)
-    return list(found.values())
+    return _turned_back(found)
+
+
+class _Said(NamedTuple):
+    """What a graph says of an initializer: its fields, and those that may come more than once."""
+
+    fields: dict[int, Any]
+    shape: list[int]
+    listed: list[int]
+    outside: dict[str, str]
+
+
+def _said_of(walk: Any, part: Any) -> _Said:
+    said = _Said({}, [], [], {})
+    for field in walk.inner(part):
+        said.fields[field.number] = field
+        if field.number == 1:
+            said.shape.extend(walk.numbers(field))
+        elif field.number in _LISTED and field.end - field.start <= _LISTED_BYTES:
+            said.listed.extend(walk.numbers(field))
+        elif field.number == 13:
+            key, value = _entry(walk, field)
+            said.outside[key] = value
+    return said
 
 
 def _initializer(walk: Any, part: Any, path: Path, read: ReadRange) -> Stored | None:
-    fields: dict[int, Any] = {}
-    shape: list[int] = []
-    outside: dict[str, str] = {}
-    for field in walk.inner(part):
-        fields[field.number] = field
-        if field.number == 1:
-            shape.extend(walk.numbers(field))
-        elif field.number == 13:
-            key, value = _entry(walk, field)
-            outside[key] = value
+    fields, shape, listed, outside = _said_of(walk, part)
     dtype = myz.TYPES.get(fields[2].value if 2 in fields else 0)
     name = walk.text(fields[8]) if 8 in fields else ""
     if dtype is None or not name:
@@ -249,9 +275,18 @@ def _initializer(walk: Any, part: Any, path: Path, read: ReadRange) -> Stored | 
             low, high = held.start, held.end
             if high - low == size:
                 return Stored(name, dtype, tuple(shape), size, _within(read, low, high))
+    if listed and len(listed) == elements and dtype in _OF_LISTS:
+        return _listed(name, dtype, tuple(shape), listed)
     low, high = part.start, part.end
     whole = _within(read, low, high)
     return Stored(name, dtype, tuple(shape), high - low, whole, is_opaque=True)
+
+
+def _listed(name: str, dtype: str, shape: tuple[int, ...], numbers: Sequence[int]) -> Stored:
+    """Give a short tensor whose numbers are written one by one, as zero points often are."""
+    width = _TENSOR_BITS[dtype] // 8
+    data = b"".join((one % (1 << 8 * width)).to_bytes(width, "little") for one in numbers)
+    return Stored(name, dtype, shape, len(data), lambda start, end: data[start:end])
 
 
 def _entry(walk: Any, field: Any) -> tuple[str, str]:
@@ -309,11 +344,26 @@ def _dequantizer(walk: Any, part: Any) -> tuple[list[str], int] | None:
     return (inputs, axis) if operator == "DequantizeLinear" and len(inputs) >= 2 else None
 
 
+def _rounded(found: Mapping[str, Stored]) -> list[tuple[list[str], int]]:
+    """Find weights that a graph multiplies as whole numbers, by the names of the quantizer.
+
+    No node puts these back: it is their products that are scaled.
+    """
+    nodes = []
+    for name, whole in found.items():
+        base = name.removesuffix(_QUANTIZED)
+        scale = found.get(f"{base}_scale")
+        if base != name and scale is not None and scale.dtype == "F32":
+            axis = -1 if len(whole.shape) < _KERNEL else 0
+            nodes.append(([name, scale.name, f"{base}_zero_point"], axis))
+    return nodes
+
+
 def _put_back(found: dict[str, Stored], names: Sequence[str], axis: int) -> None:
     """Let a quantized weight stand under the name of the one that it was made of."""
     whole, scale = found.get(names[0]), found.get(names[1])
     zero = found.get(names[2]) if len(names) > 2 else None
-    base = names[0].removesuffix("_quantized")
+    base = names[0].removesuffix(_QUANTIZED)
     if whole is None or scale is None or base in found or not whole.is_numeric:
         return
     scales = _all(scale)
@@ -333,6 +383,49 @@ def _put_back(found: dict[str, Stored], names: Sequence[str], axis: int) -> None
     for name in names[:3]:
         found.pop(name, None)
     found[base] = replace(whole, name=base, scaled=scaled)
+
+
+def _turned_back(found: Mapping[str, Stored]) -> list[Stored]:
+    """Let a matrix that a quantizer turned stand under its own name, as it was before."""
+    turner = _Turner()
+    return [
+        turner.turn(stored, base)
+        if (base := name.removesuffix(_TURNED)) != name
+        and base not in found
+        and len(stored.shape) == _MATRIX
+        and stored.is_numeric
+        and stored.size <= _TURNED_BYTES
+        else stored
+        for name, stored in found.items()
+    ]
+
+
+class _Turner:
+    """Reads matrices whose rows are the columns of what is stored; holds the last one only."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._held = b""
+
+    def turn(self, stored: Stored, name: str) -> Stored:
+        rows, columns = stored.shape
+        scaled = stored.scaled
+        if scaled is not None and len(scaled.scales) > 1:
+            by_column = (scaled.channels, scaled.inner) == (columns, 1)
+            scaled = scaled._replace(inner=rows if by_column else 1)
+        return replace(
+            stored,
+            name=name,
+            shape=(columns, rows),
+            scaled=scaled,
+            read=lambda start, end: self._whole(stored)[start:end],
+        )
+
+    def _whole(self, stored: Stored) -> bytes:
+        if self._name != stored.name:
+            raw = stored.raw(0, stored.elements).reshape(*stored.shape, stored.width)
+            self._name, self._held = stored.name, raw.transpose(1, 0, 2).tobytes()
+        return self._held
 
 
 def _all(stored: Stored) -> Numbers | None:

@@ -32,7 +32,16 @@ def found(*tensors):
 
 
 PRUNED = found(
-    tensor("conv1.weight", relative=0.7, cosine=0.7, changed=90, emptied=90, zeros_after=90),
+    tensor(
+        "conv1.weight",
+        relative=0.7,
+        cosine=0.7,
+        changed=90,
+        emptied=90,
+        zeros_after=90,
+        norm_before=10.0,
+        norm_after=7.141,
+    ),
     tensor("conv1.bias", "equal"),
     tensor("fc.weight", relative=0.2, cosine=0.98, changed=30, emptied=30, zeros_after=30),
     tensor("fc.bias", "equal"),
@@ -56,6 +65,10 @@ def test_a_story_says_what_pruning_did_layer_by_layer():
     assert [(one.name, one.zeros_before, one.zeros_after) for one in told.layers][:2] == [
         ("conv1", "0.0%", "90.0%"),
         ("conv1.bias", "0.0%", "0.0%"),
+    ]
+    assert [(one.norm, one.cosine) for one in told.layers][:2] == [
+        ("10 → 7.14", "0.7000"),
+        ("", ""),
     ]
     (drawn,) = told.maps
     assert [name for name, _y in drawn.rows] == ["conv1", "fc"]

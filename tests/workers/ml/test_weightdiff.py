@@ -14,7 +14,7 @@ from safetensors.torch import save_file as save_torch
 
 from registry.errors import Invalid
 from registry.formats.weights import NOTHING, Chosen, choose_weights
-from workers.ml import myz, weightdiff
+from workers.ml import myz, tensors, weightdiff
 from workers.ml.tensors import Stored, open_tensors
 from workers.ml.weightdiff import Change, Progress, compare_tensors
 
@@ -184,20 +184,71 @@ def test_a_quantized_weight_is_compared_with_the_one_that_it_was_made_of(tmp_pat
     assert (one.dtype_before, one.dtype_after) == ("F32", "I8")
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_weight_that_is_multiplied_as_whole_numbers_is_compared_too(
+    tmp_path: Path, *, per_channel: bool, turned: bool
+) -> None:
+    """As the dynamic quantizer leaves it: turned, its products scaled, and put back by no node."""
+    weight = RNG.standard_normal((3, 4)).astype("f4")
+    before = saved(tmp_path, "before", {"fc.weight": weight})
+    lies = weight.T if turned else weight
+    most = np.abs(lies).max(axis=0) if per_channel else np.abs(lies).max(keepdims=True).ravel()
+    scale = (most / 127).astype("f4")
+    zero = np.full(len(scale), 3, "i1")
+    whole = np.clip(np.round(lies / scale) + 3, -128, 127).astype("i1")
+    name = "fc.weight_Transposed" if turned else "fc.weight"
+    graph(
+        tmp_path / "int8.onnx",
+        [
+            numpy_helper.from_array(whole, f"{name}_quantized"),
+            numpy_helper.from_array(scale, f"{name}_scale"),
+            helper.make_tensor(f"{name}_zero_point", TensorProto.INT8, [len(zero)], zero.tolist()),
+        ],
+        [helper.make_node("MatMulInteger", ["x", f"{name}_quantized"], ["y"])],
+    )
+    found = compared(before, opened(tmp_path, "int8.onnx", format_name="onnx"))
+    assert list(found) == ["fc.weight"]
+    one = found["fc.weight"]
+    put_back = (whole.astype("f4") - 3) * scale
+    exact = np.linalg.norm(put_back - lies) / np.linalg.norm(weight)
+    assert one.relative == pytest.approx(exact, rel=1e-5)
+    assert (one.state, one.dtype_after, one.shape_after) == ("changed", "I8", [3, 4])
+    assert one.cosine == pytest.approx(1, abs=1e-3)
+
+
+def test_a_turned_matrix_that_is_too_large_to_hold_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = RNG.standard_normal((5, 4)).astype("f4")
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph(tmp_path / "a.onnx", [numpy_helper.from_array(matrix, "w_Transposed")], [node])
+    assert next(iter(opened(tmp_path, "a.onnx", format_name="onnx").values())).shape == (4, 5)
+    monkeypatch.setattr(tensors, "_TURNED_BYTES", matrix.nbytes - 1)
+    assert list(opened(tmp_path, "a.onnx", format_name="onnx")) == ["w_Transposed"]
+
+
 def test_numbers_that_lie_otherwise_in_a_graph_still_compare(tmp_path: Path) -> None:
     floats = helper.make_tensor("w", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])
-    whole = helper.make_tensor("n", TensorProto.INT64, [2], [1, 300])
+    whole = helper.make_tensor("n", TensorProto.INT64, [2], [-1, 300])
+    bytes_of = helper.make_tensor("z", TensorProto.INT8, [2], [-128, 5])
+    other = helper.make_tensor("u", TensorProto.UINT64, [2], [1, 300])
     node = helper.make_node("Identity", ["x"], ["y"])
-    graph(tmp_path / "a.onnx", [floats, whole], [node])
+    graph(tmp_path / "a.onnx", [floats, whole, bytes_of, other], [node])
     floats.float_data[0] = 4.0
     whole.int64_data[1] = 301
-    graph(tmp_path / "b.onnx", [floats, whole], [node])
+    bytes_of.int32_data[1] = 7
+    other.uint64_data[1] = 301
+    graph(tmp_path / "b.onnx", [floats, whole, bytes_of, other], [node])
     found = compared(
         opened(tmp_path, "a.onnx", format_name="onnx"),
         opened(tmp_path, "b.onnx", format_name="onnx"),
     )
     assert found["w"].max_change == 3.0
-    assert (found["n"].state, found["n"].max_change) == ("changed", None)
+    assert (found["n"].max_change, found["n"].norm_before) == (1.0, math.sqrt(1 + 300**2))
+    assert (found["z"].max_change, found["z"].norm_before) == (2.0, math.sqrt(128**2 + 25))
+    # Numbers that are written in yet another way can only be the same, or not.
+    assert (found["u"].state, found["u"].max_change) == ("changed", None)
 
 
 def test_weights_beside_a_graph_are_read_and_nothing_else(tmp_path: Path) -> None:
