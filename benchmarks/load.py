@@ -28,7 +28,7 @@ from benchmarks.vocabulary import (  # noqa: E402
     describe,
     slug_of,
 )
-from registry.lexicon import long_words_in, pieces_of, terms_of  # noqa: E402
+from registry.lexicon import search_terms_of, terms_of, words_in  # noqa: E402
 from registry.models import (  # noqa: E402
     Alias,
     Artifact,
@@ -73,7 +73,7 @@ def load(count: int, *, versions: int = 2, history: int = 0, seed: int = 1) -> N
             with transaction.atomic():
                 repositories = _repositories(batch, namespaces, chance, versions)
                 _histories(repositories, versions)
-            words = words.union(*(long_words_in(row.search_text) for row in repositories))
+            words = words.union(*(words_in(row.search_text) for row in repositories))
             print(f"{repositories[-1].pk:,} models", flush=True)
         if history:
             with transaction.atomic():
@@ -135,7 +135,7 @@ def _repositories(
                 quality_metric="accuracy",
                 updated_at=now - timedelta(seconds=chance.randrange(10**7)),
                 search_text=text,
-                search_terms=f"{pieces_of(full_name)} {terms_of(text)}",
+                search_terms=search_terms_of(full_name, text),
                 card_text=fact["card"],
                 card_terms=terms_of(fact["card"]),
             )

@@ -41,6 +41,12 @@ _PHRASE: Final = 4
 _CHINESE_PHRASE: Final = 8
 _SHORTEST: Final = 4
 _LONGEST: Final = 32
+# Of what is no longer than this, each word is known.
+LONGEST_KNOWN: Final = 100
+# PostgreSQL takes what such a character joins for one path, address or number.
+_JOINED: Final = re.compile(r"[^\w\s,;!?()\"'-]\S")
+# `apache-2.0` it takes apart as it should.
+_PLAINLY_JOINED: Final = re.compile(r"(?:[a-z]+-)+[0-9]+(?:\.[0-9]+)+")
 _INDEXED_CHARACTERS: Final = 100_000
 
 
@@ -155,6 +161,41 @@ def _read_chinese(token: str) -> Iterator[Sought]:
 def pieces_of(name: str) -> str:
     """Cut a name where letters end; PostgreSQL takes `team/model` for one path."""
     return " ".join(_WORDS.findall(name.lower()))
+
+
+def search_terms_of(full_name: str, text: str) -> str:
+    """Give what a repository is found by beside the words of its searched text.
+
+    With these, a whole word finds each word that a piece of the text may be in.
+    """
+    pieces = pieces_of(full_name)
+    others = joined_words(text) - set(pieces.split())
+    return " ".join(part for part in (pieces, *sorted(others), terms_of(text)) if part)
+
+
+def joined_words(text: str) -> set[str]:
+    """Give the words that the database's own parser would not tell apart from what is beside."""
+    return {
+        word
+        for token in text.lower().split()
+        if _JOINED.search(token) and not _PLAINLY_JOINED.fullmatch(token)
+        for word in _WORDS.findall(token)
+        if not is_chinese(word)
+    }
+
+
+def words_in(text: str) -> set[str]:
+    """Give the words that a piece of one is looked up among: all but Chinese and bare numbers."""
+    return {
+        word
+        for word in _WORDS.findall(text.lower())
+        if len(word) <= LONGEST_KNOWN and not word.isdigit() and not is_chinese(word)
+    }
+
+
+def words_of(text: str) -> list[str]:
+    """Cut a text where letters and digits end, and where Chinese begins."""
+    return _WORDS.findall(text)
 
 
 def long_words_in(text: str) -> set[str]:

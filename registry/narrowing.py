@@ -8,6 +8,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from registry.lexicon import concepts_named
 from registry.models import Evaluation, Tag, Version
 from registry.models.catalog import RepositoryQuerySet
+from registry.pieces import holding
 from registry.query_language import Bounds, Narrowing
 
 _MOMENTS = {"created": "created_at", "updated": "updated_at"}
@@ -64,6 +65,11 @@ def _condition(one: Narrowing) -> Q:
         return _within(_COLUMNS[one.field], one.bounds)
     if one.field in _MOMENTS:
         return _within(_MOMENTS[one.field], one.bounds, _moment)
+    if one.field == "name":
+        # The text that is searched holds the name.
+        held = holding(lowered)
+        near = Q(search_vector=held.words) if held else Q(search_text__contains=lowered)
+        return near & Q(name__icontains=text)
     if one.field == "tag":
         return Q(pk__in=_tagged(one).values("repository_id"))
     return {
@@ -74,8 +80,6 @@ def _condition(one: Narrowing) -> Q:
         "label": Q(labels__contains=[text]),
         "owner": Q(namespace__slug__iexact=text),
         "base": Q(base_model__iexact=text),
-        # The trigram index is over the searched text, which holds the name.
-        "name": Q(search_text__contains=lowered, name__icontains=text),
     }[one.field]
 
 

@@ -18,8 +18,9 @@ from django.db.models import Q
 from rapidfuzz.distance import OSA
 
 from registry.lexicon import Sought, concept_token, is_chinese, pairs_of, read_words
-from registry.models import SearchWord
+from registry.models import Repository, SearchWord
 from registry.models.catalog import RepositoryQuerySet
+from registry.pieces import holding, says
 from registry.query_language import Asked, Words
 
 AS_WRITTEN: Final = "as_written"
@@ -27,8 +28,10 @@ SOME_WORDS: Final = "some_words"
 # No word is found; what is, lies near what the words say (registry/meaning.py).
 BY_MEANING: Final = "by_meaning"
 _TRIGRAM: Final = 3
+_FEW: Final = 200
 _SIMILARITY: Final = 0.2
 _CANDIDATES: Final = 60
+_SHORTEST_MEANT: Final = 4
 _TRIED: Final = 3
 _MOST_PARTS: Final = 12
 
@@ -47,36 +50,52 @@ class Reading:
     parts: Sequence[SearchQueryCombinable] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part of what is sought, and the condition that it sets."""
+
+    sought: Sought
+    condition: Q
+
+
 def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
     """Give the readings of the words, the strictest first; `among` is what may be found at all."""
     fixed = what_stands(asked)
     phrases = _phrases(asked)
     tokens = [one.text.lower() for one in asked.words if not one.together and not one.negated]
-    sought = _without_common(read_words(tokens))[:_MOST_PARTS]
+    sought = [_part(one) for one in _without_common(read_words(tokens))[:_MOST_PARTS]]
     ranked = [_text_query(one.text) for one in phrases]
     yield Reading(
         how=AS_WRITTEN,
         text=asked.text,
-        condition=reduce(and_, map(_condition, sought), fixed),
-        parts=[*ranked, *map(_query, sought)],
+        condition=_all_of(sought, fixed),
+        parts=[*ranked, *(_query(one.sought) for one in sought)],
     )
     mended = _corrected(sought, among.filter(fixed)) if sought else None
     if mended:
         yield Reading(
             how="corrected",
             text=" ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, mended)]),
-            condition=reduce(and_, map(_condition, mended), fixed),
-            parts=[*ranked, *map(_query, mended)],
+            condition=_all_of(mended, fixed),
+            parts=[*ranked, *(_query(one.sought) for one in mended)],
         )
         sought = mended
     if len(sought) > 1:
-        parts = [_query(one) for one in sought]
+        parts = [_query(one.sought) for one in sought]
         yield Reading(
             how=SOME_WORDS,
             text=" ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, sought)]),
             condition=fixed & Q(search_vector=reduce(or_, parts)),
             parts=[*ranked, *parts],
         )
+
+
+def _part(one: Sought) -> _Part:
+    return _Part(sought=one, condition=_condition(one))
+
+
+def _all_of(parts: Sequence[_Part], fixed: Q) -> Q:
+    return reduce(and_, (one.condition for one in parts), fixed)
 
 
 def what_stands(asked: Asked) -> Q:
@@ -103,23 +122,41 @@ def _without_common(sought: Sequence[Sought]) -> list[Sought]:
     return [one for one in sought if not one.is_common] or list(sought)
 
 
-def _typed(one: Sought) -> str:
-    return " ".join(one.words)
+def _typed(one: _Part) -> str:
+    return " ".join(one.sought.words)
 
 
 # --- Conditions ---------------------------------------------------------------------------------
 
 
 def _condition(one: Sought) -> Q:
-    literal = reduce(and_, map(_word, one.words))
-    return reduce(or_, (Q(search_vector=_concept(name)) for name in one.concepts), literal)
+    """Give where these words, or pieces of words, are: one look at one index if that can be."""
+    found = [_word(word) for word in one.words]
+    concepts = [_concept(name) for name in one.concepts]
+    queries = [each for each in found if not isinstance(each, Q)]
+    if len(queries) == len(found):
+        return Q(search_vector=reduce(or_, concepts, reduce(and_, queries)))
+    literal = reduce(and_, (each for each in found if isinstance(each, Q)))
+    literal = reduce(and_, (Q(search_vector=each) for each in queries), literal)
+    return reduce(or_, (Q(search_vector=each) for each in concepts), literal)
 
 
-def _word(word: str) -> Q:
+def _word(word: str) -> SearchQueryCombinable | Q:
+    """Give the whole words that find it, or a condition where more has to be looked at."""
+    whole = _word_query(word)
     if is_chinese(word) or len(word) < _TRIGRAM:
-        # No trigram finds these: whole words, the pairs of a longer one, or how a word begins.
-        return Q(search_vector=_word_query(word))
-    return Q(search_text__contains=word) | Q(search_vector=_word_query(word))
+        # No piece finds these: whole words, the pairs of a longer one, or how a word begins.
+        return whole
+    held = holding(word)
+    if held and held.is_enough:
+        return whole | held.words
+    if held:
+        # Rows that have it as whole words are few, most of the time, and need no other look.
+        rows = Repository.objects.filter(search_vector=whole).whichever("pk", limit=_FEW + 1)
+        if len(rows) <= _FEW:
+            written = says(word) & Q(search_vector=held.words)
+            return written | Q(pk__in=[key for (key,) in rows]) if rows else written
+    return Q(search_text__contains=word) | Q(search_vector=whole)
 
 
 def _phrase(one: Words) -> Q:
@@ -128,9 +165,12 @@ def _phrase(one: Words) -> Q:
         parts = [_word_query(pair) for run in re.findall(r"\w+", text) for pair in pairs_of(run)]
         found = reduce(and_, (Q(search_vector=part) for part in parts), Q())
         return found & (Q(search_text__contains=text) | Q(card_text__icontains=text))
-    return Q(search_text__contains=text) | Q(
-        search_vector=WordQuery(text, config="english", search_type="phrase")
-    )
+    phrase = Q(search_vector=WordQuery(text, config="english", search_type="phrase"))
+    held = holding(text)
+    if held:
+        either = held.words | WordQuery(text, config="english")
+        return Q(search_vector=either) & (says(text) | phrase)
+    return Q(search_text__contains=text) | phrase
 
 
 def _query(one: Sought) -> SearchQueryCombinable:
@@ -165,24 +205,24 @@ def _concept(name: str) -> WordQuery:
 # --- Mistyped words -----------------------------------------------------------------------------
 
 
-def _corrected(sought: Sequence[Sought], among: RepositoryQuerySet) -> list[Sought] | None:
+def _corrected(sought: Sequence[_Part], among: RepositoryQuerySet) -> list[_Part] | None:
     """Put the nearest word that finds something in the place of each that finds nothing."""
-    mended: list[Sought] = []
+    mended: list[_Part] = []
     for one in sought:
-        (word, *more) = one.words
-        if more or one.concepts or is_chinese(word) or _finds([one], among):
+        (word, *more) = one.sought.words
+        if more or one.sought.concepts or is_chinese(word) or _finds([one], among):
             mended.append(one)
             continue
         mended += next((found for found in map(_read, _near(word)) if _finds(found, among)), [one])
     return mended if mended != list(sought) else None
 
 
-def _read(word: str) -> list[Sought]:
-    return read_words([word])
+def _read(word: str) -> list[_Part]:
+    return [_part(one) for one in read_words([word])]
 
 
-def _finds(sought: Sequence[Sought], among: RepositoryQuerySet) -> bool:
-    return bool(among.filter(reduce(and_, map(_condition, sought))).whichever("pk", limit=1))
+def _finds(parts: Sequence[_Part], among: RepositoryQuerySet) -> bool:
+    return bool(among.filter(_all_of(parts, Q())).whichever("pk", limit=1))
 
 
 def _near(word: str) -> list[str]:
@@ -200,5 +240,9 @@ def _near(word: str) -> list[str]:
             .order_by("-alike", "word")
             .values_list("word", flat=True)[:_CANDIDATES]
         )
-    near = [(OSA.distance(word, one, score_cutoff=most), one) for one in alike]
+    near = [
+        (OSA.distance(word, one, score_cutoff=most), one)
+        for one in alike
+        if len(one) >= _SHORTEST_MEANT
+    ]
     return [one for distance, one in sorted(near) if distance <= most][:_TRIED]

@@ -214,7 +214,9 @@ def _bounded(*, is_narrow: bool) -> Iterator[None]:
         with transaction.atomic():
             with connection.cursor() as cursor:
                 limit = min(_STATEMENT_SECONDS, settings.STATEMENT_SECONDS)
-                _set_until_the_end(cursor, statement_timeout=_ms(limit), work_mem=_WORK_MEMORY)
+                _set_until_the_end(
+                    cursor, statement_timeout=_ms(limit), work_mem=_WORK_MEMORY, jit="off"
+                )
             yield
     except OperationalError as error:
         if not is_narrow or not isinstance(error.__cause__, QueryCanceled):

@@ -14,6 +14,7 @@ from django.db.models.functions import Lower, Upper
 from django.utils import timezone
 
 from registry.errors import Saying, Text
+from registry.lexicon import LONGEST_KNOWN
 from registry.models.access import Actor, Namespace, Role, User
 
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?$"
@@ -156,12 +157,14 @@ class SavedSearch(models.Model):
 
 
 class SearchWord(models.Model):
-    """A word of some name, summary or tag: what a mistyped word may have meant.
+    """A word of some name, summary or tag: what a piece of a word, or a mistyped one, may be of.
 
-    Whose word it is does not stand here; a correction is shown only with what it finds.
+    Every word of every `search_text` is here, but for Chinese, bare numbers and endless ones: a
+    piece is looked for among these words, and these in the index of whole words. Whose word it is
+    does not stand here; a correction is shown only with what it finds.
     """
 
-    word = models.CharField(max_length=32, primary_key=True)
+    word = models.CharField(max_length=LONGEST_KNOWN, primary_key=True)
 
     class Meta:
         indexes = [

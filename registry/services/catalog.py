@@ -355,11 +355,11 @@ def refresh_search(repository: Repository) -> None:
     ]
     text = " ".join(word for word in words if word).lower()[:_SEARCHED_CHARACTERS]
     repository.search_text = text
-    repository.search_terms = f"{lexicon.pieces_of(repository.full_name)} {lexicon.terms_of(text)}"
+    repository.search_terms = lexicon.search_terms_of(repository.full_name, text)
     _touch(repository)
     repository.save(update_fields=["search_text", "search_terms", "updated_at"])
     SearchWord.objects.bulk_create(
-        [SearchWord(word=word) for word in sorted(lexicon.long_words_in(text))],
+        [SearchWord(word=word) for word in sorted(lexicon.words_in(text))],
         ignore_conflicts=True,
     )
 

@@ -8,7 +8,7 @@ from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import search
+from registry import pieces, search
 from registry.errors import Invalid
 from registry.models import ANONYMOUS, Evaluation, Role
 from registry.search import SORTS, SearchQuery, search_repositories
@@ -352,6 +352,56 @@ def test_a_substring_is_found_through_the_trigram_index(alice):
         cursor.execute("SET LOCAL enable_seqscan = off")
         plan = matches.explain()
     assert "repository_search_trigrams" in plan
+
+
+PIECES = {
+    "qwen2.5-coder_x": "Weights of <b>foo.com/v1.5</b> (see a.b@c.de), k=va.lue, x~y and c++20",
+    "BertForSequenceClassificationOfVeryLongNames": "gpt-4 for 3d-scans: reads 20231105, ünïcode",
+    "tiny": "State-of-the-art; well-known. don't/do 12-layer 7b &amp; apache-2.0 it's cc-by-4.0",
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("size", [3, 5, 12])
+def test_every_piece_of_a_text_is_found(alice, name, size):
+    """Whether the words around it are known, cut as the database cuts them, or none at all."""
+    for one, summary in PIECES.items():
+        make_model(alice, one, summary=summary, tags={"team": "a_b/c.d"})
+    text = catalog.Repository.objects.get(name=name).search_text
+    cut = {text[at : at + size] for at in range(len(text) - size + 1)}
+    typed = [one for one in cut if " " not in one and '"' not in one]
+    assert len(typed) > 4
+    for piece in typed:
+        page = search_repositories(ANONYMOUS, "model", SearchQuery(q=f'"{piece}"', limit=3))
+        assert page.reading is None, piece
+        assert name in [row["name"] for row in page.items], piece
+        if not set(piece) & set(':<>="-'):
+            assert name in names(q=piece), piece
+
+
+def test_pieces_in_quotes_go_over_words(alice):
+    make_model(alice, "one", summary="Sentence vectors for short texts")
+    make_model(alice, "two", summary="Vectors of sentences, short")
+    for q in ('"ence vec"', '"vectors for short"', '"for sh"', '"s for" -two'):
+        assert names(q=q) == ["one"], q
+
+
+@pytest.mark.parametrize("q", ["lassif", "ert-class", "alice/bert", '"classifier of"', "-lassif"])
+def test_pieces_of_words_are_looked_up_among_known_words(alice, q):
+    """Of a million texts, only this is quick."""
+    make_model(alice, "bert-classifier", summary="A classifier of texts")
+    with CaptureQueriesContext(connection) as queries:
+        names(q=q, sort="updated")
+    asked = [one["sql"] for one in queries if "search_vector" in one["sql"]]
+    assert asked
+    assert not [sql for sql in asked if '"search_text"::text LIKE' in sql]
+
+
+def test_a_piece_of_very_many_words_is_looked_for_by_its_letters(alice, monkeypatch):
+    monkeypatch.setattr(pieces, "_MOST_WORDS", 2)
+    for name in ("albert", "roberta", "distilbert", "other"):
+        make_model(alice, name)
+    assert sorted(names(q="bert")) == ["albert", "distilbert", "roberta"]
 
 
 def test_owners_are_counted_by_name_and_the_most_come_first(alice):
