@@ -106,6 +106,10 @@ def concepts_named(phrase: str) -> tuple[str, ...]:
     return _known().get(plain) or _known().get(plain.removesuffix("s"), ())
 
 
+def is_common(word: str) -> bool:
+    return word in _COMMON
+
+
 class Sought(NamedTuple):
     """A part of what somebody types: its words, and the concepts that they name together."""
 
@@ -114,7 +118,7 @@ class Sought(NamedTuple):
 
     @property
     def is_common(self) -> bool:
-        return all(word in _COMMON for word in self.words) and not self.concepts
+        return all(map(is_common, self.words)) and not self.concepts
 
 
 def read_words(tokens: Sequence[str]) -> list[Sought]:

@@ -15,7 +15,7 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import StrIndex
 from django.db.models.lookups import GreaterThan
 
-from registry.lexicon import LONGEST_KNOWN, words_of
+from registry.lexicon import LONGEST_KNOWN, is_common, words_of
 from registry.models import SearchWord
 
 # A piece that more words hold is looked for by its letters.
@@ -33,12 +33,14 @@ class Held(NamedTuple):
 def holding(text: str) -> Held | None:
     """Give what finds the lower-case text in a `search_text`; None where no words can tell."""
     pieces = words_of(text) if text.isascii() and len(text) <= LONGEST_KNOWN else []
+    # What nearly every text has tells nothing beside other words.
+    telling = [place for place, piece in enumerate(pieces) if not is_common(piece)]
     found = [
-        _any_of([piece, *words])
-        for place, piece in enumerate(pieces)
+        _any_of([pieces[place], *words])
+        for place in telling or range(len(pieces))
         if (
             words := _words_with(
-                piece,
+                piece := pieces[place],
                 begins=place > 0 or not text.startswith(piece),
                 ends=place < len(pieces) - 1 or not text.endswith(piece),
             )

@@ -1,10 +1,12 @@
 """Discovery: one query over repositories, filters, facet counts and keyset pages."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, reduce
+from itertools import chain
 from operator import or_
 from typing import Any
 
@@ -13,14 +15,24 @@ from django.contrib.postgres.search import SearchRank
 from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connection, transaction
 from django.db.backends.utils import CursorWrapper
-from django.db.models import BigIntegerField, Case, F, IntegerField, Q, Value, When
+from django.db.models import (
+    BigIntegerField,
+    Case,
+    F,
+    IntegerField,
+    OuterRef,
+    Q,
+    Subquery,
+    Value,
+    When,
+)
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Cast, Left, Ln, Lower, Round
 from psycopg.errors import QueryCanceled
 
 from registry.errors import FieldError, Invalid, Unavailable
 from registry.meaning import Meant, blend, meant_by
-from registry.models import Actor, Repository, Tag, Version
+from registry.models import Actor, Namespace, Repository, Tag, Version
 from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
 from registry.narrowing import measured_rarely, narrow, narrow_measured
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor, order_of
@@ -30,6 +42,8 @@ from registry.readings import AS_WRITTEN, BY_MEANING, SOME_WORDS, Reading, readi
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
 _FACET_VALUES = 20
+_OWNERS_NAMED = 200
+_COUNTED_BY = ("task", "library", "license", "formats", "namespace_id")
 _STATEMENT_SECONDS = 1.0
 # Enough to remember each row that a word is in. With less, pages are remembered, and every row on
 # them is read and looked through again.
@@ -54,7 +68,6 @@ _BY_MEANING = "meaning"
 SORTS = ("relevance", "updated", "created", "downloads", "name", "size", "quality")
 _FIELDS = (
     "id",
-    "namespace__slug",
     "name",
     "summary",
     "task",
@@ -141,22 +154,25 @@ def search_repositories(
     meant = _meant(query, narrowed)
     with _bounded(is_narrow=bool(query.asked.words or query.asked.narrowings)):
         for reading in _readings(query, narrowed, meant):
-            matches = narrowed.filter(reading.condition)
-            few = _few(plain, narrowed, reading.condition, query)
+            matches = found = narrowed.filter(reading.condition)
+            read = _read(plain, narrowed, reading.condition, query, with_facets=with_facets)
+            few = read.few if read else None
             if few is not None:
                 matches = plain.filter(pk__in=few)
             if meant and few == [] and reading.how != BY_MEANING:
                 # What is near is no answer yet: words that find nothing may be mistyped.
                 continue
-            ordered = _ordered(matches, query, reading, few, meant)
-            rows = list(ordered.values(*_FIELDS, *_extra(query))[: limit + 1])
+            ordered = _ordered(matches, found, query, reading, few, meant)
+            rows = list(ordered.values(*_FIELDS, *_extra(query), owner=_owner())[: limit + 1])
             if rows or (query.cursor and matches.exists()):
                 break
         if meant and with_facets:
             by_words = reading.condition if few is None else Q(pk__in=few)
             matches = narrowed.filter(by_words | Q(pk__in=list(meant.near)))
         facets = {}
-        if with_facets and few is None and narrowed is not plain:
+        if with_facets and read and not meant:
+            facets = read.facets()
+        elif with_facets and few is None and narrowed is not plain:
             facets = _count_in_time(matches, least=len(rows))
         elif with_facets:
             facets = count_facets(matches, has_words=bool(query.asked.words))
@@ -289,10 +305,48 @@ def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQueryS
     return matches
 
 
-def _few(
-    plain: RepositoryQuerySet, narrowed: RepositoryQuerySet, condition: Q, query: SearchQuery
-) -> list[int] | None:
-    """Give the keys of all that match, the most downloaded first; None where they are not few.
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """All that match, or more than are counted, in no order: downloads, keys, and `_COUNTED_BY`."""
+
+    rows: Sequence[tuple[Any, ...]]
+    is_all: bool
+
+    @property
+    def few(self) -> list[int] | None:
+        """Give their keys, the most downloaded first; None where there are more."""
+        if not self.is_all:
+            return None
+        return [key for _, key in sorted((row[:2] for row in self.rows), reverse=True)]
+
+    def facets(self) -> dict[str, Any]:
+        counted = self.rows[: COUNTED + 1]
+        columns = list(zip(*counted, strict=True))[2:] or [()] * len(_COUNTED_BY)
+        task, library, license_, formats, owner = columns
+        values = {"task": task, "library": library, "license": license_, "format": chain(*formats)}
+        found = [("total", "", len(counted))]
+        found += [
+            (name, value, count)
+            for name, of in values.items()
+            for value, count in Counter(of).items()
+        ]
+        owners = Counter(owner)
+        # Between equals the name decides, as far as names are looked up.
+        most = sorted(owners, key=lambda key: (-owners[key], key))[:_OWNERS_NAMED]
+        names = Namespace.objects.in_bulk(most)
+        found += [("owner", names[key].slug, owners[key]) for key in most if key in names]
+        return _facets_of(found)
+
+
+def _read(
+    plain: RepositoryQuerySet,
+    narrowed: RepositoryQuerySet,
+    condition: Q,
+    query: SearchQuery,
+    *,
+    with_facets: bool,
+) -> _Read | None:
+    """Read all that match, where they are few, or where words would be as slow to ask again.
 
     Measurements are looked at last: for the few of which everything else is true, or, where these
     are many, for the few of which a measurement is.
@@ -300,9 +354,10 @@ def _few(
     if not query.narrows:
         return None
     most = COUNTED if query.asked.words else _FEW
+    columns = ("downloads_count", "pk", *(_COUNTED_BY if with_facets else ()))
     among = plain.filter(condition)
-    found = among.whichever("downloads_count", "pk", limit=most + 1)
     if narrowed is not plain:
+        found = among.whichever("downloads_count", "pk", limit=most + 1)
         if len(found) <= most:
             among = narrowed.filter(pk__in=[key for _, key in found])
         else:
@@ -311,8 +366,15 @@ def _few(
                 return None
             having = Version.objects.filter(pk__in=versions).values("repository_id")
             among = narrowed.filter(condition, pk__in=having)
-        found = among.whichever("downloads_count", "pk", limit=most + 1)
-    return [key for _, key in sorted(found, reverse=True)] if len(found) <= most else None
+    rows = among.whichever(*columns, limit=most + 1)
+    if len(rows) > most and most < COUNTED:
+        return None
+    return _Read(rows=rows, is_all=len(rows) <= most)
+
+
+def _owner() -> Subquery:
+    """Look up the names of owners for the rows of a page alone, and not for all it is cut from."""
+    return Subquery(Namespace.objects.filter(pk=OuterRef("namespace_id")).values("slug"))
 
 
 # --- Order and pages ---------------------------------------------------------------------------
@@ -324,6 +386,7 @@ def _extra(query: SearchQuery) -> Sequence[str]:
 
 def _ordered(
     matches: RepositoryQuerySet,
+    found: RepositoryQuerySet,
     query: SearchQuery,
     reading: Reading,
     few: list[int] | None,
@@ -331,7 +394,7 @@ def _ordered(
 ) -> RepositoryQuerySet:
     order, cursor = query.order, query.cursor
     if order == "relevance":
-        return _by_relevance(matches, query, reading, few, meant)
+        return _by_relevance(matches, found, query, reading, few, meant)
     if order == "name":
         named = matches.annotate(name_lower=Lower("name")).order_by("name_lower", "id")
         if cursor:
@@ -365,6 +428,7 @@ def _ordered(
 
 def _by_relevance(
     matches: RepositoryQuerySet,
+    found: RepositoryQuerySet,
     query: SearchQuery,
     reading: Reading,
     few: list[int] | None,
@@ -381,7 +445,7 @@ def _by_relevance(
         most_downloaded = matches.order_by("-downloads_count", "-id").values_list("pk", flat=True)
         keys = list(most_downloaded[:_RANKED_OF_MANY])
     if few is None or len(few) > _RANKED:
-        named = matches.alias(name_lower=Lower("name")).filter(name_lower=text).order_by()
+        named = found.alias(name_lower=Lower("name")).filter(name_lower=text).order_by()
         keys = [*keys[:_RANKED], *named.values_list("pk", flat=True)[:_RANKED]]
     if meant:
         keys = [*keys, *meant.near]
@@ -501,8 +565,11 @@ def count_facets(matches: RepositoryQuerySet, *, has_words: bool = False) -> dic
         (SELECT 'format', f, sum(n)::bigint FROM g, unnest(formats) AS f
          WHERE ungrouped = b'11101'::int GROUP BY f)
         UNION ALL
-        (SELECT 'owner', slug, n FROM g JOIN registry_namespace AS o ON o.id = namespace_id
-         WHERE ungrouped = b'11110'::int ORDER BY n DESC, slug COLLATE "C" LIMIT {_FACET_VALUES})
+        (SELECT 'owner', slug, n FROM (
+            SELECT namespace_id, n FROM g WHERE ungrouped = b'11110'::int
+            ORDER BY n DESC, namespace_id LIMIT {_OWNERS_NAMED}
+         ) AS most JOIN registry_namespace AS o ON o.id = namespace_id
+         ORDER BY n DESC, slug COLLATE "C" LIMIT {_FACET_VALUES})
     """  # noqa: S608 - `inner` is Django's own SQL; the values travel as parameters
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
@@ -534,6 +601,6 @@ def _with_tags(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ).values_list("repository_id", "key", Left("value", LISTED_CHARACTERS)):
         tags[repository_id][key] = value
     for row in rows:
-        row["namespace"] = row.pop("namespace__slug")
+        row["namespace"] = row.pop("owner")
         row["tags"] = tags[row["id"]]
     return rows
