@@ -41,6 +41,7 @@ class AuditAction(StrEnum):
     ENDPOINT_SPLIT = "endpoint.split"
     ENDPOINT_ROLL_BACK = "endpoint.roll_back"
     ENDPOINT_DELETE = "endpoint.delete"
+    EXPORT_DELETE = "export.delete"
     FACTOR_ADD = "factor.add"
     FACTOR_REMOVE = "factor.remove"
     FACTOR_CODES = "factor.codes"

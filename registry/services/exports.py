@@ -9,15 +9,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from django.db import transaction
+
 from registry.errors import Conflict, NotFound, RegistryError
 from registry.exports import EXPORTS, Package, Port, Served, Source, StoredFile
 from registry.exports.package import port_of
-from registry.models import Actor, Derivative, Job, Kind, Version, openable_files
-from registry.permissions import allowed
+from registry.models import (
+    Actor,
+    AuditAction,
+    Derivative,
+    Job,
+    Kind,
+    Version,
+    openable_files,
+)
+from registry.permissions import allowed, require
 from registry.recipes import EXPORTED_FILES, RUN_CODE, ExportRecipe, parse_recipe
-from registry.services.catalog import find_repository, find_version
+from registry.services.audit import record_event
+from registry.services.catalog import find_repository, find_version, lock_repository
 from registry.services.fitness import require_fit
 from registry.services.jobs import submit_job
+from registry.services.quotas import free_export
 from registry.services.transfers import require_unarchived
 from registry.services.tuning import tuned_for_export
 from registry.services.versions import require_runnable
@@ -54,6 +66,7 @@ class Way:
     refusal: RegistryError | None = None
     takes_job: bool = False
     can_be_made: bool = False
+    can_be_deleted: bool = False
     made: Derivative | None = None
     job: Job | None = None
 
@@ -107,7 +120,8 @@ def list_made(actor: Actor, version: Version) -> list[Way]:
     """Say of each file that takes a job whether it is there, is being made, or could be."""
     made = {row.path: row for row in version.derivatives.exported().select_related("blob")}
     jobs = _jobs_of(actor, version)
-    may = allowed(actor, "write", version.repository) and "jobs" in actor.scopes
+    writes = allowed(actor, "write", version.repository)
+    may = writes and "jobs" in actor.scopes
     why = None if len(made) == len(TARGETS) else _why_not(version)
     return [
         Way(
@@ -116,6 +130,7 @@ def list_made(actor: Actor, version: Version) -> list[Way]:
             made=made.get(file),
             job=None if file in made else jobs.get(file),
             can_be_made=may and not why and file not in made,
+            can_be_deleted=writes and file in made,
             refusal=None if file in made else why or _not_made(version, file),
         )
         for file in TARGETS
@@ -146,6 +161,40 @@ def request_export(*, actor: Actor, version: Version, file: str) -> Way:
         recipe = _recipe_of(version, file)
         job = submit_job(actor=actor, recipe=recipe.to_json())
     return Way(file=file, takes_job=True, job=job, refusal=_not_made(version, file))
+
+
+@transaction.atomic
+def delete_export(*, actor: Actor, version: Version, file: str) -> None:
+    """Delete a file that a job has made; it counts no more, and can be made again.
+
+    Raises:
+        NotFound: there is no such export, or it has not been made.
+        Denied: the actor may not write to the model.
+
+    """
+    require(actor, "write", version.repository)
+    _require_known(file)
+    repository = lock_repository(version.repository)
+    rows = version.derivatives.exported().filter(path=file)
+    made = rows.select_related("blob", "version__repository__namespace").first()
+    if made is None:
+        raise NotFound(
+            "{file} of {version} has not been made, so there is nothing to delete.",
+            code=NOT_MADE,
+            file=file,
+            version=version.ref,
+        )
+    free_export(made)
+    made.delete()
+    record_event(
+        actor,
+        AuditAction.EXPORT_DELETE,
+        repository=repository,
+        target=version.ref,
+        file=file,
+        sha256=made.blob.sha256,
+        size_bytes=made.blob.size_bytes,
+    )
 
 
 def _require_known(file: str) -> None:

@@ -279,7 +279,11 @@ def _require_place(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) 
         repository = inputs["model"].repository
         # What a tuning finds is what deployments then go by.
         require(actor, "maintain" if recipe.kind == "tune" else "write", repository)
-        if recipe.produces != "evaluations":
+        if recipe.produces == "export":
+            quotas.require_room(
+                repository.namespace, size_bytes=least_export_bytes(inputs["model"])
+            )
+        elif recipe.produces != "evaluations":
             _require_space(repository.namespace)
         return repository.namespace
     reference = parse_reference(recipe.output)
@@ -309,6 +313,12 @@ def _place_of_reader(actor: Actor, repository: Repository) -> Namespace:
             code="no_namespace",
         )
     return spaces[0]
+
+
+def least_export_bytes(version: Version) -> int:
+    """Give what a file exported of a version takes at least: its weights, if they are known."""
+    weights = 4 * (version.parameters_count or 0)
+    return max(1, min(weights, version.size_bytes))
 
 
 def _require_space(namespace: Namespace) -> None:

@@ -1,8 +1,8 @@
 """What a namespace may hold and run at once, and how much of that it uses.
 
 What counts: the versions that are there (a deleted one counts again when it is brought back), and
-the bytes of their files, each content once however many versions hold it. What the registry makes
-of files by itself counts for nobody.
+the bytes of their files and of the files that somebody had exported of them, each content once
+however many versions hold it. What the registry makes of files by itself counts for nobody.
 
 The counters stand in the namespace's row and change in the transaction of what they count, which
 locks the row last, after its repository: so nobody waits for long, and the next one who locks it
@@ -37,13 +37,15 @@ from registry.models import (
     AuditAction,
     Blob,
     Deployment,
+    Derivative,
     Job,
     JobState,
     Namespace,
+    Purpose,
     Repository,
     Version,
 )
-from registry.models.artifacts import BlobQuerySet
+from registry.models.artifacts import BlobQuerySet, DerivativeQuerySet
 from registry.models.catalog import VersionQuerySet
 from registry.permissions import require, require_scope
 from registry.services.audit import record_event
@@ -263,9 +265,45 @@ def require_room(namespace: Namespace, *, size_bytes: int = 0, versions: int = 0
 
 def holds_bytes(namespace: Namespace, sha256: str) -> bool:
     """Say whether bytes are counted in a namespace, so that a file of them takes nothing more."""
-    held = _held_by(_counted(namespace))
-    named = sha256.isascii() and sha256.isalnum()
-    return named and held.filter(sha256=sha256.lower()).exists()
+    if not (sha256.isascii() and sha256.isalnum()):
+        return False
+    blob = Blob.objects.filter(sha256=sha256.lower()).first()
+    return blob is not None and _holds(namespace, blob, Derivative.objects.exported())
+
+
+def take_export(made: Derivative) -> None:
+    """Count a file that was just exported of a version, whose repository is locked.
+
+    Raises:
+        NamespaceFull: it does not fit, so the transaction is to be undone.
+
+    """
+    row = _lock(made.version.repository.namespace)
+    size_bytes = _weigh_export(row, made)
+    _require_fit(row, size_bytes, 0)
+    row.used_bytes += size_bytes
+    row.save(update_fields=["used_bytes"])
+
+
+def free_export(made: Derivative) -> None:
+    """Count an exported file no more, which is about to be deleted with its repository locked."""
+    row = _lock(made.version.repository.namespace)
+    row.used_bytes = max(0, row.used_bytes - _weigh_export(row, made))
+    row.save(update_fields=["used_bytes"])
+
+
+def _weigh_export(namespace: Namespace, made: Derivative) -> int:
+    """Give the bytes of an exported file, where nothing else in a namespace holds them."""
+    if not _counted(namespace).filter(pk=made.version_id).exists():
+        return 0  # it counts once its version is brought back
+    beside = Derivative.objects.exported().exclude(pk=made.pk)
+    return 0 if _holds(namespace, made.blob, beside) else made.blob.size_bytes
+
+
+def _holds(namespace: Namespace, blob: Blob, exported: DerivativeQuerySet) -> bool:
+    present = _counted(namespace)
+    files = Artifact.objects.filter(blob=blob, revision__versions__in=present)
+    return files.exists() or exported.filter(blob=blob, version__in=present).exists()
 
 
 def _lock(namespace: Namespace) -> Namespace:
@@ -304,8 +342,18 @@ def _weigh(namespace: Namespace, versions: VersionQuerySet) -> tuple[int, int]:
     blobs, size_bytes, count = _held_by(versions), 0, versions.count()
     if count == 1:
         blobs, size_bytes = _sift(blobs, others, versions.get())
-    held = others.filter(revision__artifacts__blob=OuterRef("pk"))
-    return size_bytes + _size_of(blobs.exclude(Exists(held))), count
+    alone = blobs.exclude(Exists(_with_file(others))).exclude(Exists(_with_export(others)))
+    return size_bytes + _size_of(alone), count
+
+
+def _with_file(versions: VersionQuerySet) -> VersionQuerySet:
+    """Narrow versions to those that have a blob of the query around among their files."""
+    return versions.filter(revision__artifacts__blob=OuterRef("pk"))
+
+
+def _with_export(versions: VersionQuerySet) -> VersionQuerySet:
+    """Narrow them to those of which it was exported."""
+    return versions.filter(derivatives__purpose=Purpose.EXPORTED, derivatives__blob=OuterRef("pk"))
 
 
 def _sift(
@@ -321,9 +369,15 @@ def _sift(
         theirs = Artifact.objects.filter(revision_id=near.revision_id)
         blobs = blobs.exclude(pk__in=theirs.values("blob_id"))
     anywhere = Version.objects.exclude(pk=version.pk)
-    anywhere = anywhere.filter(revision__artifacts__blob=OuterRef("pk"))
-    # A value and no condition: so it is looked up for each file and ends at the first find.
-    rows = blobs.annotate(elsewhere=Subquery(anywhere.values("pk")[:1]))
+    # Values and no conditions: so they are looked up for each file and end at the first find.
+    rows = blobs.annotate(
+        elsewhere=Coalesce(
+            *(
+                Subquery(found.values("pk")[:1])
+                for found in (_with_file(anywhere), _with_export(anywhere))
+            )
+        )
+    )
     found = list(rows.values_list("pk", "size_bytes", "elsewhere"))
     alone = sum(size for _, size, elsewhere in found if elsewhere is None)
     shared = [blob for blob, _, elsewhere in found if elsewhere is not None]
@@ -337,8 +391,10 @@ def _counted(namespace: Namespace) -> VersionQuerySet:
 
 
 def _held_by(versions: VersionQuerySet) -> BlobQuerySet:
-    held = Artifact.objects.filter(revision__versions__in=versions)
-    return Blob.objects.filter(pk__in=held.values("blob_id"))
+    files = Artifact.objects.filter(revision__versions__in=versions)
+    exported = Derivative.objects.exported().filter(version__in=versions)
+    held = files.order_by().values("blob_id").union(exported.order_by().values("blob_id"))
+    return Blob.objects.filter(pk__in=held)
 
 
 def _size_of(blobs: BlobQuerySet) -> int:
@@ -350,7 +406,8 @@ def _require_fit(row: Namespace, size_bytes: int, versions: int) -> None:
     if limit is not None and size_bytes and row.used_bytes + size_bytes > limit:
         raise NamespaceFull(
             "{namespace} holds {used} of the {limit} that it may hold, and this needs {asked} "
-            "more. Delete versions that nobody needs, or ask an administrator for a larger quota.",
+            "more. Delete versions and exported files that nobody needs, or ask an administrator "
+            "for a larger quota.",
             code="bytes_quota_exceeded",
             namespace=row.slug,
             used=say_bytes(row.used_bytes),

@@ -31,7 +31,8 @@ from registry.recipes import (
     TuneRecipe,
     parse_reference,
 )
-from registry.services.catalog import find_repository, register_repository
+from registry.services.catalog import find_repository, lock_repository, register_repository
+from registry.services.quotas import take_export
 from registry.services.tuning import keep_tuning
 from registry.services.versions import (
     EvaluationSpec,
@@ -147,16 +148,23 @@ def _keep_diff(actor: Actor, job: Job, inputs: Mapping[str, Version]) -> None:
 
 
 def _keep_export(version: Version, recipe: ExportRecipe, outcome: Outcome) -> None:
-    """Keep the file beside the version; where another job was faster, its file stays."""
+    """Keep the file beside the version; where another job was faster, its file stays.
+
+    Raises:
+        NamespaceFull: the namespace has no room for it.
+
+    """
     if set(outcome.files) != {recipe.file}:
         raise Invalid("The job left other files than {file}.", code="no_result", file=recipe.file)
-    Version.objects.select_for_update(of=("self",)).get(pk=version.pk)
-    Derivative.objects.get_or_create(
+    lock_repository(version.repository)
+    made, is_new = Derivative.objects.get_or_create(
         version=version,
         purpose=Purpose.EXPORTED,
         path=recipe.file,
         defaults={"blob": outcome.files[recipe.file], "toolchain": _toolchain(recipe, outcome)},
     )
+    if is_new:
+        take_export(made)
 
 
 def _toolchain(recipe: ExportRecipe, outcome: Outcome) -> str:

@@ -227,6 +227,7 @@ ROUTES = (
         re.compile(_API + _MODEL + _EXPORTED),
         _at_machine_door,
         {"GET": _EXPORT, "HEAD": _EXPORT},
+        shared=True,
     ),
     Route(
         re.compile(_API + _ONE + r"/versions"), _at_machine_door, {"POST": _register}, shared=True

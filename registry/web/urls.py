@@ -129,6 +129,7 @@ urlpatterns = [
         name="delete-signature",
     ),
     path(f"{_VERSION}/exports", versions.request_export, name="request-export"),
+    path(f"{_VERSION}/exports/delete", versions.delete_export, name="delete-export"),
     path(f"{_VERSION}/restore-as-new", versions.restore_again, name="restore-as-new"),
     path(f"{_VERSION}/delete", versions.delete, name="delete-version"),
 ]

@@ -164,7 +164,7 @@ SLOTS: Mapping[str, str] = {
     "kind": "compress",
     "username": "extra",
     "path": "model.safetensors",
-    "file": "modelpack.tar",
+    "file": "program.pt2",
     # Nobody's.
     "session": "999999999",
     "pk": "999999999",
@@ -255,6 +255,9 @@ API: Mapping[str, Line] = {
     "/api/v1/models/{namespace}/{name}/versions/{version}/exports": {
         "get": ("see", 200),
         "post": ("write", 202, {"file": "torchscript.pt"}),
+    },
+    "/api/v1/models/{namespace}/{name}/versions/{version}/exports/{file}": {
+        "delete": ("write", 204)
     },
     f"{_VERSION}/tags/{{key}}": {"put": ("write", 200, {"value": "x"}), "delete": ("write", 204)},
     f"{_VERSION}/lineage": {"get": ("see", 200)},
@@ -564,6 +567,7 @@ PAGES: Mapping[str, Line] = {
     # Who may not write is told so on the page that it leads back to.
     f"{_PAGE_VERSION}/signatures/{{signature}}/delete": {"post": ("page: change", 302, {})},
     f"{_PAGE_VERSION}/restore-as-new": {"post": ("page: change", 302)},
+    f"{_PAGE_VERSION}/exports/delete": {"post": ("page: change", 302, {"file": "program.pt2"})},
     f"{_PAGE_VERSION}/exports": {"post": ("page: change", 302, {"file": "torchscript.pt"})},
     f"{_PAGE_VERSION}/delete": {"post": ("page: change", 302, {"confirm": "team/thing@2"})},
 }

@@ -5,13 +5,15 @@ import shutil
 import numpy as np
 import orjson
 import pytest
+from django.db import transaction
 from django.test import Client
 
 from registry.errors import Conflict, Invalid
-from registry.models import Blob, Derivative, Job, JobState, VersionState
+from registry.models import Blob, Derivative, Event, Job, JobState, VersionState
 from registry.services import exports
 from registry.services.estimates import estimate_job
 from registry.services.jobs import submit_job
+from registry.services.quotas import take_export
 from registry.storage import default_storage
 from tests import factories
 from tests.factories import actor_of, make_token
@@ -40,6 +42,10 @@ def api(user, method, path=ADDRESS, **body):
     data = orjson.dumps(body) if body else b""
     answer = Client().generic(method, path, data, content_type="application/json", headers=headers)
     return answer.status_code, orjson.loads(answer.content)
+
+
+def bearer(user):
+    return {"Authorization": f"Bearer {make_token(user)}"}
 
 
 def listed(user, file, path=ADDRESS):
@@ -85,6 +91,54 @@ def test_a_file_is_made_by_a_job_once_and_kept(owner, version, tmp_path):
     version.refresh_from_db()
     assert version.state == VersionState.READY
     assert api(owner, "GET", f"{ADDRESS.removesuffix('exports')}derivatives")[1]["items"] == []
+
+
+@pytest.fixture
+def made(owner, version):
+    """Give the version with a file that counts as one that a job has left."""
+    blob = factories.make_blob(b"a program")
+    row = version.derivatives.create(purpose="exported", path="torchscript.pt", blob=blob)
+    with transaction.atomic():
+        take_export(row)
+    return row
+
+
+def test_a_file_is_deleted_by_who_may_have_it_made(owner, version, made):
+    file = f"{ADDRESS}/torchscript.pt"
+    status, said = api(factories.UserFactory(username="bob"), "DELETE", file)
+    assert (status, "This needs the role" in said["detail"]) == (403, True)
+    before = version.repository.namespace
+    before.refresh_from_db()
+    assert Client().delete(file, headers=bearer(owner)).status_code == 204
+    after = type(before).objects.get(pk=before.pk)
+    assert after.used_bytes == before.used_bytes - len(b"a program")
+    event = Event.objects.get(action="export.delete")
+    assert (event.target, event.data["file"]) == ("alice/digits@1", "torchscript.pt")
+    assert not Derivative.objects.exported().exists()
+    assert listed(owner, "torchscript.pt")["can_be_made"] is True
+    status, said = api(owner, "DELETE", file)
+    assert (status, said["code"]) == (404, "not_made")
+    status, said = api(owner, "DELETE", f"{ADDRESS}/word.docx")
+    assert (status, said["code"]) == (404, "export_not_found")
+
+
+def test_the_page_says_what_a_made_file_takes_and_deletes_it(owner, version, made, client):
+    client.force_login(owner)
+    page = "/models/alice/digits/versions/1"
+    shown = client.get(page).content.decode()
+    assert "Delete torchscript.pt" in shown
+    assert "count in the quota of the namespace" in shown
+    stranger = Client()
+    stranger.force_login(factories.UserFactory(username="bob"))
+    assert "Delete torchscript.pt" not in stranger.get(page).content.decode()
+    form = {"file": "torchscript.pt"}
+    refused = stranger.post(f"{page}/exports/delete", form, follow=True)
+    assert "This needs the role" in refused.content.decode()
+    assert Derivative.objects.exported().exists()
+    shown = client.post(f"{page}/exports/delete", form, follow=True).content.decode()
+    assert "torchscript.pt is deleted." in shown
+    assert "Make torchscript.pt" in shown
+    assert "count in the quota of the namespace" not in shown
 
 
 def test_an_estimate_speaks_of_the_file(owner, version):

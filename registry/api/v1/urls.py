@@ -85,6 +85,11 @@ urlpatterns = [
         versions.ExportList.as_view(kind="model"),
         name="model-exports",
     ),
+    path(
+        "models/<str:namespace>/<str:name>/versions/<str:version>/exports/<str:file>",
+        versions.ExportOne.as_view(kind="model"),
+        name="model-export",
+    ),
     path("jobs", jobs.JobList.as_view(), name="jobs"),
     path("jobs/estimate", jobs.JobEstimate.as_view(), name="job-estimate"),
     path("jobs/<str:job>", jobs.JobOne.as_view(), name="job"),

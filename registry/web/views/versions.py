@@ -112,6 +112,7 @@ def show_version(
         "screening": Screening.objects.filter(version=version).first(),
         "exports": tuple(EXPORTS) if kind == Kind.MODEL and files else (),
         "made": made,
+        "has_made": any(way.made for way in made),
         "unmakeable": _unmakeable(made),
         "has_graph": any(path.lower().endswith(".onnx") for path in (*paths, *converted)),
         "aliases": aliases,
@@ -340,6 +341,23 @@ def request_export(
     if way.job is None:
         return redirect(history.address_of(version) + "#exports")
     return redirect("web:job", job_id=way.job.pk)
+
+
+@signed_in
+@require_POST
+def delete_export(
+    request: HttpRequest, kind: str, namespace: str, name: str, number: int
+) -> HttpResponse:
+    actor = actor_of(request)
+    version = find_version(actor, kind, namespace, name, number)
+    file = request.POST.get("file", "")
+    try:
+        exports.delete_export(actor=actor, version=version, file=file)
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+    else:
+        messages.success(request, _("%(name)s is deleted.") % {"name": file})
+    return redirect(history.address_of(version) + "#exports")
 
 
 @signed_in

@@ -12,8 +12,9 @@ from django.db import connection
 
 from registry.errors import Denied, NamespaceFull, Unauthenticated
 from registry.models import ANONYMOUS, Artifact, Event, Job, JobState, Namespace, Version
-from registry.services import catalog, deletion, jobs, quotas, sharing, versions
+from registry.services import catalog, deletion, exports, jobs, quotas, sharing, versions
 from registry.services.collection import collect_garbage
+from registry.services.results import Outcome
 from tests.factories import (
     NamespaceFactory,
     UserFactory,
@@ -347,6 +348,118 @@ def test_counters_stay_exact_while_everything_happens_at_once(alice):
     assert at_once(6, happen) == [None] * 6
     assert used("alice") == (0, 0)
     assert used("team") == (200 + 3 * 50, 9)
+
+
+# --- Exported files ------------------------------------------------------------------------------
+
+
+def asked(version, target="torchscript"):
+    step = {"method": "export", "target": target}
+    return {"kind": "export", "model": version.ref, "steps": [step]}
+
+
+def written(content, file="torchscript.pt"):
+    return Outcome(files={file: make_blob(content)}, report={"schema": 1})
+
+
+def export(owner, version, content, target="torchscript", file="torchscript.pt"):
+    submit(owner, asked(version, target))
+    jobs.finish_job(claim(), written(content, file))
+
+
+def test_an_exported_file_counts_until_it_is_deleted(alice, weights):
+    actor, before = actor_of(alice), used()
+    export(alice, weights, ONE)
+    assert used() == (before[0] + 100, 1)
+    # The same bytes count once, of whatever version they were made, and once beside a file.
+    other = make_version(alice, make_model(alice, "other"))
+    both = used()
+    export(alice, other, ONE)
+    assert used() == both
+    exports.delete_export(actor=actor, version=weights, file="torchscript.pt")
+    assert used() == both
+    add(alice, make_model(alice, "m"), a=ONE)
+    exports.delete_export(actor=actor, version=other, file="torchscript.pt")
+    assert used() == (both[0], both[1] + 1)
+
+
+def test_exported_files_go_and_come_back_with_their_version(alice, weights):
+    actor = actor_of(alice)
+    export(alice, weights, ONE)
+    export(alice, weights, TWO, "pt2", "program.pt2")
+    everything = used()
+    versions.delete_version(actor=actor, version=weights)
+    assert used() == (0, 0)
+    # What is there counts, though a deleted version has it as well.
+    add(alice, make_model(alice, "m"), a=ONE)
+    assert used() == (100, 1)
+    deletion.restore_version(actor=actor, version=weights)
+    assert used() == (everything[0], 2)
+    team = NamespaceFactory(slug="team")
+    team.memberships.create(user=alice, role="owner")
+    sharing.transfer_repository(
+        actor=actor_of(alice), repository=weights.repository, namespace=team
+    )
+    assert (used("alice"), used("team")) == ((100, 1), (everything[0], 1))
+
+
+def test_nothing_is_exported_for_which_there_is_no_room(alice, weights):
+    held = used()[0]
+    least = jobs.least_export_bytes(weights)
+    allow(bytes=held + least - 1)
+    with pytest.raises(NamespaceFull) as refused:
+        submit(alice, asked(weights))
+    assert refused.value.reason == "bytes_quota_exceeded"
+    with pytest.raises(NamespaceFull):
+        exports.request_export(actor=actor_of(alice), version=weights, file="torchscript.pt")
+    # It takes no version's place.
+    allow(bytes=held + least, versions=1)
+    assert submit(alice, asked(weights)).state == JobState.QUEUED
+
+
+def test_an_exported_file_that_does_not_fit_fails_its_job_and_leaves_nothing(alice, weights):
+    submit(alice, asked(weights))
+    held, before = claim(), used()
+    allow(bytes=before[0] + 99)
+    with pytest.raises(NamespaceFull):
+        jobs.finish_job(held, written(ONE))
+    assert used() == before
+    assert not weights.derivatives.exists()
+    allow(bytes=before[0] + 100)
+    jobs.finish_job(held, written(ONE))
+    assert used() == (before[0] + 100, 1)
+
+
+def test_bytes_that_an_exported_file_has_take_no_more_room(alice, weights):
+    export(alice, weights, ONE)
+    (made,) = weights.derivatives.select_related("blob")
+    space = Namespace.objects.get(slug="alice")
+    assert quotas.holds_bytes(space, made.blob.sha256.upper())
+    exports.delete_export(actor=actor_of(alice), version=weights, file="torchscript.pt")
+    assert not quotas.holds_bytes(space, made.blob.sha256)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_exports_and_their_deletion_at_once_are_counted_exactly(alice):
+    models = [make_version(alice, make_model(alice, f"m{number}")) for number in range(4)]
+    before = used()
+    for one in models:
+        submit(alice, asked(one))
+    claims = [claim() for _ in models]
+    held = {Job.objects.get(pk=one.job_id).recipe["model"]: one for one in claims}
+    shared = written(TWO)
+
+    def happen(number):
+        jobs.finish_job(held[models[number].ref], shared)
+        version = Version.objects.select_related("repository__namespace").get(pk=models[number].pk)
+        if number % 2:
+            exports.delete_export(actor=actor_of(alice), version=version, file="torchscript.pt")
+        else:
+            versions.delete_version(actor=actor_of(alice), version=version)
+
+    assert at_once(4, happen) == [None] * 4
+    assert used()[1] == before[1] - 2
+    assert Event.objects.filter(action="export.delete").count() == 2
 
 
 # --- Jobs ----------------------------------------------------------------------------------------

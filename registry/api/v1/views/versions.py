@@ -300,6 +300,17 @@ class ExportList(Resource):
         return created(body, reverse("api:job", args=[way.job.pk]), status=202)
 
 
+class ExportOne(Resource):
+    @operation(
+        "delete_{kind}_export",
+        "Delete a file that a job has made; it can be made again.",
+        {204: None},
+    )
+    def delete(self, request: Request, file: str, **_: str) -> HttpResponseBase:
+        exports.delete_export(actor=self.actor, version=self.version(), file=file)
+        return no_content()
+
+
 class LineageOne(Resource):
     @operation(
         "trace_{kind}",
