@@ -36,7 +36,7 @@ def holding(text: str) -> Held | None:
     # What nearly every text has tells nothing beside other words.
     telling = [place for place, piece in enumerate(pieces) if not is_common(piece)]
     found = [
-        _any_of([pieces[place], *words])
+        _any_of({pieces[place], *words})
         for place in telling or range(len(pieces))
         if (
             words := _words_with(
@@ -48,6 +48,12 @@ def holding(text: str) -> Held | None:
         is not None
     ]
     return Held(reduce(and_, found), is_enough=pieces == [text]) if found else None
+
+
+def beginning(word: str) -> SearchQueryCombinable | None:
+    """Give what finds the known words that begin so; None where they are too many to name."""
+    words = _words_with(word, begins=True, ends=False) if word.isascii() else None
+    return None if words is None else _any_of({word, *words})
 
 
 def says(text: str) -> Q:
@@ -75,6 +81,7 @@ def _words_with(piece: str, *, begins: bool, ends: bool) -> list[str] | None:
     return words if len(words) <= _MOST_WORDS else None
 
 
-def _any_of(words: list[str]) -> WordQuery:
-    quoted = " | ".join(f"'{word}'" for word in words)
+def _any_of(words: set[str]) -> WordQuery:
+    """Name each word once: the database adds up how often each is met."""
+    quoted = " | ".join(f"'{word}'" for word in sorted(words))
     return WordQuery(quoted, config="simple", search_type="raw")

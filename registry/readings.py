@@ -20,7 +20,7 @@ from rapidfuzz.distance import OSA
 from registry.lexicon import Sought, concept_token, is_chinese, pairs_of, read_words
 from registry.models import Repository, SearchWord
 from registry.models.catalog import RepositoryQuerySet
-from registry.pieces import holding, says
+from registry.pieces import beginning, holding, says
 from registry.query_language import Asked, Words
 
 AS_WRITTEN: Final = "as_written"
@@ -146,10 +146,10 @@ def _word(word: str) -> SearchQueryCombinable | Q:
     whole = _word_query(word)
     if is_chinese(word) or len(word) < _TRIGRAM:
         # No piece finds these: whole words, the pairs of a longer one, or how a word begins.
-        return whole
+        return (beginning(word) if len(word) > 1 and word.isalnum() else None) or whole
     held = holding(word)
     if held and held.is_enough:
-        return whole | held.words
+        return held.words | WordQuery(word, config="english")
     if held:
         # Rows that have it as whole words are few, most of the time, and need no other look.
         rows = Repository.objects.filter(search_vector=whole).whichever("pk", limit=_FEW + 1)

@@ -42,7 +42,7 @@ from registry.readings import AS_WRITTEN, BY_MEANING, SOME_WORDS, Reading, readi
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
 _FACET_VALUES = 20
-_OWNERS_NAMED = 200
+_OWNERS_NAMED = 60
 _COUNTED_BY = ("task", "library", "license", "formats", "namespace_id")
 _STATEMENT_SECONDS = 1.0
 # Enough to remember each row that a word is in. With less, pages are remembered, and every row on
@@ -158,7 +158,7 @@ def search_repositories(
             read = _read(plain, narrowed, reading.condition, query, with_facets=with_facets)
             few = read.few if read else None
             if few is not None:
-                matches = plain.filter(pk__in=few)
+                matches = plain.of_keys(few)
             if meant and few == [] and reading.how != BY_MEANING:
                 # What is near is no answer yet: words that find nothing may be mistyped.
                 continue
@@ -333,8 +333,8 @@ class _Read:
         owners = Counter(owner)
         # Between equals the name decides, as far as names are looked up.
         most = sorted(owners, key=lambda key: (-owners[key], key))[:_OWNERS_NAMED]
-        names = Namespace.objects.in_bulk(most)
-        found += [("owner", names[key].slug, owners[key]) for key in most if key in names]
+        names = Namespace.objects.filter(pk__in=most).values_list("slug", "pk")
+        found += [("owner", slug, owners[key]) for slug, key in names]
         return _facets_of(found)
 
 
@@ -359,7 +359,7 @@ def _read(
     if narrowed is not plain:
         found = among.whichever("downloads_count", "pk", limit=most + 1)
         if len(found) <= most:
-            among = narrowed.filter(pk__in=[key for _, key in found])
+            among = narrowed.of_keys([key for _, key in found])
         else:
             versions = measured_rarely(query.asked.narrowings, most=_RARE)
             if versions is None:
@@ -449,7 +449,7 @@ def _by_relevance(
         keys = [*keys[:_RANKED], *named.values_list("pk", flat=True)[:_RANKED]]
     if meant:
         keys = [*keys, *meant.near]
-    ranked = Repository.objects.filter(pk__in=keys)
+    ranked = Repository.objects.of_keys(keys)
     name_match = Case(
         When(name_lower=text, then=Value(3)),
         When(name_lower__startswith=text, then=Value(2)),

@@ -33,7 +33,7 @@ SLOTS = 60
 IDLE_SECONDS = 30.0
 READY_SECONDS = 60.0
 # Lost with the machine, and that is fine: the rows of tests are worth no fsync.
-HASTE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+HASTE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=128MB")
 
 _held: list[int] = []
 

@@ -10,6 +10,7 @@ import platform
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from psycopg import sql
 
 from config.local.account import Account, ServerError, server_account, spawn
 from config.local.addresses import Addresses
+
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,24 @@ def prepare_postgres(addresses: Addresses) -> Server:
         "unix_socket_directories": str(addresses.postgres_sockets),
         "unix_socket_permissions": "0700",
         "max_connections": "200",
-        "shared_buffers": "128MB",
+        "shared_buffers": f"{buffers_mib(_memory_bytes())}MB",
     }
     options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
     command = (str(binaries / "postgres"), "-D", str(data), *options)
     return Server("postgres", command, account, signal.SIGINT)
+
+
+def buffers_mib(memory: int) -> int:
+    """Give PostgreSQL a sixteenth of the memory, from 128 MiB to 1 GiB; it takes what it uses."""
+    return max(128, min(1024, memory // 16 >> 20))
+
+
+def _memory_bytes() -> int:
+    """Give the memory of this machine, or of the container that this is."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, ValueError):
+        found.append(int(_CONTAINER_LIMIT.read_text(encoding="ascii")))
+    return min(found)
 
 
 def _make_cluster(addresses: Addresses, data: Path, binaries: Path, account: Account) -> None:

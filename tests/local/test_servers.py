@@ -14,6 +14,7 @@ from config.local.addresses import Addresses
 from config.local.process import Child
 from config.local.servers import (
     broker_problem,
+    buffers_mib,
     database_problem,
     make_database,
     prepare_postgres,
@@ -77,6 +78,11 @@ def test_postgres_is_open_to_nobody_without_the_password(tmp_path, run_server):
     assert "password authentication failed" in database_problem(wrong)
     assert stat.S_IMODE(addresses.postgres_sockets.stat().st_mode) == 0o700
     assert not list(addresses.postgres_sockets.glob("initial-password"))
+
+
+@pytest.mark.parametrize(("memory", "buffers"), [(1 << 30, 128), (8 << 30, 512), (1 << 40, 1024)])
+def test_postgres_keeps_pages_in_a_part_of_the_memory(memory, buffers):
+    assert buffers_mib(memory) == buffers
 
 
 def test_a_cluster_whose_making_was_killed_is_made_again(tmp_path, run_server):
