@@ -212,6 +212,8 @@ def _pruned(tensors: Sequence[Mapping[str, Any]]) -> list[str]:
         elements, emptied = _whole(one, "elements"), _whole(one, "emptied")
         if one["state"] != "changed" or not elements or emptied < _WORTH * elements:
             continue
+        if _is_rounded(one):
+            continue
         lost.append((emptied / max(1, elements - _whole(one, "zeros_before")), one))
         rest_moved += _whole(one, "changed") > emptied + _whole(one, "filled")
     said = [
@@ -229,6 +231,12 @@ def _pruned(tensors: Sequence[Mapping[str, Any]]) -> list[str]:
             else _("What was left is as it was.")
         )
     return said
+
+
+def _is_rounded(one: Mapping[str, Any]) -> bool:
+    """Say whether numbers became whole ones: what is zero then was too small for a step."""
+    before, after = (str(one.get(f"dtype_{side}") or "") for side in ("before", "after"))
+    return before != after and after.startswith(("I", "U"))
 
 
 def _most(tensors: Sequence[Mapping[str, Any]]) -> list[str]:

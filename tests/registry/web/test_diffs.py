@@ -95,6 +95,15 @@ def test_a_story_says_more_than_how_much():
     assert "What was left was trained on since." in told
 
 
+def test_what_was_rounded_to_zero_was_not_pruned():
+    types = {"dtype_before": "F32", "dtype_after": "I8"}
+    rounded = tensor("fc.w", changed=99, emptied=3, zeros_after=3, relative=0.01, **types)
+    told = story(found(rounded))
+    assert "1 is stored as I8 now, not as F32." in told.sentences
+    assert not any("lost" in one or "trained" in one for one in told.sentences)
+    assert [one.zeros_after for one in told.layers] == ["3.0%"]
+
+
 def test_what_froze_is_named_and_what_has_nothing_in_common_too():
     froze = story(found(tensor("encoder.w", "equal"), tensor("head.w", changed=9, relative=0.01)))
     assert "Untouched: encoder." in froze.sentences
