@@ -395,21 +395,25 @@ class Front:
         return answer
 
     async def _stream(self, _: Any, context: Any) -> AsyncIterator[bytes]:
-        """Pass a stream on to one replica, message by message."""
+        """Pass a stream on to one replica, message by message; it ends where that is lost."""
         try:
             replica = self.pool.pick()
-            replica.in_flight += 1
+            call: Any = self._channel(replica).stream_stream(f"/{SERVICE}/ModelStreamInfer")
+            answers = call(
+                _bodies(Incoming(self.bounds, context)),
+                timeout=_left(context),
+                metadata=_metadata(context),
+            )
             try:
-                call: Any = self._channel(replica).stream_stream(f"/{SERVICE}/ModelStreamInfer")
-                answers = call(
-                    _bodies(Incoming(self.bounds, context)),
-                    timeout=_left(context),
-                    metadata=_metadata(context),
-                )
-                async for answer in answers:
+                while True:
+                    answer = await self._unless_lost(replica, answers.read())
+                    if answer is grpc.aio.EOF:
+                        break
                     yield answer
+            except Lost as error:
+                raise _broken(replica) from error
             finally:
-                replica.in_flight -= 1
+                answers.cancel()
         except RegistryError as error:
             await abort(context, error)
         except grpc.aio.AioRpcError as error:

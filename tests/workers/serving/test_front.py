@@ -193,6 +193,30 @@ def over_http(front, replicas, model, token):
         assert b"grpc-status: 0" in answer.content
 
 
+def test_a_stream_ends_where_its_process_hangs(front, replicas, model, token):
+    """It is not begun again elsewhere: some of it was answered already."""
+    metadata = [("authorization", f"Bearer {token}")]
+    goes_on = threading.Event()
+
+    def asked():
+        yield raw_request(model, [[1.0]])
+        goes_on.wait(120)
+        yield raw_request(model, [[2.0]])
+
+    with grpc.insecure_channel(f"127.0.0.1:{front.grpc_port}") as channel:
+        stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        answers = stream(asked(), timeout=240, metadata=metadata)
+        first = pb.ModelStreamInferResponse.FromString(next(answers)).infer_response
+        assert np.frombuffer(first.raw_output_contents[0], np.float32).tolist() == [2.0]
+        for one in replicas:
+            os.kill(one.process.pid, signal.SIGSTOP)
+        goes_on.set()
+        with pytest.raises(grpc.RpcError) as ended:
+            next(answers)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "went away" in ended.value.details()
+
+
 def odd_heads(front, replica, token):
     """Send heads whose words decide nothing of where a call goes; see the answers of no front."""
     targets = [
