@@ -265,10 +265,18 @@ def shadow_of(deployment: Deployment) -> dict[str, Any] | None:
     evidence = evidence_of(deployment)
     if evidence is None:
         return None
-    ratio = "?" if evidence.latency_ratio is None else f"{evidence.latency_ratio:.2f}"
+    counts = {"agreed": evidence.agreed, "compared": evidence.compared}
+    if not evidence.compared:
+        words = _("no answers were compared yet")
+    elif evidence.latency_ratio is None:
+        words = _("%(agreed)s of %(compared)s alike") % counts
+    else:
+        words = _("%(agreed)s of %(compared)s alike, %(ratio)s of the time") % {
+            **counts,
+            "ratio": f"{evidence.latency_ratio:.2f}",
+        }
     return {
-        "words": _("%(agreed)s of %(compared)s alike, %(ratio)s of the time")
-        % {"agreed": evidence.agreed, "compared": evidence.compared, "ratio": ratio},
+        "words": words,
         "verdict": VERDICTS[evidence.verdict],
         "tone": VERDICT_TONES[evidence.verdict],
     }

@@ -124,6 +124,14 @@ def test_traffic_is_split_promoted_rolled_back_and_taken_down(as_owner, served):
     assert not Endpoint.objects.exists()
 
 
+def test_a_shadow_that_compared_nothing_says_so(as_owner, owner, served):
+    make_version(owner, served.repository)
+    deploy(actor=actor_of(owner), model="olga/classifier", version="3", role="shadow")
+    page = text_of(as_owner)
+    assert "no answers were compared yet" in page
+    assert "of the time" not in page
+
+
 def test_an_unknown_change_is_none(as_owner, served):
     change(as_owner, change="explode")
     assert served.deployments.count() == 2
