@@ -36,6 +36,7 @@ from registry.models import (
 from registry.models.catalog import VersionQuerySet
 from registry.services.audit import record_event
 from registry.services.blobs import try_lock_bytes
+from registry.services.savings import recount_savings
 from registry.storage import default_storage
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,11 @@ def collect_garbage(
     if strays:
         yield from _sweep_strays(now - keep, dry_run=dry_run)
         segments = default_storage().segments
-        if segments is not None and not dry_run:
-            segments.sweep(before=(now - keep).timestamp())
+        if segments is None or dry_run:
+            return
+        # What was coded anew gives its room back here.
+        if segments.sweep(before=(now - keep).timestamp()):
+            recount_savings()
 
 
 # --- Rows ----------------------------------------------------------------------------------------

@@ -111,14 +111,14 @@ def read_savings(*, actor: Actor, namespace: Namespace) -> Namespace:
 def set_compression(*, actor: Actor, namespace: Namespace, compress_weights: bool) -> Namespace:
     """Have weights of 16 bits coded where they lie, or no longer; readers see no difference.
 
-    What is coded stays so, and so does what is in pieces already.
+    What is stored already is looked at again in the background; what is coded stays so.
     """
     require(actor, "own", namespace)
     row = Namespace.objects.select_for_update(no_key=True).get(pk=namespace.pk)
     row.compress_weights = compress_weights
     row.save(update_fields=["compress_weights"])
     if compress_weights:
-        held = _blobs_of(row).filter(layout=Layout.SEEN)
+        held = _blobs_of(row).filter(layout__in=[Layout.SEEN, Layout.SEGMENTED])
         Blob.objects.filter(pk__in=held.values("pk")).update(layout=Layout.WHOLE)
     record_event(
         actor,

@@ -10,6 +10,7 @@ Nothing of what is kept here in the database has to be true for bytes to be safe
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -22,7 +23,14 @@ from django.utils import timezone
 from registry.errors import NotFound, StorageFull, Text, Unavailable
 from registry.models import MIN_SEGMENTED_BYTES, Blob, Layout, Namespace, Outline, Version
 from registry.services.blobs import lock_bytes
-from registry.storage import Piece, Segments, default_storage, pack_pieces, unpack_pieces
+from registry.storage import (
+    Piece,
+    Segments,
+    Uncoded,
+    default_storage,
+    pack_pieces,
+    unpack_pieces,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +42,8 @@ _WORTH_SHARE = 1 / 20
 _WORTH_BYTES = 1 << 20
 # What coding is hoped to gain, so that it is tried: of bfloat16 a third, of float16 half of that.
 _GAIN = 1 / 3
+# How many blobs that are in pieces are coded between two looks at what is new.
+_ANEW_AT_ONCE = 32
 
 
 class CutLike(Protocol):
@@ -61,11 +71,16 @@ def segment_blobs(*, cut: Cutter, went_on: WentOn) -> int:
     if segments is None or storage.keys is not None or not settings.SEGMENT_AFTER_SECONDS:
         return 0
     before = timezone.now() - timedelta(seconds=settings.SEGMENT_AFTER_SECONDS)
-    count = 0
+    count = anew = 0
     with segments.turn() as mine:
         for blob in _due(before) if mine and segments.can_link() else ():
             try:
-                count += _look_at(blob, segments, cut, went_on)
+                if segments.has(blob.sha256) and is_to_be_coded(blob):
+                    # These can wait; what is whole still must not wait for all of them.
+                    if anew < _ANEW_AT_ONCE:
+                        anew += _code_anew(blob, segments, cut, went_on)
+                else:
+                    count += _look_at(blob, segments, cut, went_on)
             except NotFound:
                 _find_out(blob, segments)
             except StorageFull as full:
@@ -76,8 +91,8 @@ def segment_blobs(*, cut: Cutter, went_on: WentOn) -> int:
                 logger.error("%s cannot be read: %s", blob.sha256, failure)  # noqa: TRY400 - as below
             except Unavailable as damage:
                 logger.error("%s", damage)  # noqa: TRY400 - its words say all there is
-                _note(blob, Layout.SEEN)
-    return count
+                _note(blob, Layout.SEGMENTED if segments.has(blob.sha256) else Layout.SEEN)
+    return count + anew
 
 
 def _due(before: datetime) -> Iterator[Blob]:
@@ -127,6 +142,78 @@ def _look_at(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bo
         segments.drop(draft)
     _call_again(pieces, kin)
     return True
+
+
+def _code_anew(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bool:
+    """Code the weights of a blob that was put together before anybody asked for that.
+
+    A whole copy stands beside the pieces while these are replaced, so that whenever it ends, the
+    blob is whole, or in pieces, or both.
+    """
+    pieces = _pieces_of(blob, cut, went_on)
+    if pieces is None:
+        return False
+    willing = _willing_kin(blob, pieces)
+    anew = _to_be_coded(segments.uncoded(blob.sha256), segments, willing)
+    is_whole = default_storage().is_whole(blob.sha256)
+    halves = sum(piece.size_bytes for piece in pieces if piece.sha256 in anew)
+    if not is_whole and not _is_worth(int(halves * _GAIN), blob.size_bytes):
+        _note(blob, Layout.SEGMENTED)
+        return False
+    draft = segments.draft(blob.sha256, pieces, went_on, coded=True, anew=anew)
+    copy = None
+    try:
+        gained = segments.room(blob.sha256) - segments.room_of(draft)
+        if not is_whole and not _is_worth(gained, blob.size_bytes):
+            _note(blob, Layout.SEGMENTED)
+            return False
+        if not is_whole:
+            copy = segments.copy_whole(blob.sha256, went_on)
+        with transaction.atomic():
+            lock_bytes(blob.sha256)
+            if not Blob.objects.select_for_update().filter(pk=blob.pk).exists():
+                return False
+            if copy is not None:
+                segments.place_whole(copy)
+            segments.adopt(draft)
+            _note(blob, Layout.SEGMENTED)
+    finally:
+        segments.drop(draft)
+        if copy is not None:
+            segments.drop(copy)
+    for key, theirs in willing.items():
+        if anew & {piece.sha256 for piece in theirs}:
+            # They hold it plain still, or the room that it took is not free yet.
+            Blob.objects.filter(pk=key, layout=Layout.SEGMENTED).update(layout=Layout.WHOLE)
+    return True
+
+
+def _willing_kin(blob: Blob, pieces: list[Piece]) -> dict[int, list[Piece]]:
+    """Find blobs in pieces that have some in common, and whose holders want them coded too."""
+    found = Outline.objects.filter(sketch__overlap=_sketch_of(pieces), blob__condemned_at=None)
+    others = found.exclude(blob=blob).exclude(blob__layout=Layout.SEEN).select_related("blob")
+    return {
+        row.blob_id: unpack_pieces(bytes(row.pieces))
+        for row in others.order_by("-blob")[:_KIN]
+        if is_to_be_coded(row.blob)
+    }
+
+
+def _to_be_coded(
+    plain: Iterable[Uncoded], segments: Segments, willing: dict[int, list[Piece]]
+) -> frozenset[bytes]:
+    """Choose what to code: what lies coded already, or what nobody else needs plain.
+
+    Where others keep a piece plain, coding it would take more room, not less.
+    """
+    held = Counter(
+        digest for theirs in willing.values() for digest in {piece.sha256 for piece in theirs}
+    )
+    return frozenset(
+        one.piece.sha256
+        for one in plain
+        if segments.is_coded(one.piece) or one.others <= held[one.piece.sha256]
+    )
 
 
 def _pieces_of(blob: Blob, cut: Cutter, went_on: WentOn) -> list[Piece] | None:

@@ -14,6 +14,7 @@ from registry.storage.segments import (
     Draft,
     Piece,
     Segments,
+    Uncoded,
     pack_pieces,
     unpack_pieces,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Sink",
     "Storage",
     "Stored",
+    "Uncoded",
     "default_storage",
     "pack_pieces",
     "storage_at",

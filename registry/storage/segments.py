@@ -27,7 +27,7 @@ import threading
 import uuid
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
@@ -80,6 +80,13 @@ class Piece(NamedTuple):
     @property
     def name(self) -> str:
         return self.sha256.hex() + (_ENDING if self.is_coded else "")
+
+
+class Uncoded(NamedTuple):
+    """A piece of halves that lies plain in a blob's folder, and how many other blobs hold it."""
+
+    piece: Piece
+    others: int
 
 
 class Draft(NamedTuple):
@@ -375,14 +382,16 @@ class Segments:
         went_on: Callable[[int], None],
         *,
         coded: bool = False,
+        anew: Container[bytes] = (),
     ) -> Draft:
-        """Put a whole blob together of what is there and what is not yet; then read all of it back.
+        """Put a blob together of what is there and what is not yet; then read all of it back.
 
-        With `coded`, pieces that consist of halves are coded where that gains something. `went_on`
-        is told of bytes that were gone through, and may raise what ends it.
+        With `coded`, pieces that consist of halves are coded where that gains something; those of
+        `anew` even where they are there plain already. `went_on` is told of bytes that were gone
+        through, and may raise what ends it.
 
         Raises:
-            NotFound: the blob is not there, or not whole any more.
+            NotFound: the blob is not there; or it is in pieces, and nothing is to be made anew.
             Unavailable: it does not consist of these pieces, or what was put together is not the
                 blob: it was changed, or the disk does not keep what it is given.
             StorageFull: there is no room for it.
@@ -390,12 +399,16 @@ class Segments:
         """
         draft = Draft(sha256, self._making / uuid.uuid4().hex)
         try:
-            with closing(self._whole(sha256)) as whole, out_of_space():
+            with (
+                closing(self._source(sha256) if anew else self._whole(sha256)) as source,
+                out_of_space(),
+            ):
                 draft.folder.mkdir()
                 listed, start = list[Piece](), 0
                 for piece in pieces:
-                    content = whole.read(start, start + piece.size_bytes)
-                    listed.append(self._add(draft, piece, content, coded=coded))
+                    content = source.read(start, start + piece.size_bytes)
+                    forms = _forms(piece, coded=coded)
+                    listed.append(self._add(draft, forms, content, anew=piece.sha256 in anew))
                     start += piece.size_bytes
                     went_on(len(content))
                 _write_new(draft.folder / _LIST, Listing(sha256, listed).pack())
@@ -438,20 +451,91 @@ class Segments:
         """Remove a draft that was not adopted."""
         self._take_apart(draft.folder)
 
+    # --- Coding what lies plain -----------------------------------------------------------------
+
+    def uncoded(self, sha256: str) -> Sequence[Uncoded]:
+        """Give the pieces of halves that lie plain in a blob; none where it is not in pieces."""
+        try:
+            found = self.open(sha256)
+        except FileNotFoundError:
+            return []
+        folder = self._root / segmented_name(sha256)
+        with closing(found):
+            halves = {one.sha256: one for one in found.listing.pieces if one.width == WIDTH}
+        plain = list[Uncoded]()
+        for piece in halves.values():
+            try:
+                links = (folder / piece.name).stat().st_nlink
+            except FileNotFoundError:
+                raise _missing(sha256, piece) from None
+            # One name leads to it from here, and one from where pieces are found.
+            plain.append(Uncoded(piece, max(0, links - 2)))
+        return plain
+
+    def is_coded(self, piece: Piece) -> bool:
+        """Say whether some blob has this piece coded."""
+        return self._known(_forms(piece, coded=True)[0].name).exists()
+
+    def room(self, sha256: str) -> int:
+        """Add up the room that the pieces of a blob take, others' among them."""
+        with closing(self.open(sha256)) as found:
+            return sum(found.sizes().values())
+
+    def copy_whole(self, sha256: str, went_on: Callable[[int], None]) -> Draft:
+        """Write a blob that is in pieces out as one file, which stands nowhere yet.
+
+        Raises:
+            NotFound: it is not there.
+            Unavailable: its pieces are not the blob any more.
+            StorageFull: there is no room for it.
+
+        """
+        copy = Draft(sha256, self._making / uuid.uuid4().hex)
+        try:
+            with closing(self._source(sha256)) as source, out_of_space():
+                written = _write_out(source, copy.folder, went_on)
+            _require_same(sha256, written)
+        except BaseException:
+            self.drop(copy)
+            raise
+        return copy
+
+    def place_whole(self, copy: Draft) -> None:
+        """Let the copy of a blob stand beside its pieces, so that these may be replaced."""
+        target = self._root / plain_name(copy.sha256)
+        target.parent.mkdir(exist_ok=True)
+        os.utime(copy.folder)
+        copy.folder.rename(target)
+        sync_folder(target.parent)
+        sync_folder(target.parent.parent)
+
+    def _source(self, sha256: str) -> StoredObject:
+        """Open a blob as it lies: whole if it does, else in pieces."""
+        try:
+            return LocalObject(self._root / plain_name(sha256))
+        except FileNotFoundError:
+            pass
+        try:
+            return self.open(sha256)
+        except FileNotFoundError:
+            raise no_blob(sha256) from None
+
     def _whole(self, sha256: str) -> LocalObject:
         try:
             return LocalObject(self._root / plain_name(sha256))
         except FileNotFoundError:
             raise no_blob(sha256) from None
 
-    def _add(self, draft: Draft, piece: Piece, content: bytes, *, coded: bool) -> Piece:
+    def _add(self, draft: Draft, forms: Sequence[Piece], content: bytes, *, anew: bool) -> Piece:
         """Put a piece into a blob's folder, as a link or written anew; give how it is listed."""
-        if hashlib.sha256(content).digest() != piece.sha256:
+        if hashlib.sha256(content).digest() != forms[0].sha256:
             raise damaged(draft.sha256, Text("they have changed since they were cut into pieces"))
-        forms = _forms(piece, coded=coded)
         for form in forms:
             if (draft.folder / form.name).exists():
                 return form  # this blob has it more than once
+        if anew and len(forms) > 1 and not self._known(forms[0].name).exists():
+            # What gains nothing by it is linked as it lies.
+            forms = forms[:1] if encode(content) is not None else forms[1:]
         full = False
         for form in forms:
             own = draft.folder / form.name
@@ -491,8 +575,7 @@ class Segments:
             for block in blocks:
                 digest.update(block)
                 went_on(len(block))
-        if digest.hexdigest() != draft.sha256:
-            raise damaged(draft.sha256, Text("they have another digest by now"))
+        _require_same(draft.sha256, digest.hexdigest())
 
     # --- Taking apart ---------------------------------------------------------------------------
 
@@ -603,6 +686,29 @@ def _write_new(path: Path, content: bytes) -> None:
             view = view[file.write(view) :]
         os.fsync(file.fileno())
     path.chmod(0o444)
+
+
+def _write_out(source: StoredObject, path: Path, went_on: Callable[[int], None]) -> str:
+    """Write a blob into a new file, which survives a power cut; give the digest of its bytes."""
+    digest = hashlib.sha256()
+    with (
+        closing(source.blocks(0, source.size_bytes, BLOCK_BYTES)) as blocks,
+        path.open("xb", buffering=0) as file,
+    ):
+        for block in blocks:
+            digest.update(block)
+            view = memoryview(block)
+            while view:
+                view = view[file.write(view) :]
+            went_on(len(block))
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+    return digest.hexdigest()
+
+
+def _require_same(sha256: str, found: str) -> None:
+    if found != sha256:
+        raise damaged(sha256, Text("they have another digest by now"))
 
 
 def _missing(sha256: str, piece: Piece) -> Unavailable:

@@ -436,6 +436,60 @@ def test_killed_at_any_step_a_blob_is_whole_or_in_pieces(tmp_path, steps):
     assert count_files(storage) == EMPTY
 
 
+RECODING = (
+    DYING.replace(
+        'parts = [b"a" * 70000, b"b" * 70000, b"c" * 70000]',
+        'parts = [b"ab" * 70000, b"cd" * 70000]',
+    )
+    .replace(
+        "pieces = [Piece(hashlib.sha256(part).digest(), len(part)) for part in parts]",
+        """pieces = [Piece(hashlib.sha256(part).digest(), len(part), 2) for part in parts]
+nothing = lambda count: None
+storage.segments.adopt(storage.segments.draft(sha256, pieces, nothing))
+anew = {one.piece.sha256 for one in storage.segments.uncoded(sha256)}""",
+    )
+    .replace(
+        "storage.segments.adopt(storage.segments.draft(sha256, pieces, lambda count: None))",
+        """draft = storage.segments.draft(sha256, pieces, nothing, coded=True, anew=anew)
+copy = storage.segments.copy_whole(sha256, nothing)
+storage.segments.place_whole(copy)
+storage.segments.adopt(draft)""",
+    )
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", range(30))
+def test_killed_at_any_step_of_coding_anew_nothing_is_lost(tmp_path, steps):
+    ran = subprocess.run(
+        [sys.executable, "-c", RECODING, str(tmp_path), str(steps)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    sha256, parts = ran.stdout.strip(), [b"ab" * 70000, b"cd" * 70000]
+    storage = LocalStorage(tmp_path)
+    assert storage.read(sha256) == b"".join(parts)
+    segments = storage.segments
+    segments.sweep(before=2**40)
+    assert storage.read(sha256) == b"".join(parts)
+    pieces = [piece._replace(width=2) for piece in pieces_of(parts)]
+    anew = {one.piece.sha256 for one in segments.uncoded(sha256)}
+    draft = segments.draft(sha256, pieces, nothing, coded=True, anew=anew) if anew else None
+    if draft is not None:
+        if not storage.is_whole(sha256):
+            segments.place_whole(segments.copy_whole(sha256, nothing))
+        segments.adopt(draft)
+    elif storage.is_whole(sha256):
+        segments.adopt(segments.draft(sha256, pieces, nothing, coded=True))
+    assert not storage.is_whole(sha256)
+    assert segments.uncoded(sha256) == []
+    assert storage.read(sha256) == b"".join(parts)
+    segments.sweep(before=2**40)
+    assert count_files(storage) == {"blobs": 0, "segments": 2, "segmented": 2, "making": 0}
+
+
 def test_what_is_under_way_is_not_swept(storage):
     parts = [b"one", b"two"]
     sha256 = storage.put(parts).sha256

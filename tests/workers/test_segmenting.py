@@ -392,6 +392,131 @@ def test_weights_are_compressed_where_everybody_who_has_them_asks_for_it(alice):
     assert Event.objects.filter(action="namespace.storage", target="alice").count() == 1
 
 
+def tuned(encoder, megabytes=2):
+    """Give a fine-tune: an encoder that others have, and a head of its own, in bfloat16."""
+    return weights(encoder=("BF16", encoder), head=("BF16", halves(megabytes)))
+
+
+def compress(user, model, *, on=True):
+    savings.set_compression(actor=actor_of(user), namespace=model.namespace, compress_weights=on)
+
+
+def sweep():
+    """Remove what was set aside for those who read it."""
+    list(collect_garbage(undo=NOW, keep=NOW, strays=True))
+
+
+def saved_in_all():
+    return Tally.objects.get(name=Tally.SAVED_BYTES).value
+
+
+def plain_halves(blobs):
+    segments = default_storage().segments
+    return sum(one.piece.size_bytes for blob in blobs for one in segments.uncoded(blob.sha256))
+
+
+def test_what_is_in_pieces_already_is_coded_once_it_is_asked_for(alice):
+    model, encoder = make_model(alice), halves(4)
+    data = [tuned(encoder) for _ in range(3)]
+    for one in data:
+        make_version(alice, model, {"model.safetensors": one})
+    assert segment()
+    blobs = list(Blob.objects.filter(size_bytes__gte=MIB).order_by("pk"))
+    assert {blob.layout for blob in blobs} == {Layout.SEGMENTED}
+    before, saved = disk_bytes(), saved_in_all()
+    assert plain_halves(blobs) == 3 * 6 * MIB
+    compress(alice, model)
+    assert segment()
+    assert plain_halves(blobs) == 0
+    sweep()
+    # Of an encoder and three heads, a third or so is gone, and is counted at once.
+    assert disk_bytes() < before - 10 * MIB * 0.2
+    assert saved_in_all() > saved + 10 * MIB * 0.2
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEGMENTED}
+    for blob, content in zip(blobs, data, strict=True):
+        assert not default_storage().is_whole(blob.sha256)
+        assert default_storage().read(blob.sha256) == content
+    assert [one.problem for one in custody.verify_blobs() if one.problem] == []
+    # Asked again, nothing is left to do; and nothing is taken back.
+    compress(alice, model)
+    assert segment() == 0
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEGMENTED}
+    compress(alice, model, on=False)
+    assert segment() == 0
+    assert plain_halves(blobs) == 0
+
+
+def test_what_others_keep_plain_is_not_stored_twice(alice):
+    bob = UserFactory(username="bob")
+    mine, theirs, encoder = make_model(alice), make_model(bob), halves(4)
+    for number in range(2):
+        make_version(alice, mine, {"model.safetensors": tuned(encoder, 4 + number)})
+    make_version(bob, theirs, {"model.safetensors": tuned(encoder)})
+    assert segment()
+    before = disk_bytes()
+    blobs = list(Blob.objects.filter(size_bytes__gte=MIB).order_by("pk"))
+    compress(alice, mine)
+    assert segment()
+    # Their heads are coded; the encoder, which bob has too, lies there plain, and once.
+    assert plain_halves(blobs[:2]) == 2 * 4 * MIB
+    sweep()
+    assert disk_bytes() < before - 9 * MIB * 0.2
+    compress(bob, theirs)
+    assert segment()
+    assert plain_halves(blobs) == 0
+    sweep()
+    assert disk_bytes() < before - 15 * MIB * 0.2
+    assert [one.problem for one in custody.verify_blobs() if one.problem] == []
+
+
+def test_new_files_do_not_wait_for_all_that_is_to_be_coded(alice, monkeypatch):
+    monkeypatch.setattr("registry.services.segments._ANEW_AT_ONCE", 1)
+    model, encoder = make_model(alice), halves(2)
+    for _ in range(3):
+        make_version(alice, model, {"model.safetensors": tuned(encoder)})
+    assert segment()
+    old = list(Blob.objects.filter(size_bytes__gte=MIB).order_by("pk"))
+    compress(alice, model)
+    late = make_version(alice, model, {"model.safetensors": tuned(encoder)})
+    Blob.objects.update(created_at=timezone.now() - timedelta(days=1))
+    assert Segmenter(bytes_a_second=1e12).run_once() == 2
+    blob = late.revision.artifacts.get(path="model.safetensors").blob
+    assert layout_of(blob) == Layout.SEGMENTED
+    assert plain_halves(old) > 0
+    assert segment()
+    assert plain_halves([*old, blob]) == 0
+
+
+def test_coding_that_was_cut_short_is_begun_anew(alice, monkeypatch):
+    model, encoder = make_model(alice), halves(2)
+    data = [tuned(encoder) for _ in range(2)]
+    for one in data:
+        make_version(alice, model, {"model.safetensors": one})
+    assert segment()
+    blobs = list(Blob.objects.filter(size_bytes__gte=MIB).order_by("pk"))
+    compress(alice, model)
+    storage = type(default_storage().segments)
+    for name in ("draft", "copy_whole", "place_whole", "adopt"):
+        real = getattr(storage, name)
+
+        def dies(self, *given, real=real, **more):
+            real(self, *given, **more)
+            raise OSError(errno.EIO, "cut short")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, name, dies)
+            assert Segmenter(bytes_a_second=1e12).run_once() == 0
+        for blob, content in zip(blobs, data, strict=True):
+            assert default_storage().read(blob.sha256) == content
+            assert layout_of(blob) == Layout.WHOLE
+    segment()
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEGMENTED}
+    assert plain_halves(blobs) == 0
+    for blob, content in zip(blobs, data, strict=True):
+        assert not default_storage().is_whole(blob.sha256)
+        assert default_storage().read(blob.sha256) == content
+
+
 def test_only_owners_say_how_weights_lie(alice):
     space = make_model(alice).namespace
     for role in (Role.READER, Role.MAINTAINER):
