@@ -185,7 +185,8 @@ def test_an_optimiser_turns_the_dial_to_the_planted_optimum(begin, half_dead, di
     assert 50 <= int(report.summary["recommended"].removeprefix("slim-")) < 63
     sizes = {row["name"]: row["bytes"] for row in report.summary["candidates"]}
     met = [row["name"] for row in report.summary["candidates"] if row["verdict"] == "met"]
-    assert min(met, key=sizes.get) == report.summary["recommended"]
+    # Among what is of one size, but for a digit of its settings, the fastest is taken.
+    assert sizes[report.summary["recommended"]] <= 1.01 * min(sizes[name] for name in met)
 
 
 def test_the_front_is_kept_best_first_and_the_rest_is_told_why(begin, half_dead, digits):
