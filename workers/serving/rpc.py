@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError, Message
 from registry.authenticate import client_address
 from registry.errors import Invalid, NotFound, RegistryError, TooLarge
 from registry.models import Actor
-from workers.serving.budget import BUSY, Bounds, Holding, busy
+from workers.serving.budget import BUSY, Bounds, Holding, busy, own_bytes
 from workers.serving.codec import (
     MAX_JSON_BYTES,
     MAX_PARAMETERS,
@@ -62,6 +62,7 @@ MAX_PLAIN_BYTES = 1024 * 1024
 MAX_TYPED_BYTES = MAX_JSON_BYTES
 # Up to this size a message is read at once; larger ones are looked through before.
 _SMALL_BYTES = 4096
+_LARGE_BYTES = 4 * 1024 * 1024
 # From this size on, typed values are read beside the loop.
 _THREAD_FROM_BYTES = 64 * 1024
 # Inputs, outputs and raw tensors, the parameters, and what is said once.
@@ -565,6 +566,9 @@ class Incoming:
         self._bounds.end(task)
         if not isinstance(body, bytes):
             return None
+        if len(body) > _LARGE_BYTES:
+            # To read such messages keeps the loop from looking at the memory in its time.
+            self._bounds.look(own_bytes())
         holding = Holding(self._bounds)
         try:
             holding.hold(len(body))
