@@ -12,5 +12,5 @@ urlpatterns = [
     path("healthz", healthz),
     path("readyz", readyz),
     path("metrics", metrics),
-    re_path(r"^api(?:/.*)?$", unknown_address),
+    re_path(r"^api(?:/[\s\S]*)?$", unknown_address),
 ]

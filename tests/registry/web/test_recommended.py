@@ -219,7 +219,7 @@ def test_an_encoder_without_any_vectors_yet_leaves_words(as_stranger, owner, at_
     page = search(as_stranger, "subscribers")
     assert names_in(section(page, "results")) == ["churn"]
     assert section(page, "suited") == ""
-    nothing = search(as_stranger, "customers about to quit")
+    nothing = search(as_stranger, "somebody about to quit")
     assert names_in(section(nothing, "results")) == []
 
 

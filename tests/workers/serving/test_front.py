@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 import httpx
@@ -35,10 +36,10 @@ def token(owner):
 
 
 @pytest.fixture
-def replicas(start, model):
+def replicas(start, model, token):
     found = [start(wait=False) for _ in range(3)]
     for one in found:
-        one.wait()
+        wait_until(partial(answers, one.wait(), model, token))
     yield found
     for one in found:
         if one.process.poll() is None:
@@ -50,6 +51,13 @@ def front(start, replicas):
     one = start(module="workers.serving.front")
     wait_until(lambda: numbers(one, "replica_up") == [1, 1, 1])
     return one
+
+
+def answers(replica, model, token):
+    """Say whether a process has loaded the model, which it does after it is ready itself."""
+    headers = {"Authorization": f"Bearer {token}"}
+    url = f"{replica.url}/v2/models/{model}/ready"
+    return httpx.get(url, headers=headers, timeout=30).status_code == 200
 
 
 def numbers(front, name):
