@@ -1,9 +1,11 @@
 """Refusals in the language of the page: the template is translated, then its values go in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from django.conf import settings
+from django.contrib import messages
+from django.http import HttpRequest
 from django.utils import translation
 from django.utils.translation import gettext
 
@@ -22,6 +24,16 @@ def words_of(said: Said) -> str:
     """Say it in the language that is active."""
     values = {name: _value(name, value) for name, value in said.values.items()}
     return fill(gettext(said.template), values)
+
+
+def attempt(request: HttpRequest, change: Callable[[], Any], done: str) -> None:
+    """Make a small change; say that it was done, or why not, on the page that comes next."""
+    try:
+        change()
+    except RegistryError as error:
+        messages.error(request, words_of(error))
+    else:
+        messages.success(request, done)
 
 
 def stored_words(packed: Mapping[str, Any] | None, detail: str) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -27,7 +28,7 @@ from registry.web import charts, estimates, recipe_forms, reports, searches, wor
 from registry.web.comparisons import MAKERS, results_of
 from registry.web.profiles import profile_of
 from registry.web.recipe_forms import Draft, Pattern, RecipeForm
-from registry.web.refusals import words_of
+from registry.web.refusals import attempt, words_of
 from registry.web.tunings import tuning_of
 from registry.web.visitor import actor_of, signed_in
 
@@ -196,12 +197,8 @@ def job_page(request: HttpRequest, job_id: UUID) -> HttpResponse:
 def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
     actor = actor_of(request)
     job = find_job(actor, job_id)
-    try:
-        cancel_job(actor=actor, job=job)
-    except RegistryError as error:
-        messages.error(request, words_of(error))
-    else:
-        messages.success(request, _("The job is being cancelled."))
+    change = partial(cancel_job, actor=actor, job=job)
+    attempt(request, change, _("The job is being cancelled."))
     return redirect("web:job", job_id=job_id)
 
 
@@ -210,12 +207,8 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
 def resume(request: HttpRequest, job_id: UUID) -> HttpResponse:
     actor = actor_of(request)
     job = find_job(actor, job_id)
-    try:
-        resume_job(actor=actor, job=job)
-    except RegistryError as error:
-        messages.error(request, words_of(error))
-    else:
-        messages.success(request, _("The job goes on from its last checkpoint."))
+    change = partial(resume_job, actor=actor, job=job)
+    attempt(request, change, _("The job goes on from its last checkpoint."))
     return redirect("web:job", job_id=job_id)
 
 

@@ -27,7 +27,7 @@ from registry.services.deployments import list_endpoints
 from registry.services.diffs import compare_signatures
 from registry.web import history, wording
 from registry.web.forms import AliasForm, NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
-from registry.web.refusals import words_of
+from registry.web.refusals import attempt
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
@@ -42,17 +42,7 @@ Changes: TypeAlias = Mapping[str, tuple[Callable[[], Any], str]]
 def _attempt_asked(request: HttpRequest, field: str, changes: Changes) -> None:
     """Make the change that a form names in `field`; an unknown one is none."""
     if (asked := request.POST.get(field, "")) in changes:
-        _attempt(request, *changes[asked])
-
-
-def _attempt(request: HttpRequest, change: Callable[[], Any], done: str) -> None:
-    """Make a small change; say that it was done, or why not, on the page that comes next."""
-    try:
-        change()
-    except RegistryError as error:
-        messages.error(request, words_of(error))
-    else:
-        messages.success(request, done)
+        attempt(request, *changes[asked])
 
 
 # --- Organisations -------------------------------------------------------------------------------
@@ -245,7 +235,7 @@ def request_list(request: HttpRequest) -> HttpResponse:
     actor = actor_of(request)
     if request.method == "POST":
         place, _slash, rest = request.POST.get("name", "").strip().partition("/")
-        _attempt(
+        attempt(
             request,
             lambda: requests.request_access(
                 actor=actor,
@@ -348,7 +338,7 @@ def propose(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpR
     repository = catalog.find_repository(actor, kind, namespace, name)
     require(actor, "write", repository)
     if request.POST.get("change") == "protect":
-        _attempt(
+        attempt(
             request,
             lambda: proposals.protect_aliases(
                 actor=actor,

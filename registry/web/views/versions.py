@@ -1,6 +1,7 @@
 """The page of one version, and the form that makes a new one."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from django.contrib import messages
@@ -51,7 +52,7 @@ from registry.web.forms import (
 )
 from registry.web.markdown import render_markdown
 from registry.web.profiles import profile_of_version
-from registry.web.refusals import words_of
+from registry.web.refusals import attempt, words_of
 from registry.web.snippets import snippets, verification
 from registry.web.transfers import REFUSAL
 from registry.web.tunings import tuned_of
@@ -298,12 +299,8 @@ def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int
         for field, shown in EditVersionForm.shown_of(version).items()
         if field in request.POST and request.POST[field] != shown
     }
-    try:
-        describe_version(actor=actor, version=version, changes=changes)
-    except RegistryError as error:
-        messages.error(request, words_of(error))
-    else:
-        messages.success(request, _("Saved."))
+    change = partial(describe_version, actor=actor, version=version, changes=changes)
+    attempt(request, change, _("Saved."))
     return redirect(history.address_of(version))
 
 
@@ -351,12 +348,8 @@ def delete_export(
     actor = actor_of(request)
     version = find_version(actor, kind, namespace, name, number)
     file = request.POST.get("file", "")
-    try:
-        exports.delete_export(actor=actor, version=version, file=file)
-    except RegistryError as error:
-        messages.error(request, words_of(error))
-    else:
-        messages.success(request, _("%(name)s is deleted.") % {"name": file})
+    change = partial(exports.delete_export, actor=actor, version=version, file=file)
+    attempt(request, change, _("%(name)s is deleted.") % {"name": file})
     return redirect(history.address_of(version) + "#exports")
 
 

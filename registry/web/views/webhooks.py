@@ -1,5 +1,7 @@
 """Webhooks: made, tried, changed, and the log of what was sent."""
 
+from functools import partial
+
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -13,7 +15,7 @@ from registry.models import Actor, Delivery, Webhook
 from registry.pages import newest_first
 from registry.services import catalog, namespaces, webhooks
 from registry.web.forms import NewWebhookForm, WebhookForm, show_refusal
-from registry.web.refusals import words_of
+from registry.web.refusals import attempt
 from registry.web.visitor import actor_of, signed_in
 
 _ON_A_PAGE = 20
@@ -108,12 +110,8 @@ def switch(request: HttpRequest, webhook_id: int) -> HttpResponse:
 def test(request: HttpRequest, webhook_id: int) -> HttpResponse:
     actor = actor_of(request)
     webhook = webhooks.find_webhook(actor, webhook_id)
-    try:
-        webhooks.send_test(actor=actor, webhook=webhook)
-    except RegistryError as error:
-        messages.error(request, words_of(error))
-    else:
-        messages.success(request, _("A test is on its way; reload to see how it went."))
+    change = partial(webhooks.send_test, actor=actor, webhook=webhook)
+    attempt(request, change, _("A test is on its way; reload to see how it went."))
     return redirect("web:webhook", webhook_id=webhook.pk)
 
 
@@ -122,12 +120,8 @@ def test(request: HttpRequest, webhook_id: int) -> HttpResponse:
 def redeliver(request: HttpRequest, webhook_id: int, delivery_id: int) -> HttpResponse:
     actor = actor_of(request)
     webhook = webhooks.find_webhook(actor, webhook_id)
-    try:
-        webhooks.redeliver(actor=actor, webhook=webhook, delivery_id=delivery_id)
-    except RegistryError as error:
-        messages.error(request, words_of(error))
-    else:
-        messages.success(request, _("The message is on its way again."))
+    change = partial(webhooks.redeliver, actor=actor, webhook=webhook, delivery_id=delivery_id)
+    attempt(request, change, _("The message is on its way again."))
     return redirect("web:webhook", webhook_id=webhook.pk)
 
 
