@@ -17,7 +17,7 @@ from django.db.models.expressions import Combinable
 from django.db.models.functions import Cast, Coalesce, Ln
 from django.db.models.lookups import GreaterThan
 
-from registry.encoder import QueryVector, vector_of
+from registry.encoder import vector_of
 from registry.lexicon import english_of
 from registry.models import CardVector
 from registry.models.catalog import RepositoryQuerySet
@@ -70,7 +70,8 @@ class Meant:
 
 def meant_by(asked: Asked, among: RepositoryQuerySet) -> Meant | None:
     """Find what lies near the words of a query, of what may be found at all."""
-    found = _vector_of(asked)
+    need = _need_of(asked)
+    found = vector_of(need) if need else None
     if found is None or not can_compare():
         return None
     near = nearest(found.vector, found.encoder, among.filter(what_stands(asked)))
@@ -82,15 +83,14 @@ def is_by_words_alone(asked: Asked) -> bool:
 
     To be asked after a search: what was found out for that is remembered.
     """
-    return _says_something(asked) and can_compare() and _vector_of(asked) is None
+    need = _need_of(asked)
+    return bool(need) and can_compare() and vector_of(need) is None
 
 
-def _says_something(asked: Asked) -> bool:
-    return any(map(str.isalpha, english_of(asked.text)))
-
-
-def _vector_of(asked: Asked) -> QueryVector | None:
-    return vector_of(english_of(asked.text)) if _says_something(asked) else None
+def _need_of(asked: Asked) -> str:
+    """Put the words of a query into English; empty where none of them is a word."""
+    english = english_of(asked.text)
+    return english if any(map(str.isalpha, english)) else ""
 
 
 def blend(
