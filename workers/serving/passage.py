@@ -59,12 +59,13 @@ _OWN_HEADERS = frozenset(
         b"x-forwarded-for",
     }
 )
+# Of an answer: its length is passed on.
+_KEPT_BACK = _OWN_HEADERS - {b"content-length"}
 # What the client would write of itself, had the caller not.
 _NOT_OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _OWN_METADATA = re.compile(r"(?::|grpc-).*|user-agent|te|content-type|x-forwarded-for")
-
-
-READY = "/v2/health/ready", ""
+_READY = "/v2/health/ready", ""
+# What stays in a query as it came.
 _IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
 # A connection that was not made, or ended too soon.
 _UNREACHED = (aiohttp.ClientError, TimeoutError)
@@ -99,7 +100,7 @@ class Front:
 
     async def _is_ready(self, replica: Replica) -> bool:
         try:
-            async with await self._request(replica, "GET", READY, []) as answer:
+            async with await self._request(replica, "GET", _READY, []) as answer:
                 await answer.read()
         except _UNREACHED:
             return False
@@ -288,7 +289,7 @@ class Front:
         headers = [
             (name.lower(), value)
             for name, value in answer.raw_headers
-            if name.lower() not in _OWN_HEADERS - {b"content-length"}
+            if name.lower() not in _KEPT_BACK
             # What pages of other sites may see is said here.
             and not name.lower().startswith(b"access-control-")
         ]

@@ -557,13 +557,10 @@ class Incoming:
                 task.uncancel()
                 raise busy() from None
             raise
-        except BaseException:
-            self._bounds.end(task)
-            raise
         finally:
+            self._bounds.end(task)
             # Nor does what comes of it stay with the frames of a traceback.
             del reading
-        self._bounds.end(task)
         if not isinstance(body, bytes):
             return None
         if len(body) > _LARGE_BYTES:
