@@ -412,17 +412,22 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("steps", range(26))
-def test_killed_at_any_step_a_blob_is_whole_or_in_pieces(tmp_path, steps):
+def die(script, folder, steps):
+    """Run a script that is killed after so many steps; give the digest that it wrote before."""
     ran = subprocess.run(
-        [sys.executable, "-c", DYING, str(tmp_path), str(steps)],
+        [sys.executable, "-c", script, str(folder), str(steps)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert ran.returncode == -signal.SIGKILL, ran.stderr
-    sha256, data = ran.stdout.strip(), b"a" * 70000 + b"b" * 70000 + b"c" * 70000
+    return ran.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", range(26))
+def test_killed_at_any_step_a_blob_is_whole_or_in_pieces(tmp_path, steps):
+    sha256, data = die(DYING, tmp_path, steps), b"a" * 70000 + b"b" * 70000 + b"c" * 70000
     storage = LocalStorage(tmp_path)
     assert storage.read(sha256) == data
     # Begun anew, it comes to its end; what the dead process left is swept.
@@ -461,14 +466,7 @@ storage.segments.adopt(draft)""",
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", range(30))
 def test_killed_at_any_step_of_coding_anew_nothing_is_lost(tmp_path, steps):
-    ran = subprocess.run(
-        [sys.executable, "-c", RECODING, str(tmp_path), str(steps)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == -signal.SIGKILL, ran.stderr
-    sha256, parts = ran.stdout.strip(), [b"ab" * 70000, b"cd" * 70000]
+    sha256, parts = die(RECODING, tmp_path, steps), [b"ab" * 70000, b"cd" * 70000]
     storage = LocalStorage(tmp_path)
     assert storage.read(sha256) == b"".join(parts)
     segments = storage.segments

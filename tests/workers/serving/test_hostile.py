@@ -267,8 +267,8 @@ def large_messages(caller):
     watching.join()
     say(f"twenty of 60 MiB: {seen}, {(most[0] - before) >> 20} MiB more at most")
     assert seen <= {grpc.StatusCode.OK, refused}
-    # All that was sent, since a busy machine gives up late, and what was taken in twice more.
-    assert most[0] - before < 2_500_000_000
+    # The budget twice, what is shared with the model's process, and what is kept for the next.
+    assert most[0] - before < 2_000_000_000
 
 
 def numbers_that_are_none(caller):
