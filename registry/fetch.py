@@ -7,8 +7,10 @@ answers is thrown away but for its status.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Mapping
 from typing import NamedTuple, TypeAlias
@@ -28,6 +30,9 @@ _BAD_URL = "bad_url"
 _DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 # Where IPv6 hides an IPv4 address that is checked in its stead.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What is given out as global unicast (RFC 4291). Beside it lie site-local addresses, those of
+# translation inside a network (RFC 8215) and others that `is_global` takes for public.
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 
 
 class Unreachable(RegistryError):  # noqa: N818 - as in registry.errors
@@ -69,6 +74,11 @@ def check_url(url: str) -> SplitResult:
             "The address carries a user name or a password; the signature proves who is calling.",
             code=_BAD_URL,
         )
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL:
+        # What urllib takes for an address and the client does not, such as 010.0.0.1.
+        raise Invalid("The address cannot be read.", code=_BAD_URL) from None
     if (port or _DEFAULT_PORTS[parts.scheme]) not in settings.WEBHOOK_PORTS:
         raise Invalid(
             "The port of the address is not among those that may be called ({ports}).",
@@ -131,16 +141,47 @@ async def _drain(answer: httpx.Response) -> None:
 
 async def _resolve(host: str, port: int) -> Address:
     """Find the address to dial; one that leads inwards is as good as none."""
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await _look_up(host, port)
     except (OSError, UnicodeError):
         raise Unreachable("The host name does not resolve.") from None
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    addresses = [ipaddress.ip_address(one.partition("%")[0]) for one in found]
     if not addresses or not all(map(_may_be_called, addresses)):
         # Which address it was would tell the caller what our network looks like.
         raise Unreachable("The host is not at a public address, so it is not called.")
     return addresses[0]
+
+
+async def _look_up(host: str, port: int) -> list[str]:
+    """Give the addresses of a name, in a thread that nobody waits for once the time is over.
+
+    The loop's own executor would be waited for as the loop ends, however long a resolver takes.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[str]] = loop.create_future()
+
+    def tell(addresses: list[str], error: Exception | None) -> None:
+        if found.done():
+            return
+        if error is None:
+            found.set_result(addresses)
+        else:
+            found.set_exception(error)
+
+    def look() -> None:
+        addresses: list[str] = []
+        failed: Exception | None = None
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [str(entry[4][0]) for entry in entries]
+        except (OSError, UnicodeError) as error:
+            failed = error
+        # The loop may have ended by now: then nobody wants to know.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, addresses, failed)
+
+    threading.Thread(target=look, name="look-up", daemon=True).start()
+    return await found
 
 
 def _may_be_called(address: Address) -> bool:
@@ -149,6 +190,8 @@ def _may_be_called(address: Address) -> bool:
         return _may_be_called(inner)
     if any(address in network for network in settings.WEBHOOK_NETWORKS):
         return True
+    if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
+        return False
     return address.is_global and not address.is_multicast
 
 

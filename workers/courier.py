@@ -54,6 +54,9 @@ class Couriers:
                     pass
             except DatabaseError as error:
                 logger.warning("Couriers cannot reach the database: %s", error)
+            except Exception:
+                # Nothing that one delivery holds may end the thread that serves all others.
+                logger.exception("A courier goes on after an error.")
             finally:
                 close_old_connections()
             call.wait(_LOOK_SECONDS)
@@ -69,6 +72,10 @@ def deliver_one() -> bool:
         answer = fetch.post(errand.url, errand.body, errand.headers)
     except RegistryError as error:
         webhooks.end_delivery(errand, problem=error.detail)
+    except Exception:
+        broken = fetch.Unreachable("The call could not be made; the worker's log says why.")
+        webhooks.end_delivery(errand, problem=broken.detail)
+        raise
     else:
         webhooks.end_delivery(errand, status=answer.status, duration_ms=answer.duration_ms)
     return True

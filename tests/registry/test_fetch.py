@@ -36,6 +36,10 @@ def receiver(settings):
         ("https://example.org:22/", "port of the address"),
         ("https://example.org:99999/", "cannot be read"),
         ("https://[::1/", "cannot be read"),
+        # Two parsers read these as two addresses.
+        ("http://0177.0.0.1/", "cannot be read"),
+        ("http://010.010.010.010/", "cannot be read"),
+        ("http://[2606:4700::1111]x/", "cannot be read"),
     ],
 )
 def test_addresses_that_cannot_be_called_are_refused(url, words):
@@ -59,7 +63,6 @@ def test_addresses_that_cannot_be_called_are_refused(url, words):
         "255.255.255.255",
         "2130706433",
         "0x7f000001",
-        "0177.0.0.1",
         "127.1",
         "[::1]",
         "[::]",
@@ -70,6 +73,10 @@ def test_addresses_that_cannot_be_called_are_refused(url, words):
         "[::ffff:10.0.0.1]",
         "[64:ff9b::127.0.0.1]",
         "[64:ff9b::7f00:1]",
+        "[64:ff9b:1::7f00:1]",
+        "[fec0::1]",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
         "[2002:7f00:1::]",
         "[2001:0:0:0:0:0:80ff:fffe]",
     ],
@@ -82,6 +89,21 @@ def test_addresses_that_lead_inwards_are_not_called(host):
 def test_names_that_lead_nowhere_are_said_to():
     with pytest.raises(fetch.Unreachable, match="does not resolve"):
         fetch.post("http://no-such-host.invalid/", b"{}", {})
+
+
+def test_a_slow_name_server_takes_no_longer_than_a_call_may(monkeypatch):
+    answered = threading.Event()
+
+    def look_up(*_args, **_more):
+        answered.wait(60)
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(fetch.Unreachable, match="in time"):
+        fetch.post("http://example.org/", b"{}", {})
+    assert not answered.is_set()
+    answered.set()
 
 
 def test_a_private_network_is_reached_where_the_administrator_allows_it(receiver):

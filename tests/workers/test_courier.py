@@ -45,3 +45,28 @@ def test_they_deliver_when_they_are_woken_and_what_was_waiting_before(receiver, 
     wait_until(lambda: delivered.count() == 3, "three deliveries")
     names = [headers["webhook-id"] for headers, _ in receiver.messages]
     assert names == sorted(set(names))
+
+
+def test_a_delivery_that_breaks_ends_no_courier(receiver, couriers, monkeypatch):
+    """As the call of an address once did that one parser took and another did not."""
+    team = NamespaceFactory(slug="team")
+    owner = actor_of(make_member(team, Role.OWNER))
+    webhook = webhooks.create_webhook(
+        actor=owner, namespace=team, url=receiver.url, events=["alias.moved"]
+    )
+    post = courier.fetch.post
+    monkeypatch.setattr(courier.fetch, "post", lambda *_args: 1 / 0)
+    webhooks.send_test(actor=owner, webhook=webhook)
+    couriers.wake()
+    broken = Delivery.objects.exclude(problem="")
+    wait_until(broken.exists, "the attempt")
+    assert "could not be made" in broken.get().problem
+    monkeypatch.setattr(courier.fetch, "post", post)
+    webhook.refresh_from_db()
+    webhook.busy_until = None
+    webhook.save()
+    for _ in range(4):
+        webhooks.send_test(actor=owner, webhook=webhook)
+    couriers.wake()
+    receiver.wait_for(4)
+    assert all(thread.is_alive() for thread in couriers._threads)
