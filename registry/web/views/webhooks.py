@@ -45,7 +45,8 @@ def _create(actor: Actor, form: NewWebhookForm) -> Webhook:
     repository = catalog.find_repository(actor, given["kind"], slug, name) if name else None
     return webhooks.create_webhook(
         actor=actor,
-        namespace=namespaces.find_namespace(actor, slug),
+        # Of a repository that moved, and was named as it was before, where it is now.
+        namespace=repository.namespace if repository else namespaces.find_namespace(actor, slug),
         repository=repository,
         url=given["url"],
         events=given["events"],

@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from registry.models import Delivery, Role, Webhook
-from registry.services import webhooks
-from tests.factories import NamespaceFactory, actor_of, make_member
+from registry.models import Delivery, Membership, Role, Webhook
+from registry.services import sharing, webhooks
+from tests.factories import NamespaceFactory, actor_of, make_member, make_model
 
 URL = "https://hooks.example.org/modelyard"
 FORM = {"place": "team", "kind": "model", "url": URL, "events": ["alias.moved"]}
@@ -50,6 +50,15 @@ def test_what_is_refused_is_said_in_the_language_of_the_page(visitor, change, wo
     assert answer.status_code == 422
     assert words in answer.content.decode()
     assert not Webhook.objects.exists()
+
+
+def test_a_repository_that_moved_is_watched_where_it_is(visitor, owner):
+    elsewhere = NamespaceFactory(slug="new")
+    Membership.objects.create(namespace=elsewhere, user=owner, role=Role.OWNER)
+    repository = make_model(owner, "digits", namespace="team")
+    sharing.transfer_repository(actor=actor_of(owner), repository=repository, namespace=elsewhere)
+    visitor.post("/settings/webhooks", {**FORM, "place": "team/digits"})
+    assert Webhook.objects.get().namespace.slug == "new"
 
 
 def test_it_is_tried_and_the_log_shows_how_it_went(visitor, webhook):
