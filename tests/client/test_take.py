@@ -52,6 +52,17 @@ def test_a_file_that_a_job_made_is_laid_out_alone(command, version, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_what_lies_beside_the_folder_stays(command, version, tmp_path):
+    place = tmp_path / "place"
+    other = place / "repository.part"
+    other.mkdir(parents=True)
+    (other / "mine.txt").write_text("kept")
+    command.run("export", "alice/nothing", "triton", "--to", place / "repository", status=3)
+    command.run("export", "alice/adder@1", "triton", "--to", place / "repository")
+    assert (other / "mine.txt").read_text() == "kept"
+    assert {one.name for one in place.iterdir()} == {"repository", "repository.part"}
+
+
 def test_a_refusal_leaves_no_folder(command, alice, tmp_path):
     make_version(alice, make_model(alice, "words"), {"notes.txt": b"no graph"})
     folder = tmp_path / "repository"

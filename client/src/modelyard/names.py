@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -116,17 +116,42 @@ def check_paths(paths: Iterable[str]) -> None:
         BadName: naming the path.
 
     """
-    files: dict[str, str] = {}
+    known = Paths()
     for path in paths:
+        known.add(path)
+
+
+class Paths:
+    """The paths of one folder, each checked as it comes, by itself and beside those before it."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        # Each folder, by the first file that lies in it.
+        self._folders: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files.values())
+
+    def add(self, path: str) -> None:
+        """Take one more.
+
+        Raises:
+            BadName: naming the path.
+
+        """
         key = _same_on_some_system(check_path(path))
-        if key in files:
-            raise _bad(path, f"differs from {files[key]!r} only in case or in form")
-        files[key] = path
-    for key, path in files.items():
+        if key in self._files:
+            raise _bad(path, f"differs from {self._files[key]!r} only in case or in form")
+        if key in self._folders:
+            raise _bad(self._folders[key], f"lies below {path!r}, which is a file")
         parts = key.split("/")
-        for depth in range(1, len(parts)):
-            if (folder := "/".join(parts[:depth])) in files:
-                raise _bad(path, f"lies below {files[folder]!r}, which is a file")
+        folders = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+        for folder in folders:
+            if folder in self._files:
+                raise _bad(path, f"lies below {self._files[folder]!r}, which is a file")
+        for folder in folders:
+            self._folders.setdefault(folder, path)
+        self._files[key] = path
 
 
 def _check_name(path: str, name: str) -> None:

@@ -4,12 +4,13 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, get_args
 from urllib.parse import quote
 
 from modelyard.answers import Event
 from modelyard.errors import BadAnswer, BadFolder, JobFailed, Refused
-from modelyard.names import Reference, check_paths
+from modelyard.names import Paths, Reference
 
 if TYPE_CHECKING:
     from modelyard.client import Client
@@ -95,11 +96,12 @@ def take(
 
 
 def _fetch(client: "Client", path: str, file: str, folder: Path) -> list[str]:
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     with client.transport.open("GET", client.transport.address(path)) as answer:
-        part.mkdir(parents=True)
-        try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            # That one is for nobody else to read; what is made in it has the usual permissions.
+            part = Path(beside) / folder.name
+            part.mkdir()
             chunks = answer.iter_bytes(_BLOCK)
             if file.endswith(".tar"):
                 found = _unpack(_Stream(chunks), part)
@@ -108,27 +110,23 @@ def _fetch(client: "Client", path: str, file: str, folder: Path) -> list[str]:
                     written.writelines(chunks)
                 found = [file]
             part.rename(folder)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
     return found
 
 
 def _unpack(stream: _Stream, folder: Path) -> list[str]:
     """Write the files of a tar; links, devices and paths that lead elsewhere are refused."""
-    found: list[str] = []
+    found = Paths()
     try:
         with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload] # it reads
             for member in tar:
                 content = tar.extractfile(member) if member.isreg() else None
                 if content is None:
                     raise BadAnswer(f"The package holds {member.name[:200]!r}, which is no file.")
-                found.append(member.name)
-                check_paths(found)
+                found.add(member.name)
                 place = folder / member.name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with place.open("wb") as written:
                     shutil.copyfileobj(content, written, _BLOCK)
     except tarfile.TarError as error:
         raise BadAnswer(f"The package ends too soon or is none ({error}).") from None
-    return found
+    return list(found)

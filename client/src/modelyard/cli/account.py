@@ -40,7 +40,7 @@ def login(session: Session, *, token_stdin: bool) -> None:
     if token_stdin:
         token = sys.stdin.readline(2000).strip()
     elif sys.stdin.isatty():
-        say(f"Make a token in the browser: {server.url}/tokens")
+        say(f"Make a token in the browser: {server.url}/settings/tokens")
         token = click.prompt("Token", hide_input=True, err=True)
     else:
         raise click.UsageError("There is no terminal to ask on; use --token-stdin.")
