@@ -7,13 +7,16 @@ key: a registration must not wait for the cache (docs/api).
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from django.core.cache import cache
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.crypto import salted_hmac
 from redis.exceptions import RedisError
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -67,7 +70,8 @@ class Claim:
         where = f"{actor.user_id}\n{actor.token_id}\n{address}\n{key}"
         return cls(
             slot=f"idempotency:{hashlib.sha256(where.encode()).hexdigest()}",
-            digest=hashlib.sha256(content).hexdigest(),
+            # With the key of the installation: a body may hold a password, and this is kept.
+            digest=salted_hmac("modelyard.idempotency", content, algorithm="sha256").hexdigest(),
         )
 
 
@@ -92,7 +96,8 @@ def answer_once(
     if known is not None:
         return _replay(claim, known)
     try:
-        response = answer()
+        with _held(claim):
+            response = answer()
     except Exception:
         _store(claim, None)
         raise
@@ -100,6 +105,28 @@ def answer_once(
     headers = {name: response[name] for name in _KEPT_HEADERS if name in response}
     _store(claim, {"status": response.status_code, "headers": headers, "content": content})
     return response
+
+
+@contextmanager
+def _held(claim: Claim) -> Iterator[None]:
+    """Keep the key from becoming free for as long as its first request runs."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(_RUNNING_SECONDS / 4):
+            try:
+                cache.touch(claim.slot, _RUNNING_SECONDS)
+            except (RedisError, OSError):
+                logger.warning("could not hold an %s for a request that still runs", HEADER)
+
+    thread = threading.Thread(target=renew, name="idempotency", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        # Or it might renew, as the one of a request that is running, the answer that is kept now.
+        thread.join()
 
 
 def _replay(claim: Claim, known: Mapping[str, Any]) -> HttpResponse:

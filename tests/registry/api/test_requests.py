@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 import tracemalloc
 from contextlib import suppress
 from urllib.parse import unquote
@@ -15,11 +16,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as BrokerDown
 
+from registry.api.v1 import idempotency
 from registry.api.v1.parsers import MAX_ANONYMOUS_BYTES, MAX_BYTES, parse_json
 from registry.errors import Invalid
 from registry.models import Repository, Token
 from registry.services import catalog
 from tests.factories import PASSWORD, make_model
+from tests.local.waiting import wait_until
 from tests.registry.api.conftest import Api, api_of, problem_of
 
 pytestmark = pytest.mark.django_db
@@ -307,6 +310,25 @@ def test_a_key_whose_first_request_still_runs_is_a_conflict(api, monkeypatch):
     monkeypatch.setattr(catalog, "register_repository", slowly)
     assert api.post("models", MODEL, headers=headers).status_code == 201
     problem_of(inner[0], 409, "idempotency_in_progress")
+
+
+@pytest.mark.slow
+def test_a_key_is_held_for_as_long_as_its_first_request_runs(api, monkeypatch):
+    monkeypatch.setattr(idempotency, "_RUNNING_SECONDS", 1)
+    headers = {"Idempotency-Key": "first"}
+    register = catalog.register_repository
+    inner = []
+
+    def slowly(**arguments):
+        until = time.monotonic() + 2 * idempotency._RUNNING_SECONDS
+        wait_until(lambda: time.monotonic() > until, "the time of a key that nobody holds")
+        inner.append(api.post("models", MODEL, headers=headers))
+        return register(**arguments)
+
+    monkeypatch.setattr(catalog, "register_repository", slowly)
+    assert api.post("models", MODEL, headers=headers).status_code == 201
+    problem_of(inner[0], 409, "idempotency_in_progress")
+    assert api.post("models", MODEL, headers=headers)["Idempotency-Replayed"] == "true"
 
 
 def test_a_secret_is_never_kept_for_a_repetition(api, alice):
