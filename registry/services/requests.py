@@ -68,7 +68,9 @@ def request_access(
         own = AccessRequest.objects.asked_by(actor).filter(
             state__in=[Decision.OPEN, Decision.IGNORED]
         )
-        row = own.filter(kind=kind, asked_namespace__iexact=place, asked_name__iexact=thing).first()
+        same = own.filter(kind=kind, asked_namespace__iexact=place, asked_name__iexact=thing)
+        # Hold the request too: one that is being decided is waited for, and is none of these then.
+        row = same.select_for_update(of=("self",)).first()
         if row is None:
             if own.count() >= MAX_OPEN:
                 raise QuotaExceeded(

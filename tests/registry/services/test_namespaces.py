@@ -2,13 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from django.db import connection, connections, transaction
 
 from registry.errors import AlreadyExists, NotFound
 from registry.models import ANONYMOUS, Grant, Membership, Namespace, Repository, Role, User
-from registry.services import catalog, deletion, namespaces, people, sharing
+from registry.services import catalog, deletion, namespaces, people, requests, sharing
 from tests.factories import PASSWORD, NamespaceFactory, UserFactory, actor_of, make_model
 from tests.local.waiting import wait_until
 
@@ -68,6 +69,28 @@ def test_nothing_comes_into_a_namespace_that_is_being_deleted(olga, team, put):
         assert came.result().reason == "namespace_not_found"
     assert not Repository.objects.filter(namespace=team).exists()
     assert not Membership.objects.filter(namespace=team).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_asking_again_undoes_no_decision_that_is_being_made(olga, team):
+    asker = actor_of(UserFactory(username="stan"))
+    ask = partial(requests.request_access, actor=asker, kind="namespace", namespace="team")
+    first = ask()
+
+    def ask_again():
+        try:
+            return ask(role=Role.OWNER)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            requests.decline_request(actor=actor_of(olga), request=first, note="No.")
+            second = pool.submit(ask_again)
+            wait_until(somebody_waits, "the lock")
+        assert second.result().pk != first.pk
+    first.refresh_from_db()
+    assert (first.state, first.note, first.role) == ("declined", "No.", "reader")
 
 
 @pytest.mark.django_db
