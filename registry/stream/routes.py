@@ -196,13 +196,13 @@ _DERIVATIVE_PAGE = partial(_download_page, part="derivatives")
 _EXPORT_PAGE = partial(_download_page, part="exports")
 _CREATION: Mapping[str, Handler] = {
     "OPTIONS": _options,
-    "POST": _as_actor(upload.answer_creation),
+    "POST": _as_actor(upload.answer_creation, writes=True),
 }
 _UPLOAD: Mapping[str, Handler] = {
     "OPTIONS": _options,
     "HEAD": _as_actor(upload.answer_head),
     "PATCH": _as_actor(upload.answer_patch),
-    "DELETE": _as_actor(upload.answer_delete),
+    "DELETE": _as_actor(upload.answer_delete, writes=True),
 }
 _ONE = r"/(?P<kind>models|datasets)/(?P<namespace>[^/]+)/(?P<name>[^/]+)"
 _FILE = r"/versions/(?P<version>[^/]+)/files/(?P<path>.+)"
