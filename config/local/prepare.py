@@ -2,7 +2,7 @@
 
 from django.conf import settings
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 
 from config.environment import BadSetting, env_text
 from config.local.addresses import kept_secret
@@ -24,17 +24,19 @@ def prepare() -> None:
     make_first_administrator()
 
 
+@transaction.atomic
 def make_first_administrator() -> None:
     """Make the account `admin` where nobody administers yet, and give it its token.
 
-    A token from the environment is stored once: one that was revoked stays revoked.
+    A token from the environment is stored once: one that was revoked stays revoked. Of one that is
+    refused there is no account either, so that the next start makes both.
     """
     chosen = env_text("MODELYARD_ADMIN_TOKEN")
     admin = User.objects.filter(is_superuser=True).order_by("pk").first()
     if admin is None:
         password = kept_secret(settings.HOME_DIR / "admin-password")
-        admin = create_user(username=ADMIN, password=password, is_admin=True)
         chosen = chosen or kept_secret(settings.HOME_DIR / "admin-token", make_token())
+        admin = create_user(username=ADMIN, password=password, is_admin=True)
     if chosen and not Token.objects.filter(digest=digest_of(chosen)).exists():
         try:
             install_token(user=admin, secret=chosen, name="installation")
