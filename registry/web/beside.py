@@ -10,10 +10,12 @@ from django.utils.translation import gettext as _
 
 from registry.models import Actor, Alias, Artifact, Evaluation, Tag, Version, is_better
 from registry.services.diffs import flat_config, visible_datasets
+from registry.services.versions import may_read_files
 from registry.web import wording
 
 MOST: Final = 6
 _MOST_ROWS: Final = 300
+_SHOWN_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class Line:
     @property
     def cells(self) -> list[tuple[str, bool]]:
         best = self.best or [False] * len(self.values)
-        return list(zip(self.values, best, strict=True))
+        shown = [_short(value) for value in self.values]
+        return list(zip(shown, best, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ def sections(actor: Actor, versions: Sequence[Version], *, only_differences: boo
         (_("Facts"), _facts(versions)),
         (_("Metrics"), _metrics(actor, versions)),
         (_("Tags"), _tags(versions)),
-        ("config.json", _config(versions)),
+        ("config.json", _config(actor, versions)),
         (_("Files"), _files(versions)),
     ]
     return [
@@ -72,6 +75,11 @@ def sections(actor: Actor, versions: Sequence[Version], *, only_differences: boo
         for title, lines in found
         if lines
     ]
+
+
+def _short(text: str) -> str:
+    """Shorten what is shown; it was compared whole."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
 
 
 def _section(title: str, lines: Sequence[Line], *, only_differences: bool) -> Section:
@@ -88,7 +96,7 @@ def _facts(versions: Sequence[Version]) -> list[Line]:
         (_("Variant"), lambda one: one.variant),
         (_("Aliases"), lambda one: ", ".join(aliases.get(one.pk, []))),
         (_("State"), lambda one: wording.state_name(one.state)),
-        (_("What changed"), lambda one: one.message[:300]),
+        (_("What changed"), lambda one: one.message),
         (_("Author"), lambda one: one.created_by.username if one.created_by else ""),
         (_("Created"), lambda one: date_format(one.created_at, "DATETIME_FORMAT")),
         (_("Made by"), lambda one: str(wording.JOB_KINDS.get(one.job.kind)) if one.job else ""),
@@ -159,8 +167,13 @@ def _tags(versions: Sequence[Version]) -> list[Line]:
     )
 
 
-def _config(versions: Sequence[Version]) -> list[Line]:
-    rows = [(one.pk, name, value) for one in versions for name, value in flat_config(one).items()]
+def _config(actor: Actor, versions: Sequence[Version]) -> list[Line]:
+    rows = [
+        (one.pk, name, value)
+        for one in versions
+        if may_read_files(actor, one)
+        for name, value in flat_config(one).items()
+    ]
     return _lines_of(versions, rows)
 
 
@@ -188,7 +201,7 @@ def _lines_of(versions: Sequence[Version], rows: Any) -> list[Line]:
     for version, name, value in rows:
         found.setdefault(name, {})[version] = value
     return [
-        Line(name=name, values=[held.get(one.pk, "")[:300] for one in versions], is_code=True)
+        Line(name=name, values=[held.get(one.pk, "") for one in versions], is_code=True)
         for name, held in sorted(found.items())
     ]
 

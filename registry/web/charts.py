@@ -12,6 +12,9 @@ HEIGHT: Final = 320
 LEFT, RIGHT, TOP, BOTTOM = 54, 20, 26, 46
 _MOST_POINTS: Final = 240
 BAR: Final = 8
+# What lies beyond is on no axis that anybody reads, and overflows on the way there.
+_LEAST: Final = 1e-12
+_MOST: Final = 1e15
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,13 @@ def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+def _can_be_drawn(point: Measured) -> bool:
+    """Leave out what no axis reaches: anybody may declare any number."""
+    heights = (point.y, point.low, point.high)
+    is_high = all(abs(one) <= _MOST for one in heights if one is not None)
+    return is_high and _LEAST <= point.x <= _MOST
+
+
 def scatter(
     points: Iterable[Measured], *, ceiling: float = math.inf, width: int = WIDTH
 ) -> Scatter | None:
@@ -235,7 +245,7 @@ def scatter(
 
     No tick stands above `ceiling`: there is no accuracy over 100 %.
     """
-    kept = sorted((p for p in points if p.x > 0), key=lambda p: (p.x, -p.y))
+    kept = sorted((p for p in points if _can_be_drawn(p)), key=lambda p: (p.x, -p.y))
     if len(kept) < 2:
         return None
     factor = max(1.15, (kept[-1].x / kept[0].x) ** 0.08)
@@ -324,7 +334,7 @@ def _free_place(
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> Curve | None:
     """Draw one metric over steps; long series are thinned, the last point always stays."""
-    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    finite = [(step, value) for step, value in points if abs(value) <= _MOST]
     if not finite:
         return None
     every = max(1, len(finite) // _MOST_POINTS)

@@ -191,7 +191,7 @@ def history(
     # One more than shown: it says whether there are older ones, and what the last is compared to.
     page = _line(repository, before, archived=archived)
     shown, rest = page[:PAGE], page[PAGE:]
-    variants = _variants(repository, shown)
+    variants = _variants(repository, shown, archived=archived)
     numbers = numbers_of([*page, *(v for group in variants.values() for v in group)])
     named: dict[int, list[str]] = defaultdict(list)
     for alias in aliases:
@@ -238,15 +238,22 @@ def _line(repository: Repository, before: int | None, *, archived: bool) -> list
     named = rows.select_related("created_by", "job")
     beside = list(rows.exclude(variant="").values_list("pk", flat=True)[:_WINDOW])
     own_parent = LineageEdge.objects.filter(
-        child=OuterRef("pk"), role=LineageRole.WEIGHTS, parent__repository=repository
+        child=OuterRef("pk"),
+        role=LineageRole.WEIGHTS,
+        parent__repository=repository,
+        parent__deleted_at=None,
     )
+    if not archived:
+        own_parent = own_parent.exclude(parent__state=VersionState.ARCHIVED)
     found = list(named.main_line()[: PAGE + 1])
     if beside:
         found += named.filter(~Exists(own_parent), pk__in=beside)[: PAGE + 1]
     return sorted(found, key=lambda version: -version.number)[: PAGE + 1]
 
 
-def _variants(repository: Repository, origins: Sequence[Version]) -> dict[int, list[Version]]:
+def _variants(
+    repository: Repository, origins: Sequence[Version], *, archived: bool
+) -> dict[int, list[Version]]:
     """Group variants by the version they were made from, variants of variants included."""
     found: dict[int, list[Version]] = defaultdict(list)
     frontier = [version.pk for version in origins]
@@ -261,8 +268,11 @@ def _variants(repository: Repository, origins: Sequence[Version]) -> dict[int, l
             )
             .exclude(child__variant="")
             .select_related("child__created_by", "child__job")
-            .order_by("-pk")[:_MOST_VARIANTS]
+            .order_by("-pk")
         )
+        if not archived:
+            edges = edges.exclude(child__state=VersionState.ARCHIVED)
+        edges = edges[:_MOST_VARIANTS]
         frontier = []
         for edge in edges:
             if edge.child_id not in seen:

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from registry.web.charts import Measured, curve, scatter, short
 
@@ -20,6 +22,23 @@ def test_front_is_what_nothing_beats():
 @pytest.mark.parametrize("points", [[], [point("one", 1, 1)], [point("zero", 0, 1)] * 3])
 def test_too_little_makes_no_chart(points):
     assert scatter(points) is None
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 4), min_size=2, max_size=5
+    )
+)
+def test_any_numbers_make_a_chart_or_none(numbers):
+    scatter(
+        Measured(name="v", x=x, y=y, low=low, high=high, family=0) for x, y, low, high in numbers
+    )
+    curve("loss", [(step, y) for step, (_, y, _, _) in enumerate(numbers)])
+
+
+def test_a_number_beyond_all_axes_leaves_the_others_their_chart():
+    points = [point("a", 1.0, 91.0), point("b", 2.0, 95.0), point("c", 3.0, 1e307)]
+    assert [dot.name for dot in scatter(points).dots] == ["a", "b"]
 
 
 def test_equal_points_still_make_a_chart():

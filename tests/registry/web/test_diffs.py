@@ -1,5 +1,7 @@
 """What changed between two versions, told first and then drawn; up to six beside each other."""
 
+import json
+
 import pytest
 
 from registry.models import Job, JobState
@@ -218,6 +220,31 @@ def test_a_text_of_the_worst_kind_is_bounded(owner):
     (text,) = compare_texts(actor_of(owner), before, near, files)
     assert (text.added, text.removed) == (1, 0)
     assert text.lines[0].text == "-19998,6 +19998,7"
+
+
+def test_lines_that_look_like_the_head_of_a_diff_are_lines(owner):
+    repository = make_model(owner, "flags")
+    before = make_version(owner, repository, {"a.txt": b"---\nlicense: mit\n---\n--seed 1\n"})
+    after = make_version(owner, repository, {"a.txt": b"--seed 2\n++ b\n"})
+    files = compare_files(before, after)
+    (text,) = compare_texts(actor_of(owner), before, after, files)
+    assert [line.text for line in text.lines if line.sign == "-"] == [
+        "---",
+        "license: mit",
+        "---",
+        "--seed 1",
+    ]
+    assert [line.text for line in text.lines if line.sign == "+"] == ["--seed 2", "++ b"]
+
+
+def test_a_difference_after_what_is_shown_is_one(as_owner, owner):
+    repository = make_model(owner, "long")
+    for end in ("a", "b"):
+        config = json.dumps({"template": "x" * 400 + end}).encode()
+        make_version(owner, repository, {"config.json": config})
+    page = as_owner.get("/models/olga/long/compare?v=1&v=2&only=differences").content.decode()
+    assert "template" in page
+    assert "x" * 301 not in page
 
 
 def test_versions_stand_beside_each_other(as_owner, owner, pair):
