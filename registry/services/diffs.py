@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from registry.models import (
 from registry.recipes import BASE, DiffRecipe
 from registry.services.compatibility import why_incompatible
 from registry.services.jobs import submit_job
+from registry.services.versions import may_read_files
 from registry.services.weights import Weights, find_known, pair_of
 from registry.storage import default_storage
 
@@ -148,8 +150,7 @@ def compare_texts(
     """
     changes = [change for change in files.all if is_text(change.path)]
     changes.sort(key=lambda change: (change.path != CARD, change.path))
-    ids = {before.pk, after.pk}
-    if Version.objects.downloadable_by(actor).filter(pk__in=ids).count() < len(ids):
+    if not all(may_read_files(actor, one) for one in (before, after)):
         return []
     return [_text_diff(change) for change in changes[:_SHOWN_TEXTS]]
 
@@ -182,8 +183,8 @@ def _text_diff(change: FileChange) -> TextDiff:
     first, second = (lines[start : len(lines) - end] for lines in (old, new))
     found = [
         Line(line[0], line[1:][:_SHOWN_CHARACTERS])
-        for line in unified_diff(first, second, lineterm="", n=3)
-        if not line.startswith(("---", "+++"))
+        # The first two name the files, and a text may have lines that look like them.
+        for line in islice(unified_diff(first, second, lineterm="", n=3), 2, None)
     ]
     found = [_placed(line, start) if line.sign == "@" else line for line in found]
     return TextDiff(path=change.path, lines=found[:_SHOWN_LINES], is_cut=len(found) > _SHOWN_LINES)
@@ -219,8 +220,13 @@ def _same_at_the_start(old: Sequence[str], new: Sequence[str]) -> int:
 # --- Settings, tags, numbers ----------------------------------------------------------------------
 
 
-def compare_config(before: Version, after: Version) -> list[Setting]:
-    """Compare config.json value by value, whatever its layout; the signature is told apart."""
+def compare_config(actor: Actor, before: Version, after: Version) -> list[Setting]:
+    """Compare config.json value by value, whatever its layout; the signature is told apart.
+
+    Of archived versions only those see it who may download it.
+    """
+    if not all(may_read_files(actor, one) for one in (before, after)):
+        return []
     return _settings(flat_config(before), flat_config(after))
 
 

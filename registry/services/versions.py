@@ -235,7 +235,7 @@ def restore_as_new(*, actor: Actor, version: Version, message: object = "") -> V
     """
     repository = version.repository
     require(actor, "write", repository)
-    if not Version.objects.downloadable_by(actor).filter(pk=version.pk).exists():
+    if not may_read_files(actor, version):
         raise NotFound(
             "{version} is archived or deleted, and only maintainers read its files.",
             code="version_not_found",
@@ -468,10 +468,21 @@ def _read_text(blob: Blob, limit: int) -> str:
     return raw.decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
-def read_card(version: Version) -> Card | None:
-    """Read the README.md of a version, its YAML head apart from its text."""
+def may_read_files(actor: Actor, version: Version) -> bool:
+    """Say whether `actor`, who sees a version, may read its files: of an archived one few may."""
+    if version.state != VersionState.ARCHIVED and version.deleted_at is None:
+        return True
+    return Version.objects.downloadable_by(actor).filter(pk=version.pk).exists()
+
+
+def read_card(actor: Actor, version: Version) -> Card | None:
+    """Read the README.md of a version, its YAML head apart from its text, for who may read it."""
+    return _card_of(version.revision_id) if may_read_files(actor, version) else None
+
+
+def _card_of(revision_id: int) -> Card | None:
     artifact = (
-        Artifact.objects.filter(revision_id=version.revision_id, path=CARD_PATH)
+        Artifact.objects.filter(revision_id=revision_id, path=CARD_PATH)
         .select_related("blob")
         .first()
     )
@@ -499,8 +510,13 @@ def _follow_main_line(repository: Repository, version: Version, card: Card | Non
             setattr(repository, name, value[: DESCRIBABLE[name]])
     if card.summary and not repository.summary:
         repository.summary = card.summary[: DESCRIBABLE["summary"]]
-    repository.labels = [label[:100] for label in card.tags][:100]
-    repository.card_text = card.body[:_CARD_SEARCHED_CHARACTERS]
+    _let_be_found(repository, card)
+
+
+def _let_be_found(repository: Repository, card: Card | None) -> None:
+    """Let a repository be found by what its card says."""
+    repository.labels = [label[:100] for label in card.tags][:100] if card else []
+    repository.card_text = card.body[:_CARD_SEARCHED_CHARACTERS] if card else ""
     repository.card_terms = terms_of(repository.card_text)
 
 
@@ -668,9 +684,15 @@ def find_latest(repository: Repository) -> None:
     repository.formats = shown.formats if shown else []
     repository.parameters_count = shown.parameters_count if shown else None
     repository.size_bytes = shown.size_bytes if shown else None
+    # What was archived or deleted is not found by its words either.
+    carded = line.exclude(state=VersionState.ARCHIVED).filter(revision__artifacts__path=CARD_PATH)
+    told, labels = carded.first(), repository.labels
+    _let_be_found(repository, _card_of(told.revision_id) if told else None)
     repository.updated_at = timezone.now()
     set_quality(repository)
     repository.save()
+    if repository.labels != labels:
+        refresh_search(repository)
 
 
 def delete_version(*, actor: Actor, version: Version, expected_etag: str | None = None) -> None:

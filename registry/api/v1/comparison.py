@@ -23,7 +23,7 @@ def compare_versions(actor: Actor, before: Version, after: Version) -> dict[str,
                 actor, before, after, diffs.compare_files(before, after)
             )
         ],
-        "config": [_setting_body(one) for one in diffs.compare_config(before, after)],
+        "config": [_setting_body(one) for one in diffs.compare_config(actor, before, after)],
         "tags": _compare_tags(before, after),
         "signature": {
             "accepts": signatures.accepts,

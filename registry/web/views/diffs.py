@@ -59,7 +59,7 @@ def _show(
         "plural": f"{kind}s",
         "files": files,
         "texts": diffs.compare_texts(actor, before, after, files),
-        "config": diffs.compare_config(before, after),
+        "config": diffs.compare_config(actor, before, after),
         "tags": diffs.compare_tags(before, after),
         "numbers": beside.numbers(diffs.compare_metrics(actor, before, after)),
         "signature": diffs.compare_signatures(before, after),

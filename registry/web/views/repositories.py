@@ -169,7 +169,7 @@ class RepositoryPage:
         return {"similar": similar, "by_words": not all(one.by_meaning for one in similar)}
 
     def _card(self) -> Details:
-        card = read_card(self.latest) if self.latest else None
+        card = read_card(self.actor, self.latest) if self.latest else None
         parents, children = history.lineage(self.actor, self.latest) if self.latest else ([], [])
         return {
             "card": card,
@@ -314,14 +314,9 @@ def settings_page(request: HttpRequest, kind: str, namespace: str, name: str) ->
     require(actor, "write", repository)
     form = DescribeForm(request.POST) if request.method == "POST" else DescribeForm.of(repository)
     if request.method == "POST" and form.is_valid():
-        changes = {
-            field: value
-            for field, value in form.cleaned_data.items()
-            if value != getattr(repository, field)
-        }
         try:
             repository = catalog.describe_repository(
-                actor=actor, repository=repository, changes=changes
+                actor=actor, repository=repository, changes=form.changes(repository)
             )
         except RegistryError as error:
             show_refusal(form, error)

@@ -6,7 +6,8 @@ import pytest
 
 from registry.errors import Conflict, Denied, Invalid, NotFound, Saying
 from registry.models import ANONYMOUS, JobEvent, Role, VersionState
-from registry.services import blobs, catalog, jobs, lifecycle, transfers, versions
+from registry.search import SearchQuery, search_repositories
+from registry.services import blobs, catalog, diffs, jobs, lifecycle, transfers, versions
 from tests.factories import (
     NamespaceFactory,
     UserFactory,
@@ -119,6 +120,27 @@ def test_an_archived_version_is_not_the_latest_and_its_files_are_for_maintainers
     with pytest.raises(NotFound):
         blobs.find_readable_blob(actor_of(people["contributor"]), sha256)
     assert blobs.find_readable_blob(actor_of(people["maintainer"]), sha256).sha256 == sha256
+
+
+def test_an_archived_card_is_read_and_found_by_maintainers_alone(people, model):
+    first = make_version(people["owner"], model)
+    card = b"---\ntags: [seagulls]\n---\nTrained on albatrosses.\n"
+    second = make_version(people["owner"], model, {"model.safetensors": SAFE, "README.md": card})
+
+    def found(word):
+        page = search_repositories(ANONYMOUS, "model", SearchQuery(q=word))
+        return [row["name"] for row in page.items]
+
+    assert found("albatrosses") == found("label:seagulls") == ["classifier"]
+    moved(people["owner"], second, "archived")
+    second.refresh_from_db()
+    assert found("albatrosses") == found("label:seagulls") == found("seagulls") == []
+    assert versions.read_card(ANONYMOUS, second) is None
+    assert versions.read_card(actor_of(people["contributor"]), second) is None
+    assert "albatrosses" in versions.read_card(actor_of(people["maintainer"]), second).body
+    assert diffs.compare_config(ANONYMOUS, first, second) == []
+    moved(people["owner"], second, "ready")
+    assert found("albatrosses") == found("seagulls") == ["classifier"]
 
 
 def test_bytes_of_a_deleted_version_are_not_there_any_more(people, model):
