@@ -10,7 +10,17 @@ from typing import Any
 from django.db.models import Q
 
 from registry.errors import Conflict
-from registry.models import Actor, Alias, Deployment, DeploymentRole, Endpoint, Repository, Version
+from registry.models import (
+    Actor,
+    Alias,
+    AuditAction,
+    Deployment,
+    DeploymentRole,
+    Endpoint,
+    Event,
+    Repository,
+    Version,
+)
 from registry.permissions import allowed
 from registry.services.compatibility import why_incompatible
 from registry.services.gate import evidence_of, require_allowed
@@ -120,8 +130,7 @@ def require_protected(
     """
     if not repository.protects(alias):
         return {}
-    current = Alias.objects.filter(repository=repository, name=alias).select_related("version")
-    before = next((one.version for one in current), None)
+    before = last_at(repository, alias)
     if before is None or before.pk == candidate.pk:
         return {}
     before.repository = candidate.repository = repository
@@ -130,8 +139,8 @@ def require_protected(
         return {}
     if not reason or not allowed(actor, "maintain", repository):
         raise Conflict(
-            "{version} does not fit callers of the protected alias {alias!r}, which is at "
-            "{before}: {problem}. A maintainer may move it nevertheless, with a reason.",
+            "{version} does not fit callers of the protected alias {alias!r}, which was "
+            "last at {before}: {problem}. A maintainer may move it nevertheless, with a reason.",
             code="incompatible_signature",
             version=candidate.ref,
             alias=alias,
@@ -139,6 +148,23 @@ def require_protected(
             problem=problem,
         )
     return {"incompatible": problem.detail, "reason": reason}
+
+
+def last_at(repository: Repository, alias: str) -> Version | None:
+    """Give what an alias points at, or did when it was deleted: its callers have not changed."""
+    current = Alias.objects.filter(repository=repository, name=alias).select_related("version")
+    if (found := current.first()) is not None:
+        return found.version
+    deleted = Event.objects.filter(
+        repository_id=repository.pk,
+        action=AuditAction.ALIAS_DELETE,
+        # The repository may have had another name then.
+        target__endswith=f"@{alias}",
+    )
+    last = deleted.order_by("-pk").first()
+    if last is None:
+        return None
+    return Version.objects.filter(repository=repository, number=last.data.get("version")).first()
 
 
 def _shadow_among(present: Sequence[Deployment], candidate: Version) -> Deployment | None:

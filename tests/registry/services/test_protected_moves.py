@@ -73,6 +73,19 @@ def test_what_fits_moves_and_what_does_not_takes_a_reason(alice, model):
     assert "image" in said["incompatible"]
 
 
+def test_an_alias_that_was_deleted_is_still_what_its_callers_know(alice, model):
+    catalog.delete_alias(actor=actor_of(alice), repository=model, alias="champion")
+    catalog.describe_repository(
+        actor=actor_of(alice), repository=model, changes={"name": "renamed"}
+    )
+    model.refresh_from_db()
+    with pytest.raises(Conflict, match="does not fit callers") as refusal:
+        move(alice, model, 3)
+    assert refusal.value.reason == "incompatible_signature"
+    move(alice, model, 2)
+    assert at(model) == 2
+
+
 def test_an_alias_that_is_not_protected_moves_freely(alice, model):
     move(alice, model, 1, alias="candidate")
     move(alice, model, 3, alias="candidate")
