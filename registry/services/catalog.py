@@ -255,7 +255,7 @@ def describe_repository(
     with transaction.atomic():
         row = lock_repository(repository)
         check_etag(expected_etag, row.etag, row.full_name)
-        name_before = row.name
+        name_before, visibility_before = row.name, row.visibility
         for field, value in changes.items():
             _apply_change(row, field, value)
         _touch(row)
@@ -279,12 +279,16 @@ def describe_repository(
         if row.name != name_before:
             follow_model(row, name_before=name_before)
         refresh_search(row)
+        moved: dict[str, Any] = {}
+        if row.visibility != visibility_before:
+            moved = {"visibility_before": visibility_before, "visibility": row.visibility}
         record_event(
             actor,
             AuditAction.of_kind(row.kind, "describe"),
             repository=row,
             fields=sorted(changes),
             name=row.name,
+            **moved,
         )
     return row
 

@@ -50,6 +50,17 @@ def show_refusal(form: forms.BaseForm, error: RegistryError) -> None:
         form.add_error(None, words_of(error))
 
 
+def _carry_what_was_shown(form: forms.Form) -> None:
+    """Send what each field showed along with it: what somebody else changes meanwhile stays."""
+    for field in form.fields.values():
+        field.show_hidden_initial = True
+
+
+def _changes(form: forms.Form, present: Mapping[str, Any]) -> dict[str, Any]:
+    given = {field: form.cleaned_data[field] for field in form.changed_data}
+    return {field: value for field, value in given.items() if value != present[field]}
+
+
 class _FactsForm(forms.Form):
     """What is said about a repository."""
 
@@ -116,9 +127,17 @@ class DescribeForm(_FactsForm):
     base_model = forms.CharField(label=_("Base model"), required=False, max_length=200)
     field_order = ["name", "summary", "task", "library", "license", "base_model", "visibility"]
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _carry_what_was_shown(self)
+
     @classmethod
     def of(cls, repository: Repository) -> "DescribeForm":
         return cls(initial={field: getattr(repository, field) for field in cls.base_fields})
+
+    def changes(self, repository: Repository) -> dict[str, Any]:
+        """Give what whoever sent the form changed on it."""
+        return _changes(self, {field: getattr(repository, field) for field in self.fields})
 
 
 class TagForm(forms.Form):
@@ -198,9 +217,12 @@ class EditVersionForm(forms.Form):
         }
 
     @classmethod
-    def of(cls, version: Version, *, may_archive: bool) -> "EditVersionForm":
+    def of(
+        cls, version: Version, *, may_archive: bool, sent: Mapping[str, Any] | None = None
+    ) -> "EditVersionForm":
         """Make the form of a version, with the states it can go to from where it stands."""
-        form = cls(initial=cls.shown_of(version))
+        form = cls(sent, initial=cls.shown_of(version))
+        _carry_what_was_shown(form)
         open_to = lifecycle.BY_HAND.get(version.state, frozenset())
         if not may_archive:
             open_to -= {VersionState.ARCHIVED}
@@ -216,6 +238,10 @@ class EditVersionForm(forms.Form):
         if not open_to:
             del form.fields["state"], form.fields["state_reason"]
         return form
+
+    def changes(self, version: Version) -> dict[str, Any]:
+        """Give what whoever sent the form changed on it."""
+        return _changes(self, self.shown_of(version))
 
 
 class SignatureForm(forms.Form):

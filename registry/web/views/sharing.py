@@ -25,9 +25,10 @@ from registry.permissions import allowed, require, role_of
 from registry.services import catalog, namespaces, proposals, quotas, requests, savings, sharing
 from registry.services.deployments import list_endpoints
 from registry.services.diffs import compare_signatures
+from registry.services.succession import last_at
 from registry.web import history, wording
 from registry.web.forms import AliasForm, NewNamespaceForm, ProposalForm, QuotaForm, show_refusal
-from registry.web.refusals import attempt
+from registry.web.refusals import attempt, words_of
 from registry.web.views.repositories import address_of
 from registry.web.visitor import actor_of, anybody, signed_in
 
@@ -233,21 +234,28 @@ def change_access(request: HttpRequest, kind: str, namespace: str, name: str) ->
 @signed_in
 def request_list(request: HttpRequest) -> HttpResponse:
     actor = actor_of(request)
+    typed: Mapping[str, str] = {"name": request.GET.get("for", "")[:200], "role": Role.READER}
+    refusal = ""
     if request.method == "POST":
-        place, _slash, rest = request.POST.get("name", "").strip().partition("/")
-        attempt(
-            request,
-            lambda: requests.request_access(
+        typed = request.POST
+        place, _slash, rest = typed.get("name", "").strip().partition("/")
+        try:
+            requests.request_access(
                 actor=actor,
-                kind=request.POST.get("kind", "namespace"),
+                kind=typed.get("kind", "namespace"),
                 namespace=place,
                 name=rest,
-                role=request.POST.get("role", ""),
-                message=request.POST.get("message", ""),
-            ),
-            _("Your request is kept; whoever may decide sees it, if there is such a thing."),
-        )
-        return redirect("web:requests")
+                role=typed.get("role", ""),
+                message=typed.get("message", ""),
+            )
+        except RegistryError as error:
+            refusal = words_of(error)
+        else:
+            messages.success(
+                request,
+                _("Your request is kept; whoever may decide sees it, if there is such a thing."),
+            )
+            return redirect("web:requests")
     rows = AccessRequest.objects.select_related(
         "user", "decided_by", "namespace", "repository__namespace"
     ).order_by("-pk")
@@ -255,14 +263,15 @@ def request_list(request: HttpRequest) -> HttpResponse:
         "own": list(rows.asked_by(actor)[:_SHOWN]),
         "to_decide": list(rows.decidable_by(actor).filter(state="open")[:_SHOWN]),
         "roles": ROLES,
-        "asked": request.GET.get("for", "")[:200],
+        "typed": typed,
+        "refusal": refusal,
         "kinds": [
             ("model", wording.WORDS["kind"]["model"]),
             ("dataset", wording.WORDS["kind"]["dataset"]),
             ("namespace", _("namespace")),
         ],
     }
-    return render(request, "sharing/requests.html", context)
+    return render(request, "sharing/requests.html", context, status=422 if refusal else 200)
 
 
 @require_POST
@@ -377,19 +386,27 @@ def _propose(actor: Actor, repository: Repository, form: ProposalForm) -> None:
 def proposal_page(
     request: HttpRequest, kind: str, namespace: str, name: str, number: int
 ) -> HttpResponse:
+    repository = catalog.find_repository(actor_of(request), kind, namespace, name)
+    return _show_proposal(request, repository, proposals.find_proposal(repository, number))
+
+
+def _show_proposal(
+    request: HttpRequest, repository: Repository, proposal: AliasProposal, *, refusal: str = ""
+) -> HttpResponse:
+    """Render a proposal; a decision that was refused with why, and what was typed for it."""
     actor = actor_of(request)
-    repository = catalog.find_repository(actor, kind, namespace, name)
-    proposal = proposals.find_proposal(repository, number)
     alias = next((a for a in history.aliases_of(repository) if a.name == proposal.alias), None)
     present = alias.version if alias else None
-    before = present if proposal.is_open else proposal.replaced
+    before = last_at(repository, proposal.alias) if proposal.is_open else proposal.replaced
     for version in (present, before, proposal.version):
         if version is not None:
             version.repository = repository
     context = {
         "repository": repository,
-        "kind": kind,
+        "kind": repository.kind,
         "proposal": proposal,
+        "refusal": refusal,
+        "typed": request.POST,
         "present": present,
         "before": before,
         "followed": bool(
@@ -401,7 +418,7 @@ def proposal_page(
         "may_decide": proposal.is_open and allowed(actor, "maintain", repository),
         "may_withdraw": proposal.is_open and proposal.proposed_by_id == actor.user_id,
     }
-    return render(request, "sharing/proposal.html", context)
+    return render(request, "sharing/proposal.html", context, status=422 if refusal else 200)
 
 
 def _what_would_change(before: Version | None, after: Version | None) -> dict[str, Any]:
@@ -461,5 +478,11 @@ def decide_proposal(
             _("Withdrawn."),
         ),
     }
-    _attempt_asked(request, "decision", decisions)
+    change, done = decisions.get(request.POST.get("decision", ""), (None, ""))
+    if change is not None:
+        try:
+            change()
+        except RegistryError as error:
+            return _show_proposal(request, repository, found, refusal=words_of(error))
+        messages.success(request, done)
     return redirect(f"{address_of(repository, 'proposals')}/{number}")

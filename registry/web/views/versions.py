@@ -77,7 +77,11 @@ def version_page(
 
 
 def show_version(
-    request: HttpRequest, version: Version, *, signature_form: SignatureForm | None = None
+    request: HttpRequest,
+    version: Version,
+    *,
+    signature_form: SignatureForm | None = None,
+    edit_form: EditVersionForm | None = None,
 ) -> HttpResponse:
     """Render the page of a version, with a form on it that was refused if there is one."""
     actor = actor_of(request)
@@ -92,7 +96,7 @@ def show_version(
     every_alias = history.aliases_of(repository)
     aliases = [a for a in every_alias if a.version_id == version.pk]
     parents, children = history.lineage(actor, version)
-    card = read_card(version)
+    card = read_card(actor, version)
     host = request.build_absolute_uri("/").rstrip("/")
     paths = [file.path for file in files]
     derivatives = list(
@@ -138,11 +142,9 @@ def show_version(
         "may_maintain": allowed(actor, "maintain", repository),
         "job_is_visible": version.job is not None
         and Job.objects.visible_to(actor).filter(pk=version.job.pk).exists(),
-        "edit_form": EditVersionForm.of(
-            version, may_archive=allowed(actor, "maintain", repository)
-        ),
+        "edit_form": edit_form or _edit_form(actor, version),
     }
-    refused = signature_form is not None and signature_form.errors
+    refused = any(form is not None and form.errors for form in (signature_form, edit_form))
     return render(request, "version/version.html", context, status=422 if refused else 200)
 
 
@@ -294,14 +296,24 @@ def _files(request: HttpRequest, arrived: list[tuple[Upload, str]]) -> dict[str,
 def edit(request: HttpRequest, kind: str, namespace: str, name: str, number: int) -> HttpResponse:
     actor = actor_of(request)
     version = find_version(actor, kind, namespace, name, number)
-    changes = {
-        field: request.POST[field]
-        for field, shown in EditVersionForm.shown_of(version).items()
-        if field in request.POST and request.POST[field] != shown
-    }
-    change = partial(describe_version, actor=actor, version=version, changes=changes)
-    attempt(request, change, _("Saved."))
-    return redirect(history.address_of(version))
+    require(actor, "write", version.repository)
+    form = _edit_form(actor, version, sent=request.POST)
+    if form.is_valid():
+        try:
+            describe_version(actor=actor, version=version, changes=form.changes(version))
+        except RegistryError as error:
+            show_refusal(form, error)
+        else:
+            messages.success(request, _("Saved."))
+            return redirect(history.address_of(version))
+    return show_version(request, version, edit_form=form)
+
+
+def _edit_form(
+    actor: Actor, version: Version, *, sent: Mapping[str, Any] | None = None
+) -> EditVersionForm:
+    may_archive = allowed(actor, "maintain", version.repository)
+    return EditVersionForm.of(version, may_archive=may_archive, sent=sent)
 
 
 @signed_in

@@ -6,7 +6,8 @@ from urllib.parse import urlencode
 import pytest
 from django.utils import timezone
 
-from registry.models import Alias, Job, Repository, Tag, Version
+from registry.models import Alias, Event, Job, Repository, Tag, Version
+from registry.services import catalog, versions
 from registry.services.uploads import begin_upload, record_uploads
 from registry.storage import default_storage
 from tests.factories import actor_of, make_blob, safetensors_bytes
@@ -158,8 +159,11 @@ def test_delete_asks_for_the_name(as_owner, model):
 
 def test_version_is_described_and_deleted(as_owner, model):
     form = {"message": "Better words.", "state": "deprecated", "state_reason": ""}
-    page = page_after(as_owner, as_owner.post(f"{MODEL}/versions/1/edit", form))
-    assert "Say why olga/digits-cnn@1 is deprecated" in page
+    refused = as_owner.post(f"{MODEL}/versions/1/edit", form)
+    assert refused.status_code == 422
+    assert "Say why olga/digits-cnn@1 is deprecated" in refused.content.decode()
+    # What was typed is still there.
+    assert "Better words.</textarea>" in refused.content.decode()
     form["state_reason"] = "It confuses 3 with 8; use version 2."
     page = page_after(as_owner, as_owner.post(f"{MODEL}/versions/1/edit", form))
     for words in ("Better words.", "Deprecated", form["state_reason"]):
@@ -169,6 +173,36 @@ def test_version_is_described_and_deleted(as_owner, model):
     gone = as_owner.post(f"{MODEL}/versions/1/delete", {"confirm": "olga/digits-cnn@1"})
     assert "is deleted" in page_after(as_owner, gone)
     assert as_owner.get(f"{MODEL}/versions/1").status_code == 404
+
+
+def sent_from(page, **typed):
+    """Fill in a form of a page, hidden fields with what it showed included."""
+    hidden = re.findall(r'<input type="hidden" name="(initial-\w+)"(?: value="([^"]*)")?', page)
+    shown = {name.removeprefix("initial-"): value for name, value in hidden}
+    return {**dict(hidden), **shown, **typed}
+
+
+def test_a_form_that_was_open_for_long_takes_nothing_back(as_owner, owner, model):
+    page = as_owner.get(f"{MODEL}/settings").content.decode()
+    actor = actor_of(owner)
+    catalog.describe_repository(actor=actor, repository=model, changes={"visibility": "private"})
+    as_owner.post(f"{MODEL}/settings", sent_from(page, summary="Reads digits."))
+    model.refresh_from_db()
+    assert (model.visibility, model.summary) == ("private", "Reads digits.")
+
+    page = as_owner.get(f"{MODEL}/versions/1").content.decode()
+    version = Version.objects.get(repository=model, number=1)
+    deprecated = {"state": "deprecated", "state_reason": "It drifts."}
+    versions.describe_version(actor=actor, version=version, changes=deprecated)
+    as_owner.post(f"{MODEL}/versions/1/edit", sent_from(page, message="A typo less."))
+    version.refresh_from_db()
+    assert (version.state, version.message) == ("deprecated", "A typo less.")
+
+
+def test_the_audit_log_says_who_could_see_a_model_before(as_owner, model):
+    as_owner.post(f"{MODEL}/settings", {"name": "digits-cnn", "visibility": "private"})
+    said = Event.objects.filter(action="model.describe").latest("pk").data
+    assert (said["visibility_before"], said["visibility"]) == ("public", "private")
 
 
 COMPRESS = {

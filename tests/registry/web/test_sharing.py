@@ -5,7 +5,16 @@ import json
 import pytest
 from django.test import Client
 
-from registry.models import AccessRequest, Alias, Grant, Membership, Namespace, Role
+from registry.models import (
+    AccessRequest,
+    Alias,
+    Grant,
+    LineageEdge,
+    LineageRole,
+    Membership,
+    Namespace,
+    Role,
+)
 from registry.services import jobs, proposals, requests
 from registry.services.uploads import begin_upload, complete_upload
 from registry.storage import default_storage
@@ -160,7 +169,8 @@ def test_a_proposal_is_made_compared_and_approved(as_owner, as_stranger, owner, 
     assert "better" in page
     # Whoever saw the alias elsewhere approves nothing.
     stale = as_owner.post(f"{one}/decide", {"decision": "approve", "expected_version": ""})
-    assert "exists by now" in page_after(as_owner, stale)
+    assert stale.status_code == 422
+    assert "exists by now" in stale.content.decode()
     done = as_owner.post(f"{one}/decide", {"decision": "approve", "expected_version": "1"})
     assert "Approved" in page_after(as_owner, done)
     assert Alias.objects.get(name="production").version.number == 2
@@ -191,9 +201,11 @@ def test_a_proposal_says_whether_it_fits_and_what_would_change(as_owner, owner, 
     assert f"不能直接将 v{other} 提供给 v{number - 2} 的调用方" in chinese
     refused = as_owner.post(
         f"{MODEL}/proposals/3/decide",
-        {"decision": "approve", "expected_version": str(number - 2)},
+        {"decision": "approve", "expected_version": str(number - 2), "note": "Fine by me."},
     )
-    assert "does not fit callers" in page_after(as_owner, refused)
+    assert refused.status_code == 422
+    assert "does not fit callers" in refused.content.decode()
+    assert 'value="Fine by me."' in refused.content.decode()
     assert Alias.objects.get(name="production").version.number == number - 2
 
 
@@ -209,7 +221,17 @@ def test_protected_names_are_edited_by_maintainers(as_owner, plan):
         version=plan.versions.get(number=1),
     )
     own = as_owner.post(f"{MODEL}/proposals/{made.number}/decide", {"decision": "approve"})
-    assert "Somebody other than" in page_after(as_owner, own)
+    assert "Somebody other than" in own.content.decode()
+
+
+def test_a_request_that_is_refused_keeps_what_was_typed(as_stranger):
+    sent = {"kind": "model", "name": "team", "role": "owner", "message": "For the demo."}
+    refused = as_stranger.post("/requests", sent)
+    assert refused.status_code == 422
+    page = refused.content.decode()
+    assert "Name what you ask for." in page
+    for typed in ('value="For the demo."', 'value="team"', '<option value="owner" selected>'):
+        assert typed in page
 
 
 def test_archived_versions_are_hidden_until_asked_for(as_owner, plan):
@@ -217,6 +239,20 @@ def test_archived_versions_are_hidden_until_asked_for(as_owner, plan):
     assert f"{MODEL}/versions/1" not in as_owner.get(f"{MODEL}?tab=versions").content.decode()
     shown = as_owner.get(f"{MODEL}?tab=versions&archived=1").content.decode()
     assert f"{MODEL}/versions/1" in shown
+
+
+@pytest.mark.parametrize("gone", ["archived", "deleted"])
+def test_a_variant_outlives_what_it_was_made_from(as_owner, owner, plan, gone):
+    origin = plan.versions.get(number=1)
+    made = make_version(owner, plan, variant="int8", message="Rounded.")
+    LineageEdge.objects.create(child=made, parent=origin, role=LineageRole.WEIGHTS)
+    if gone == "archived":
+        as_owner.post(f"{MODEL}/versions/1/edit", {"state": "archived", "state_reason": "Old."})
+    else:
+        as_owner.post(f"{MODEL}/versions/1/delete", {"confirm": origin.ref})
+    page = as_owner.get(f"{MODEL}?tab=versions").content.decode()
+    assert f'href="{MODEL}/versions/1"' not in page
+    assert page.count("Rounded.") == 1
 
 
 @pytest.mark.parametrize("prefix", ["", "/zh-hans"])
