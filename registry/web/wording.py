@@ -144,6 +144,12 @@ STEPS: Final = {
     "export": pgettext_lazy("job step", "Export"),
     "done": pgettext_lazy("job step", "Register"),
 }
+# What a step trains beside the model it is about.
+_CONTROLS: Final = {
+    "dense_control_": gettext_lazy("dense control"),
+    "scratch_control_": gettext_lazy("trained from scratch"),
+    "labels_control_": gettext_lazy("trained on labels alone"),
+}
 METRICS: Final = {
     "accuracy": gettext_lazy("Accuracy"),
     "f1_macro": gettext_lazy("F1, macro"),
@@ -317,6 +323,9 @@ def unit_name(unit: str) -> str:
 
 
 def metric_name(metric: str) -> str:
+    for begins, control in _CONTROLS.items():
+        if metric.startswith(begins) and (known := METRICS.get(metric.removeprefix(begins))):
+            return _("%(metric)s, %(control)s") % {"metric": known, "control": control}
     return str(METRICS.get(metric, metric))
 
 

@@ -5,12 +5,13 @@ import uuid
 
 import pytest
 from django.test import Client
+from django.utils import translation
 
 from registry.models import Job, Namespace, Token
 from registry.pages import encode_cursor
 from registry.web.history import MINUS, TIMES
 from registry.web.views import home
-from registry.web.wording import NOTHING
+from registry.web.wording import NOTHING, metric_name
 from tests.factories import CARD, make_model, make_version
 
 pytestmark = pytest.mark.django_db
@@ -278,3 +279,10 @@ def test_head_is_answered_like_get(client, model, address):
     response = client.head(address)
     assert response.status_code == 200
     assert response.content == b""
+
+
+def test_a_metric_of_a_control_is_named_in_both_languages():
+    assert metric_name("dense_control_train_loss") == "Training loss, dense control"
+    with translation.override("zh-hans"):
+        assert "从零训练" in metric_name("scratch_control_validation_loss")
+    assert metric_name("dense_control_of_mine") == "dense_control_of_mine"
