@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,20 +254,43 @@ class DataPlane:
         self._changing[name] = self._loop.create_task(self._warm_and_switch(name, entry))
 
     async def _warm_and_switch(self, name: str, entry: Entry) -> None:
-        """Load the new deployments of an endpoint while the old ones answer; then change over."""
+        """Load the new deployments of an endpoint while the old ones answer; then change over.
+
+        The others do not wait for one that cannot be loaded, which is tried again beside them.
+        """
+        # What failed before may take a minute to fail again.
+        failed = [one for one in entry.with_traffic if one.served.failure is not None]
+        trying = [one for one in entry.with_traffic if one.served.failure is None]
         while self._entries.get(name) is entry:
-            try:
-                for one in entry.with_traffic:
+            for one in trying:
+                try:
                     await self.fleet.load(one.served)
-            except Unavailable as error:
-                logger.warning("%s stays with what it had: %s", entry.route.name, error.detail)
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            entry.activate(entry.with_traffic)
-            self.fleet.keep({one.served.key for one in self._all_targets()})
-            break
+                except Unavailable as error:
+                    logger.warning("%s goes on without it: %s", entry.route.name, error.detail)
+                    failed.append(one)
+            if self._entries.get(name) is entry:
+                self._switch(entry)
+            if not failed:
+                break
+            await asyncio.sleep(_RETRY_SECONDS)
+            trying, failed = failed, []
         if self._changing.get(name) is asyncio.current_task():
             del self._changing[name]
+
+    def _switch(self, entry: Entry) -> None:
+        """Let what is new answer, as far as it is ready: for the rest, what answered before."""
+        before = {one.deployed.id: one for one in entry.active}
+        targets = []
+        for one in entry.with_traffic:
+            old = before.get(one.deployed.id)
+            if not one.served.is_ready and old is not None:
+                weighed = replace(old.deployed, weight=one.deployed.weight)
+                targets.append(replace(old, deployed=weighed))
+            else:
+                targets.append(one)
+        if any(one.served.is_ready for one in targets):
+            entry.activate(targets)
+            self.fleet.keep({one.served.key for one in self._all_targets()})
 
     def _all_targets(self) -> list[Target]:
         return [one for entry in self._entries.values() for one in (*entry.targets, *entry.active)]

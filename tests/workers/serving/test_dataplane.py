@@ -317,6 +317,74 @@ def test_an_alias_moves_under_load_without_one_failed_request(yard):
     asyncio.run(go())
 
 
+BROKEN = b"\x08\x07nothing of a model"
+
+
+def test_a_deployment_that_cannot_be_loaded_holds_up_no_other(yard):
+    async def go():
+        live = yard.version("a/m", 1, y.linear(1.0))
+        moved = replace(yard.version("a/m", 2, y.linear(2.0)), id=live.id, weight=99)
+        lost = replace(yard.version("a/m", 3, BROKEN), id=live.id, weight=90)
+        broken = yard.version("a/m", 9, BROKEN, role="canary", weight=1)
+        canary = yard.version("a/m", 4, y.linear(4.0), role="canary", weight=10)
+        yard.route("a/m", live)
+        async with yard.plane() as plane:
+            seen = []
+
+            async def ask():
+                response, (answer,) = await y.ask(plane, "a/m", y.floats([[1]]))
+                assert answer.tolist() == [[float(response.version)]]
+                seen.append(response.version)
+
+            async def answers(version):
+                """Ask until a version answers, and then for long enough to meet all that do."""
+                plane.apply([*yard.routes.values()])
+                async with asyncio.timeout(30):
+                    while seen[-1] != version:
+                        await ask()
+                del seen[:]
+                for _ in range(100):
+                    await ask()
+                return set(seen)
+
+            await ask()
+            yard.route("a/m", replace(live, weight=99), broken)
+            assert await answers("1") == {"1"}
+            yard.route("a/m", moved, broken)
+            assert await answers("2") == {"2"}
+            # Nor does what is new take the part of what was lost: that stays what it was.
+            yard.route("a/m", lost, canary)
+            assert await answers("4") == {"2", "4"}
+            assert seen.count("2") > seen.count("4")
+            yard.route("a/m", replace(lost, weight=100))
+            assert await answers("2") == {"2"}
+
+    asyncio.run(go())
+
+
+def test_what_could_not_be_loaded_answers_once_it_can(yard, monkeypatch):
+    monkeypatch.setattr("workers.serving.dataplane._RETRY_SECONDS", 0.01)
+
+    async def go():
+        live = yard.version("a/m", 1, y.linear(1.0), weight=50)
+        canary = yard.version("a/m", 2, y.linear(2.0), role="canary", weight=50)
+        (file,) = canary.files
+        yard.route("a/m", replace(live, weight=100))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/m", y.floats([[1]]))
+            yard.storage.delete(file.sha256)
+            yard.route("a/m", live, canary)
+            plane.apply([*yard.routes.values()])
+            await y.until(lambda: any(one.state is State.FAILED for one in plane.fleet.all))
+            yard.storage.put([y.linear(2.0)])
+            seen = set()
+            async with asyncio.timeout(30):
+                while seen != {"1", "2"}:
+                    seen.add((await y.ask(plane, "a/m", y.floats([[1]])))[0].version)
+
+    asyncio.run(go())
+
+
 def test_too_many_waiting_requests_are_told_when_to_come_again(yard):
     async def go():
         yard.route("a/double", yard.version("a/double", 1, y.linear(), queue_size=4))
