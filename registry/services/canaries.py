@@ -19,8 +19,8 @@ from registry import queue
 from registry.models import Actor, AuditAction, Deployment, DeploymentRole, Endpoint
 from registry.models.serving import FULL_WEIGHT
 from registry.services.catalog import lock_repository
-from registry.services.deployments import deployments_of, give_share, record_change, remember_split
-from registry.services.replicas import Replica, read_standings
+from registry.services.deployments import deployments_of, give_share, record_change, touch
+from registry.services.replicas import DeploymentStanding, Replica, read_standings
 
 STEPS = (1, 5, 25, 50, FULL_WEIGHT)
 # So many requests must have been answered in a step, and so long it lasts at least.
@@ -111,11 +111,13 @@ def judge(canary: Counted, others: Counted, *, seconds: float) -> Verdict:
     if canary.surely_fails_above(others.failure_rate + MORE_FAILURES):
         return "roll_back"
     enough = canary.requests >= LEAST_REQUESTS
-    compared = others.requests - others.failures >= LEAST_REQUESTS
-    slower = compared and canary.mean_ms > others.mean_ms * SLOWER
+    answered = others.requests - others.failures
+    slower = answered >= LEAST_REQUESTS and canary.mean_ms > others.mean_ms * SLOWER
     if enough and slower and canary.surely_slower_than(others):
         return "roll_back"
-    if not enough or slower or seconds < STEP_SECONDS:
+    # Where the others answer at all, they say soon enough how long that takes.
+    unknown = 0 < answered < LEAST_REQUESTS
+    if not enough or slower or unknown or seconds < STEP_SECONDS:
         return "wait"
     return "widen" if canary.failure_rate <= others.failure_rate + MORE_FAILURES else "wait"
 
@@ -129,6 +131,9 @@ def review_canaries(*, now: datetime | None = None) -> int:
     rows = Deployment.objects.filter(role=DeploymentRole.CANARY, weight__gt=0).exclude(trial={})
     rows = rows.select_related("endpoint__repository__namespace", "endpoint__namespace")
     replicas = queue.read_replicas()
+    if not replicas:
+        # The broker is away, or has just come back: what was counted until now is not known.
+        return 0
     made = 0
     for row in rows.filter(endpoint__repository__deleted_at=None).order_by("pk"):
         made += _review(row, replicas, now or timezone.now())
@@ -145,14 +150,21 @@ def _review(row: Deployment, said: Sequence[Mapping[str, Any]], now: datetime) -
         return False
     if not canary.weight or canary.serves is None:
         return False
+    others_there = [one for one in present if one.pk != canary.pk]
+    if not any(one.weight for one in others_there):
+        # Nothing is left to hold it against, or to take its requests back.
+        canary.trial = {}
+        canary.save(update_fields=["trial"])
+        return False
     replicas = read_standings(said, [one.pk for one in present])
     serving = {str(one.pk): one.serves.pk for one in present if one.serves and one.weight}
     if canary.trial.get("serving") != serving:
         # Somebody changed what answers, or an alias moved: what was counted speaks of another.
         _begin(canary, replicas, serving, now)
         return False
-    ours = _since(canary, replicas, [canary.pk])
-    others = _since(canary, replicas, [one.pk for one in present if one.pk != canary.pk])
+    _keep_first_sights(canary, replicas)
+    ours = _since(canary, replicas, [canary])
+    others = _since(canary, replicas, others_there)
     seconds = (now - datetime.fromisoformat(canary.trial["since"])).total_seconds()
     verdict = judge(ours, others, seconds=seconds)
     if verdict == "wait":
@@ -162,7 +174,6 @@ def _review(row: Deployment, said: Sequence[Mapping[str, Any]], now: datetime) -
         "others": others.described(),
         "seconds": round(seconds, 1),
     }
-    others_there = [one for one in present if one.pk != canary.pk]
     if verdict == "roll_back":
         _take_back(endpoint, canary, others_there, evidence)
     else:
@@ -178,30 +189,55 @@ def _begin(
         "since": now.isoformat(),
         "serving": dict(serving),
         "counted": {
-            f"{replica.id}:{one.deployment_id}": [
-                one.requests,
-                one.failures,
-                one.total_ns,
-                one.squares,
-            ]
-            for replica in replicas
-            for one in replica.standings
+            _place(replica, one): _counts(one) for replica in replicas for one in replica.standings
         },
     }
     canary.save(update_fields=["trial"])
 
 
-def _since(canary: Deployment, replicas: Iterable[Replica], deployments: Iterable[int]) -> Counted:
-    """Add up what replicas counted since the step began; one that began again counts from 0."""
-    wanted = set(deployments)
-    before = canary.trial.get("counted", {})
+def _place(replica: Replica, one: DeploymentStanding) -> str:
+    """Name what counts by itself: each version of a deployment at each process."""
+    return f"{replica.id}:{one.deployment_id}:{one.version}"
+
+
+def _counts(one: DeploymentStanding) -> list[int]:
+    return [one.requests, one.failures, one.total_ns, one.squares]
+
+
+def _keep_first_sights(canary: Deployment, replicas: Iterable[Replica]) -> None:
+    """Let what was silent when the step began count from when it is first heard of.
+
+    What a process has counted by then may be its whole history, unless that began after the step.
+    """
+    kept = canary.trial["counted"]
+    since = datetime.fromisoformat(canary.trial["since"])
+    first = {
+        _place(replica, one): _counts(one)
+        for replica in replicas
+        if replica.started_at is None or replica.started_at <= since
+        for one in replica.standings
+        if _place(replica, one) not in kept
+    }
+    if first:
+        kept |= first
+        canary.save(update_fields=["trial"])
+
+
+def _since(
+    canary: Deployment, replicas: Iterable[Replica], deployments: Iterable[Deployment]
+) -> Counted:
+    """Add up what replicas counted since the step began of what the deployments serve now.
+
+    One that began again counts from 0.
+    """
+    wanted = {(one.pk, one.serves.number) for one in deployments if one.serves}
+    before = canary.trial["counted"]
     total = Counted()
     for replica in replicas:
         for one in replica.standings:
-            if one.deployment_id not in wanted:
+            if (one.deployment_id, one.version) not in wanted:
                 continue
-            kept = before.get(f"{replica.id}:{one.deployment_id}", ())
-            requests, failures, total_ns, squares = (*kept, 0, 0, 0, 0)[:4]
+            requests, failures, total_ns, squares = before.get(_place(replica, one), [0, 0, 0, 0])
             if one.requests < requests:
                 requests = failures = total_ns = squares = 0
             total += Counted(
@@ -216,7 +252,7 @@ def _since(canary: Deployment, replicas: Iterable[Replica], deployments: Iterabl
 def _widen(
     endpoint: Endpoint, canary: Deployment, others: list[Deployment], evidence: dict[str, Any]
 ) -> None:
-    remember_split(endpoint, [canary, *others])
+    touch(endpoint)
     before = canary.weight
     step = next((step for step in STEPS if step > before), FULL_WEIGHT)
     # The next look takes down what is counted at the new weight.
@@ -238,7 +274,7 @@ def _widen(
 def _take_back(
     endpoint: Endpoint, canary: Deployment, others: list[Deployment], evidence: dict[str, Any]
 ) -> None:
-    remember_split(endpoint, [canary, *others])
+    touch(endpoint)
     before = canary.weight
     canary.trial = {}
     give_share(canary, 0, others)

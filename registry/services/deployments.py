@@ -181,7 +181,7 @@ def describe_endpoint(
     with transaction.atomic():
         row = _lock(endpoint, expected_etag)
         row.sticky = sticky
-        _touch(row, "sticky")
+        touch(row, "sticky")
         _record(actor, AuditAction.ENDPOINT_DESCRIBE, row, sticky=sticky)
     return row
 
@@ -259,7 +259,7 @@ def deploy(  # noqa: PLR0913 - a deployment is this wide
         if not any(one.weight for one in present) and role != DeploymentRole.SHADOW:
             share = FULL_WEIGHT if weight is None else share
         give_share(deployment, share, present)
-        _touch(place)
+        touch(place)
         record_change(actor, AuditAction.DEPLOYMENT_CREATE, deployment, served, **overridden)
     deployment.serves = served
     return deployment
@@ -331,7 +331,7 @@ def change_deployment(
         row = find_deployment(endpoint, deployment.pk)
         row.options = options.model_dump(mode="json", exclude_defaults=True)
         row.save(update_fields=["options"])
-        _touch(endpoint)
+        touch(endpoint)
         record_change(actor, AuditAction.DEPLOYMENT_CHANGE, row, row.serves, options=row.options)
     return row
 
@@ -378,7 +378,7 @@ def split_traffic(
         before = remember_split(row, present.values())
         for one in present.values():
             _set(one, weight=weights.get(one.pk, 0))
-        _touch(row)
+        touch(row)
         after = _split_of_row(row)
         _record(actor, AuditAction.ENDPOINT_SPLIT, row, before=before, after=after, **facts)
     return row
@@ -440,7 +440,7 @@ def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> End
             if one.pk != promoted.pk:
                 _set(one, weight=0)
         _set(promoted, weight=FULL_WEIGHT, role=DeploymentRole.LIVE)
-        _touch(endpoint)
+        touch(endpoint)
         record_change(
             actor,
             AuditAction.DEPLOYMENT_PROMOTE,
@@ -452,7 +452,7 @@ def promote(*, actor: Actor, deployment: Deployment, reason: object = "") -> End
 
 
 def roll_back(*, actor: Actor, endpoint: Endpoint, reason: object = "") -> Endpoint:
-    """Split the traffic as it was split before it last changed.
+    """Split the traffic as it was split before somebody last changed it.
 
     What answered then answers again, whatever it is: a way back is never closed. But where an
     alias has moved meanwhile, it would be another version, which is held against what answers now.
@@ -487,7 +487,7 @@ def roll_back(*, actor: Actor, endpoint: Endpoint, reason: object = "") -> Endpo
         for key, one in present.items():
             role, weight, *_ = before.get(key, (one.role, 0))
             _set(one, weight=weight, role=role)
-        _touch(row)
+        touch(row)
         _record(
             actor,
             AuditAction.ENDPOINT_ROLL_BACK,
@@ -527,7 +527,7 @@ def undeploy(*, actor: Actor, deployment: Deployment) -> None:
                 weight=row.weight,
                 endpoint=endpoint,
             )
-        _touch(endpoint)
+        touch(endpoint)
         record_change(actor, AuditAction.DEPLOYMENT_DELETE, row, row.serves)
         row.delete()
 
@@ -569,9 +569,10 @@ def give_share(deployment: Deployment, weight: int, others: Sequence[Deployment]
 def _set(deployment: Deployment, *, weight: int, role: str | None = None) -> None:
     deployment.weight = weight
     deployment.role = role or deployment.role
-    waits = deployment.role == DeploymentRole.CANARY and not weight
-    if waits or deployment.role == DeploymentRole.LIVE:
-        # Whoever takes a canary's requests away, or promotes something, ends its trial.
+    decided = deployment.role == DeploymentRole.CANARY and weight in {0, FULL_WEIGHT}
+    if decided or deployment.role == DeploymentRole.LIVE:
+        # Whoever takes a canary's requests away, or promotes something, ends its trial; and where
+        # it answers everything, nothing is left to hold it against.
         deployment.trial = {}
     deployment.save(update_fields=["weight", "role", "trial"])
 
@@ -590,7 +591,8 @@ def _split_of_row(endpoint: Endpoint) -> Split:
 def remember_split(endpoint: Endpoint, deployments: Iterable[Deployment]) -> Split:
     """Keep how the traffic was split and between what, for a roll-back, while something answered.
 
-    The deployments know what they serve.
+    The deployments know what they serve. Only what people do is gone back on: what a canary does
+    by itself leads nowhere that anybody chose.
     """
     rows = list(deployments)
     split = _split_of(rows)
@@ -604,7 +606,8 @@ def remember_split(endpoint: Endpoint, deployments: Iterable[Deployment]) -> Spl
     return split
 
 
-def _touch(endpoint: Endpoint, *fields: str) -> None:
+def touch(endpoint: Endpoint, *fields: str) -> None:
+    """Save that an endpoint has changed, which its etag says, and the fields that did."""
     endpoint.updated_at = timezone.now()
     endpoint.save(update_fields=["updated_at", *fields])
 

@@ -17,6 +17,8 @@ class DeploymentStanding:
     """How a deployment is at one replica, and what that counted since it started."""
 
     deployment_id: int
+    # The number of the version that it serves there, which an alias may have left meanwhile.
+    version: int
     state: str
     detail: str
     runtime: str
@@ -77,6 +79,7 @@ def _standing(said: Mapping[str, Any]) -> DeploymentStanding:
     succeeded, failed = int(said.get("success_count", 0)), int(said.get("fail_count", 0))
     return DeploymentStanding(
         deployment_id=said["deployment_id"],
+        version=int(said.get("version", 0)),
         state=said["state"] if said.get("state") in STATES else "loading",
         detail=str(said.get("reason", ""))[:_MAX_TEXT],
         runtime=str(said.get("runtime", ""))[:_MAX_TEXT],

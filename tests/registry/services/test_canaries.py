@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from registry import queue
 from registry.models import Alias, Deployment, Event
 from registry.services.canaries import Counted, judge, review_canaries
-from registry.services.deployments import deploy, promote, roll_back, split_traffic
+from registry.services.deployments import (
+    deploy,
+    deployments_of,
+    promote,
+    roll_back,
+    split_traffic,
+)
 from tests.factories import UserFactory, actor_of, make_model, make_version
 
 pytestmark = pytest.mark.django_db
@@ -42,6 +48,10 @@ def counted(requests, failures=0, mean_ms=2.0, spread_ms=0.0):
         # One failure of ten may be chance; it is no reason to widen either.
         (counted(10, 1), counted(5000), 60, "wait"),
         (counted(60, 2), counted(5000), 60, "wait"),
+        # It may be slower than so few others show.
+        (counted(52, mean_ms=40), counted(49), 75, "wait"),
+        (counted(52), counted(50), 75, "widen"),
+        (counted(52), counted(60, 60), 75, "widen"),
         # What fails everywhere is not the canary's fault.
         (counted(100, 30), counted(5000, 1500), 60, "widen"),
         (counted(100, mean_ms=3.1), counted(5000), 1, "roll_back"),
@@ -68,35 +78,57 @@ def test_more_failures_never_help(requests, failures):
 
 
 class Traffic:
-    """A serving process that says what it counted, and the clock of the worker that looks."""
+    """Serving processes that say what they counted, and the clock of the worker that looks."""
 
     def __init__(self):
         self.now = timezone.now()
+        self.started = {"one": self.now - timedelta(days=1)}
         self.counts = {}
 
-    def answers(self, deployment, requests, failures=0, mean_ms=2.0):
-        before = self.counts.get(deployment.pk, counted(0))
-        self.counts[deployment.pk] = before + counted(requests, failures, mean_ms)
+    def answers(self, deployment, requests, failures=0, mean_ms=2.0, at="one"):
+        place = at, deployment.pk, _number(deployment)
+        self.counts[place] = self.counts.get(place, counted(0)) + counted(
+            requests, failures, mean_ms
+        )
 
     def forget(self):
         """Begin anew, as a process that was restarted."""
         self.counts = {}
 
-    def review(self, seconds=61.0):
+    def review(self, seconds=61.0, silent=(), late=0):
+        """Look after so many seconds; who is late still serves what an alias led to before."""
         self.now += timedelta(seconds=seconds)
-        models = [
-            {
-                "deployment_id": key,
-                "state": "ready",
-                "success_count": one.requests - one.failures,
-                "success_ns": one.total_ns,
-                "success_squares": one.squares,
-                "fail_count": one.failures,
+        for name in self.started:
+            if name in silent:
+                queue.report_replica(f"canary-{name}", {"id": f"canary-{name}"}, 0.001)
+                continue
+            models = []
+            for row in Deployment.objects.all():
+                number = late if late and row.alias else _number(row)
+                one = self.counts.get((name, row.pk, number), counted(0))
+                models.append(
+                    {
+                        "deployment_id": row.pk,
+                        "version": number,
+                        "state": "ready",
+                        "success_count": one.requests - one.failures,
+                        "success_ns": one.total_ns,
+                        "success_squares": one.squares,
+                        "fail_count": one.failures,
+                    }
+                )
+            said = {
+                "id": f"canary-{name}",
+                "started_at": self.started[name].timestamp(),
+                "models": models,
             }
-            for key, one in self.counts.items()
-        ]
-        queue.report_replica("canary-test", {"id": "canary-test", "models": models}, 30)
+            queue.report_replica(f"canary-{name}", said, 30)
         return review_canaries(now=self.now)
+
+
+def _number(deployment):
+    present = deployments_of(deployment.endpoint)
+    return next(one.serves.number for one in present if one.pk == deployment.pk)
 
 
 @pytest.fixture
@@ -173,9 +205,104 @@ def test_a_canary_that_does_worse_gives_its_requests_back(owner, live, canary, t
     traffic.answers(canary, 1000)
     assert traffic.review() == 0
     # By hand it may be tried again, and then stays where it was put.
-    roll_back(actor=actor_of(owner), endpoint=live.endpoint)
-    assert weights() == [("live", 99), ("canary", 1)]
+    again = {live.pk: 99, canary.pk: 1}
+    split_traffic(actor=actor_of(owner), endpoint=live.endpoint, weights=again)
     assert traffic.review() == 0
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_one_step_back_leads_out_of_what_a_canary_did_by_itself(
+    owner, live, canary, traffic, steps
+):
+    for _ in range(steps):
+        traffic.review()
+        traffic.answers(live, 1000)
+        traffic.answers(canary, 60)
+        assert traffic.review() == 1
+    before = live.endpoint.updated_at
+    live.endpoint.refresh_from_db()
+    assert live.endpoint.updated_at > before
+    roll_back(actor=actor_of(owner), endpoint=live.endpoint)
+    assert [weight for _, weight in weights()] == [100, 0]
+    assert not Deployment.objects.exclude(trial={}).exists()
+
+
+def test_a_canary_that_was_taken_back_does_not_come_back_by_one_step(owner, live, canary, traffic):
+    traffic.review()
+    traffic.answers(live, 1000)
+    traffic.answers(canary, 60, failures=60)
+    assert traffic.review() == 1
+    roll_back(actor=actor_of(owner), endpoint=live.endpoint)
+    assert weights() == [("live", 100), ("canary", 0)]
+
+
+def test_a_canary_with_nothing_beside_it_is_not_taken_back(owner, model, traffic):
+    canary = deploy(
+        actor=actor_of(owner), model="olga/classifier", version="2", role="canary", widens=True
+    )
+    assert weights() == [("canary", 100)]
+    # As a previous release left it.
+    Deployment.objects.update(trial={"begun": True})
+    traffic.review()
+    traffic.answers(canary, 1000, failures=1000)
+    assert traffic.review() == 0
+    assert weights() == [("canary", 100)]
+
+
+def test_whoever_gives_a_canary_everything_ends_its_trial(owner, live, canary, traffic):
+    weighed = {canary.pk: 100}
+    split_traffic(actor=actor_of(owner), endpoint=live.endpoint, weights=weighed)
+    assert Deployment.objects.get(pk=canary.pk).trial == {}
+    traffic.review()
+    traffic.answers(canary, 1000, failures=1000)
+    assert traffic.review() == 0
+    assert weights() == [("live", 0), ("canary", 100)]
+
+
+def test_a_step_does_not_begin_while_nothing_is_heard(live, canary, traffic):
+    traffic.answers(live, 90_000)
+    traffic.answers(canary, 900)
+    for _ in range(3):
+        assert traffic.review(silent=["one"]) == 0
+    assert traffic.review() == 0
+    assert traffic.review() == 0
+    assert weights() == [("live", 99), ("canary", 1)]
+
+
+def test_what_a_silent_process_counted_before_is_no_evidence(live, canary, traffic):
+    traffic.started["two"] = traffic.started["one"]
+    traffic.answers(live, 90_000, at="two")
+    traffic.answers(canary, 900, failures=900, at="two")
+    assert traffic.review(silent=["two"]) == 0
+    assert traffic.review() == 0
+    # But what has begun after the step has counted nothing else.
+    traffic.started["three"] = traffic.now
+    traffic.answers(live, 1000, at="two")
+    traffic.answers(canary, 30, at="two")
+    traffic.answers(canary, 30, at="three")
+    assert traffic.review() == 1
+    evidence = Event.objects.get(action="canary.widen").data["evidence"]
+    assert evidence["canary"]["requests"] == 60
+    assert evidence["others"]["requests"] == 1000
+
+
+def test_an_alias_that_comes_back_brings_no_evidence_along(owner, model, live, traffic):
+    alias = Alias.objects.create(
+        repository=model, name="next", version=model.versions.get(number=2)
+    )
+    canary = deploy(
+        actor=actor_of(owner), model="olga/classifier", version="@next", role="canary", widens=True
+    )
+    traffic.answers(canary, 5000)
+    traffic.review()
+    Alias.objects.update(version=make_version(owner, model))
+    assert traffic.review() == 0
+    Alias.objects.update(version=alias.version)
+    assert traffic.review(late=3) == 0
+    assert traffic.review() == 0
+    assert traffic.review() == 0
+    traffic.answers(canary, 60)
+    assert traffic.review() == 1
 
 
 def test_a_process_that_was_restarted_counts_from_nothing(live, canary, traffic):
