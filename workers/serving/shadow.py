@@ -150,14 +150,18 @@ def agree(verb: str, live: Answer, shadow: Answer, *, labels: int) -> bool:
 def _tensors_agree(live: Tensor, shadow: Tensor, *, labels: int) -> bool:
     if live.shape != shadow.shape:
         return False
-    if live.datatype not in _FLOATS or shadow.datatype not in _FLOATS:
-        return live.datatype == shadow.datatype and bytes(live.data) == bytes(shadow.data)
+    same = live.datatype == shadow.datatype and bytes(live.data) == bytes(shadow.data)
+    if same or live.datatype not in _FLOATS or shadow.datatype not in _FLOATS:
+        return same
     ours, theirs = _read(live), _read(shadow)
+    if (np.isfinite(ours) & ~np.isfinite(theirs)).any():
+        # The best class of nothing but NaN would be the first.
+        return False
     if labels > 1 and live.shape[1:] == (labels,):
         return bool((ours.argmax(1) == theirs.argmax(1)).all())
     if ours.ndim > 1 and math.prod(live.shape[1:]) >= _LONG:
         return _vectors_agree(ours, theirs)
-    return bool(np.allclose(ours, theirs, rtol=RELATIVE, atol=ABSOLUTE))
+    return bool(np.allclose(ours, theirs, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True))
 
 
 def _read(tensor: Tensor) -> Floats:
@@ -167,18 +171,25 @@ def _read(tensor: Tensor) -> Floats:
 def _vectors_agree(live: Floats, shadow: Floats) -> bool:
     if live.shape != shadow.shape:
         return False
+    if np.array_equal(live, shadow, equal_nan=True):
+        return True
     ours = live.reshape(len(live), -1).astype(np.float64)
     theirs = shadow.reshape(len(shadow), -1).astype(np.float64)
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosines = (ours * theirs).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return bool((cosines >= LEAST_COSINE).all())
+    lengths = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+    product = lengths[0] * lengths[1]
+    cosines = (ours * theirs).sum(1) / np.maximum(product, np.finfo(np.float64).tiny)
+    # What has no direction agrees with what has none either.
+    both_zero = (lengths[0] == 0) & (lengths[1] == 0)
+    return bool((both_zero | (cosines >= LEAST_COSINE)).all())
 
 
 def _values_agree(live: Any, shadow: Any) -> bool:
     """Compare what is said of rows of fields."""
     if isinstance(live, dict) and isinstance(shadow, dict):
         if "label_index" in live:
-            return bool(live["label_index"] == shadow.get("label_index"))
+            # A score that is no number is written as null.
+            lost = shadow.get("score", 0.0) is None and live.get("score") is not None
+            return bool(live["label_index"] == shadow.get("label_index")) and not lost
         return live.keys() == shadow.keys() and all(
             _values_agree(live[name], shadow[name]) for name in live
         )

@@ -73,6 +73,9 @@ def said(rows):
 
 
 LONG = np.linspace(-1, 1, 64, dtype=np.float32)[None]
+NOTHING = np.full((1, 3), np.nan)
+# What is said of a row whose classes came out as no numbers.
+LOST = {"label_index": 0, "score": float("nan")}
 
 
 @pytest.mark.parametrize(
@@ -84,11 +87,22 @@ LONG = np.linspace(-1, 1, 64, dtype=np.float32)[None]
         ("run", answered([1.0]), answered([1.04]), 0, True),
         ("run", answered([[1.0]]), answered([[1.0]], "FP16"), 0, True),
         ("run", answered([[1.0]]), answered([[1.0, 2.0]]), 0, False),
-        ("run", answered([np.nan]), answered([np.nan]), 0, False),
+        ("run", answered([np.nan]), answered([np.nan]), 0, True),
+        ("run", answered([[np.nan]]), answered([[np.nan]], "FP16"), 0, True),
+        ("run", answered([1.0]), answered([np.nan]), 0, False),
+        ("run", answered(NOTHING), answered(NOTHING), 3, True),
+        ("run", answered([[5, 1, 2]]), answered(NOTHING), 3, False),
+        ("run", answered(NOTHING), answered([[1, 5, 2]]), 3, False),
         ("run", answered([1], "INT64"), answered([2], "INT64"), 0, False),
         ("run", answered(LONG), answered(LONG * 3), 0, True),
         ("run", answered(LONG), answered(-LONG), 0, False),
         ("run", answered(LONG), answered(LONG * 0), 0, False),
+        ("run", answered(LONG * 0), answered(LONG * 0), 0, True),
+        ("run", answered([*LONG, *LONG * 0]), answered([*LONG * 2, *LONG * 0]), 0, True),
+        ("run", answered(LONG * np.nan), answered(LONG * np.nan), 0, True),
+        ("run", answered(LONG), answered(LONG * np.nan), 0, False),
+        ("rows", said([{"label_index": 0, "score": 0.9}]), said([LOST]), 0, False),
+        ("rows", said([LOST]), said([LOST]), 0, True),
         ("rows", said([{"label_index": 1, "score": 0.9}]), said([{"label_index": 1}]), 0, True),
         ("rows", said([{"label_index": 1}]), said([{"label_index": 2}]), 0, False),
         ("rows", said([{"y": [1.0, 2.0]}]), said([{"y": [1.01, 2.0]}]), 0, True),
@@ -97,6 +111,7 @@ LONG = np.linspace(-1, 1, 64, dtype=np.float32)[None]
         ("rows", said([{"e": LONG[0].tolist()}]), said([{"e": (2 * LONG[0]).tolist()}]), 0, True),
         ("texts", Answer(1, 0, 0, vectors=LONG), Answer(1, 0, 0, vectors=LONG * 2), 0, True),
         ("texts", Answer(1, 0, 0, vectors=LONG), Answer(1, 0, 0, vectors=-LONG), 0, False),
+        ("texts", Answer(1, 0, 0, vectors=LONG * 0), Answer(1, 0, 0, vectors=LONG * 0), 0, True),
     ],
 )
 def test_answers_agree(verb, live, shadow, labels, expected):
