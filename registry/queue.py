@@ -166,9 +166,10 @@ def report_replica(replica_id: str, status: Mapping[str, Any], seconds: float) -
     """Keep what a serving process says of itself, for so long.
 
     `status` has id, host, started_at (seconds of the epoch), memory_bytes and models: for each
-    version of a deployment its deployment_id, state (loading, ready, asleep or failed), reason,
-    runtime, memory_bytes, pending, and what it counted since the process started: success_count,
-    success_ns, fail_count.
+    version of a deployment its deployment_id, version, state (loading, ready, asleep or failed),
+    reason, runtime, memory_bytes, pending, and what it counted since the process started:
+    success_count, success_ns, fail_count, and in trial what the endpoint's traffic brought of it:
+    answered, ns, squares, failed.
     """
     if _patience.resting:
         return

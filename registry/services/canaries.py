@@ -2,8 +2,10 @@
 
 A canary that widens begins with one percent of the requests and goes on to 5, 25, 50 and 100, each
 time after it has answered enough of them for long enough. Evidence is what serving processes
-counted since the step began: how many requests, how many that failed, how long the others took. A
-canary that fails more often, or is slower, gives its requests back at once.
+counted since the step began of what the endpoint's traffic brought: how many requests, how many
+that failed by the deployment's own fault, how long the others took. Calls that name a version, and
+what was refused for its input or for the caller's own short patience, are no part of it. A canary
+that fails more often, or is slower, gives its requests back at once.
 """
 
 import math
@@ -189,7 +191,9 @@ def _begin(
         "since": now.isoformat(),
         "serving": dict(serving),
         "counted": {
-            _place(replica, one): _counts(one) for replica in replicas for one in replica.standings
+            _place(replica, one): list(one.trial)
+            for replica in replicas
+            for one in replica.standings
         },
     }
     canary.save(update_fields=["trial"])
@@ -200,10 +204,6 @@ def _place(replica: Replica, one: DeploymentStanding) -> str:
     return f"{replica.id}:{one.deployment_id}:{one.version}"
 
 
-def _counts(one: DeploymentStanding) -> list[int]:
-    return [one.requests, one.failures, one.total_ns, one.squares]
-
-
 def _keep_first_sights(canary: Deployment, replicas: Iterable[Replica]) -> None:
     """Let what was silent when the step began count from when it is first heard of.
 
@@ -212,7 +212,7 @@ def _keep_first_sights(canary: Deployment, replicas: Iterable[Replica]) -> None:
     kept = canary.trial["counted"]
     since = datetime.fromisoformat(canary.trial["since"])
     first = {
-        _place(replica, one): _counts(one)
+        _place(replica, one): list(one.trial)
         for replica in replicas
         if replica.started_at is None or replica.started_at <= since
         for one in replica.standings
@@ -238,13 +238,14 @@ def _since(
             if (one.deployment_id, one.version) not in wanted:
                 continue
             requests, failures, total_ns, squares = before.get(_place(replica, one), [0, 0, 0, 0])
-            if one.requests < requests:
+            now = one.trial
+            if now.requests < requests:
                 requests = failures = total_ns = squares = 0
             total += Counted(
-                requests=one.requests - requests,
-                failures=max(0, one.failures - failures),
-                total_ns=max(0, one.total_ns - total_ns),
-                squares=max(0, one.squares - squares),
+                requests=now.requests - requests,
+                failures=max(0, now.failures - failures),
+                total_ns=max(0, now.total_ns - total_ns),
+                squares=max(0, now.squares - squares),
             )
     return total
 

@@ -3,13 +3,23 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from registry import queue
 from registry.models import Endpoint
 
 STATES = ("loading", "ready", "asleep", "failed")
 _MAX_TEXT = 500
+
+
+class TrialCounts(NamedTuple):
+    """What the traffic of an endpoint brought a deployment: named calls and bad input left out."""
+
+    requests: int
+    failures: int
+    total_ns: int
+    # The times of the answers in microseconds, squared and added up.
+    squares: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +37,8 @@ class DeploymentStanding:
     requests: int
     failures: int
     total_ns: int
-    # The times of the answers in microseconds, squared and added up.
-    squares: int = 0
+    # Of those, what the endpoint's traffic brought and what canaries are judged by.
+    trial: TrialCounts
     # What it is served with; 0 where a process of the previous release does not say.
     threads: int = 0
     max_batch_size: int = 0
@@ -90,5 +100,15 @@ def _standing(said: Mapping[str, Any]) -> DeploymentStanding:
         requests=succeeded + failed,
         failures=failed,
         total_ns=int(said.get("success_ns", 0)),
-        squares=int(said.get("success_squares", 0)),
+        trial=_trial(said.get("trial", {})),
+    )
+
+
+def _trial(said: Mapping[str, Any]) -> TrialCounts:
+    answered, failed = int(said.get("answered", 0)), int(said.get("failed", 0))
+    return TrialCounts(
+        requests=answered + failed,
+        failures=failed,
+        total_ns=int(said.get("ns", 0)),
+        squares=int(said.get("squares", 0)),
     )

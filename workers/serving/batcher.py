@@ -367,7 +367,6 @@ class Batcher:
             counted.inferences += work.rows
             took_ns = done_ns - work.queued_ns
             counted.success.add(took_ns)
-            counted.success_squares += (took_ns / 1000) ** 2
             counted.queue.add(answer.queue_ns)
             counted.compute_input.add(input_ns)
             counted.compute_infer.add(infer_ns)

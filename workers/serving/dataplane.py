@@ -22,7 +22,15 @@ from django.db import DatabaseError, connections
 from numpy.typing import NDArray
 
 from registry import queue
-from registry.errors import Denied, Invalid, NotFound, Unauthenticated, Unavailable
+from registry.errors import (
+    DeadlineExceeded,
+    Denied,
+    Invalid,
+    NotFound,
+    RegistryError,
+    Unauthenticated,
+    Unavailable,
+)
 from registry.models import ROLE_RANK, Actor, Role
 from registry.routes import Deployed, Route, find_deployed
 from registry.storage import Storage, default_storage
@@ -63,6 +71,8 @@ _REPORT_LASTS_SECONDS = 8.0
 # Whoever has a thousand addresses does not get a thousand turns.
 UNKNOWN_TURNS = 64
 _MAX_COUNTED = 4096
+# What a deployment answers for that has passed the checks of its inputs.
+_FAULTS = frozenset({"crashed", "load_failed", "out_of_memory", "queue_full", "run_failed"})
 _STATES = {State.READY: "READY", State.LOADING: "LOADING"}
 _TYPES = {"BYTES": "TYPE_STRING"}
 # What of a ModelConfig is as it is when nobody says anything: Triton writes that too.
@@ -377,9 +387,7 @@ class DataPlane:
         future: asyncio.Future[Answer] = self._loop.create_future()
         turn = _turn_of(request.actor)
         work = Work("run", turn, request.deadline, future, target.counters, request.inputs)
-        self.fleet.submit(served, work)
-        answer = await future
-        self.shadows.follow(entry, target, work, answer)
+        answer = await self._compute(entry, target, work, named=bool(request.version))
         outputs = answer.outputs
         if request.outputs:
             outputs = _only(outputs, request.outputs)
@@ -433,8 +441,8 @@ class DataPlane:
     async def _ask(
         self, verb: str, actor: Actor, model: str, version: str, rows: list[Any], deadline: float
     ) -> tuple[Target, Answer]:
+        entry = self._entry(actor, model)
         target = await self._target(actor, model, version)
-        served = target.served
         try:
             payload = orjson.dumps(rows)
         except TypeError as error:
@@ -453,10 +461,25 @@ class DataPlane:
             payload=payload,
             rows=len(rows),
         )
-        self.fleet.submit(served, work)
-        answer = await future
-        self.shadows.follow(self._entries.get(model.lower()), target, work, answer)
-        return target, answer
+        return target, await self._compute(entry, target, work, named=bool(version))
+
+    async def _compute(self, entry: Entry, target: Target, work: Work, *, named: bool) -> Answer:
+        """Have a request answered; canaries and shadows go by what the traffic brought alone."""
+        if named:
+            self.fleet.submit(target.served, work)
+            return await work.future
+        began_ns = time.monotonic_ns()
+        trial = target.counters.trial
+        try:
+            self.fleet.submit(target.served, work)
+            answer = await work.future
+        except RegistryError as error:
+            seconds = (time.monotonic_ns() - began_ns) / 1e9
+            trial.failed += _is_fault(error, seconds, target.served.deadline_seconds)
+            raise
+        trial.add(time.monotonic_ns() - began_ns)
+        self.shadows.follow(entry, target, work, answer)
+        return answer
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -711,8 +734,13 @@ def _status_of(entry: Entry, one: Target) -> dict[str, Any]:
         "pending": served.batcher.pending,
         "success_count": counters.success.count,
         "success_ns": counters.success.ns,
-        "success_squares": int(counters.success_squares),
         "fail_count": counters.fail.count,
+        "trial": {
+            "answered": counters.trial.answered,
+            "ns": counters.trial.ns,
+            "squares": int(counters.trial.squares),
+            "failed": counters.trial.failed,
+        },
         "queue_ns": counters.queue.ns,
         "compute_ns": counters.compute_infer.ns,
         "execution_count": counters.executions,
@@ -748,6 +776,13 @@ def _turn_of(actor: Actor) -> int:
     Nobody could know which address shares one with them, so nobody can aim for somebody's turn.
     """
     return actor.user_id or -1 - hash(actor.ip) % UNKNOWN_TURNS
+
+
+def _is_fault(error: RegistryError, seconds: float, limit: float) -> bool:
+    """Say whether a failure is the deployment's own: not what was sent, or too little patience."""
+    if isinstance(error, DeadlineExceeded):
+        return seconds >= limit
+    return error.reason in _FAULTS
 
 
 def _parameters(target: Target, answer: Answer) -> dict[str, Any]:

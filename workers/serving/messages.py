@@ -136,6 +136,25 @@ class Timed:
 
 
 @dataclass(slots=True)
+class Trial:
+    """How a deployment did with what the traffic of its endpoint brought: canaries go by that.
+
+    Who names a version chooses what it is asked, so those calls are no part of it.
+    """
+
+    answered: int = 0
+    ns: int = 0
+    # The times in microseconds, squared: how far they spread.
+    squares: float = 0.0
+    failed: int = 0
+
+    def add(self, ns: int) -> None:
+        self.answered += 1
+        self.ns += ns
+        self.squares += (ns / 1000) ** 2
+
+
+@dataclass(slots=True)
 class Counters:
     """What one deployment has done since the server started; times of all requests added up."""
 
@@ -151,8 +170,7 @@ class Counters:
     executions: int = 0
     # Requests that wait or run now.
     pending: int = 0
-    # The times of those that succeeded, in microseconds, squared: how far they spread.
-    success_squares: float = 0.0
+    trial: Trial = field(default_factory=Trial)
     # On the clock of time.time.
     last_at: float = 0.0
     memory_bytes: int = 0

@@ -52,9 +52,12 @@ class Shadows:
         self._found: dict[tuple[int, int, int], Comparison] = {}
         self._flying: dict[int, asyncio.Task[None]] = {}
 
-    def follow(self, entry: Entry | None, target: Target, work: Work, answer: Answer) -> None:
-        """Send a copy of a request that was answered to the shadows of its endpoint."""
-        for shadow in entry.shadows if entry is not None else ():
+    def follow(self, entry: Entry, target: Target, work: Work, answer: Answer) -> None:
+        """Send a copy of a request that was answered to the shadows of its endpoint.
+
+        One without a single value is not sent: whatever answers it agrees.
+        """
+        for shadow in entry.shadows if any(map(len, work.parts)) else ():
             if shadow.served is not target.served and self._may_fly(shadow, target):
                 self._flying[shadow.deployed.id] = asyncio.get_running_loop().create_task(
                     self._fly(shadow, target, work, answer)

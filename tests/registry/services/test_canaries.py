@@ -111,10 +111,12 @@ class Traffic:
                         "deployment_id": row.pk,
                         "version": number,
                         "state": "ready",
-                        "success_count": one.requests - one.failures,
-                        "success_ns": one.total_ns,
-                        "success_squares": one.squares,
-                        "fail_count": one.failures,
+                        "trial": {
+                            "answered": one.requests - one.failures,
+                            "ns": one.total_ns,
+                            "squares": one.squares,
+                            "failed": one.failures,
+                        },
                     }
                 )
             said = {

@@ -527,6 +527,72 @@ def test_two_deployments_of_one_version_are_counted_apart(yard):
     asyncio.run(story())
 
 
+def _trial(plane, deployed):
+    """Give how many requests count for a deployment, and how many against it."""
+    said = {one["deployment_id"]: one["trial"] for one in plane.status()["models"]}
+    return said[deployed.id]["answered"], said[deployed.id]["failed"]
+
+
+def test_a_canary_is_tried_by_the_traffic_alone(yard):
+    """Whoever names a version, sends bad input or has no patience decides nothing."""
+
+    async def go():
+        canary = yard.version("a/table", 1, y.gather(), role="canary", queue_size=4)
+        yard.route("a/table", canary)
+        async with yard.plane() as plane:
+
+            async def refused(kind, tensor, **how):
+                with pytest.raises(kind):
+                    await y.ask(plane, "a/table", tensor, **how)
+
+            await y.ask(plane, "a/table", y.numbers([1]))
+            assert _trial(plane, canary) == (1, 0)
+            before = plane.status()["models"][0]["trial"]
+            assert before["squares"] == pytest.approx((before["ns"] / 1000) ** 2, abs=1)
+            await y.ask(plane, "a/table", y.numbers([1]), version="1")
+            await refused(Invalid, y.numbers([99]), version="1")
+            await refused(Invalid, y.floats([1.0]))
+            await refused(DeadlineExceeded, y.numbers([1]), seconds=-1)
+            until = time.monotonic() + 30
+            with pytest.raises(Invalid):
+                await plane.predict(y.ALICE, "a/table", "", [{"z": 1}], until)
+            assert _trial(plane, canary) == (1, 0)
+            await plane.predict(y.ALICE, "a/table", "", [{"x": 1}], until)
+            assert _trial(plane, canary) == (2, 0)
+            # What was taken and fails all the same is its own fault.
+            await refused(Invalid, y.numbers([99]))
+            assert _trial(plane, canary) == (2, 1)
+            asked = [y.ask(plane, "a/table", y.numbers([1])) for _ in range(12)]
+            said = await asyncio.gather(*asked, return_exceptions=True)
+            assert sum(isinstance(one, RateLimited) for one in said) == 8
+            assert _trial(plane, canary) == (6, 9)
+            # People see all of it.
+            (told,) = plane.status()["models"]
+            assert told["success_count"] == 7
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [(y.looping(), DeadlineExceeded), (BROKEN, Unavailable)],
+    ids=["hangs", "broken"],
+)
+def test_what_hangs_or_cannot_be_loaded_counts_against_a_canary(yard, model, error):
+    async def go():
+        canary = yard.version("a/loop", 1, model, role="canary", deadline_ms=200)
+        yard.route("a/loop", canary)
+        async with yard.plane() as plane:
+            if model != BROKEN:
+                await y.ask(plane, "a/loop", y.floats([[1]]))
+            for version, count in (("1", 0), ("", 1)):
+                with pytest.raises(error):
+                    await y.ask(plane, "a/loop", y.floats([[5000]]), version=version)
+                assert _trial(plane, canary)[1] == count
+
+    asyncio.run(go())
+
+
 def test_a_model_that_nobody_calls_falls_asleep_and_is_woken(yard):
     async def go():
         yard.route("a/m", yard.version("a/m", 1, y.linear(), idle_seconds=1))

@@ -43,6 +43,26 @@ def test_a_shadow_is_asked_the_same_and_answers_nobody(yard, factor, agrees):
     asyncio.run(go())
 
 
+def test_what_says_nothing_of_the_traffic_is_not_compared(yard):
+    async def go():
+        live = yard.version("a/double", 1, y.linear())
+        shadow = yard.version("a/double", 2, y.linear(3.0), role="shadow", weight=0)
+        yard.route("a/double", live, shadow)
+        async with yard.plane() as plane:
+            for version, rows in (("2", [[1, 2]]), ("1", [[1, 2]]), ("", np.zeros((0, 2)))):
+                await y.ask(plane, "a/double", y.floats(rows), version=version)
+            until = time.monotonic() + 30
+            await plane.predict(y.ALICE, "a/double", "1", [{"x": [1.0, 2.0]}], until)
+            # Its turn comes after that of any copy.
+            await y.ask(plane, "a/double", y.floats([[1, 2]]), version="2")
+            assert plane.shadows.counted(shadow.id) == []
+            while not plane.shadows.counted(shadow.id):
+                await plane.predict(y.ALICE, "a/double", "", [{"x": [1.0, 2.0]}], until)
+            assert (await _compared(plane, shadow))["agreed"] == 0
+
+    asyncio.run(go())
+
+
 def test_a_shadow_that_fails_or_hangs_hurts_nobody(yard):
     async def go():
         live = yard.version("a/gather", 1, y.linear(width=1))
