@@ -7,6 +7,7 @@ import yaml
 from registry.exports.package import Package, Source, onnx_files
 
 MEDIA_TYPE = "application/yaml"
+_MAX_NAME = 63 - len("-predictor")
 
 
 def kserve_file(source: Source) -> Package:
@@ -46,10 +47,15 @@ def kserve_file(source: Source) -> Package:
 
 
 def resource_name(source: Source) -> str:
-    """Make a name as Kubernetes allows them: small letters, digits and hyphens, up to 63."""
+    """Make a name as KServe allows them: small letters, digits and hyphens, a letter first.
+
+    It makes a Service of the name with `-predictor` behind it, which has 63 characters at most.
+    """
     ending = f"-v{source.number}"
-    plain = re.sub(r"[^a-z0-9]+", "-", source.name.lower()).strip("-")
-    return f"{plain[: 63 - len(ending)].strip('-') or 'model'}{ending}".removeprefix("-")
+    plain = re.sub(r"[^a-z0-9]+", "-", source.name.lower()).strip("-") or "model"
+    if plain[0].isdigit():
+        plain = f"m-{plain}"
+    return f"{plain[: _MAX_NAME - len(ending)].rstrip('-')}{ending}"
 
 
 _ABOVE = """\

@@ -141,12 +141,16 @@ def test_triton_is_told_when_there_are_no_rows():
     assert config.input[1].HasField("reshape")
 
 
-@pytest.mark.parametrize("name", ["adds_one", "A.B__c", "x" * 120, "9-lives"])
+@pytest.mark.parametrize(
+    "name", ["adds_one", "A.B__c", "x" * 120, "9-lives", "2024." + "x" * 120, "_x", "___"]
+)
 def test_kserve_gets_a_resource_with_a_name_that_kubernetes_takes(name):
     package = EXPORTS["kserve.yaml"](source(name=name))
     resource = yaml.safe_load(bytes_of(package))
     assert resource["kind"] == "InferenceService"
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", resource["metadata"]["name"])
+    # As its webhook asks for; the Service that it makes has a longer name.
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", resource["metadata"]["name"])
+    assert len(resource["metadata"]["name"] + "-predictor") <= 63
     assert kserve.problems(resource) == []
     model = resource["spec"]["predictor"]["model"]
     assert model["storageUri"].endswith("/versions/3/exports/triton.tar")
