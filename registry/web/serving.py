@@ -1,6 +1,7 @@
 """What pages say of endpoints: the calls that reach one, and the lines of its history."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,12 @@ from registry.web.wording import DEPLOYMENT_ROLES
 
 EMBEDDING_TASKS = frozenset({"sentence-similarity", "feature-extraction"})
 _SHOWN = 30
+# Beyond so many characters an example comes from input.json, as in playground-code.js.
+_LARGE = 6000
+# A zero, a comma and a space.
+_ZERO = 3
+# A row of more numbers makes a page heavy: some 256 x 256 pixels in colours.
+_MOST_ZEROS = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +55,12 @@ def calls(host: str, endpoint: Endpoint, version: Version | None) -> list[Snippe
     name = endpoint.full_name
     private = endpoint.repository.visibility != Visibility.PUBLIC
     token = ' \\\n  -H "Authorization: Bearer $MODELYARD_TOKEN"' if private else ""
+    before, sent = _sent(version)
     found = [
         Snippet(
             key="predict",
             title="curl",
-            code=f"curl {address.rest}/predict/{name}{token} \\\n"
-            f"  --json {_quoted(example_of(version))}",
+            code=f"{before}curl {address.rest}/predict/{name}{token} \\\n  --json {sent}",
         ),
         Snippet(
             key="triton-http",
@@ -72,6 +79,34 @@ def calls(host: str, endpoint: Endpoint, version: Version | None) -> list[Snippe
             )
         )
     return found
+
+
+def _sent(version: Version | None) -> tuple[str, str]:
+    """Give an example as curl takes it, and before it what makes the file of one that is large."""
+    shapes = _shapes_of(version)
+    if _ZERO * sum(map(math.prod, shapes.values())) <= _LARGE:
+        return "", _quoted(example_of(version))
+    fields = [f"{json.dumps(name)}: {_written(shape)}" for name, shape in shapes.items()]
+    return _MADE % ",\n    ".join(fields), "@input.json"
+
+
+def _written(shape: Sequence[int]) -> str:
+    """Write zeros in a shape as Python."""
+    inner = f"[0] * {shape[-1]}" if shape else "0"
+    for size in reversed(shape[:-1]):
+        inner = f"[{inner}] * {size}"
+    return inner
+
+
+_MADE: Final = """\
+python3 > input.json << 'END'
+import json
+
+print(json.dumps({
+    %s,
+}))
+END
+"""
 
 
 def _quoted(body: Mapping[str, Any]) -> str:
@@ -93,11 +128,29 @@ def example_of(version: Version | None) -> dict[str, Any]:
     if preprocessing.get("kind") == "image":
         row = [0] * 28
         return {str(columns.get("image", "image")): [row] * 28}
-    ports = version.signature.get("inputs", []) if version else []
-    names = {port["name"] for port in ports}
-    if not ports or "input_ids" in names or preprocessing.get("kind") == "words":
+    shapes = _shapes_of(version)
+    if not shapes:
         return example_of_text(preprocessing)
-    return {port["name"]: _zeros(port.get("shape") or []) for port in ports}
+    if sum(map(math.prod, shapes.values())) > _MOST_ZEROS:
+        shapes = {name: [min(size, 1) for size in shape] for name, shape in shapes.items()}
+    return {name: _zeros(shape) for name, shape in shapes.items()}
+
+
+def _shapes_of(version: Version | None) -> dict[str, list[int]]:
+    """Give the shape of one row of each input of a version that takes numbers as they are.
+
+    An axis of any size gets one place.
+    """
+    kind = preprocessing_of(version).get("kind")
+    ports = version.signature.get("inputs", []) if version else []
+    shapes = {
+        port["name"]: [
+            size if isinstance(size, int) and size > 0 else 1
+            for size in (port.get("shape") or [])[1:]
+        ]
+        for port in ports
+    }
+    return {} if kind in {"image", "words"} or "input_ids" in shapes else shapes
 
 
 def example_of_text(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,11 +159,10 @@ def example_of_text(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     return {str(name): "How do I read a file?"}
 
 
-def _zeros(shape: Sequence[object]) -> Any:
-    """Fill the shape of one row with zeros; an axis of any size gets one place."""
+def _zeros(shape: Sequence[int]) -> Any:
     value: Any = 0
-    for size in reversed(shape[1:]):
-        value = [value] * (size if isinstance(size, int) and 0 < size <= 64 else 1)
+    for size in reversed(shape):
+        value = [value] * size
     return value
 
 
@@ -119,7 +171,7 @@ def _triton(address: Address, name: str, *, private: bool) -> str:
 import tritonclient.http as triton
 from tritonclient.utils import triton_to_np_dtype
 
-client = triton.InferenceServerClient("{urlsplit(address.rest).netloc}")
+client = triton.InferenceServerClient({_at(address)})
 name = "{name}"{_headers(private=private)}
 
 # One input of zeros for each that the model takes
@@ -132,6 +184,12 @@ for one in client.get_model_metadata(name{_sending(private=private)})["inputs"]:
 
 answer = client.infer(name, inputs{_sending(private=private)}).get_response()
 print(answer["model_version"], answer["parameters"])"""
+
+
+def _at(address: Address) -> str:
+    """Write where the client of Triton finds the server: it takes no scheme, but a path."""
+    web = urlsplit(address.rest)
+    return f'"{web.netloc}{web.path}"' + (", ssl=True" if web.scheme == "https" else "")
 
 
 def _grpc(address: Address, name: str, *, private: bool) -> str:

@@ -1,7 +1,12 @@
 """The pages of serving: a version deployed in one form, the endpoint, what may be changed there."""
 
+import json
+import math
 import re
+import subprocess
+from html import unescape
 
+import numpy as np
 import pytest
 from django.utils.html import escape
 
@@ -185,6 +190,41 @@ def test_calls_are_written_for_what_the_version_takes(as_owner, served, settings
     Version.objects.update(config={}, signature={"inputs": ports, "outputs": []})
     bare = re.sub("<[^>]+>", "", text_of(as_owner))
     assert escape("""{"x'\\''y": [[0], [0]]}""") in bare
+
+
+@pytest.mark.parametrize("shape", [[None, 65], [None, 3, 224, 224], [None, 900, 900], [None]])
+def test_an_example_has_the_sizes_that_the_version_declares(as_owner, served, tmp_path, shape):
+    """What is too large for a command line is written to a file by the same lines."""
+    ports = [{"name": "a 'b' \"", "dtype": "float32", "shape": shape}]
+    ports.append({"name": "扣", "dtype": "float32", "shape": ["batch", 2]})
+    Version.objects.update(config={}, signature={"inputs": ports, "outputs": []})
+    page = unescape(re.sub("<[^>]+>", "", text_of(as_owner)))
+    start = "python3 > input.json" if math.prod(shape[1:]) > 2000 else "curl http"
+    lines = page[page.index(start) :].partition("import numpy")[0]
+    curl = 'curl() { while [ "$1" != --json ]; do shift; done; printf %s "$2" > said; }\n'
+    subprocess.run(["bash", "-ec", curl + lines], cwd=tmp_path, check=True)
+    said = (tmp_path / "said").read_text()
+    body = (tmp_path / said[1:]).read_text() if said.startswith("@") else said
+    row = {name: np.array(value) for name, value in json.loads(body).items()}
+    assert {name: list(value.shape) for name, value in row.items()} == {
+        "a 'b' \"": shape[1:],
+        "扣": [2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "written"),
+    [
+        ("http://models.example.org:8081", '"models.example.org:8081"'),
+        ("https://models.example.org/ml", '"models.example.org/ml", ssl=True'),
+    ],
+)
+def test_the_client_of_triton_is_given_the_path_and_the_scheme(
+    as_owner, served, settings, address, written
+):
+    settings.INFER_URL = address
+    page = unescape(re.sub("<[^>]+>", "", text_of(as_owner)))
+    assert f"client = triton.InferenceServerClient({written})\n" in page
 
 
 def test_a_followed_alias_moves_for_a_reason_and_the_endpoint_remembers(as_owner, owner, model):

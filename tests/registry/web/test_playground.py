@@ -94,6 +94,13 @@ def test_an_input_is_made_from_what_the_version_takes(as_owner, owner, version, 
         assert column in takes["example"]
 
 
+def test_an_example_has_the_sizes_of_the_input(as_owner, owner, model):
+    add(owner, model, port("x", "float32", "batch", 3, 224, 224))
+    put_up(owner)
+    example = described(as_owner)["takes"]["example"]["x"]
+    assert (len(example), len(example[0]), len(example[0][0])) == (3, 224, 224)
+
+
 def test_a_table_has_a_column_for_each_number(as_owner, owner, model):
     add(owner, model, port("age", "int64", -1), port("size", "float32", -1, 2))
     put_up(owner)
