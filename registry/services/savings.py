@@ -1,13 +1,18 @@
 """How much room files do not take, because what they share lies there once.
 
 What is told of it is counted among what its reader may see: the rest would tell what others have.
+So it is not asked how these files lie, which depends on everybody's, but how they would if there
+were no others; and how old a file is says its version, for others may have had its bytes before.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from django.conf import settings
 from django.db import transaction
-from django.db.models import Q, Sum
+from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
 
 from registry.models import (
@@ -26,11 +31,12 @@ from registry.models import (
 from registry.models.artifacts import BlobQuerySet
 from registry.permissions import require
 from registry.services.audit import record_event
-from registry.storage import default_storage, unpack_pieces
+from registry.services.segments import is_worth, shared_bytes
+from registry.storage import Piece, default_storage, unpack_pieces
 
 # How many versions before one are asked what it shares with them, and how many of its parents.
 _NEAR = 3
-# The largest files of these, and those of them in pieces.
+# The largest files of these, and those of them that were cut.
 _FILES = 500
 _OUTLINES = 40
 _ASKED_AT_ONCE = 100
@@ -60,7 +66,9 @@ def find_shared(actor: Actor, version: Version) -> Shared | None:
     if not others:
         return None
     held = _files_of({version.revision_id, *(one.revision_id for one in others.values())})
-    pieces = _pieces_of({key for files in held.values() for key in files})
+    cut = _cut_before()
+    old = [one.revision_id for one in (version, *others.values()) if one.created_at <= cut]
+    pieces = _pieces_of({key for revision in old for key in held[revision]})
     mine = held[version.revision_id]
     shared = [
         Shared(other, _common_bytes(mine, held[other.revision_id], pieces))
@@ -81,13 +89,33 @@ def _files_of(revisions: Iterable[int]) -> dict[int, dict[int, int]]:
 
 
 def _pieces_of(blobs: Iterable[int]) -> dict[int, dict[bytes, int]]:
-    """Give the pieces of those blobs that are in pieces."""
-    rows = Outline.objects.filter(blob__in=blobs, blob__layout=Layout.SEGMENTED)
-    found = rows.order_by("-blob__size_bytes")[:_OUTLINES]
+    """Give the pieces of those blobs that share enough with the others."""
+    if not _are_put_together():
+        return {}
+    rows = Outline.objects.filter(blob__in=blobs).order_by("-blob__size_bytes")[:_OUTLINES]
+    cut = {row.blob_id: unpack_pieces(bytes(row.pieces)) for row in rows}
+    held = Counter(digest for pieces in cut.values() for digest in {one.sha256 for one in pieces})
+    often = {digest for digest, count in held.items() if count > 1}
     return {
-        row.blob_id: {one.sha256: one.size_bytes for one in unpack_pieces(bytes(row.pieces))}
-        for row in found
+        blob: {one.sha256: one.size_bytes for one in pieces}
+        for blob, pieces in cut.items()
+        if _shares_enough(pieces, often)
     }
+
+
+def _shares_enough(pieces: list[Piece], often: set[bytes]) -> bool:
+    shared = shared_bytes(pieces, lambda one: one.sha256 in often)
+    return is_worth(shared, sum(one.size_bytes for one in pieces))
+
+
+def _are_put_together() -> bool:
+    """Say whether blobs are in pieces here at all, and do not stay whole."""
+    storage = default_storage()
+    return storage.segments is not None and storage.keys is None
+
+
+def _cut_before() -> datetime:
+    return timezone.now() - timedelta(seconds=settings.SEGMENT_AFTER_SECONDS)
 
 
 def _common_bytes(
@@ -136,9 +164,9 @@ def recount_savings() -> None:
     if segments is None:
         return
     in_pieces = Blob.objects.filter(layout=Layout.SEGMENTED)
-    holding = Q(repositories__revisions__artifacts__blob__layout=Layout.SEGMENTED)
+    holding = Q(repositories__revisions__artifacts__blob__outline__isnull=False)
     for row in Namespace.objects.filter(holding | ~Q(saved_bytes=0)).distinct():
-        saved = _count(row)
+        saved = _count(row) if _are_put_together() else 0
         if saved != row.saved_bytes:
             Namespace.objects.filter(pk=row.pk).update(saved_bytes=saved)
     total = in_pieces.aggregate(total=Sum("size_bytes"))["total"] or 0
@@ -157,19 +185,35 @@ def _count(namespace: Namespace) -> int:
     How long a piece is where it lies coded stays out of it, and so does whether it does: that may
     depend on what others have.
     """
-    lengths, pieces = 0, dict[bytes, int]()
-    present = _blobs_of(namespace).filter(layout=Layout.SEGMENTED)
-    for outline in Outline.objects.filter(blob__in=present.values("pk")).iterator(_ASKED_AT_ONCE):
-        for piece in unpack_pieces(bytes(outline.pieces)):
-            lengths += piece.size_bytes
-            # Eight bytes of the digest are enough for a number that is only shown.
-            pieces[piece.sha256[:8]] = piece.size_bytes
-    return lengths - sum(pieces.values())
+    old = _blobs_of(namespace, before=_cut_before())
+    rows = Outline.objects.filter(blob__in=old.values("pk"))
+    once, often = set[bytes](), set[bytes]()
+    for pieces in _each_cut(rows):
+        mine = {piece.sha256 for piece in pieces}
+        often |= mine & once
+        once |= mine
+    lengths, sizes = 0, dict[bytes, int]()
+    for pieces in _each_cut(rows):
+        if _shares_enough(pieces, often):
+            lengths += sum(piece.size_bytes for piece in pieces)
+            sizes |= {piece.sha256: piece.size_bytes for piece in pieces}
+    return lengths - sum(sizes.values())
 
 
-def _blobs_of(namespace: Namespace) -> BlobQuerySet:
+def _each_cut(rows: QuerySet[Outline]) -> Iterator[list[Piece]]:
+    for outline in rows.iterator(_ASKED_AT_ONCE):
+        # Eight bytes of the digest are enough for a number that is only shown.
+        yield [
+            piece._replace(sha256=piece.sha256[:8])
+            for piece in unpack_pieces(bytes(outline.pieces))
+        ]
+
+
+def _blobs_of(namespace: Namespace, *, before: datetime | None = None) -> BlobQuerySet:
     present = Version.objects.live().filter(
         repository__namespace=namespace, repository__deleted_at=None
     )
+    if before is not None:
+        present = present.filter(created_at__lte=before)
     held = Artifact.objects.filter(revision__versions__in=present)
     return Blob.objects.filter(pk__in=held.values("blob_id"))

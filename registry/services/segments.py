@@ -117,17 +117,17 @@ def _look_at(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bo
     kin = _kin_of(blob, pieces)
     theirs = {piece.sha256 for others in kin.values() for piece in others}
     coded = is_to_be_coded(blob)
-    shared = _shared_bytes(
+    shared = shared_bytes(
         pieces, lambda one: one.sha256 in theirs or segments.holds(one, coded=coded)
     )
     halves = sum(piece.size_bytes for piece in pieces if piece.width) if coded else 0
-    if not _is_worth(shared + int(halves * _GAIN), blob.size_bytes):
+    if not is_worth(shared + int(halves * _GAIN), blob.size_bytes):
         _note(blob, Layout.SEEN)
         return False
     draft = segments.draft(blob.sha256, pieces, went_on, coded=coded)
     try:
         gained = blob.size_bytes - segments.room_of(draft)
-        if not (_is_worth(shared, blob.size_bytes) or _is_worth(gained, blob.size_bytes)):
+        if not (is_worth(shared, blob.size_bytes) or is_worth(gained, blob.size_bytes)):
             _note(blob, Layout.SEEN)
             return False
         with transaction.atomic():
@@ -157,14 +157,14 @@ def _code_anew(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> 
     anew = _to_be_coded(segments.uncoded(blob.sha256), segments, willing)
     is_whole = default_storage().is_whole(blob.sha256)
     halves = sum(piece.size_bytes for piece in pieces if piece.sha256 in anew)
-    if not is_whole and not _is_worth(int(halves * _GAIN), blob.size_bytes):
+    if not is_whole and not is_worth(int(halves * _GAIN), blob.size_bytes):
         _note(blob, Layout.SEGMENTED)
         return False
     draft = segments.draft(blob.sha256, pieces, went_on, coded=True, anew=anew)
     copy = None
     try:
         gained = segments.room(blob.sha256) - segments.room_of(draft)
-        if not is_whole and not _is_worth(gained, blob.size_bytes):
+        if not is_whole and not is_worth(gained, blob.size_bytes):
             _note(blob, Layout.SEGMENTED)
             return False
         if not is_whole:
@@ -276,7 +276,7 @@ def is_to_be_coded(blob: Blob) -> bool:
     return wishes == {True}
 
 
-def _shared_bytes(pieces: Iterable[Piece], is_there: Callable[[Piece], bool]) -> int:
+def shared_bytes(pieces: Iterable[Piece], is_there: Callable[[Piece], bool]) -> int:
     """Add up what need not be stored again: others have it, or this blob has it twice."""
     shared, mine = 0, set[bytes]()
     for piece in pieces:
@@ -286,7 +286,8 @@ def _shared_bytes(pieces: Iterable[Piece], is_there: Callable[[Piece], bool]) ->
     return shared
 
 
-def _is_worth(saved: int, size_bytes: int) -> bool:
+def is_worth(saved: int, size_bytes: int) -> bool:
+    """Say whether so much is enough for a blob to be put together of pieces."""
     return saved >= max(_WORTH_BYTES, size_bytes * _WORTH_SHARE)
 
 
@@ -296,7 +297,7 @@ def _call_again(pieces: Iterable[Piece], kin: dict[int, list[Piece]]) -> None:
     gaining = [
         key
         for key, others in kin.items()
-        if _is_worth(
+        if is_worth(
             sum(one.size_bytes for one in others if one.sha256 in mine),
             sum(one.size_bytes for one in others),
         )

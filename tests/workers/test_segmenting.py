@@ -14,7 +14,7 @@ from django.db import connections
 from django.utils import timezone
 
 from registry.errors import Denied, RegistryError
-from registry.models import Blob, Event, Layout, Namespace, Outline, Role, Tally
+from registry.models import Blob, Event, Layout, Namespace, Outline, Role, Tally, Version
 from registry.services import catalog, custody, savings, versions
 from registry.services.blobs import record_blob
 from registry.services.collection import collect_garbage
@@ -68,8 +68,9 @@ def put(data):
 
 
 def segment():
-    """Let all blobs be old, and work until there is nothing to do."""
-    Blob.objects.update(created_at=timezone.now() - timedelta(days=1))
+    """Let all that is there be old, and work until there is nothing to do."""
+    for rows in (Blob.objects, Version.objects):
+        rows.update(created_at=timezone.now() - timedelta(days=1))
     rounds = 0
     while Segmenter(bytes_a_second=1e12).run_once():
         rounds += 1
@@ -548,10 +549,9 @@ def test_saved_bytes_are_those_among_what_one_may_see(alice, client):
     spaces = {space.slug: space.saved_bytes for space in Namespace.objects.all()}
     assert spaces == {"alice": 3 * MIB, "bob": 0}
     assert 5 * MIB - 10_000 < Tally.objects.get(name=Tally.SAVED_BYTES).value <= 5 * MIB
-    shared = savings.find_shared(actor_of(alice), made[1])
-    assert shared == savings.Shared(made[0], 3 * MIB)
-    assert savings.find_shared(actor_of(alice), made[0]) is None
-    assert savings.find_shared(actor_of(bob), secret) is None
+    assert told_to(alice, made[1]) == (3 * MIB, savings.Shared(made[0], 3 * MIB))
+    assert told_to(alice, made[0])[1] is None
+    assert told_to(bob, secret) == (0, None)
 
     client.force_login(alice)
     page = client.get("/models/alice/classifier/versions/2").content.decode()
@@ -567,6 +567,74 @@ def test_saved_bytes_are_those_among_what_one_may_see(alice, client):
     }
     assert '<b class="num">3.1 MB</b>' in client.get("/namespaces/alice").content.decode()
     assert "modelyard_storage_saved_bytes 5" in client.get("/metrics").content.decode()
+
+
+def told_to(user, version):
+    """Give what somebody is told of their savings, and of what a version shares."""
+    savings.recount_savings()
+    return (
+        Namespace.objects.get(slug=user.username).saved_bytes,
+        savings.find_shared(actor_of(user), Version.objects.get(pk=version.pk)),
+    )
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_what_others_store_changes_nothing_that_one_is_told(alice, is_stored):
+    """Somebody guesses what others have, and sends it with a little that they know is shared."""
+    bob = UserFactory(username="bob")
+    guesses = [os.urandom(3 * MIB) for _ in range(2)]
+    if is_stored:
+        hidden = make_model(bob, "hidden", visibility="private")
+        for guess in guesses:
+            secret = weights(g=("U8", guess), h=("U8", os.urandom(70_000)))
+            make_version(bob, hidden, {"m.safetensors": secret})
+        segment()
+    little, model = os.urandom(900_000), make_model(alice)
+    files = [
+        weights(g=("U8", guess), f=("U8", os.urandom(MIB)), a=("U8", little)) for guess in guesses
+    ]
+    made = [make_version(alice, model, {"m.safetensors": data}) for data in files]
+    segment()
+    mine = Blob.objects.filter(artifacts__revision__versions__in=made)
+    layouts = {blob.layout for blob in mine.filter(size_bytes__gte=MIB)}
+    # How they lie does tell it, so it is told to nobody.
+    assert layouts == {Layout.SEGMENTED if is_stored else Layout.SEEN}
+    assert told_to(alice, made[1]) == (0, None)
+
+
+def test_bytes_that_others_had_before_are_not_known_any_sooner(alice):
+    bob, body = UserFactory(username="bob"), os.urandom(3 * MIB)
+    data = [weights(b=("U8", body), h=("U8", os.urandom(80_000))) for _ in range(2)]
+    make_version(bob, make_model(bob, "hidden", visibility="private"), {"m": data[1]})
+    model = make_model(alice)
+    make_version(alice, model, {"m.safetensors": data[0]})
+    segment()
+    guessed = make_version(alice, model, {"m.safetensors": data[1]})
+    assert told_to(alice, guessed) == (0, None)
+    segment()
+    saved, shared = told_to(alice, guessed)
+    assert saved == shared.size_bytes >= 3 * MIB
+
+
+def test_what_is_found_to_be_shared_is_told_before_it_is_put_together(alice):
+    body, model = os.urandom(3 * MIB), make_model(alice)
+    data = [weights(b=("U8", body), h=("U8", os.urandom(80_000 + n))) for n in range(2)]
+    made = [make_version(alice, model, {"m.safetensors": one}) for one in data]
+    segment()
+    Blob.objects.update(layout=Layout.SEEN)
+    saved, shared = told_to(alice, made[1])
+    assert saved == shared.size_bytes == 3 * MIB
+
+
+def test_with_a_master_key_nothing_is_said_to_be_shared(alice, settings):
+    body, model = os.urandom(3 * MIB), make_model(alice)
+    data = [weights(b=("U8", body), h=("U8", os.urandom(80_000 + n))) for n in range(2)]
+    made = [make_version(alice, model, {"m.safetensors": one}) for one in data]
+    segment()
+    assert told_to(alice, made[1])[0]
+    settings.MASTER_KEYS = "5e" * 32
+    list(custody.encrypt_blobs())
+    assert told_to(alice, made[1]) == (0, None)
 
 
 def test_a_file_that_both_versions_have_is_shared_as_a_whole(alice):

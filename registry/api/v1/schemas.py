@@ -1134,8 +1134,8 @@ class Storage(Answer):
         description="Whether weights of 16 bits are coded without loss where they lie."
     )
     saved_bytes: int = Field(
-        description="What its files share with one another and is stored once, as it was last "
-        "counted."
+        description="What its files share with one another, which is stored once or will be soon, "
+        "as it was last counted."
     )
 
 
@@ -1149,7 +1149,9 @@ class SharedBytes(Answer):
     name: str
     number: int
     variant: str
-    size_bytes: int = Field(description="What both versions have, and is stored once.")
+    size_bytes: int = Field(
+        description="What both versions have, which is stored once or will be soon."
+    )
 
 
 class VersionStorage(Answer):
