@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from registry.errors import RegistryError, Text
 from registry.models import Artifact, Blob
 from registry.services.blobs import lock_bytes
-from registry.storage import default_storage
+from registry.storage import default_storage, unreadable
 
 _NAMED = 5
 
@@ -64,6 +64,8 @@ def _problem_of(blob: Blob) -> str:
             size += len(block)
     except RegistryError as error:
         return error.detail
+    except OSError as error:
+        return unreadable(blob.sha256, error).detail
     if size != blob.size_bytes:
         return Text(
             "{found} bytes are stored, not {expected}.", found=size, expected=blob.size_bytes

@@ -4,6 +4,7 @@ Callers name a digest and never see a path, nor whether the bytes are encrypted 
 package must not know models, requests or people.
 """
 
+from registry.storage.files import unreadable
 from registry.storage.incoming import Incoming
 from registry.storage.local import LocalStorage
 from registry.storage.location import Location, default_storage, storage_at
@@ -41,4 +42,5 @@ __all__ = [
     "pack_pieces",
     "storage_at",
     "unpack_pieces",
+    "unreadable",
 ]

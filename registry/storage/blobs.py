@@ -193,7 +193,7 @@ class Blobs(SealedBlobs):
             ):
                 for block in blocks:
                     digest.update(block)
-        except (Absent, Unavailable):
+        except (Absent, Unavailable, OSError):
             return False
         return digest.hexdigest() == sha256
 

@@ -21,6 +21,7 @@ import struct
 from collections.abc import Sequence
 from itertools import accumulate
 
+from registry.storage.files import unreadable
 from registry.storage.objects import StoredBlocks
 
 WIDTH = 2
@@ -62,9 +63,10 @@ def decode(coded: bytes, size_bytes: int) -> bytes:
 
 
 class CodedBlocks(StoredBlocks):
-    """A range of the plain bytes of a coded piece, block by block."""
+    """A range of the plain bytes of a coded piece of the blob `sha256`, block by block."""
 
-    def __init__(self, descriptor: int, size_bytes: int, start: int, end: int) -> None:
+    def __init__(self, sha256: str, descriptor: int, size_bytes: int, start: int, end: int) -> None:
+        self._sha256 = sha256
         self._descriptor = descriptor
         self._size = size_bytes
         self._start = start
@@ -73,7 +75,7 @@ class CodedBlocks(StoredBlocks):
         most = _HEAD.size + _FRAMES.size * _count(size_bytes)
         try:
             length = os.fstat(descriptor).st_size
-            self._table = _read_table(os.pread(descriptor, most, 0), length, size_bytes)
+            self._table = _read_table(self._read(most, 0), length, size_bytes)
         except BaseException:
             self.close()
             raise
@@ -89,7 +91,7 @@ class CodedBlocks(StoredBlocks):
             raise StopIteration
         number, skipped = divmod(self._start, BLOCK_BYTES)
         at, pair = self._table[number]
-        raw = os.pread(self._descriptor, sum(pair), at)
+        raw = self._read(sum(pair), at)
         block = _decode_block(raw, pair, _length(number, self._size))
         block = block[skipped : skipped + self.left_bytes]
         self._start += len(block)
@@ -104,6 +106,12 @@ class CodedBlocks(StoredBlocks):
             target[filled : filled + len(block)] = block
             filled += len(block)
         return filled
+
+    def _read(self, size: int, at: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, size, at)
+        except OSError as error:
+            raise unreadable(self._sha256, error) from error
 
     def close(self) -> None:
         if self._descriptor >= 0:

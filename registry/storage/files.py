@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from registry.errors import Unavailable
+from registry.encryption.container import damaged
+from registry.errors import Text, Unavailable
 from registry.storage.objects import READY_BYTES, StoredBlocks, StoredObject
 
 
@@ -11,25 +12,30 @@ class LocalObject(StoredObject):
     """A file that was opened; who removes or replaces it leaves it to us."""
 
     def __init__(self, path: Path) -> None:
+        self._sha256 = path.name.partition(".")[0]
         self._file = path.open("rb", buffering=0)
         found = os.fstat(self._file.fileno())
         self.size_bytes = found.st_size
         self.modified_at = found.st_mtime
 
     def read(self, start: int, end: int) -> bytes:
-        return os.pread(self._file.fileno(), max(0, end - start), start)
+        try:
+            return os.pread(self._file.fileno(), max(0, end - start), start)
+        except OSError as error:
+            raise unreadable(self._sha256, error) from error
 
     def blocks(self, start: int, end: int, step: int) -> StoredBlocks:
-        return FileBlocks(os.dup(self._file.fileno()), start, end, step)
+        return FileBlocks(self._sha256, os.dup(self._file.fileno()), start, end, step)
 
     def close(self) -> None:
         self._file.close()
 
 
 class FileBlocks(StoredBlocks):
-    """A range of an open file."""
+    """A range of an open file, which is the blob `sha256` or a part of it."""
 
-    def __init__(self, descriptor: int, start: int, end: int, step: int) -> None:
+    def __init__(self, sha256: str, descriptor: int, start: int, end: int, step: int) -> None:
+        self._sha256 = sha256
         self._descriptor = descriptor
         self._start = start
         self._end = end
@@ -44,7 +50,7 @@ class FileBlocks(StoredBlocks):
         if self._start >= self._end or self._descriptor < 0:
             self.close()
             raise StopIteration
-        block = os.pread(self._descriptor, min(self._step, self._end - self._start), self._start)
+        block = self._read(min(self._step, self._end - self._start))
         if not block:
             self.close()
             raise Unavailable("The stored bytes end too early.", code="stored_bytes_damaged")
@@ -57,7 +63,10 @@ class FileBlocks(StoredBlocks):
         wanted = target[: self._end - self._start]
         filled = 0
         while filled < len(wanted):
-            count = os.preadv(self._descriptor, [wanted[filled:]], self._start)
+            try:
+                count = os.preadv(self._descriptor, [wanted[filled:]], self._start)
+            except OSError as error:
+                raise unreadable(self._sha256, error) from error
             if not count:
                 break
             filled += count
@@ -72,9 +81,15 @@ class FileBlocks(StoredBlocks):
         size = min(READY_BYTES, self._end - self._start)
         if not self.at_hand(size):
             return b""
-        block = os.pread(self._descriptor, size, self._start)
+        block = self._read(size)
         self._start += len(block)
         return block
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, size, self._start)
+        except OSError as error:
+            raise unreadable(self._sha256, error) from error
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -83,6 +98,11 @@ class FileBlocks(StoredBlocks):
 
     def __del__(self) -> None:
         self.close()
+
+
+def unreadable(sha256: str, error: OSError) -> Unavailable:
+    """Say of a blob what the disk says of it: bytes that it does not give are as good as others."""
+    return damaged(sha256, Text("they cannot be read: {reason}", reason=error.strerror))
 
 
 def _is_in_memory(descriptor: int, position: int) -> bool:

@@ -142,7 +142,7 @@ class SealedBlobs(Spool, Objects):
             ):
                 for _ in blocks:
                     pass
-        except (Absent, Unavailable):
+        except (Absent, Unavailable, OSError):
             return False
         return True
 

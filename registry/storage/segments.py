@@ -36,7 +36,7 @@ from typing import NamedTuple, Self
 from registry.encryption.container import damaged
 from registry.errors import Text, Unavailable
 from registry.storage.coding import WIDTH, CodedBlocks, NotAsCoded, decode, encode
-from registry.storage.files import FileBlocks, LocalObject
+from registry.storage.files import FileBlocks, LocalObject, unreadable
 from registry.storage.names import no_blob, plain_name, segmented_name
 from registry.storage.objects import BLOCK_BYTES, StoredBlocks, StoredObject
 from registry.storage.spool import out_of_space, sync_folder
@@ -175,6 +175,7 @@ class SegmentedObject(StoredObject):
     """A blob in pieces, opened: its list was read, its folder is held whatever becomes of it."""
 
     def __init__(self, folder: Path, sha256: str) -> None:
+        self._sha256 = sha256
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             found = os.stat(_LIST, dir_fd=self._folder)
@@ -188,7 +189,10 @@ class SegmentedObject(StoredObject):
     def _read_list(self) -> bytes:
         listed = os.open(_LIST, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder)
         with os.fdopen(listed, "rb") as file:
-            return file.read(_LIST_BYTES)
+            try:
+                return file.read(_LIST_BYTES)
+            except OSError as error:
+                raise unreadable(self._sha256, error) from error
 
     def read(self, start: int, end: int) -> bytes:
         with closing(self.blocks(start, end, BLOCK_BYTES)) as blocks:
@@ -293,9 +297,9 @@ class SegmentedBlocks(StoredBlocks):
             except FileNotFoundError:
                 raise _missing(self._sha256, piece) from None
             if piece.is_coded:
-                self._piece = CodedBlocks(descriptor, piece.size_bytes, start, end)
+                self._piece = CodedBlocks(self._sha256, descriptor, piece.size_bytes, start, end)
             else:
-                self._piece = FileBlocks(descriptor, start, end, self._step)
+                self._piece = FileBlocks(self._sha256, descriptor, start, end, self._step)
             return self._piece
         return None
 
@@ -656,12 +660,10 @@ def _forms(piece: Piece, *, coded: bool) -> list[Piece]:
 
 
 def _is_as_written(path: Path, form: Piece, content: bytes) -> bool:
-    found = path.read_bytes()
-    if not form.is_coded:
-        return found == content
     try:
-        return decode(found, form.size_bytes) == content
-    except NotAsCoded:
+        found = path.read_bytes()
+        return (decode(found, form.size_bytes) if form.is_coded else found) == content
+    except (NotAsCoded, OSError):
         return False
 
 

@@ -59,10 +59,12 @@ async def answer_download(
         await exchange.respond(status, headers)
         return
     blocks = await on_disk(default_storage().open, found.sha256, start=span.start, end=span.end)
+    # What cannot be read at all is refused before anything is promised.
+    first = blocks.ready() or await on_disk(next, blocks, b"")
     if span.start == 0:
         downloads.add(found.repository_id, found.version_id)
     await exchange.start(status, headers)
-    await while_connected(exchange, _send_all(exchange, blocks))
+    await while_connected(exchange, _send_all(exchange, first, blocks))
 
 
 def read_range(headers: Mapping[str, str], method: str, found: Download) -> Span | None:
@@ -101,7 +103,9 @@ async def while_connected(exchange: Exchange, work: Coroutine[Any, Any, None]) -
         await asyncio.gather(sending, leaving, return_exceptions=True)
 
 
-async def _send_all(exchange: Exchange, blocks: Blocks) -> None:
+async def _send_all(exchange: Exchange, first: bytes, blocks: Blocks) -> None:
+    if first:
+        await exchange.write(first)
     await send_blocks(exchange, blocks)
     await exchange.write(b"", more=False)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from registry.errors import NotFound, StorageFull, Unavailable
 from registry.storage import LocalStorage, Piece, coding, storage_at
-from tests.registry.test_storage import MASTER_KEY
+from tests.registry.test_storage import MASTER_KEY, bad_sector
 
 EMPTY = {"blobs": 0, "segments": 0, "segmented": 0, "making": 0}
 
@@ -224,6 +224,21 @@ def test_a_damaged_piece_is_not_taken_over(storage):
     storage.segments.adopt(storage.segments.draft(first, pieces, nothing))
     assert not storage.is_whole(first)
     assert storage.read(first) == shared + b"one"
+
+
+@pytest.mark.parametrize("is_coded", [False, True])
+def test_a_piece_that_the_disk_does_not_read_is_not_taken_over(storage, monkeypatch, is_coded):
+    put_it = put_coded if is_coded else put_in_pieces
+    first = put_it(storage, [HALVES, b"one"])
+    path = path_of(storage, HALVES)
+    bad_sector(monkeypatch, path.with_name(f"{path.name}.z") if is_coded else path)
+    with pytest.raises(Unavailable, match=f"{first}.*Input/output error") as refused:
+        storage.read(first)
+    assert refused.value.reason == "stored_bytes_damaged"
+    second = put_it(storage, [HALVES, b"two"])
+    assert storage.read(second) == HALVES + b"two"
+    storage.put([HALVES, b"one"])
+    assert storage.read(first) == HALVES + b"one"
 
 
 def test_bytes_that_are_in_pieces_are_not_stored_again(storage):

@@ -73,6 +73,22 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+def bad_sector(monkeypatch, path):
+    """Let the disk fail wherever it is asked for the bytes of a file."""
+    bad = path.stat().st_ino
+
+    def failing(read):
+        def call(descriptor, *more):
+            if os.stat(descriptor).st_ino == bad:  # noqa: PTH116 - of a number, or of a path
+                raise OSError(errno.EIO, "Input/output error")
+            return read(descriptor, *more)
+
+        return call
+
+    for module, name in ((os, "pread"), (os, "preadv"), (Path, "read_bytes")):
+        monkeypatch.setattr(module, name, failing(getattr(module, name)))
+
+
 def leftovers(storage):
     return [
         path
@@ -182,6 +198,21 @@ def test_what_is_not_here_is_not_found(storage, tmp_path, name):
     ):
         with pytest.raises(NotFound):
             act()
+
+
+@pytest.mark.parametrize("kind", ["local", "sealed_local"])
+def test_what_the_disk_does_not_read_is_damaged_and_healed_by_sending_it_again(
+    request, monkeypatch, kind
+):
+    storage, data = request.getfixturevalue(f"{kind}_storage"), os.urandom(70_000)
+    stored = storage.put([data])
+    path = next((storage.spool / ("blobs" if kind == "local" else "sealed")).rglob(stored.sha256))
+    bad_sector(monkeypatch, path)
+    with pytest.raises(Unavailable, match=f"{stored.sha256}.*Input/output error") as refused:
+        storage.read(stored.sha256)
+    assert refused.value.reason == "stored_bytes_damaged"
+    storage.put([data])
+    assert storage.read(stored.sha256) == data
 
 
 def test_delete_is_final_and_repeatable(storage):

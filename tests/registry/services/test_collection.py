@@ -35,6 +35,7 @@ from tests.factories import (
     make_version,
     safetensors_bytes,
 )
+from tests.registry.test_storage import bad_sector
 
 NOW = timedelta(0)
 DAY = timedelta(days=1)
@@ -486,6 +487,21 @@ def test_damage_is_found_and_named(alice, model):
     assert "No stored bytes" in said
     assert "alice/classifier@1/a.json" in said
     assert len(list(custody.verify_blobs(sample=2))) == 2
+
+
+def test_what_cannot_be_read_keeps_nothing_from_being_verified(alice, model, monkeypatch):
+    make_version(alice, model, {name: name.encode() for name in ("a.txt", "b.txt", "c.txt")})
+    folder = default_storage().spool / "blobs"
+    bad, closed = (
+        next(folder.rglob(hashlib.sha256(name).hexdigest())) for name in (b"a.txt", b"b.txt")
+    )
+    bad_sector(monkeypatch, bad)
+    closed.unlink()
+    # It opens no more than a file whose very name the disk has lost.
+    closed.mkdir()
+    problems = {one.sha256: one.problem for one in custody.verify_blobs() if one.problem}
+    assert problems.keys() == {bad.name, closed.name}
+    assert "Input/output error" in problems[bad.name]
 
 
 def test_plain_blobs_are_encrypted_and_keys_rotated(alice, model, settings):

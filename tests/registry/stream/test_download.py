@@ -14,7 +14,7 @@ from registry.models import DownloadCount
 from registry.services import versions
 from registry.storage import default_storage
 from tests.factories import actor_of, make_model, make_token, make_version
-from tests.registry.test_segments import put_in_pieces
+from tests.registry.test_segments import HALVES, put_coded, put_in_pieces
 
 DATA = bytes(range(256)) * 40
 FILES = {"weights.bin": DATA, "docs/naïve “notes”.html": b"<script>alert(1)</script>", "empty": b""}
@@ -160,6 +160,19 @@ def test_a_file_with_a_missing_piece_is_refused_before_it_begins(stranger, alice
     answer = stranger.get(url)
     assert (answer.status_code, answer.json()["code"]) == (503, "stored_bytes_damaged")
     assert sha256(parts[1]) in answer.json()["detail"]
+
+
+def test_a_file_that_the_disk_does_not_read_is_refused_before_it_begins(stranger, alice, model):
+    version = make_version(alice, model, {"weights.bin": HALVES})
+    digest = put_coded(default_storage(), [HALVES])
+    path = default_storage().spool / "segmented" / digest[:2] / digest / f"{sha256(HALVES)}.z"
+    path.unlink()
+    # Reading it fails as reading a bad sector does.
+    path.symlink_to("/proc/self/mem")
+    url = f"/api/v1/models/alice/classifier/versions/{version.number}/files/weights.bin"
+    answer = stranger.get(url)
+    assert (answer.status_code, answer.json()["code"]) == (503, "stored_bytes_damaged")
+    assert "Input/output error" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
