@@ -164,7 +164,8 @@ def search_repositories(
                 continue
             ordered = _ordered(matches, found, query, reading, few, meant)
             rows = list(ordered.values(*_FIELDS, *_extra(query), owner=_owner())[: limit + 1])
-            if rows or (query.cursor and matches.exists()):
+            if rows or (matches.exists() if few is None else few):
+                # What this order leaves out is found all the same, and so is what came before.
                 break
         if meant and with_facets:
             by_words = reading.condition if few is None else Q(pk__in=few)

@@ -104,6 +104,33 @@ def test_any_of_the_words_will_do_where_no_model_has_all(alice):
     assert rows[0] == "reader"
 
 
+@pytest.mark.parametrize("sort", ["quality", "size"])
+@pytest.mark.parametrize("counted", [search.COUNTED, 1])
+def test_an_order_that_leaves_out_what_has_all_words_finds_nothing_else(
+    alice, monkeypatch, sort, counted
+):
+    """A wider reading answers only where the stricter one finds nothing, on every page."""
+    monkeypatch.setattr(search, "COUNTED", counted)
+    for number in range(2):
+        make_model(alice, f"bert-tiny-{number}")
+        spec = EvaluationSpec(metric="accuracy", value=number / 10)
+        for name in (f"bert-{number}", f"tiny-{number}"):
+            make_version(alice, make_model(alice, name), {"a": b"x"}, evaluations=[spec])
+    page = search_repositories(ANONYMOUS, "model", SearchQuery(q="bert tiny", sort=sort))
+    assert (page.items, page.reading, page.next_cursor) == ([], None, None)
+    # Where nothing has all the words, what has some of them comes, page after page.
+    seen, cursor = [], ""
+    for _ in range(4):
+        query = SearchQuery(q="bert enormous", sort=sort, limit=1, cursor=cursor)
+        page = search_repositories(ANONYMOUS, "model", query)
+        assert page.reading["how"] == "some_words"
+        seen += [row["name"] for row in page.items]
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    assert sorted(seen) == ["bert-0", "bert-1"]
+
+
 def test_fields_narrow_as_the_filters_do(alice):
     one = make_model(alice, "one", task="text-classification", tags={"team": "nlp", "lang": "a b"})
     make_version(alice, one, {"model.safetensors": safetensors_bytes(weight=[1.0, 2.0])})

@@ -211,6 +211,8 @@ def test_empty_states_say_what_to_do_next(client, as_owner, owner):
     assert "/api/v1/models" in text_of(client.get("/models"))
     assert "Nothing matches" in text_of(client.get("/models?q=zebra"))
     make_model(owner, "bare")
+    for query in ("q=bare&sort=quality", "sort=quality"):
+        assert "Nothing to put in this order" in text_of(as_owner.get(f"/models?{query}")), query
     page = text_of(as_owner.get("/models/olga/bare"))
     assert "/api/v1/models/olga/bare/versions" in page
     assert "Upload files" in page
