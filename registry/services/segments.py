@@ -75,7 +75,7 @@ def segment_blobs(*, cut: Cutter, went_on: WentOn) -> int:
     with segments.turn() as mine:
         for blob in _due(before) if mine and segments.can_link() else ():
             try:
-                if segments.has(blob.sha256) and is_to_be_coded(blob):
+                if _is_only_in_pieces(blob, segments) and is_to_be_coded(blob):
                     # These can wait; what is whole still must not wait for all of them.
                     if anew < _ANEW_AT_ONCE:
                         anew += _code_anew(blob, segments, cut, went_on)
@@ -111,9 +111,14 @@ def _due(before: datetime) -> Iterator[Blob]:
 
 
 def _look_at(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bool:
+    """Put a blob together of pieces where that saves enough, or where it was so and was healed."""
     pieces = _pieces_of(blob, cut, went_on)
     if pieces is None:
         return False
+    if _is_only_in_pieces(blob, segments):
+        _note(blob, Layout.SEGMENTED)
+        return False
+    was_in_pieces = segments.has(blob.sha256)
     kin = _kin_of(blob, pieces)
     theirs = {piece.sha256 for others in kin.values() for piece in others}
     coded = is_to_be_coded(blob)
@@ -121,13 +126,13 @@ def _look_at(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bo
         pieces, lambda one: one.sha256 in theirs or segments.holds(one, coded=coded)
     )
     halves = sum(piece.size_bytes for piece in pieces if piece.width) if coded else 0
-    if not is_worth(shared + int(halves * _GAIN), blob.size_bytes):
+    if not was_in_pieces and not is_worth(shared + int(halves * _GAIN), blob.size_bytes):
         _note(blob, Layout.SEEN)
         return False
     draft = segments.draft(blob.sha256, pieces, went_on, coded=coded)
     try:
         gained = blob.size_bytes - segments.room_of(draft)
-        if not (is_worth(shared, blob.size_bytes) or is_worth(gained, blob.size_bytes)):
+        if not was_in_pieces and not is_worth(max(shared, gained), blob.size_bytes):
             _note(blob, Layout.SEEN)
             return False
         with transaction.atomic():
@@ -137,7 +142,8 @@ def _look_at(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> bo
             if not Blob.objects.select_for_update().filter(pk=blob.pk).exists():
                 return False
             segments.adopt(draft)
-            _note(blob, Layout.SEGMENTED)
+            # Weights that were linked as they lay, plain, are coded the next time.
+            _note(blob, Layout.WHOLE if was_in_pieces and coded else Layout.SEGMENTED)
     finally:
         segments.drop(draft)
     _call_again(pieces, kin)
@@ -155,26 +161,23 @@ def _code_anew(blob: Blob, segments: Segments, cut: Cutter, went_on: WentOn) -> 
         return False
     willing = _willing_kin(blob, pieces)
     anew = _to_be_coded(segments.uncoded(blob.sha256), segments, willing)
-    is_whole = default_storage().is_whole(blob.sha256)
     halves = sum(piece.size_bytes for piece in pieces if piece.sha256 in anew)
-    if not is_whole and not is_worth(int(halves * _GAIN), blob.size_bytes):
+    if not is_worth(int(halves * _GAIN), blob.size_bytes):
         _note(blob, Layout.SEGMENTED)
         return False
     draft = segments.draft(blob.sha256, pieces, went_on, coded=True, anew=anew)
     copy = None
     try:
         gained = segments.room(blob.sha256) - segments.room_of(draft)
-        if not is_whole and not is_worth(gained, blob.size_bytes):
+        if not is_worth(gained, blob.size_bytes):
             _note(blob, Layout.SEGMENTED)
             return False
-        if not is_whole:
-            copy = segments.copy_whole(blob.sha256, went_on)
+        copy = segments.copy_whole(blob.sha256, went_on)
         with transaction.atomic():
             lock_bytes(blob.sha256)
             if not Blob.objects.select_for_update().filter(pk=blob.pk).exists():
                 return False
-            if copy is not None:
-                segments.place_whole(copy)
+            segments.place_whole(copy)
             segments.adopt(draft)
             _note(blob, Layout.SEGMENTED)
     finally:
@@ -305,6 +308,11 @@ def _call_again(pieces: Iterable[Piece], kin: dict[int, list[Piece]]) -> None:
     for key in gaining:
         # One at a time: collectors change many rows at once, in an order of their own.
         Blob.objects.filter(pk=key, layout=Layout.SEEN).update(layout=Layout.WHOLE)
+
+
+def _is_only_in_pieces(blob: Blob, segments: Segments) -> bool:
+    """Say whether nothing but its pieces are there, as they were: no copy that was sent to heal."""
+    return segments.has(blob.sha256) and not default_storage().is_whole(blob.sha256)
 
 
 def _find_out(blob: Blob, segments: Segments) -> None:

@@ -464,6 +464,8 @@ class Segments:
         except FileNotFoundError:
             return []
         folder = self._root / segmented_name(sha256)
+        # What it was made of before, kept for those who read it still.
+        aside = list(self._making.glob(f"{sha256}.*"))
         with closing(found):
             halves = {one.sha256: one for one in found.listing.pieces if one.width == WIDTH}
         plain = list[Uncoded]()
@@ -473,7 +475,8 @@ class Segments:
             except FileNotFoundError:
                 raise _missing(sha256, piece) from None
             # One name leads to it from here, and one from where pieces are found.
-            plain.append(Uncoded(piece, max(0, links - 2)))
+            own = 2 + sum((one / piece.name).exists() for one in aside)
+            plain.append(Uncoded(piece, max(0, links - own)))
         return plain
 
     def is_coded(self, piece: Piece) -> bool:
@@ -619,7 +622,7 @@ class Segments:
         return removed
 
     def _set_aside(self, sha256: str) -> Path | None:
-        gone = self._making / uuid.uuid4().hex
+        gone = self._making / f"{sha256}.{uuid.uuid4().hex}"
         try:
             (self._root / segmented_name(sha256)).rename(gone)
         except FileNotFoundError:

@@ -518,6 +518,55 @@ def test_coding_that_was_cut_short_is_begun_anew(alice, monkeypatch):
         assert default_storage().read(blob.sha256) == content
 
 
+@pytest.mark.parametrize("is_coded", [False, True])
+def test_what_was_healed_is_put_together_again_where_weights_are_compressed(alice, is_coded):
+    """A piece went missing that lay plain, or coded."""
+    model, encoder = make_model(alice), halves(2)
+    data = [tuned(encoder) for _ in range(2)]
+    for one in data:
+        make_version(alice, model, {"model.safetensors": one})
+    assert segment()
+    if is_coded:
+        compress(alice, model)
+        assert segment()
+    blobs = list(Blob.objects.filter(size_bytes__gte=MIB).order_by("pk"))
+    folder = default_storage().spool / "segmented" / blobs[0].sha256[:2] / blobs[0].sha256
+    max(folder.iterdir(), key=lambda path: path.stat().st_size).unlink()
+    compress(alice, model)
+    assert [one.sha256 for one in custody.verify_blobs() if one.problem] == [blobs[0].sha256]
+    put(data[0])
+    segment()
+    sweep()
+    assert {layout_of(blob) for blob in blobs} == {Layout.SEGMENTED}
+    assert plain_halves(blobs) == 0
+    for blob, content in zip(blobs, data, strict=True):
+        assert not default_storage().is_whole(blob.sha256)
+        assert default_storage().read(blob.sha256) == content
+    assert disk_bytes() < 6 * MIB * 0.8 + 20_000
+
+
+def test_what_is_in_pieces_is_known_to_be_though_nobody_wants_it_coded_any_more(alice):
+    model = make_model(alice)
+    compress(alice, model)
+    data = weights(w=("BF16", halves(4)))
+    version = make_version(alice, model, {"model.safetensors": data})
+    assert segment()
+    blob = version.revision.artifacts.get(path="model.safetensors").blob
+    assert layout_of(blob) == Layout.SEGMENTED
+    compress(alice, model)
+    compress(alice, model, on=False)
+    assert segment() == 0
+    assert layout_of(blob) == Layout.SEGMENTED
+    # Sent again because it is damaged, it takes no more room than before it was coded.
+    piece = default_storage().spool / "segmented" / blob.sha256[:2] / blob.sha256
+    max(piece.iterdir(), key=lambda path: path.stat().st_size).unlink()
+    put(data)
+    segment()
+    sweep()
+    assert default_storage().read(blob.sha256) == data
+    assert disk_bytes() < len(data) + 20_000
+
+
 def test_only_owners_say_how_weights_lie(alice):
     space = make_model(alice).namespace
     for role in (Role.READER, Role.MAINTAINER):
