@@ -54,6 +54,11 @@ def is_chinese(text: str) -> bool:
     return _CHINESE.search(text) is not None
 
 
+def chinese_in(text: str) -> list[str]:
+    """Give the runs of Chinese in a text; what else is in it parts them."""
+    return _CHINESE.findall(text)
+
+
 def terms_of(text: str) -> str:
     """Give what a text is indexed by beside its own words: concepts, and Chinese words.
 

@@ -4,7 +4,6 @@ A reading is a condition over repositories and what to rank them by. Each next o
 taken only where the one before it finds nothing that the asker may see.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -17,7 +16,14 @@ from django.db import connection, transaction
 from django.db.models import Q
 from rapidfuzz.distance import OSA
 
-from registry.lexicon import Sought, concept_token, is_chinese, pairs_of, read_words
+from registry.lexicon import (
+    Sought,
+    chinese_in,
+    concept_token,
+    is_chinese,
+    pairs_of,
+    read_words,
+)
 from registry.models import Repository, SearchWord
 from registry.models.catalog import RepositoryQuerySet
 from registry.pieces import beginning, holding, says
@@ -162,8 +168,11 @@ def _word(word: str) -> SearchQueryCombinable | Q:
 def _phrase(one: Words) -> Q:
     text = one.text.lower()
     if is_chinese(text):
-        parts = [_word_query(pair) for run in re.findall(r"\w+", text) for pair in pairs_of(run)]
-        found = reduce(and_, (Q(search_vector=part) for part in parts), Q())
+        # What is no Chinese is compared as it stands; so is a character by itself, which may end
+        # a word, beside anything longer.
+        runs = chinese_in(text)
+        pairs = [pair for run in runs if len(run) > 1 for pair in pairs_of(run)]
+        found = reduce(and_, (Q(search_vector=_word_query(one)) for one in pairs or runs), Q())
         return found & (Q(search_text__contains=text) | Q(card_text__icontains=text))
     phrase = Q(search_vector=WordQuery(text, config="english", search_type="phrase"))
     held = holding(text)

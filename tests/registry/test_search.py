@@ -71,6 +71,18 @@ def test_chinese_cards_are_found_in_either_language(alice, q):
     assert found(q)[0] == ["cnn"]
 
 
+@pytest.mark.parametrize(
+    "q", ['"BERT 中文"', '"bert 中文"', '"MiniLM-L6 中文分类"', '"的 BERT"', '"中文BERT"']
+)
+def test_a_phrase_of_two_scripts_is_found_as_it_stands(alice, q):
+    make_model(alice, "one", summary="基于的 BERT 中文 与 MiniLM-L6 中文分类")
+    make_model(alice, "two", summary="另一个中文BERT 模型")
+    make_model(alice, "three", summary="中文 BERT, 分类中文, L6 MiniLM")
+    make_model(alice, "bert", summary="be bert er rt")
+    assert found(q) == (["two" if "中文BERT" in q else "one"], None)
+    assert found(f'{q[:-1]}x"') == ([], None)
+
+
 def test_the_words_of_cards_are_found_in_their_other_forms(alice):
     card = "This model classifies incoming messages; 适合客服工单的分类。"
     make_version(alice, make_model(alice, "router"), {"README.md": card.encode()})
