@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from django.db import transaction
 from django.db.models import QuerySet
 
-from registry.errors import RegistryError, Text
-from registry.models import Artifact, Blob
+from registry.errors import RegistryError, Text, Unavailable
+from registry.models import Artifact, Blob, Layout
 from registry.services.blobs import lock_bytes
-from registry.storage import default_storage, unreadable
+from registry.storage import Storage, Treated, default_storage, only_damage, unreadable
 
 _NAMED = 5
 
@@ -25,20 +25,33 @@ class Checked:
     files: list[str] = field(default_factory=list)
 
 
-def encrypt_blobs() -> Iterator[tuple[str, bool]]:
-    """Encrypt what was stored plain; yield each digest that was looked at, and whether it was.
+def encrypt_blobs() -> Iterator[Treated]:
+    """Encrypt what was stored plain; yield what became of each blob that was looked at.
 
     Safe beside readers and writers, and to break off and repeat: a blob is encrypted as a whole
     before its plain copy goes.
     """
     storage = default_storage()
+    storage.require_keys()
     for sha256, _ in storage.plain_inventory():
-        sealed = storage.encrypt(sha256)
-        with transaction.atomic():
-            # Who records the same bytes must not count on the copy that is about to go.
-            lock_bytes(sha256)
-            dropped = storage.drop_plain(sha256)
-        yield sha256, sealed or dropped
+        try:
+            changed = _encrypt(storage, sha256)
+        except (Unavailable, OSError) as error:
+            yield Treated(sha256, problem=only_damage(sha256, error).detail)
+        else:
+            yield Treated(sha256, changed=changed)
+
+
+def _encrypt(storage: Storage, sha256: str) -> bool:
+    sealed = storage.encrypt(sha256)
+    with transaction.atomic():
+        # Who records the same bytes must not count on the copy that is about to go.
+        lock_bytes(sha256)
+        dropped = storage.drop_plain(sha256)
+        if dropped:
+            pieces = Blob.objects.filter(sha256=sha256, layout=Layout.SEGMENTED)
+            pieces.update(layout=Layout.WHOLE)
+    return sealed or dropped
 
 
 def verify_blobs(*, sample: int | None = None) -> Iterator[Checked]:

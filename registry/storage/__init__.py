@@ -4,12 +4,13 @@ Callers name a digest and never see a path, nor whether the bytes are encrypted 
 package must not know models, requests or people.
 """
 
-from registry.storage.files import unreadable
+from registry.storage.files import only_damage, unreadable
 from registry.storage.incoming import Incoming
 from registry.storage.local import LocalStorage
 from registry.storage.location import Location, default_storage, storage_at
 from registry.storage.objects import BLOCK_BYTES, READY_BYTES, Blocks
 from registry.storage.s3 import S3Storage
+from registry.storage.sealed import Treated
 from registry.storage.segments import (
     MAX_PIECE_BYTES,
     Draft,
@@ -37,8 +38,10 @@ __all__ = [
     "Sink",
     "Storage",
     "Stored",
+    "Treated",
     "Uncoded",
     "default_storage",
+    "only_damage",
     "pack_pieces",
     "storage_at",
     "unpack_pieces",

@@ -105,6 +105,15 @@ def unreadable(sha256: str, error: OSError) -> Unavailable:
     return damaged(sha256, Text("they cannot be read: {reason}", reason=error.strerror))
 
 
+def only_damage(sha256: str, error: Unavailable | OSError) -> Unavailable:
+    """Give what is wrong with this one blob; raise what will be wrong with the next one too."""
+    if isinstance(error, OSError):
+        return unreadable(sha256, error)
+    if error.reason != "stored_bytes_damaged":
+        raise error
+    return error
+
+
 def _is_in_memory(descriptor: int, position: int) -> bool:
     """Tell whether the page cache has this byte; the kernel reads ahead, so those before it too."""
     try:

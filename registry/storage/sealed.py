@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from registry.encryption import (
     SETTING,
@@ -20,6 +21,7 @@ from registry.encryption import (
 from registry.encryption.container import BATCH, HEADER_BYTES, SEALED_BLOCK_BYTES, damaged
 from registry.encryption.keys import missing_key
 from registry.errors import RegistryError, Text, Unavailable
+from registry.storage.files import only_damage
 from registry.storage.names import key_name, plain_name, sealed_name, segmented_name
 from registry.storage.objects import Absent, Blocks, HeldBlocks, Objects, StoredBlocks, StoredObject
 from registry.storage.spool import Spool, out_of_space
@@ -28,6 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 _SIDECAR_BYTES = 64 * 1024
+
+
+class Treated(NamedTuple):
+    """A blob that was to be encrypted, or its key to be wrapped anew, and what kept it from that.
+
+    One that is damaged does not keep the others.
+    """
+
+    sha256: str
+    changed: bool = False
+    problem: str = ""
 
 
 class UnsealedBlocks(Blocks):
@@ -102,24 +115,27 @@ class SealedBlobs(Spool, Objects):
             self._retire(name)
         return True
 
-    def rotate_keys(self) -> Iterator[bool]:
-        """Wrap every blob's key with the current master key; yield for each whether it changed.
+    def rotate_keys(self) -> Iterator[Treated]:
+        """Wrap every blob's key with the current master key; yield what became of each.
 
         Safe beside readers and writers, and to repeat: a sidecar is replaced at once, and names a
         container that no other sidecar will ever name.
         """
-        keys = self._require_keys()
+        keys = self.require_keys()
         for name, _ in self._list("keys/"):
             sha256, _, file_id = name.rpartition("/")[2].partition(".")
             try:
                 sidecar = self._sidecar(name)
+                changed = sidecar.key_id != keys.current.key_id
+                if changed:
+                    context = bytes.fromhex(sha256) + bytes.fromhex(file_id)
+                    self._put_small(name, keys.rewrap(sidecar, context).to_bytes())
             except Absent:
                 continue
-            changed = sidecar.key_id != keys.current.key_id
-            if changed:
-                context = bytes.fromhex(sha256) + bytes.fromhex(file_id)
-                self._put_small(name, keys.rewrap(sidecar, context).to_bytes())
-            yield changed
+            except (Unavailable, OSError) as error:
+                yield Treated(sha256, problem=only_damage(sha256, error).detail)
+            else:
+                yield Treated(sha256, changed=changed)
 
     def _plain_names(self, sha256: str) -> tuple[str, ...]:
         """Say where a blob may be that is not encrypted: it may be in pieces a moment later."""
@@ -152,7 +168,7 @@ class SealedBlobs(Spool, Objects):
         Two that do so at once make two containers with two keys; whichever is last stays, and its
         key is there.
         """
-        keys = self._require_keys()
+        keys = self.require_keys()
         header = new_header(sha256=sha256, size_bytes=path.stat().st_size)
         key = DataKey.make(header)
         sink = self._new_sink(None)
@@ -227,7 +243,7 @@ class SealedBlobs(Spool, Objects):
         finally:
             self.drop_sink(sink)
 
-    def _require_keys(self) -> KeyRing:
+    def require_keys(self) -> KeyRing:
         if self.keys is None:
             raise Unavailable(
                 "{setting} names no master key, so nothing can be encrypted.",

@@ -684,6 +684,7 @@ def test_with_a_master_key_nothing_is_said_to_be_shared(alice, settings):
     settings.MASTER_KEYS = "5e" * 32
     list(custody.encrypt_blobs())
     assert told_to(alice, made[1]) == (0, None)
+    assert saved_in_all() == 0
 
 
 def test_a_file_that_both_versions_have_is_shared_as_a_whole(alice):

@@ -18,13 +18,21 @@ class Command(BaseCommand):
     )
 
     def handle(self, *_: Any, **__: Any) -> None:
-        seen = changed = 0
+        seen = changed = wrong = 0
         try:
-            for _sha256, encrypted in encrypt_blobs():
+            for blob in encrypt_blobs():
                 seen += 1
-                changed += encrypted
+                changed += blob.changed
+                if blob.problem:
+                    wrong += 1
+                    self.stdout.write(f"{blob.sha256}: {blob.problem}")
                 if seen % _EVERY == 0:
                     self.stdout.write(f"{seen} blobs seen, {changed} encrypted")
         except RegistryError as error:
             raise CommandError(error.detail) from error
+        if wrong:
+            raise CommandError(
+                f"{wrong} of {seen} blobs could not be encrypted; they are named above. "
+                f"{changed} were."
+            )
         self.stdout.write(f"Done: {changed} blobs encrypted.")

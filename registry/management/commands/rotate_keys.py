@@ -18,13 +18,21 @@ class Command(BaseCommand):
     )
 
     def handle(self, *_: Any, **__: Any) -> None:
-        seen = changed = 0
+        seen = changed = wrong = 0
         try:
-            for rewrapped in default_storage().rotate_keys():
+            for blob in default_storage().rotate_keys():
                 seen += 1
-                changed += rewrapped
+                changed += blob.changed
+                if blob.problem:
+                    wrong += 1
+                    self.stdout.write(f"{blob.sha256}: {blob.problem}")
                 if seen % _EVERY == 0:
                     self.stdout.write(f"{seen} keys seen, {changed} of them wrapped anew")
         except RegistryError as error:
             raise CommandError(error.detail) from error
+        if wrong:
+            raise CommandError(
+                f"{wrong} of {seen} keys could not be wrapped anew; the blobs are named above. "
+                f"{changed} were."
+            )
         self.stdout.write(f"Done: {seen} keys, {changed} of them wrapped anew.")

@@ -456,6 +456,13 @@ def command(name, *arguments):
     return out.getvalue()
 
 
+def fails(name, message):
+    out = StringIO()
+    with pytest.raises(CommandError, match=message):
+        call_command(name, stdout=out)
+    return out.getvalue()
+
+
 def test_the_command_lists_what_would_go_and_what_went(alice, model):
     make_version(alice, model, {"a.json": b"{}"})
     catalog.delete_repository(actor=actor_of(alice), repository=model)
@@ -526,6 +533,47 @@ def test_plain_blobs_are_encrypted_and_keys_rotated(alice, model, settings):
     versions.delete_version(actor=actor_of(alice), version=version)
     assert len(names(collect(), "blob")) == 2
     assert [path for path in default_storage().spool.rglob("*") if path.is_file()] == []
+
+
+def test_one_damaged_blob_does_not_keep_the_others_from_being_encrypted(alice, model, settings):
+    names = [f"{number}.txt" for number in range(5)]
+    make_version(alice, model, {name: name.encode() for name in names})
+    digests = sorted(hashlib.sha256(name.encode()).hexdigest() for name in names)
+    spoiled, closed, *good = digests
+    folder = default_storage().spool / "blobs"
+    for digest in (spoiled, closed):
+        next(folder.rglob(digest)).unlink()
+    (folder / spoiled[:2] / spoiled).write_bytes(b"other")
+    # It opens no more than a file whose very name the disk has lost.
+    (folder / closed[:2] / closed).symlink_to(folder)
+    settings.MASTER_KEYS = "ab" * 32
+    for encrypted in (3, 0):
+        said = fails("encrypt_blobs", f"2 of {2 + encrypted} blobs could not be encrypted")
+        assert f"{spoiled}: " in said
+        assert f"{closed}: " in said
+    assert {path.name for path in (folder.parent / "sealed").rglob("*") if path.is_file()} == {
+        *good
+    }
+
+
+def test_one_sidecar_that_cannot_be_read_does_not_keep_the_others_from_being_rotated(
+    alice, model, settings
+):
+    settings.MASTER_KEYS = "ab" * 32
+    files = {f"{number}.txt": b"%d" % number for number in range(4)}
+    make_version(alice, model, files)
+    keys = sorted((default_storage().spool / "keys").rglob("*.*"))
+    for path in keys[:2]:
+        path.chmod(0o644)
+    keys[0].write_bytes(b"{}")
+    keys[1].unlink()
+    keys[1].symlink_to(keys[1].parent)
+    settings.MASTER_KEYS = f"{'cd' * 32} {'ab' * 32}"
+    said = fails("rotate_keys", "2 of 4 keys could not be wrapped anew")
+    for path in keys[:2]:
+        assert f"{path.name.partition('.')[0]}: " in said
+    settings.MASTER_KEYS = "cd" * 32
+    assert len([one for one in custody.verify_blobs() if not one.problem]) == 2
 
 
 def test_the_workers_collect_on_their_own(alice):
