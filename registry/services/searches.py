@@ -14,6 +14,7 @@ MAX_SAVED = 100
 # What of an address is part of a search; a place in its pages is not.
 PARAMETERS = ("q", "sort", "label", "task", "library", "license", "format", "owner")
 _LONGEST = 2000
+_MOST_FIELDS = 50
 
 
 def save_search(*, actor: Actor, kind: str, name: object, query: str) -> SavedSearch:
@@ -67,7 +68,12 @@ def _check_query(query: str) -> str:
             "query", "too_long", "A search has at most {limit} characters.", limit=_LONGEST
         )
     check_text("query", query, max_length=_LONGEST)
-    given = dict(parse_qsl(query.removeprefix("?"), max_num_fields=50))
+    try:
+        given = dict(parse_qsl(query.removeprefix("?"), max_num_fields=_MOST_FIELDS))
+    except ValueError as error:
+        raise invalid_field(
+            "query", "too_long", "A search has at most {limit} fields.", limit=_MOST_FIELDS
+        ) from error
     if unknown := sorted(given.keys() - PARAMETERS):
         raise invalid_field(
             "query",

@@ -185,6 +185,12 @@ def test_members_see_the_quotas_and_administrators_set_them(api, alice, admin):
         problem_of(theirs.patch("namespaces/alice/quota", bad), 400, "invalid")
 
 
+def test_a_search_of_very_many_fields_is_refused_by_field(api):
+    wanted = {"kind": "model", "name": "many", "query": "q=a&" + "q=b&" * 60}
+    problem = problem_of(api.post("searches", wanted), 400, "too_long")
+    assert problem["errors"][0]["field"] == "query"
+
+
 def test_a_job_says_what_it_waits_for(api, alice, admin):
     make_version(alice, make_model(alice, "classifier"))
     api_of(admin).patch("namespaces/alice/quota", {"jobs": 1})
