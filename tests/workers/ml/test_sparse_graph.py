@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from registry.errors import Invalid
 from registry.recipes import parse_recipe
 from tests.workers.ml.little import compress_recipe, run_job, write_cnn, write_lstm
+from workers.ml.compress.prune import sparsity_notes
 from workers.ml.compress.sparse_graph import prune_graph, share_graph
 from workers.ml.infer.engines import OnnxEngine
 
@@ -139,6 +140,46 @@ def test_the_weights_of_an_lstm_in_a_graph_are_pruned(tmp_path):
     recipe["steps"] = [{"method": "prune_magnitude", "pattern": "1:4", "epochs": 0}]
     result = run_job(tmp_path / "job", recipe, model=exported.files)
     assert result.report["summary"]["steps"][0]["sparsity"] == 0.75
+
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@pytest.mark.parametrize("operator", list(GATES))
+@pytest.mark.parametrize("inputs", [8, 16])
+def test_both_weights_of_a_recurrent_layer_keep_their_own_numbers(tmp_path, operator, inputs):
+    rows = 16 * GATES[operator]
+    before = {
+        "weights_in": DRAWN.standard_normal((2, rows, inputs)).astype(np.float32),
+        "weights_back": DRAWN.standard_normal((2, rows, 16)).astype(np.float32),
+    }
+    node = helper.make_node(
+        operator, ["x", *before], ["y"], name="layer", hidden_size=16, direction="bidirectional"
+    )
+    graph = helper.make_graph(
+        [node],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["length", "rows", inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, name) for name, values in before.items()],
+    )
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), source)
+    given = {"x": np.ones((3, 2, inputs), np.float32)}
+    for asked in ({"sparsity": 0.5}, {"sparsity": 0.5, "pattern": (2, 4)}):
+        pruned = prune_graph(source, target, **asked)
+        after = weights_of(target)
+        for name, values in before.items():
+            kept = after[name] != 0
+            assert np.array_equal(after[name][kept], values[kept])
+        zeros = sum(int((values == 0).sum()) for values in after.values())
+        told = sparsity_notes(pruned)
+        assert told["weights"] == sum(values.size for values in before.values())
+        assert told["zeros"] == zeros == told["weights"] // 2
+        assert told["sparsity_by_layer"].keys() == before.keys()
+        OnnxEngine(target, device="cpu", threads=1).run(given)
+    with pytest.raises(Invalid, match=f"does not divide the {inputs} inputs of layer"):
+        prune_graph(source, target, sparsity=0.5, pattern=(1, 32))
 
 
 def test_training_a_graph_is_refused_with_what_can_be_done(tmp_path, digits):

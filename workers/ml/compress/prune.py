@@ -131,8 +131,12 @@ def magnitude_masks(weights: Mapping[str, Tensor], sparsity: float, scope: str) 
     return keep_largest({n: w.detach().abs() for n, w in weights.items()}, sparsity, scope)
 
 
-def pattern_masks(weights: Mapping[str, Tensor], kept: int, of: int) -> Masks:
+def pattern_masks(
+    weights: Mapping[str, Tensor], kept: int, of: int, layers: Mapping[str, str] | None = None
+) -> Masks:
     """Keep the `kept` largest of each `of` neighbours along the input axis (N:M sparsity).
+
+    `layers` says whose each weight is; without it, what stands before a name's last dot.
 
     Raises:
         Invalid: the inputs of a layer are no multiple of `of`; the layer is named.
@@ -149,7 +153,7 @@ def pattern_masks(weights: Mapping[str, Tensor], kept: int, of: int) -> Masks:
                 kept=kept,
                 of=of,
                 inputs=inputs,
-                layer=name.rpartition(".")[0],
+                layer=layers[name] if layers else name.rpartition(".")[0],
             )
         last = weight.detach().abs().movedim(1, -1)
         groups = last.reshape(*last.shape[:-1], inputs // of, of)

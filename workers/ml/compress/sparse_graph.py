@@ -76,7 +76,7 @@ def prune_graph(
     pattern: tuple[int, int] | None = None,
     exclude: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """Write a copy of an ONNX file with its smallest weights zero; give the weights by layer.
+    """Write a copy of an ONNX file with its smallest weights zero; give the weights by name.
 
     Products, convolutions and recurrent layers are pruned, look-up tables are not.
 
@@ -98,15 +98,16 @@ def prune_graph(
             "recurrent layer that is not left out.",
             code="nothing_to_prune",
         )
-    turned = {f"{layer.name}.weight": _turn(graph, layer) for layer in layers.values()}
+    # By weight, not by node: a recurrent node has two.
+    turned = {name: _turn(graph, layer) for name, layer in layers.items()}
     masks = (
-        prune.pattern_masks(turned, *pattern)
+        prune.pattern_masks(turned, *pattern, {n: layer.name for n, layer in layers.items()})
         if pattern
         else prune.magnitude_masks(turned, sparsity, scope)
     )
-    for layer in layers.values():
-        kept = turned[f"{layer.name}.weight"].masked_fill_(~masks[f"{layer.name}.weight"], 0.0)
-        graph.write(layer.weight, _turn_back(graph, layer, kept))
+    for name, layer in layers.items():
+        kept = turned[name].masked_fill_(~masks[name], 0.0)
+        graph.write(name, _turn_back(graph, layer, kept))
     graph.save(target)
     return turned
 
