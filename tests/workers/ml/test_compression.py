@@ -90,6 +90,18 @@ def test_an_export_that_disagrees_is_refused(tmp_path):
     with pytest.raises(Invalid) as caught:
         verify(runtimes[0].engine, engine, [image])
     assert caught.value.reason == "export_failed"
+    # A copy that answers no number is not as good as the model; one of a model that does is.
+    ill = runtimes[0].engine
+    with torch.no_grad():
+        ill.module.classes.bias[1] = torch.nan
+    export_onnx(ill, image, "logits", tmp_path / "ill.onnx")
+    engine = OnnxEngine(tmp_path / "ill.onnx", device="cpu", threads=1)
+    assert verify(ill, engine, [image]).largest_absolute < 1e-4
+    with torch.no_grad():
+        ill.module.classes.bias[1] = 0.0
+    with pytest.raises(Invalid) as caught:
+        verify(ill, engine, [image])
+    assert caught.value.reason == "export_failed"
 
 
 def test_an_exported_file_holds_no_path_of_this_machine(tmp_path, digits):

@@ -142,7 +142,8 @@ def test_layers_with_equal_weights_are_stored_once(tmp_path):
     assert inspect_onnx(tmp_path / "whole.onnx").weight_bytes["FLOAT"] == 2 * 1024
 
 
-def test_a_result_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("wrong", [drawn(16, 16, seed=5), np.full((16, 16), np.nan, np.float32)])
+def test_a_result_that_answers_otherwise_is_refused(tmp_path, monkeypatch, wrong):
     source = graph(
         tmp_path / "model.onnx",
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -151,7 +152,7 @@ def test_a_result_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
     other = graph(
         tmp_path / "other.onnx",
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        {"w": drawn(16, 16, seed=5)},
+        {"w": wrong},
     )
     monkeypatch.setattr(
         module_under_test,

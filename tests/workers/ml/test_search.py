@@ -505,6 +505,20 @@ def test_no_step_sees_the_rows_to_choose_by(half_dead, digits, tmp_path):
     assert not any(image.tobytes() in seen for image in chosen)
 
 
+def test_a_candidate_that_answers_no_numbers_is_refused_by_name(half_dead, digits, tmp_path):
+    path = write_job(tmp_path / "job", goal(max_accuracy_loss=0.1), model=half_dead, dataset=digits)
+    job = read_job(path, Events(io.StringIO()), Interrupt())
+    job.start_over()
+    trials = Trials(job, job.recipe, job.out / "work")
+    assert "ok" in answer(trials, {"do": "build", "name": "slim", "steps": [SLIM]})
+    file = trials.work / "candidates" / "slim" / "files" / "model.safetensors"
+    state = load_file(file)
+    state["classes.bias"][0] = torch.nan
+    save_file(state, file, metadata={"format": "pt"})
+    said = answer(trials, {"do": "losses", "name": "slim", "count": 100})
+    assert said["refused"]["code"] == "not_finite"
+
+
 # --- the process ----------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from registry import recipes
 from registry.errors import Invalid
+from workers.ml.agreement import farthest
 from workers.ml.compress.bench import Bench
 from workers.ml.compress.layers import Graph, refuse_quantized
 from workers.ml.evaluate import latency_feeds
@@ -224,10 +225,5 @@ def _difference(source: Path, target: Path, probes: Sequence[Feeds], threads: in
     for feeds in probes:
         before, after = (engine.run(feeds) for engine in engines)
         for name, expected in before.items():
-            found = after[name]
-            if found.shape != expected.shape:
-                return float("inf")
-            size = max(1.0, float(np.abs(expected).max(initial=0.0)))
-            gap = np.abs(expected.astype(np.float64) - found.astype(np.float64))
-            largest = max(largest, float(gap.max(initial=0.0)) / size)
+            largest = max(largest, farthest(expected, after[name])[1])
     return largest

@@ -157,6 +157,12 @@ class Trials:
         started = time.perf_counter()
         self._parent = self._answers(self._runtime, self._held)
         self._took_parent = time.perf_counter() - started
+        if self._runtime.answers != "classes" and not np.isfinite(self._parent).all():
+            raise Invalid(
+                "Some of the model's own answers are not finite numbers, so nothing can be told "
+                "to be like them.",
+                code="not_finite",
+            )
 
     def about(self) -> dict[str, Any]:
         """Say what there is to search: the parent's size, the rows to choose by, the methods."""
@@ -243,6 +249,8 @@ class Trials:
         count = min(count, len(self._held))
         runtime = self._load(name)
         answers = self._answers(runtime, self._held, count)
+        if (np.isfinite(self._parent[:count]) & ~np.isfinite(answers)).any():
+            raise Invalid("Some of its answers are not finite numbers.", code="not_finite")
         found = {
             measure: tell(answers, self._parent[:count], runtime)
             for measure, tell in self._measures()

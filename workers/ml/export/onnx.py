@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from registry.errors import Invalid
+from workers.ml.agreement import farthest
 from workers.ml.export.lstm import TRANSLATIONS, with_onnx_lstm
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
@@ -120,9 +121,8 @@ def verify(torch_engine: TorchEngine, onnx_engine: OnnxEngine, probes: list[Feed
                 found=found.shape,
                 expected=expected.shape,
             )
-        difference = float(np.abs(expected - found).max())
-        absolute = max(absolute, difference)
-        relative = max(relative, difference / max(1.0, float(np.abs(expected).max())))
+        off = farthest(expected, found)
+        absolute, relative = max(absolute, off[0]), max(relative, off[1])
     if not relative <= TOLERANCE:
         raise Invalid(
             "The exported model is off by {relative:.2g}, more than {limit:g}.",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from registry.errors import Invalid
+from workers.ml.agreement import farthest
 from workers.ml.infer.engines import ProgramEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds, WordsFeeder
 from workers.ml.infer.runtime import EMBEDDING, Runtime
@@ -119,7 +120,7 @@ def difference(subject: Subject, opened: Opened, *, fixed_length: bool) -> float
         Invalid: it computes something else.
 
     """
-    farthest = 0.0
+    relative = 0.0
     for tensors, expected in subject.probes:
         given = subject.padded(tensors) if fixed_length else tensors
         with torch.no_grad():
@@ -132,16 +133,15 @@ def difference(subject: Subject, opened: Opened, *, fixed_length: bool) -> float
                 found=list(found.shape),
                 expected=list(expected.shape),
             )
-        off = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
-        farthest = max(farthest, off / max(1.0, float(np.abs(expected).max(initial=0.0))))
-    if not farthest <= TOLERANCE:
+        relative = max(relative, farthest(expected, found)[1])
+    if not relative <= TOLERANCE:
         raise Invalid(
             "The exported model is off by {relative:.2g}, more than {limit:g}.",
             code="export_failed",
-            relative=farthest,
+            relative=relative,
             limit=TOLERANCE,
         )
-    return farthest
+    return relative
 
 
 def _probe(
