@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from registry.errors import Invalid
+from workers.ml.compress.blocks import unpack
 from workers.ml.infer.engines import TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
@@ -60,6 +61,8 @@ _ZERO_POINTS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "QGemm": ((3, 5, 0),),
     "DynamicQuantizeLSTM": ((1, 9, -1), (2, 11, -1)),
 }
+# What a packed table has where its node does not say so.
+_TABLE_DEFAULTS = {"bits": 4, "quantize_axis": 1, "block_size": 128}
 _SCALES = ("_scale", "_zero_point")
 
 
@@ -243,13 +246,18 @@ def graph_nonzero(file: Path) -> Iterator[tuple[str, int]]:
     model = onnx.load(file)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     zeros = _zero_points(model, weights)
-    packed = {node.input[1]: node for node in model.graph.node if node.op_type == "MatMulNBits"}
+    products = {node.input[1]: node for node in model.graph.node if node.op_type == "MatMulNBits"}
+    tables = {
+        node.input[0]: node for node in model.graph.node if node.op_type == "GatherBlockQuantized"
+    }
     for name, tensor in weights.items():
         if not tensor.dims or tensor.data_type == onnx.TensorProto.INT64 or name.endswith(_SCALES):
             continue
         values = numpy_helper.to_array(tensor)
-        if name in packed:
-            yield name, _packed_nonzero(values, packed[name], weights)
+        if name in products:
+            yield name, _product_nonzero(values, products[name], weights)
+        elif name in tables and values.dtype == np.uint8:
+            yield name, _table_nonzero(values, tables[name], weights)
         else:
             yield name, int(np.count_nonzero(values != zeros.get(name, 0)))
 
@@ -282,25 +290,41 @@ def _along(zero: NDArray[Any], dims: tuple[int, ...], axis: int) -> NDArray[Any]
     return zero.reshape(shape) if zero.size == dims[axis] else zero.reshape(-1)[:1].reshape(())
 
 
-def _packed_nonzero(
+def _product_nonzero(
     values: NDArray[Any], node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]
 ) -> int:
-    """Count in blocks of few bits: uint8 [outputs, blocks, bytes], the low half of a byte first."""
+    """Count in blocks of few bits: uint8 [outputs, blocks, bytes], the low bits of a byte first."""
     asked = {item.name: item.i for item in node.attribute}
     bits, outputs, inner = asked.get("bits", 4), asked["N"], asked["K"]
-    numbers = _unpacked(values.reshape(outputs, values.shape[1], -1), bits)
+    numbers = unpack(values.reshape(outputs, values.shape[1], -1), bits)
     zero: Any = 1 << (bits - 1)
-    if len(node.input) > 3 and node.input[3] in weights:
-        zeros = numpy_helper.to_array(weights[node.input[3]])
-        zero = _unpacked(zeros.reshape(outputs, -1), bits)[:, : values.shape[1], None]
+    if (zeros := _packed_zeros(node, weights)) is not None:
+        by_row = zeros.reshape(outputs, -1)
+        whole = unpack(by_row, bits) if by_row.dtype == np.uint8 else by_row
+        zero = whole[:, : values.shape[1], None]
     return int(np.count_nonzero((numbers != zero).reshape(outputs, -1)[:, :inner]))
 
 
-def _unpacked(values: NDArray[Any], bits: int) -> NDArray[Any]:
-    if bits != 4:
-        return values
-    halves = np.stack([values & 15, values >> 4], axis=-1)
-    return halves.reshape(*values.shape[:-1], -1)
+def _table_nonzero(
+    values: NDArray[Any], node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]
+) -> int:
+    """Count in a table of few bits: uint8 [rows, ..., bytes], in blocks along one axis."""
+    asked = {item.name: item.i for item in node.attribute}
+    bits, axis, block = (asked.get(*item) for item in _TABLE_DEFAULTS.items())
+    numbers = unpack(values, bits)
+    zero: Any = 1 << (bits - 1)
+    if (zeros := _packed_zeros(node, weights)) is not None:
+        whole = unpack(zeros, bits).repeat(block, axis)
+        zero = whole[tuple(slice(size) for size in numbers.shape)]
+    return int(np.count_nonzero(numbers != zero))
+
+
+def _packed_zeros(
+    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]
+) -> NDArray[Any] | None:
+    if len(node.input) <= 3 or node.input[3] not in weights:
+        return None
+    return numpy_helper.to_array(weights[node.input[3]])
 
 
 # --- bytes ----------------------------------------------------------------------------------------

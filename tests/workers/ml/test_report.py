@@ -22,6 +22,7 @@ from tests.workers.ml.little import (
     write_texts,
 )
 from workers.ml import compare, cost
+from workers.ml.compress.weight_only import Options, quantize_weights
 from workers.ml.data import Labels
 from workers.ml.evaluate import Predictions, Where, accuracy, agreement
 from workers.ml.formats import open_model
@@ -162,6 +163,30 @@ def test_four_bit_blocks_are_counted_number_by_number(tmp_path):
     file = graph_of(tmp_path, [node], {"w": packed, "s": np.ones(2, np.float32)}, shape=("N", 16))
     assert dict(cost.graph_nonzero(file))["w"] == 1
     assert cost.graph_macs(file, {"x": np.ones((1, 16), np.float32)}).total == 2 * 16
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_numbers_of_any_few_bits_are_counted_one_by_one(tmp_path, bits, symmetric):
+    drawn = np.random.default_rng(bits)
+    # Minus one, nought and one stay what they are, or at least nought and not nought.
+    weights = {
+        "w": drawn.integers(-1, 2, (320, 6)).astype(np.float32),
+        "table": drawn.integers(-1, 2, (20, 160)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("ArgMax", ["y"], ["row"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["table", "row"], ["z"]),
+    ]
+    file = graph_of(tmp_path, nodes, weights, shape=("N", 320))
+    options = Options(bits=bits, table_bits=bits, block=32, symmetric=symmetric)
+    quantize_weights(file, tmp_path / "few.onnx", options)
+    found = dict(cost.graph_nonzero(tmp_path / "few.onnx"))
+    assert len(found) == 2
+    for name, weight in weights.items():
+        (count,) = (count for told, count in found.items() if told.startswith(name))
+        assert count == np.count_nonzero(weight)
 
 
 def test_wire_bytes_are_those_of_zstd_at_level_three(tmp_path):
