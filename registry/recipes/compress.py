@@ -1,6 +1,6 @@
 """Compression: steps that make a version smaller, in order, and what is measured after them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -172,7 +172,7 @@ class CompressRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _measured_on_other_rows(self) -> Self:
-        if self.train_split == self.test_split and self._learns():
+        if self.train_split == self.test_split and self.looks_at_rows:
             raise Unfit("A step learns from the split that is measured on: name two splits.")
         return self
 
@@ -208,6 +208,20 @@ class CompressRecipe(BaseRecipe):
                     instead=instead,
                 )
         return self
+
+    @property
+    def looks_at_rows(self) -> bool:
+        """Whether a step learns from rows or calibrates on them, so that they tell no quality."""
+        calibrates = any(getattr(step, "works_uncalibrated", "") for step in self.steps)
+        return calibrates or self._learns()
+
+    def measured_split(self, splits: Iterable[str]) -> str:
+        """Name the split to measure on: where nobody named one, the first will do for `test`."""
+        there = list(splits)
+        default = type(self).model_fields["test_split"].default
+        if self.test_split in there or self.test_split != default:
+            return self.test_split
+        return there[0]
 
     def references(self) -> dict[str, str]:
         """Tell which versions the job reads; those that are merged are other_1 and so on."""

@@ -121,6 +121,12 @@ class Search(Frozen):
     seed: int = Field(default=0, ge=0, le=2**31 - 1, title="Seed", json_schema_extra=ADVANCED)
 
     @model_validator(mode="after")
+    def _measured_on_other_rows(self) -> Self:
+        if self.train_split == self.test_split:
+            raise Unfit("A step learns from the split that is measured on: name two splits.")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
         if self.goal == "fits" and self.max_bytes is None:
             raise Unfit("To fit, say how many bytes there are.")

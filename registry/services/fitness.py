@@ -426,9 +426,7 @@ def _uses(recipe: Recipe, head: ModelHead, dataset: DatasetHead) -> Iterable[_Us
     classes = head.answers == "classes"
     if isinstance(recipe, CompressRecipe):
         label = head.columns.get("label", "label") if classes else None
-        first = next(iter(dataset.splits))
-        held = recipe.test_split if recipe.test_split in dataset.splits else first
-        yield _Use(held, "test_split", label, head.columns)
+        yield _Use(recipe.measured_split(dataset.splits), "test_split", label, head.columns)
         if any(getattr(step, "needs_rows", False) for step in recipe.steps):
             yield _Use(recipe.train_split, "train_split", label, head.columns)
         if any(getattr(step, "works_uncalibrated", "") for step in recipe.steps):
@@ -492,17 +490,14 @@ def _learned_from(recipe: TrainRecipe, inputs: Mapping[str, Version]) -> str | N
 
 
 def _measured_elsewhere(recipe: CompressRecipe, dataset: DatasetHead) -> Iterator[FieldError]:
-    learns = any(getattr(step, "needs_rows", False) for step in recipe.steps)
-    if learns and recipe.test_split not in dataset.splits:
-        first = next(iter(dataset.splits))
-        if first == recipe.train_split:
-            yield FieldError(
-                "test_split",
-                "missing_split",
-                "The dataset has no split {test} to measure on, and its rows to learn from would "
-                "not do: add one.",
-                test=recipe.test_split,
-            )
+    if recipe.looks_at_rows and recipe.measured_split(dataset.splits) == recipe.train_split:
+        yield FieldError(
+            "test_split",
+            "missing_split",
+            "The dataset has no split {test} to measure on, and its rows to learn from would "
+            "not do: add one.",
+            test=recipe.test_split,
+        )
 
 
 def _misfits_of_split(use: _Use, head: ModelHead, dataset: DatasetHead) -> Iterator[FieldError]:

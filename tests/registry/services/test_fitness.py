@@ -29,6 +29,7 @@ CNN_SHAPES = {
     "classes.weight": [10, 8],
     "classes.bias": [10],
 }
+GPTQ = {"method": "quantize_weights", "algorithm": "gptq"}
 LEARNING = {"method": "prune_magnitude", "epochs": 1}
 
 
@@ -183,6 +184,7 @@ def test_accuracy_needs_labels_in_both_splits(alice, cnn):
         (search(max_accuracy_loss=0.01, test_split="dev"), "steps.0.test_split"),
         (search(max_accuracy_loss=0.01, train_split="dev"), "steps.0.train_split"),
         (compress(LEARNING, train_split="dev"), "train_split"),
+        (compress({"method": "quantize_dynamic"}, test_split="tset"), "test_split"),
         (
             {
                 "kind": "evaluate",
@@ -202,7 +204,8 @@ def test_a_split_that_is_not_there(alice, cnn, digits, recipe, field):
 
 def test_rows_to_learn_from_are_not_measured_on(alice, cnn):
     rows(alice, train__safetensors=images())
-    assert refused(alice, compress(LEARNING))[:2] == ("missing_split", ["test_split"])
+    for step in (LEARNING, {"method": "quantize_static"}, GPTQ):
+        assert refused(alice, compress(step))[:2] == ("missing_split", ["test_split"])
     accepted(alice, compress({"method": "quantize_dynamic"}))
 
 

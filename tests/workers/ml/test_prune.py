@@ -520,8 +520,19 @@ def test_what_needs_a_module_comes_before_what_exports_it():
     late = steps({"method": "export_onnx"}, {"method": "prune_magnitude"})
     with pytest.raises(RegistryError, match="put it before export_onnx"):
         recipes.parse_recipe(late)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"method": "fine_tune"},
+        {"method": "quantize_static"},
+        {"method": "quantize_weights", "algorithm": "gptq"},
+    ],
+)
+def test_one_split_is_not_looked_at_and_measured_on(step):
     with pytest.raises(RegistryError, match="name two splits"):
-        recipes.parse_recipe(steps({"method": "fine_tune"}, test_split="train"))
+        recipes.parse_recipe(steps(step, test_split="train"))
 
 
 def test_rows_that_were_learned_from_are_not_measured_on(tmp_path, cnn, digits):
@@ -529,10 +540,15 @@ def test_rows_that_were_learned_from_are_not_measured_on(tmp_path, cnn, digits):
     alone.mkdir()
     for name in ("train.safetensors", "dataset.json"):
         (alone / name).write_bytes((digits / name).read_bytes())
-    recipe = steps({"method": "fine_tune", **BUDGET})
-    refused = refusal(tmp_path / "job", recipe, model=cnn, dataset=alone)
+    for step in ({"method": "fine_tune", **BUDGET}, {"method": "quantize_static"}):
+        refused = refusal(tmp_path / step["method"], steps(step), model=cnn, dataset=alone)
+        assert refused.reason == "missing_split"
+        assert "to measure on" in refused.detail
+    # What looks at no rows may be measured on any, but not on those of a name misspelt.
+    misspelt = steps({"method": "quantize_dynamic"}, test_split="tset")
+    refused = refusal(tmp_path / "misspelt", misspelt, model=cnn, dataset=alone)
     assert refused.reason == "missing_split"
-    assert "to measure on" in refused.detail
+    assert "has no split 'tset'" in refused.detail
 
 
 def test_learning_needs_a_dataset_named():

@@ -466,6 +466,11 @@ def test_a_goal_that_does_not_fit_is_refused_before_any_work(begin, tmp_path, wr
     assert refusal(found).reason == code
 
 
+def test_what_is_chosen_on_is_not_measured_on():
+    with pytest.raises(RegistryError, match="name two splits"):
+        recipes.parse_recipe(goal(max_accuracy_loss=0.01, test_split="train"))
+
+
 def test_rows_without_labels_are_refused(begin, half_dead, tmp_path):
     rows = write_digits(tmp_path / "rows")
     for split in ("train", "test"):

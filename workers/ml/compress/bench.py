@@ -159,14 +159,27 @@ class Bench:
                 return
 
     def training_split(self) -> Split:
-        """Give the rows that a step may learn from: never those that the result is measured on."""
+        """Give the rows that a step may learn from: never those that the result is measured on.
+
+        Raises:
+            Invalid, NotFound: there is no dataset, no such split, or nothing else to measure on.
+
+        """
         if self.dataset is None:
             raise Invalid(
                 "This recipe needs a dataset to learn from: name one, with a split {split}.",
                 code="missing_input",
                 split=self.recipe.train_split,
             )
-        return self.dataset.split(self.recipe.train_split)
+        split = self.dataset.split(self.recipe.train_split)
+        if self.held_out is not None and self.held_out.split_name == self.recipe.train_split:
+            raise Invalid(
+                "The dataset has no split {test} to measure on, and its rows to learn from would "
+                "not do: add one.",
+                code="missing_split",
+                test=self.recipe.test_split,
+            )
+        return split
 
 
 def open_bench(job: Job, recipe: recipes.CompressRecipe) -> Bench:
@@ -203,7 +216,7 @@ def _held_out(
 ) -> HeldOut | None:
     if dataset is None:
         return None
-    name = recipe.test_split if recipe.test_split in dataset.splits else next(iter(dataset.splits))
+    name = recipe.measured_split(dataset.splits)
     held_out = HeldOut(dataset, name, columns.get("label", "label"))
     needed = [*parent.feeder.columns]
     if parent.answers == "classes":

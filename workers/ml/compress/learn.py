@@ -82,13 +82,6 @@ def check_rows(bench: Bench) -> None:
 
     """
     split = bench.training_split()
-    if bench.held_out is not None and bench.held_out.split_name == bench.recipe.train_split:
-        raise Invalid(
-            "The dataset has no split {test} to measure on, and its rows to learn from would not "
-            "do: add one.",
-            code="missing_split",
-            test=bench.recipe.test_split,
-        )
     columns = list(bench.parent.feeder.columns)
     if bench.parent.answers == "classes":
         columns.append(_label_column(bench))
