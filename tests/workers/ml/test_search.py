@@ -36,6 +36,7 @@ from workers.ml.statistics import judge
 
 GRAPH, INT8 = {"method": "export_onnx"}, {"method": "quantize_dynamic"}
 SLIM = {"method": "prune_structured", "epochs": 0, "control": False}
+ZEROS = {"method": "prune_magnitude", "epochs": 0}
 
 
 class Here:
@@ -495,6 +496,38 @@ def test_a_split_without_some_rows(tmp_path, size):
         read = [text for block in blocks for text in block["text"]]
         assert read == [whole[row] for row in kept[start:]]
     assert some.count() == 6
+
+
+def test_what_a_search_dropped_leaves_nothing_behind(half_dead, digits, tmp_path):
+    path = write_job(tmp_path / "job", goal(max_accuracy_loss=0.1), model=half_dead, dataset=digits)
+    job = read_job(path, Events(io.StringIO()), Interrupt())
+    job.start_over()
+    trials = Trials(job, job.recipe, job.out / "work")
+
+    def build(name, *steps):
+        return answer(trials, {"do": "build", "name": name, "steps": steps})
+
+    def left():
+        return {file for file in (trials.work / "nodes").rglob("*") if file.is_file()}
+
+    # A training keeps its checkpoints while it lasts.
+    assert "ok" in build("trained", {**SLIM, "share": 0.5, "epochs": 1})
+    assert not left()
+    # Nobody needs what a refused candidate had done, beyond the beginning that others share.
+    assert build("refused", GRAPH, INT8, INT8)["refused"]["code"] == "already_quantized"
+    assert "ok" in build("int8", GRAPH, INT8)
+    assert left()
+    for number in range(1, 9):
+        assert "ok" in build("other", {**ZEROS, "sparsity": number / 10})
+        answer(trials, {"do": "drop", "name": "other"})
+    # Beginnings are forgotten in their turn, and what is kept can still be measured.
+    assert trials._benches["int8"].file in left()
+    assert not any(bench.module for bench in trials._benches.values())
+    for name in ("int8", "trained"):
+        report = answer(trials, {"do": "finish", "name": name})["ok"]["report"]
+        assert report["metrics"]
+    answer(trials, {"do": "drop", "name": "int8"})
+    assert not left()
 
 
 def test_no_step_sees_the_rows_to_choose_by(half_dead, digits, tmp_path):

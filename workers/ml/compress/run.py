@@ -372,6 +372,6 @@ def _write_card(bench: Bench, report: Report) -> None:
 
 
 def _library(bench: Bench) -> str:
-    if bench.module is None:
+    if bench.file is not None:
         return "onnx"
     return "transformers" if bench.given.is_transformer else "pytorch"

@@ -189,16 +189,34 @@ class Trials:
         """Make a candidate's files; steps that an earlier one began with are not done again."""
         started = time.perf_counter()
         recipe = self._compression(name, steps)
-        bench, done = self._begin(recipe)
-        job = replace(self.job, out=self.work / "candidates" / name)
-        shutil.rmtree(job.out, ignore_errors=True)
-        job.files.mkdir(parents=True)
-        bench.job, bench.recipe = job, recipe
-        run.write_result(bench, done)
-        folder = open_model(job.files)
-        self._benches[name], self._done[name] = bench, done
+        try:
+            bench, done = self._begin(recipe)
+            job = replace(self.job, out=self.work / "candidates" / name)
+            shutil.rmtree(job.out, ignore_errors=True)
+            job.files.mkdir(parents=True)
+            bench.job, bench.recipe = job, recipe
+            run.write_result(bench, done)
+            folder = open_model(job.files)
+            if bench.adapter is None:
+                # Its files hold it now, and hundreds of candidates may wait for the end.
+                bench.module = None
+            self._benches[name], self._done[name] = bench, done
+        finally:
+            self._sweep()
         self._took[name] = time.perf_counter() - started
         return {"bytes": folder.weights_bytes}
+
+    def _sweep(self) -> None:
+        """Delete the working files that no kept state and no candidate stands on."""
+        stands_on = {
+            value
+            for bench in (*self._prefixes.values(), *self._benches.values())
+            for value in vars(bench).values()
+            if isinstance(value, Path)
+        }
+        for node in (self.work / "nodes").glob("*"):
+            if not any(file.is_relative_to(node) for file in stands_on):
+                shutil.rmtree(node)
 
     def _begin(self, recipe: recipes.CompressRecipe) -> tuple[Bench, list[dict[str, Any]]]:
         """Do the steps from the longest beginning that is known; keep each state on the way."""
@@ -215,6 +233,9 @@ class Trials:
         for number in range(known, len(keys)):
             key = keys[number]
             done = [*done, run.apply_step(recipe.steps[number], bench, number)]
+            # The step is done, and who wants it again takes what it left on the bench.
+            shutil.rmtree(bench.job.checkpoints)
+            bench.job.checkpoints.mkdir()
             self._prefixes[key], self._done[key] = self._fork(bench), done
         for key in keys:
             self._prefixes.move_to_end(key)
@@ -300,7 +321,9 @@ class Trials:
         self._runtimes.pop(name, None)
         self._benches.pop(name, None)
         self._done.pop(name, None)
+        self._took.pop(name, None)
         shutil.rmtree(self.work / "candidates" / name, ignore_errors=True)
+        self._sweep()
         return {}
 
     def _load(self, name: str) -> Runtime:
