@@ -20,6 +20,8 @@ _BOOTSTRAP_BLOCK = 2_000_000
 _FEWEST_FOR_BOOTSTRAP = 20
 _POWER = 0.8
 _MOST_ROWS = 1_000_000_000
+_MOST_WHOLE = 4000
+_NOTHING = 1e-17
 
 Verdict = Literal["met", "failed", "undecided"]
 
@@ -64,10 +66,33 @@ def _resampled_means(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Return the exact two-sided p-value that losses and wins are equally likely."""
-    n = lost + won
-    tail = sum(math.comb(n, k) for k in range(min(lost, won) + 1)) / 2**n if n else 1.0
-    return min(1.0, 2 * tail)
+    """Return the exact two-sided p-value that losses and wins are equally likely.
+
+    Of many rows the whole numbers grow too long: those are summed up as floats.
+    """
+    n, fewer = lost + won, min(lost, won)
+    return min(1.0, 2 * (_tail(n, fewer) if n <= _MOST_WHOLE else _tail_of_many(n, fewer)))
+
+
+def _tail(n: int, most: int) -> float:
+    """Give the chance of at most so many heads in n throws."""
+    ways = total = 1
+    for k in range(most):
+        ways = ways * (n - k) // (k + 1)
+        total += ways
+    return total / 2**n
+
+
+def _tail_of_many(n: int, most: int) -> float:
+    """Do the same from the likeliest number down, until what follows adds nothing."""
+    likeliest = math.lgamma(n + 1) - math.lgamma(most + 1) - math.lgamma(n - most + 1)
+    share = total = 1.0
+    for k in range(most, 0, -1):
+        share *= k / (n - k + 1)
+        total += share
+        if share < total * _NOTHING:
+            break
+    return total * math.exp(likeliest - n * math.log(2))
 
 
 def score_bounds(

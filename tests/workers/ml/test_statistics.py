@@ -1,5 +1,7 @@
 """Intervals, paired tests and decisions: against known values, and by simulation."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -38,6 +40,24 @@ def test_mcnemar_is_exact():
     assert mcnemar(1, 0) == 1.0
     assert mcnemar(5, 0) == pytest.approx(2 / 32)
     assert mcnemar(8, 2) == pytest.approx(2 * 56 / 1024)
+    assert mcnemar(20, 20) == 1.0
+
+
+@pytest.mark.parametrize(("lost", "won"), [(2100, 1900), (2000, 2001), (1900, 2400), (100, 4000)])
+def test_mcnemar_is_the_same_however_many_rows_differ(lost, won):
+    ways = [1]
+    for k in range(min(lost, won)):
+        ways.append(ways[-1] * (lost + won - k) // (k + 1))
+    exact = 2 * sum(ways) / 2 ** (lost + won)
+    assert mcnemar(lost, won) == mcnemar(won, lost) == pytest.approx(min(1.0, exact), rel=1e-9)
+
+
+def test_mcnemar_takes_no_time_for_a_million_rows():
+    # By whole numbers it would take hours.
+    assert mcnemar(500_000, 500_000) == 1.0
+    z = (2000 - 1) / 1e6**0.5
+    expected = 2 * (1 - NormalDist().cdf(z))
+    assert mcnemar(501_000, 499_000) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_bootstrap_holds_the_mean_and_is_repeatable():
