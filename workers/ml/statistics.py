@@ -80,7 +80,7 @@ def _tail(n: int, most: int) -> float:
     for k in range(most):
         ways = ways * (n - k) // (k + 1)
         total += ways
-    return total / 2**n
+    return total / (1 << n)
 
 
 def _tail_of_many(n: int, most: int) -> float:
