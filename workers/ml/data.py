@@ -529,7 +529,6 @@ def load_tensors(
     *,
     dtypes: Mapping[str, np.dtype[Any]],
     label_column: str,
-    most: int | None,
 ) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
     """Read columns of numbers and their classes, within the memory limit.
 
@@ -537,7 +536,7 @@ def load_tensors(
     """
     blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in dtypes}
     numbers: list[NDArray[np.int64]] = []
-    size = row = kept = 0
+    size = row = 0
     for rows in split.batches([*dtypes, label_column], _BLOCK):
         found = number_labels(rows[label_column], labels, split, label_column, first_row=row)
         row += len(found)
@@ -547,7 +546,6 @@ def load_tensors(
             blocks[name].append(values[good].astype(dtype, copy=False))
             size += blocks[name][-1].nbytes
         numbers.append(found[good])
-        kept += int(good.sum())
         if size > MAX_LOADED_BYTES:
             raise Invalid(
                 "{file} does not fit in {limit} GiB of memory.",
@@ -555,18 +553,15 @@ def load_tensors(
                 file=split.file.name,
                 limit=MAX_LOADED_BYTES // 1024**3,
             )
-        if most is not None and kept >= most:
-            break
-    if not kept:
+    targets = np.concatenate(numbers) if numbers else np.empty(0, dtype=np.int64)
+    if not len(targets):
         raise Invalid(
             "{file} has no row that can be used.", code="empty_split", file=split.file.name
         )
-    return [np.concatenate(found)[:most] for found in blocks.values()], np.concatenate(numbers)[
-        :most
-    ]
+    return [np.concatenate(found) for found in blocks.values()], targets
 
 
-def load_texts(split: Split, column: str, most: int | None) -> list[str]:
+def load_texts(split: Split, column: str) -> list[str]:
     """Read and clean the texts of a split, within the memory limit; empty ones are left out."""
     texts: list[str] = []
     size = 0
@@ -581,13 +576,11 @@ def load_texts(split: Split, column: str, most: int | None) -> list[str]:
                 file=split.file.name,
                 limit=MAX_LOADED_BYTES // 1024**3,
             )
-        if most is not None and len(texts) >= most:
-            break
     if not texts:
         raise Invalid(
             "{file} has no row that can be used.", code="empty_split", file=split.file.name
         )
-    return texts[:most]
+    return texts
 
 
 def check_texts(values: Column, split: Split) -> Sequence[str | None]:

@@ -37,6 +37,7 @@ from workers.ml.data import (
     number_labels,
     open_dataset,
 )
+from workers.ml.drawn import draw
 from workers.ml.formats import open_model
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
@@ -335,7 +336,8 @@ def _trial_rows(job: Job, step: recipes.Profile, runtime: Runtime) -> Trial:
     labels = _labels(runtime, dataset, split, step) if runtime.answers == "classes" else None
     check_columns(split, [*columns, *([step.label_column] if labels else [])])
     _used, held_out = divide(split.count(), _VALIDATION, 0)
-    wanted = np.sort(held_out if len(held_out) else _used)[: step.max_rows]
+    wanted = held_out if len(held_out) else _used
+    wanted = wanted[draw(len(wanted), step.max_rows, 0)]
     kept: dict[str, list[Any]] = {name: [] for name in columns}
     classes: list[NDArray[np.int64]] = []
     first = 0

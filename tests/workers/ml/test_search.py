@@ -26,8 +26,9 @@ from workers.ml import evaluate
 from workers.ml.compress import ladder, search
 from workers.ml.compress.child import Child, NotDone
 from workers.ml.compress.ladder import Family, Rung
-from workers.ml.compress.trials import SomeRows, Trials, answer, join
+from workers.ml.compress.trials import Trials, answer
 from workers.ml.data import open_dataset
+from workers.ml.drawn import SomeRows, join
 from workers.ml.events import Events
 from workers.ml.interrupt import Interrupt
 from workers.ml.job import read_job

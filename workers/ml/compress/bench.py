@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from registry import recipes
 from registry.errors import Invalid, Text
-from workers.ml.data import Dataset, Rows, Split, check_columns, open_dataset
+from workers.ml.data import Dataset, Split, check_columns, open_dataset
+from workers.ml.drawn import draw_rows
 from workers.ml.evaluate import latency_feeds
 from workers.ml.export.onnx import Agreement, export_onnx, verify
 from workers.ml.formats import ModelFolder, open_model
@@ -146,17 +146,11 @@ class Bench:
             Invalid: there is no dataset, or none of its splits may be used for it.
 
         """
-        split = self.training_split()
+        split = draw_rows(self.training_split(), count, self.recipe.seed)
         columns = self.parent.feeder.columns
         check_columns(split, columns)
-        rows = min(count, split.count())
-        left = rows
         for block in split.batches(columns, _CALIBRATION_BATCH):
-            taken = _head(block, left)
-            yield self.parent.feeder.feeds(taken, split)
-            left -= len(next(iter(taken.values())))
-            if left <= 0:
-                return
+            yield self.parent.feeder.feeds(block, split)
 
     def training_split(self) -> Split:
         """Give the rows that a step may learn from: never those that the result is measured on.
@@ -223,10 +217,3 @@ def _held_out(
         needed.append(held_out.label_column)
     check_columns(held_out.split, needed)
     return held_out
-
-
-def _head(rows: Rows, count: int) -> Rows:
-    return {
-        name: values[:count] if isinstance(values, np.ndarray) else list(values[:count])
-        for name, values in rows.items()
-    }

@@ -21,12 +21,15 @@ from workers.ml.compress.bench import Bench, Control
 from workers.ml.data import (
     Labels,
     Loaded,
+    Split,
     check_columns,
     divide,
     load_split,
     load_tensors,
     load_texts,
+    number_labels,
 )
+from workers.ml.drawn import SomeRows, draw, draw_rows
 from workers.ml.infer.engines import TorchEngine
 from workers.ml.infer.feeders import (
     Feeder,
@@ -59,6 +62,7 @@ _CONTROLS = {
     "labels_control": Text("student trained on labels alone"),
 }
 _ANSWER_BATCH = 64
+_LABELS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,16 @@ def open_lessons(bench: Bench, budget: recipes.Budget) -> Lessons:
 
 def _read(bench: Bench, budget: recipes.Budget) -> tuple[Examples, Goal]:
     split, feeder = bench.training_split(), bench.parent.feeder
+    if budget.max_rows is not None and bench.parent.answers == "classes":
+        split = _draw_labelled(split, budget.max_rows, bench)
+    elif budget.max_rows is not None:
+        split = draw_rows(split, budget.max_rows, bench.recipe.seed)
     if bench.parent.answers == "classes" and isinstance(feeder, TensorFeeder):
         tensors, labels = load_tensors(
             split,
             Labels(bench.parent.labels),
             dtypes=feeder.dtypes,
             label_column=_label_column(bench),
-            most=budget.max_rows,
         )
         return TensorExamples(tensors, labels), Classify()
     if bench.parent.answers == "classes":
@@ -119,29 +126,42 @@ def _read(bench: Bench, budget: recipes.Budget) -> tuple[Examples, Goal]:
             label_column=_label_column(bench),
             images=isinstance(feeder, ImageFeeder),
         )
-        return _labelled(loaded, feeder, budget.max_rows), Classify()
+        return _labelled(loaded, feeder), Classify()
     if not isinstance(feeder, WordPieceFeeder) or isinstance(parent_module(bench), Program):
         raise Invalid(
             "This model has neither classes nor word pieces, so nothing here can train it.",
             code="cannot_train",
         )
-    texts = load_texts(split, feeder.columns[0], budget.max_rows)
+    texts = load_texts(split, feeder.columns[0])
     examples = _pieces(texts, feeder)
     return TaughtExamples(examples, answers_of(parent_module(bench), examples, bench)), (
         MatchVectors()
     )
 
 
-def _labelled(loaded: Loaded, feeder: Feeder, most: int | None) -> Examples:
-    labels = loaded.labels[:most]
+def _draw_labelled(split: Split, most: int, bench: Bench) -> Split:
+    """Draw from the rows that have a class: few may have one."""
+    if most >= split.count():
+        return split
+    labels, column = Labels(bench.parent.labels), _label_column(bench)
+    numbers: list[NDArray[np.int64]] = []
+    row = 0
+    for rows in split.batches([column], _LABELS_AT_ONCE):
+        numbers.append(number_labels(rows[column], labels, split, column, first_row=row))
+        row += len(numbers[-1])
+    known = np.flatnonzero(np.concatenate(numbers) >= 0)
+    return SomeRows(split, known[draw(len(known), most, bench.recipe.seed)])
+
+
+def _labelled(loaded: Loaded, feeder: Feeder) -> Examples:
     if isinstance(loaded.inputs, np.ndarray):
-        return ImageExamples(loaded.inputs[:most], labels)
+        return ImageExamples(loaded.inputs, loaded.labels)
     if not isinstance(feeder, WordsFeeder):
         raise Invalid(
             "This model has neither classes nor word pieces, so nothing here can train it.",
             code="cannot_train",
         )
-    return TextExamples(loaded.inputs[:most], labels, feeder.vocabulary, feeder.max_length)
+    return TextExamples(loaded.inputs, loaded.labels, feeder.vocabulary, feeder.max_length)
 
 
 def _pieces(texts: list[str], feeder: WordPieceFeeder) -> WordPieceExamples:

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from workers.ml.data import (
     number_labels,
 )
 from workers.ml.device import prepare
+from workers.ml.drawn import SomeRows, join, take
 from workers.ml.events import Events
 from workers.ml.formats import open_model
 from workers.ml.infer.runtime import Runtime, load_runtime
@@ -56,61 +57,6 @@ _BATCH = 32
 _KEPT_PREFIXES = 8
 # Latencies at three batch sizes, and two processes that load a model to weigh it.
 _FINISH_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class SomeRows:
-    """A split without the rows that are held out of it."""
-
-    whole: Split
-    kept: NDArray[np.int64]
-
-    @property
-    def file(self) -> Path:
-        return self.whole.file
-
-    def columns(self) -> list[str]:
-        return self.whole.columns()
-
-    def count(self) -> int:
-        return len(self.kept)
-
-    def batches(self, columns: Sequence[str], size: int, *, start: int = 0) -> Iterator[Rows]:
-        """Yield the kept rows from `start` on, in their order in the file."""
-        wanted = self.kept[start:]
-        held: list[Rows] = []
-        count = first = 0
-        for block in self.whole.batches(columns, max(size, 256)):
-            here = len(next(iter(block.values())))
-            inside = wanted[(wanted >= first) & (wanted < first + here)] - first
-            first += here
-            if len(inside):
-                held.append(take(block, inside))
-                count += len(inside)
-            while count >= size:
-                joined = join(held)
-                yield take(joined, np.arange(size))
-                held, count = [take(joined, np.arange(size, count))], count - size
-        if count:
-            yield join(held)
-
-
-def take(rows: Rows, places: NDArray[np.int64]) -> Rows:
-    return {
-        name: values[places] if isinstance(values, np.ndarray) else [values[at] for at in places]
-        for name, values in rows.items()
-    }
-
-
-def join(blocks: Sequence[Rows]) -> Rows:
-    """Put blocks of the same columns behind each other."""
-    made: dict[str, Any] = {}
-    for name, first in blocks[0].items():
-        if isinstance(first, np.ndarray):
-            made[name] = np.concatenate([block[name] for block in blocks])
-        else:
-            made[name] = [value for block in blocks for value in block[name]]
-    return made
 
 
 @dataclass(frozen=True)
