@@ -98,6 +98,31 @@ def test_a_stopped_run_writes_the_same_file(tmp_path, digits, model, stop):
     assert not list(checkpoints.iterdir())
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("part", [(0, 1), (1, 3)])
+def test_what_is_done_and_taken_away_is_done_again(tmp_path, digits, model, part, form):
+    """A worker that cannot store the result of a process sends its job back, checkpoints and all."""
+    recipe = infer_recipe(shards=part[1], format=form)
+    job, inputs = tmp_path / "job", {"model": model, "dataset": digits, "part": part}
+
+    def predictions():
+        (file,) = run_job(job, recipe, **inputs).files.glob("predictions.*")
+        return file.read_bytes()
+
+    assert predictions() == predictions()
+
+
+@pytest.mark.parametrize("left", [None, b"", b'{"split": "test", "row": 0}\n'])
+def test_a_count_of_rows_that_are_not_there_is_not_believed(tmp_path, digits, model, left):
+    inputs = {"model": model, "dataset": digits}
+    whole = run_job(tmp_path / "whole", infer_recipe(), **inputs)
+    with pytest.raises(Interrupted):
+        run_job(tmp_path / "job", infer_recipe(), interrupt=StopAfter(1), **inputs)
+    file = tmp_path / "job" / "checkpoints" / "predictions.jsonl"
+    file.unlink() if left is None else file.write_bytes(left)
+    assert lines(run_job(tmp_path / "job", infer_recipe(), **inputs)) == lines(whole)
+
+
 def test_batches_do_not_change_what_a_text_model_says(tmp_path):
     texts = write_texts(tmp_path / "texts")
     model = write_lstm(tmp_path / "model")

@@ -104,7 +104,7 @@ def run(job: Job, recipe: recipes.InferRecipe) -> Report:
         path, predicted = _predict(job, step)
     report = _report(job, predicted, path.stat().st_size)
     if job.part.of > 1:
-        path.replace(job.files / FILE_NAME)
+        _give(job, path)
         return report
     name = _keep(job, path, step, predicted)
     _describe(job, recipe, name, predicted, report)
@@ -175,11 +175,20 @@ def _keep(job: Job, path: Path, step: recipes.Predict, predicted: Predicted) -> 
     """Move the predictions to where the new version's files go, in the form that was asked for."""
     if step.format == "parquet":
         write_parquet(path, job.files / PARQUET_NAME, job.events, predicted.rows)
+        (job.checkpoints / _STATE).unlink(missing_ok=True)
         path.unlink()
-    else:
-        path.replace(job.files / FILE_NAME)
+        return PARQUET_NAME
+    _give(job, path)
+    return FILE_NAME
+
+
+def _give(job: Job, path: Path) -> None:
+    """Move the rows out of the checkpoints, which say no more from then on that they are there.
+
+    The worker may still fail to store them, and then the job starts over.
+    """
     (job.checkpoints / _STATE).unlink(missing_ok=True)
-    return PARQUET_NAME if step.format == "parquet" else FILE_NAME
+    path.replace(job.files / FILE_NAME)
 
 
 class _Writer:
@@ -194,13 +203,15 @@ class _Writer:
         self._state_file = job.checkpoints / _STATE
 
     def run(self, spans: Sequence[Span]) -> tuple[Done, int]:
+        path = self._job.checkpoints / FILE_NAME
+        path.touch()
         done = _read_state(self._state_file)
+        if path.stat().st_size < done.size_bytes:
+            done = Done()  # the rows that it counts are gone
         before = done.rows_in_all
         total = sum(span.stop - span.start for span in spans)
         if before:
             self._job.events.log(Text("Resumed after row {row}.", row=before))
-        path = self._job.checkpoints / FILE_NAME
-        path.touch()
         with path.open("r+b") as out, self._job.interrupt.deferred():
             out.truncate(done.size_bytes)
             out.seek(done.size_bytes)
