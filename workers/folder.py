@@ -51,7 +51,8 @@ class JobFolder:
     def make(self) -> None:
         """Make the folder afresh; what earlier attempts left, but checkpoints, goes."""
         for old in self.root.glob("attempt-*"):
-            shutil.rmtree(old)
+            with suppress(FileNotFoundError):  # its own worker may be at it
+                shutil.rmtree(old)
         for new in (self.path, *self.writable):
             new.mkdir(mode=0o700, parents=True, exist_ok=True)
         sandbox.hand_over(self.path, [self.path, *self.writable])
@@ -83,9 +84,18 @@ class JobFolder:
         return path
 
     def clean(self, *, keep_checkpoints: bool) -> None:
-        """Remove the attempt; with nothing worth keeping, the job's whole folder."""
-        kept = keep_checkpoints and self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
-        shutil.rmtree(self.path if kept else self.root, ignore_errors=True)
+        """Remove the attempt, and the job's folder where nothing worth keeping is left in it.
+
+        Another attempt may be at work beside this one; what is its own stays.
+        """
+        shutil.rmtree(self.path, ignore_errors=True)
+        if any(self.root.glob("attempt-*")):
+            return
+        if not keep_checkpoints:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, self.root):
+            with suppress(OSError):  # it holds something, or is gone
+                folder.rmdir()
 
 
 def _files_of(version: Version) -> dict[str, str]:

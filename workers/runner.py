@@ -143,12 +143,12 @@ class _Attempt:
 
     def run(self) -> bool:
         try:
-            ended_well = self._work()
+            self._work()
         except LeaseLost:
             raise
         except _Stopped:
+            self._leave_folder()
             _insist(lambda: jobs.release_job(self.claim))
-            self.folder.clean(keep_checkpoints=True)
             return False
         except RegistryError as error:
             return self._fail(error.reason, error, retryable=isinstance(error, Unavailable))
@@ -175,11 +175,9 @@ class _Attempt:
                 "internal_error",
                 Text("The worker failed; its log tells more under {job}.", job=self.claim.job_id),
             )
-        self.folder.clean(keep_checkpoints=not ended_well)
         return True
 
-    def _work(self) -> bool:
-        """Do the work; give whether nothing needs to be kept for another attempt."""
+    def _work(self) -> None:
         sandbox.kill_leftovers(self.folder.root)
         self.folder.make()
         inputs = _insist(lambda: jobs.find_inputs(self.claim))
@@ -194,16 +192,20 @@ class _Attempt:
         watch = _Watch(self.claim, self._start(), self.lease, self.stopping)
         ending = watch.run()
         if ending is Ending.CANCELLED:
+            self._leave_folder()
             _insist(lambda: jobs.confirm_cancel(self.claim))
-            return False
-        if watch.code == 0:
+        elif watch.code == 0:
             outcome = self._gather(inputs, watch.peak_bytes)
             _insist(lambda: jobs.finish_job(self.claim, outcome))
-            return True
-        if ending is Ending.STOPPED:
+            self.folder.clean(keep_checkpoints=False)
+        elif ending is Ending.STOPPED:
             raise _Stopped
-        self._explain(watch, ending)
-        return False
+        else:
+            self._explain(watch, ending)
+
+    def _leave_folder(self) -> None:
+        """Clean up before the job is given away: from then on another worker may be in there."""
+        self.folder.clean(keep_checkpoints=True)
 
     def _go_on(self) -> None:
         if self.lease.lost.is_set():
@@ -350,6 +352,7 @@ class _Attempt:
         found: Mapping[str, Any] | None = None,
     ) -> bool:
         said = why.said if isinstance(why, report.Complaint) else clean_said(pack(why))
+        self._leave_folder()
         if retryable:
             self._pause()
         state = _insist(
@@ -362,7 +365,6 @@ class _Attempt:
                 report=found,
             )
         )
-        self.folder.clean(keep_checkpoints=True)
         return state.value != "queued"
 
     def _pause(self) -> None:

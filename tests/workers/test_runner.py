@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +35,7 @@ from tests.local.waiting import has_ended, wait_until
 from tests.workers.ml.little import write_cnn
 from tests.workers.tiny import run_next, training
 from workers import memory, runner
-from workers.folder import jobs_folder, prune_folders
+from workers.folder import JobFolder, jobs_folder, prune_folders
 
 
 @pytest.mark.slow
@@ -401,6 +402,77 @@ def test_a_worker_that_stops_keeps_the_checkpoint(run_script):
     job = run_script("end({'at.txt': open('../checkpoints/last').read()})", resume=job)
     assert read_text(job.result, "at.txt") == "7"
     assert not folder_of(job).exists()
+
+
+
+@pytest.mark.parametrize(
+    ("give_away", "script"),
+    [
+        ("release_job", "signal.raise_signal(signal.SIGSTOP)"),
+        ("confirm_cancel", "signal.raise_signal(signal.SIGSTOP)"),
+        ("fail_job", "os.kill(os.getpid(), signal.SIGKILL)"),
+        ("fail_job", "sys.exit(1)"),
+    ],
+)
+def test_what_a_successor_makes_of_the_folder_stays(
+    run_script, owner, monkeypatch, give_away, script
+):
+    """Another worker may have the job as soon as this one has given it away."""
+    monkeypatch.setattr(runner, "_LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(runner, "GRACE_SECONDS", 0.1)
+    stopping, give = threading.Event(), getattr(jobs, give_away)
+    made = []
+
+    def give_and_take(claim, **kwargs):
+        given = give(claim, **kwargs)
+        folder = JobFolder(claim.job_id, claim.fence + 1)
+        folder.make()
+        made.append(folder)
+        return given
+
+    def end(job):
+        wait_for(job, "started")
+        if give_away == "release_job":
+            stopping.set()
+        elif give_away == "confirm_cancel":
+            jobs.cancel_job(actor=actor_of(owner), job=job)
+
+    monkeypatch.setattr(jobs, give_away, give_and_take)
+    job = run_script(
+        f"""
+        say(event="log", message="started")
+        {script}
+        """,
+        meanwhile=end,
+        stopping=stopping,
+    )
+    (folder,) = made
+    assert {path.name for path in folder_of(job).iterdir()} == {folder.path.name, "checkpoints"}
+    assert all(path.is_dir() for path in folder.writable)
+    folder.clean(keep_checkpoints=True)
+    assert not folder_of(job).exists()
+
+
+def test_a_folder_that_goes_while_another_is_made_is_no_failure(owner, monkeypatch):
+    """Its worker was only paused, and cleans up late."""
+    job_id = uuid.uuid4()
+    first, second = (JobFolder(job_id, fence) for fence in (1, 2))
+    first.make()
+    (first.checkpoints / "last").write_text("7")
+    found = type(first.root).glob
+
+    def find_and_lose(root, pattern):
+        listed = list(found(root, pattern))
+        if first.path in listed:
+            first.clean(keep_checkpoints=True)
+        return listed
+
+    with monkeypatch.context() as slow:
+        slow.setattr(type(first.root), "glob", find_and_lose)
+        second.make()
+    assert {path.name for path in second.root.iterdir()} == {"attempt-2", "checkpoints"}
+    second.clean(keep_checkpoints=False)
+    assert not second.root.exists()
 
 
 def test_a_lost_lease_ends_the_process_silently(run_script):
