@@ -13,23 +13,13 @@ from numpy.typing import NDArray
 
 from workers.ml.data import Labels, Rows
 from workers.ml.report import Metric
-from workers.ml.statistics import bootstrap_mean, score_bounds, unit
+from workers.ml.statistics import bootstrap_mean, probabilities, score_bounds, unit
 
 _KEPT = {"lost": 12, "won": 12, "changed": 8, "same": 8}
 _LONGEST_TEXT = 400
 _LARGEST_SIDE = 64
-_SURE = 1e-4
 _FAR_NEIGHBOURS = 12
 _SAME_NEIGHBOURS = 8
-
-
-def probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
-    """Turn scores [rows, classes] into probabilities; what sums to one already stays."""
-    exact = scores.astype(np.float64)
-    if (exact >= 0).all() and np.allclose(exact.sum(1), 1, atol=_SURE):
-        return exact
-    powers = np.exp(exact - exact.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 def divergence(child: NDArray[np.float64], parent: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,11 +19,29 @@ _BOOTSTRAP_ROUNDS = 2000
 _BOOTSTRAP_BLOCK = 2_000_000
 _FEWEST_FOR_BOOTSTRAP = 20
 _POWER = 0.8
+_SURE = 1e-4
 _MOST_ROWS = 1_000_000_000
 _MOST_WHOLE = 4000
 _NOTHING = 1e-17
 
 Verdict = Literal["met", "failed", "undecided"]
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
+    """Turn scores [rows, classes] into probabilities; what sums to one already stays.
+
+    Rows that hold no number say nothing of the others: theirs are not finite either.
+    """
+    exact = scores.astype(np.float64)
+    whole = exact[np.isfinite(exact).all(1)]
+    if len(whole) and (whole >= 0).all() and np.allclose(whole.sum(1), 1, atol=_SURE):
+        return exact
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(exact - exact.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 # --- intervals ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.errors import Invalid
+from workers.ml.statistics import probabilities
 from workers.ml.texts import clean_text, load_tokenizer, longest_text, pool
 from workers.ml.vocabulary import PADDING, Vocabulary, load_vocabulary
 
@@ -132,10 +133,8 @@ class Fields:
             row_L[: len(numbers)] = numbers
         return tokens_BL.astype(self.inputs[0].dtype, copy=False)
 
-    def _classes(self, logits_BK: Array) -> Iterator[dict[str, Any]]:
-        scores_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
-        scores_BK /= scores_BK.sum(1, keepdims=True)
-        for scores_K in scores_BK.astype(np.float64):
+    def _classes(self, output_BK: Array) -> Iterator[dict[str, Any]]:
+        for scores_K in probabilities(output_BK):
             best = int(scores_K.argmax())
             yield {
                 "label": self.labels[best],

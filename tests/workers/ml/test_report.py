@@ -29,6 +29,7 @@ from workers.ml.formats import open_model
 from workers.ml.guards import refuse_guessing, still_falling, warnings_of
 from workers.ml.infer.runtime import load_runtime
 from workers.ml.probes import NOWHERE, probe_rows
+from workers.ml.statistics import probabilities
 
 WHERE = Where("test", "a/b@1", "cpu")
 CNN_MACS = {
@@ -207,9 +208,9 @@ def test_divergence_is_that_of_the_probabilities():
     assert compare.divergence(child, parent)[0] == pytest.approx(expected)
     assert compare.divergence(parent, parent)[0] == 0
     scores = np.log(np.array([[1.0, 3.0]]))
-    assert compare.probabilities(scores)[0] == pytest.approx([0.25, 0.75])
-    assert compare.probabilities(parent) is not None
-    assert (compare.probabilities(parent) == parent).all()
+    assert probabilities(scores)[0] == pytest.approx([0.25, 0.75])
+    assert probabilities(parent) is not None
+    assert (probabilities(parent) == parent).all()
 
 
 def test_the_class_that_lost_most_is_found_with_its_rows():
