@@ -404,7 +404,6 @@ def test_a_worker_that_stops_keeps_the_checkpoint(run_script):
     assert not folder_of(job).exists()
 
 
-
 @pytest.mark.parametrize(
     ("give_away", "script"),
     [

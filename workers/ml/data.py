@@ -6,6 +6,7 @@ A split is read in batches and never held whole, unless somebody asks for `Split
 import csv
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ Rows = Mapping[str, Column]
 MAX_ROWS = 20_000_000
 MAX_LOADED_BYTES = 8 * 1024**3
 MAX_LINE_CHARACTERS = 16_000_000
+# What a label column says of a row that has no class, and of one that has none of ours.
+MISSING, STRANGE = -1, -2
+_MOST_NUMBERED = 100_000
 _BLOCK = 1024
 _DTYPES = {
     "BOOL": np.bool_,
@@ -365,32 +369,23 @@ class Labels:
             raise Invalid("Two classes have the same name.", code="bad_labels")
         if len(self.names) > MAX_CLASSES:
             raise Invalid("More than {limit} classes.", code="bad_labels", limit=MAX_CLASSES)
+        whole = [_whole_number(name) for name in self.names]
+        times = Counter(whole)
+        self._alike = {one: number for number, one in enumerate(whole) if times[one] == 1}
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def number(self, value: object, where: str) -> int:
-        """Return the number of a class given by name or by number."""
-        found = self._number.get(str(value).strip())
-        if found is None and _is_number(value):
-            found = int(str(value))
-        if found is None or not 0 <= found < len(self.names):
-            shown = [*map(repr, self.names[:12]), *(["..."] if len(self.names) > 12 else [])]
-            known = ", ".join(shown)
-            raise Invalid(
-                "{where}: {value!r} is no class; the classes are {known}.",
-                code="bad_label",
-                where=where,
-                value=str(value)[:60],
-                known=known,
-            )
-        return found
+    def find(self, name: str) -> int | None:
+        """Return the number of the class of this name; where names are numbers, 1.0 is 1."""
+        found, whole = self._number.get(name), _whole_number(name)
+        return self._alike.get(whole) if found is None and whole is not None else found
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | np.integer) or (
-        isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10
-    )
+def _whole_number(text: str) -> int | None:
+    """Read the number of a class, also as pandas writes it in a column with gaps: 1.0."""
+    digits = text.removesuffix(".0")
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
 
 
 def find_labels(dataset: Dataset, split: Split, column: str) -> Labels:
@@ -411,9 +406,113 @@ def find_labels(dataset: Dataset, split: Split, column: str) -> Labels:
                 file=split.file.name,
                 limit=MAX_CLASSES,
             )
-    if seen and all(value.isascii() and value.isdecimal() and len(value) < 6 for value in seen):
-        return Labels([str(number) for number in range(max(map(int, seen)) + 1)])
+    whole = [number for value in seen if (number := _whole_number(value)) is not None]
+    if seen and len(whole) == len(seen) and max(whole) < _MOST_NUMBERED:
+        return Labels([str(number) for number in range(max(whole) + 1)])
     return Labels(sorted(seen))
+
+
+@dataclass(frozen=True)
+class ClassColumn:
+    """A column that says of which class each row is: by its name, or else by its number."""
+
+    split: Split
+    column: str
+    labels: Labels
+    """The classes that are asked for, those of the model."""
+    counted: Labels
+    """The classes in the order that numbers in the column count."""
+    by_number: bool
+
+    def numbers(
+        self, values: Column, *, first_row: int = 0, lenient: bool = False
+    ) -> NDArray[np.int64]:
+        """Give the number of each row's class, MISSING where it has none.
+
+        What is no class is refused, or with `lenient` STRANGE.
+        """
+        if not lenient:
+            _check_label_column(values, self.split, self.column)
+        elif isinstance(values, np.ndarray) and values.ndim != 1:
+            return np.full(len(values), STRANGE)
+        numbers = np.full(len(values), MISSING)
+        for at, value in enumerate(values):
+            if _is_empty(value):
+                continue
+            found = self._number(str(value).strip())
+            if found is None and not lenient:
+                raise self._no_class(value, first_row + at + 1)
+            numbers[at] = STRANGE if found is None else found
+        return numbers
+
+    def _number(self, text: str) -> int | None:
+        name = self._counted(text) if self.by_number else text
+        return None if name is None else self.labels.find(name)
+
+    def _counted(self, text: str) -> str | None:
+        number = _whole_number(text)
+        if number is None or number >= len(self.counted):
+            return None
+        return self.counted.names[number]
+
+    def _no_class(self, value: object, row: int) -> Invalid:
+        names = self.labels.names
+        shown = [*map(repr, names[:12]), *(["..."] if len(names) > 12 else [])]
+        meant = self._counted(str(value).strip()) if self.by_number else None
+        return Invalid(
+            "Row {row} of {file}: {value!r} is no class; the classes are {known}. A column holds "
+            "names of classes, or else their numbers from 0 on.",
+            code="bad_label",
+            row=row,
+            file=self.split.file.name,
+            value=(meant or str(value))[:60],
+            known=", ".join(shown),
+        )
+
+
+def read_classes(dataset: Dataset, split: Split, column: str, labels: Labels) -> ClassColumn:
+    """Find out how a column says its classes: all of them by name, or else all by number.
+
+    One value alone does not tell: 1 may be the class of that name, or the second one. Where all
+    that a split holds may be read in both ways, the other splits decide.
+    """
+    counted = _counted(dataset, labels)
+    read = _readings(split, column, counted)
+    if all(name is not None and number is not None for name, number in read) and any(
+        name != number for name, number in read
+    ):
+        for other in dataset.splits.values():
+            if other != split and column in other.columns():
+                read |= _readings(other, column, counted)
+    named = all(name is not None for name, _ in read)
+    numbered = all(number is not None for _, number in read)
+    return ClassColumn(split, column, labels, counted, by_number=numbered and not named)
+
+
+def _counted(dataset: Dataset, labels: Labels) -> Labels:
+    """Give the classes that numbers in the dataset count: its own, where it names them.
+
+    As many classes of altogether other names are the same ones in the same order.
+    """
+    if not dataset.labels:
+        return labels
+    own = Labels(dataset.labels)
+    strangers = all(labels.find(name) is None for name in own.names)
+    return labels if strangers and len(own) == len(labels) else own
+
+
+def _readings(split: Split, column: str, counted: Labels) -> set[tuple[int | None, int | None]]:
+    """Give what the values of a column are as names and as numbers; what is neither is left out."""
+    read: set[tuple[int | None, int | None]] = set()
+    for rows in split.batches([column], _BLOCK):
+        values = rows[column]
+        if isinstance(values, np.ndarray) and values.ndim != 1:
+            break
+        for text in {str(value).strip() for value in values}:
+            number = _whole_number(text)
+            within = number if number is not None and number < len(counted) else None
+            read.add((counted.find(text), within))
+    return read - {(None, None)}
 
 
 def _check_label_column(values: Column, split: Split, column: str) -> None:
@@ -465,18 +564,6 @@ def need_numbers(values: Column, split: Split, column: str, dtype: np.dtype[Any]
     )
 
 
-def number_labels(
-    values: Column, labels: Labels, split: Split, column: str, *, first_row: int = 0
-) -> NDArray[np.int64]:
-    """Turn a column of classes into numbers; a missing class is -1."""
-    _check_label_column(values, split, column)
-    numbers = np.empty(len(values), dtype=np.int64)
-    for at, value in enumerate(values):
-        where = f"row {first_row + at + 1} of {split.file.name}"
-        numbers[at] = -1 if _is_empty(value) else labels.number(value, where)
-    return numbers
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A whole split in memory, cleaned: rows without content or without a class are left out."""
@@ -486,15 +573,14 @@ class Loaded:
     dropped: int
 
 
-def load_split(
-    split: Split, labels: Labels, *, input_column: str, label_column: str, images: bool
-) -> Loaded:
+def load_split(classes: ClassColumn, *, input_column: str, images: bool) -> Loaded:
     """Read and clean a whole split, within the memory limit."""
+    split = classes.split
     inputs: list[Any] = []
     numbers: list[NDArray[np.int64]] = []
     size = dropped = row = 0
-    for rows in split.batches([input_column, label_column], _BLOCK):
-        found = number_labels(rows[label_column], labels, split, label_column, first_row=row)
+    for rows in split.batches([input_column, classes.column], _BLOCK):
+        found = classes.numbers(rows[classes.column], first_row=row)
         row += len(found)
         if images:
             block = check_images(rows[input_column], split, input_column)
@@ -524,21 +610,18 @@ def load_split(
 
 
 def load_tensors(
-    split: Split,
-    labels: Labels,
-    *,
-    dtypes: Mapping[str, np.dtype[Any]],
-    label_column: str,
+    classes: ClassColumn, *, dtypes: Mapping[str, np.dtype[Any]]
 ) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
     """Read columns of numbers and their classes, within the memory limit.
 
     Rows without a class are left out. The columns come in the order of `dtypes`, in these types.
     """
+    split = classes.split
     blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in dtypes}
     numbers: list[NDArray[np.int64]] = []
     size = row = 0
-    for rows in split.batches([*dtypes, label_column], _BLOCK):
-        found = number_labels(rows[label_column], labels, split, label_column, first_row=row)
+    for rows in split.batches([*dtypes, classes.column], _BLOCK):
+        found = classes.numbers(rows[classes.column], first_row=row)
         row += len(found)
         good = found >= 0
         for name, dtype in dtypes.items():

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.ml import cost
-from workers.ml.data import Column, Labels, Rows, Split, check_columns, number_labels
+from workers.ml.data import ClassColumn, Column, Labels, Rows, Split, check_columns
 from workers.ml.environment import cpu_flags
 from workers.ml.formats import ModelFolder
 from workers.ml.graphs import inspect_onnx
@@ -76,20 +76,16 @@ class Answered:
 
 
 def answer_side_by_side(
-    runtimes: Mapping[str, Runtime],
-    split: Split,
-    *,
-    labels: Labels,
-    label_column: str,
-    batch_size: int,
+    runtimes: Mapping[str, Runtime], classes: ClassColumn, *, batch_size: int
 ) -> Iterator[Answered]:
     """Run every model over every labelled row of the split, a batch at a time."""
     first = next(iter(runtimes.values()))
-    columns = [*first.feeder.columns, label_column]
+    split = classes.split
+    columns = [*first.feeder.columns, classes.column]
     check_columns(split, columns)
     row = 0
     for rows in split.batches(columns, batch_size):
-        actual = number_labels(rows[label_column], labels, split, label_column, first_row=row)
+        actual = classes.numbers(rows[classes.column], first_row=row)
         scores = {name: runtime.run(rows, split) for name, runtime in runtimes.items()}
         known = np.flatnonzero(actual >= 0)
         yield Answered(
@@ -102,17 +98,10 @@ def answer_side_by_side(
 
 
 def predict_side_by_side(
-    runtimes: Mapping[str, Runtime],
-    split: Split,
-    *,
-    labels: Labels,
-    label_column: str,
-    batch_size: int,
+    runtimes: Mapping[str, Runtime], classes: ClassColumn, *, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]]:
     """Give the true classes of each batch and what every model takes them for."""
-    for batch in answer_side_by_side(
-        runtimes, split, labels=labels, label_column=label_column, batch_size=batch_size
-    ):
+    for batch in answer_side_by_side(runtimes, classes, batch_size=batch_size):
         yield batch.actual, batch.predicted
 
 

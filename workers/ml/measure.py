@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from registry.errors import Invalid
 from workers.ml import compare, evaluate
 from workers.ml.compare import Differences
-from workers.ml.data import Dataset, Labels, Rows, Split, check_columns, find_labels
+from workers.ml.data import (
+    ClassColumn,
+    Dataset,
+    Labels,
+    Rows,
+    Split,
+    check_columns,
+    find_labels,
+    read_classes,
+)
 from workers.ml.evaluate import MAX_PROBES, Where
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime
@@ -53,6 +62,10 @@ class HeldOut:
     def split(self) -> Split:
         return self.dataset.split(self.split_name)
 
+    def classes(self, labels: Labels) -> ClassColumn:
+        check_columns(self.split, [self.label_column])
+        return read_classes(self.dataset, self.split, self.label_column, labels)
+
     def where(self, device: str) -> Where:
         return Where(self.split_name, self.dataset.ref, device)
 
@@ -66,9 +79,7 @@ def measure_classes(contest: Contest, held_out: HeldOut) -> list[Metric]:
     differences = Differences(labels)
     for batch in evaluate.answer_side_by_side(
         {name: contest.runtimes[name] for name in names},
-        held_out.split,
-        labels=labels,
-        label_column=held_out.label_column,
+        held_out.classes(labels),
         batch_size=held_out.batch_size,
     ):
         blocks.append((batch.actual, batch.predicted))

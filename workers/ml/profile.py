@@ -34,8 +34,8 @@ from workers.ml.data import (
     check_columns,
     divide,
     find_labels,
-    number_labels,
     open_dataset,
+    read_classes,
 )
 from workers.ml.drawn import draw
 from workers.ml.formats import open_model
@@ -47,7 +47,7 @@ from workers.ml.job import Job
 from workers.ml.packed import packed_layers
 from workers.ml.probes import NOWHERE, probe_rows
 from workers.ml.report import Metric, Report
-from workers.ml.statistics import cosines
+from workers.ml.statistics import cosines, probabilities
 
 _WARM_UP = 3
 _VALIDATION = 0.1
@@ -335,6 +335,7 @@ def _trial_rows(job: Job, step: recipes.Profile, runtime: Runtime) -> Trial:
     columns = list(runtime.feeder.columns)
     labels = _labels(runtime, dataset, split, step) if runtime.answers == "classes" else None
     check_columns(split, [*columns, *([step.label_column] if labels else [])])
+    told = read_classes(dataset, split, step.label_column, labels) if labels else None
     _used, held_out = divide(split.count(), _VALIDATION, 0)
     wanted = held_out if len(held_out) else _used
     wanted = wanted[draw(len(wanted), step.max_rows, 0)]
@@ -344,9 +345,9 @@ def _trial_rows(job: Job, step: recipes.Profile, runtime: Runtime) -> Trial:
     for rows in split.batches([*columns, *([step.label_column] if labels else [])], _BLOCK):
         size = len(next(iter(rows.values())))
         here = wanted[(wanted >= first) & (wanted < first + size)] - first
-        if labels:
+        if told:
             taken = evaluate.take(rows[step.label_column], here)
-            numbers = number_labels(taken, labels, split, step.label_column, first_row=first)
+            numbers = told.numbers(taken, first_row=first)
             classes.append(numbers)
             here = here[numbers >= 0]
             classes[-1] = numbers[numbers >= 0]
@@ -399,7 +400,7 @@ def _try_layers(
         layer = by_name[name]
         layer.sensitivity[way] = round(_score(answers, base, trial.actual) - before, 6) + 0.0
         if trial.actual is not None:
-            apart = compare.divergence(compare.probabilities(answers), compare.probabilities(base))
+            apart = compare.divergence(probabilities(answers), probabilities(base))
             layer.divergence[way] = round(float(apart.mean()), 6)
     return {
         "measure": "cosine" if trial.actual is None else "accuracy",

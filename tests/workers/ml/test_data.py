@@ -17,8 +17,8 @@ from workers.ml.data import (
     divide,
     find_labels,
     load_split,
-    number_labels,
     open_dataset,
+    read_classes,
 )
 from workers.ml.texts import clean_text
 
@@ -131,13 +131,11 @@ def test_rows_are_bounded(tmp_path, monkeypatch):
 
 def test_memory_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "MAX_LOADED_BYTES", 1000)
-    split = open_dataset(write_digits(tmp_path), "a/b@1").split("train")
+    digits = open_dataset(write_digits(tmp_path), "a/b@1")
     code, _ = refusal(
         load_split,
-        split,
-        Labels(["0", "1", "2", "3"]),
+        read_classes(digits, digits.split("train"), "label", Labels(["0", "1", "2", "3"])),
         input_column="image",
-        label_column="label",
         images=True,
     )
     assert code == "too_large"
@@ -162,12 +160,95 @@ def test_a_column_of_everything_is_no_column_of_classes(tmp_path, monkeypatch):
 
 
 def test_an_unknown_class_names_its_row(tmp_path):
-    split = open_dataset(write_texts(tmp_path), "a/b@1").split("test")
-    code, detail = refusal(
-        number_labels, ["animals", "", "plants"], Labels(["animals"]), split, "label", first_row=4
-    )
+    dataset = open_dataset(write_texts(tmp_path), "a/b@1")
+    classes = read_classes(dataset, dataset.split("test"), "label", Labels(["animals"]))
+    code, detail = refusal(classes.numbers, ["animals", "", "plants"], first_row=4)
     assert code == "bad_label"
-    assert detail.startswith("row 7 of test.csv: 'plants' is no class; the classes are 'animals'")
+    assert detail.startswith("Row 7 of test.csv: 'plants' is no class; the classes are 'animals'")
+
+
+def write_labels(folder, splits, names=None):
+    """Write a dataset whose splits are their labels alone, as numbers or as text."""
+    folder.mkdir(exist_ok=True)
+    for name, values in splits.items():
+        if isinstance(values, str):
+            rows = "".join(f"x,{value}\n" for value in values.split(" "))
+            (folder / f"{name}.csv").write_text("text,label\n" + rows)
+        else:
+            save_file({"label": np.array(values)}, folder / f"{name}.safetensors")
+    if names is not None:
+        (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    return open_dataset(folder, "a/b@1")
+
+
+def classes_of(dataset, names=None, split="test"):
+    """Give the classes of the rows of a split, for a model of these classes or a new one."""
+    chosen = dataset.split(split)
+    labels = Labels(names) if names else find_labels(dataset, dataset.split("train"), "label")
+    (rows,) = drain(chosen, ["label"], 100)
+    return read_classes(dataset, chosen, "label", labels).numbers(rows["label"]).tolist()
+
+
+FIVE = ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]),
+        ([1, 2, 3, 4, 5], [0, 1, 2, 3, 4]),
+        ([1, 4], [0, 3]),
+        ("0 1 2 3 4", [0, 1, 2, 3, 4]),
+        ("1 2 3 4 5", [0, 1, 2, 3, 4]),
+        ("1.0 5.0 ", [0, 4, -1]),
+    ],
+)
+def test_a_column_holds_names_or_numbers_and_never_both(tmp_path, values, expected):
+    assert classes_of(write_labels(tmp_path, {"test": values}, FIVE), FIVE) == expected
+
+
+def test_where_a_split_may_be_read_both_ways_the_other_splits_decide(tmp_path):
+    splits = {"test": [1, 2], "train": [0, 1, 2, 3, 4]}
+    assert classes_of(write_labels(tmp_path / "0", splits, FIVE)) == [1, 2]
+    splits = {"test": [1, 2], "train": [1, 2, 3, 4, 5]}
+    assert classes_of(write_labels(tmp_path / "1", splits, FIVE)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "odd"),
+    [
+        ([0, 1, 2, 3, 4, 5], FIVE, "'0'"),
+        ("cat 1", ["cat", "dog"], "'1'"),
+        ([0, 2], ["cat", "dog"], "'2'"),
+    ],
+)
+def test_a_column_of_both_is_refused(tmp_path, values, names, odd):
+    dataset = write_labels(tmp_path, {"test": values}, names)
+    code, detail = refusal(classes_of, dataset, names)
+    assert code == "bad_label"
+    assert f"{odd} is no class" in detail
+    assert "or else their numbers from 0 on" in detail
+
+
+def test_numbers_that_pandas_wrote_as_fractions_are_the_same_classes(tmp_path):
+    dataset = write_labels(tmp_path, {"train": "1.0 2.0  3.0", "test": "1 2"})
+    assert classes_of(dataset) == [1, 2]
+    assert classes_of(dataset, split="train") == [1, 2, -1, 3]
+    assert classes_of(dataset, ["1.0", "2.0", "3.0"]) == [0, 1]
+    grades = write_labels(tmp_path / "grades", {"train": "1.0 1.5 2.0"})
+    assert find_labels(grades, grades.split("train"), "label").names == ["1.0", "1.5", "2.0"]
+
+
+def test_numbers_count_the_classes_of_their_own_dataset(tmp_path):
+    dataset = write_labels(tmp_path, {"test": [0, 1, 1]}, ["dog", "cat"])
+    assert classes_of(dataset, ["cat", "dog"]) == [1, 0, 0]
+    assert classes_of(dataset, ["bird", "cat", "dog"]) == [2, 1, 1]
+    # Other names altogether, as many: nothing but the order can be meant.
+    assert classes_of(dataset, ["LABEL_0", "LABEL_1"]) == [0, 1, 1]
+    code, detail = refusal(classes_of, dataset, ["bird", "cat"])
+    assert code == "bad_label"
+    assert detail.startswith("Row 1 of test.safetensors: 'dog' is no class")
+    assert refusal(classes_of, dataset, ["a", "b", "c"])[0] == "bad_label"
 
 
 def test_images_of_another_shape_are_refused(tmp_path):
@@ -196,9 +277,8 @@ def test_rows_without_text_or_class_are_left_out(tmp_path):
     )
     dataset = open_dataset(tmp_path, "a/b@1")
     labels = find_labels(dataset, dataset.split("train"), "label")
-    loaded = load_split(
-        dataset.split("train"), labels, input_column="text", label_column="label", images=False
-    )
+    classes = read_classes(dataset, dataset.split("train"), "label", labels)
+    loaded = load_split(classes, input_column="text", images=False)
     assert loaded.inputs == ["A cat", "D"]
     assert loaded.labels.tolist() == [0, 1]
     assert loaded.dropped == 4
@@ -206,10 +286,9 @@ def test_rows_without_text_or_class_are_left_out(tmp_path):
 
 def test_a_split_without_a_usable_row_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\n,\n")
-    split = open_dataset(tmp_path, "a/b@1").split("train")
-    code, _ = refusal(
-        load_split, split, Labels(["a"]), input_column="text", label_column="label", images=False
-    )
+    dataset = open_dataset(tmp_path, "a/b@1")
+    classes = read_classes(dataset, dataset.split("train"), "label", Labels(["a"]))
+    code, _ = refusal(load_split, classes, input_column="text", images=False)
     assert code == "empty_split"
 
 

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from registry.errors import RegistryError
@@ -24,6 +26,7 @@ from tests.workers.ml.little import (
 from tests.workers.ml.test_compression import foreign_onnx
 from tests.workers.ml.test_training import StopAfter
 from workers.ml.data import open_dataset
+from workers.ml.infer import parquet
 from workers.ml.infer.batch import spans_of
 from workers.ml.interrupt import Interrupted
 from workers.ml.job import Part
@@ -101,7 +104,7 @@ def test_a_stopped_run_writes_the_same_file(tmp_path, digits, model, stop):
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 @pytest.mark.parametrize("part", [(0, 1), (1, 3)])
 def test_what_is_done_and_taken_away_is_done_again(tmp_path, digits, model, part, form):
-    """A worker that cannot store the result of a process sends its job back, checkpoints and all."""
+    """A worker that cannot store the result of a process sends its job back as it is."""
     recipe = infer_recipe(shards=part[1], format=form)
     job, inputs = tmp_path / "job", {"model": model, "dataset": digits, "part": part}
 
@@ -256,3 +259,132 @@ def test_parquet_says_what_json_lines_say(tmp_path, digits, model):
     assert rows["label"] == [row["label"] for row in plain]
     assert rows["row"].tolist() == list(range(40))
     assert rows["score"].dtype == np.float64
+
+
+# --- answers and labels that are odd --------------------------------------------------------------
+
+ODD = [[np.nan, 0.0, 1.0], [np.inf, 0.0, 1.0], [0.0, -np.inf, 1.0]]
+PLAIN = [[3.0, 0.0, 1.0], [0.0, 3.0, 1.0]]
+
+
+def write_echo(folder, *, labels=(), op="Identity"):
+    """Write a graph that answers the column x as it is, or as probabilities."""
+    folder.mkdir()
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x"], ["y"])],
+        "echo",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    (folder / "config.json").write_text(json.dumps({"labels": list(labels)}))
+    return folder
+
+
+def write_rows(folder, rows, *, labels=None, names=None):
+    folder.mkdir()
+    columns = {"x": np.array(rows, np.float32)}
+    if labels is not None:
+        columns["label"] = np.array(labels)
+    save_file(columns, folder / "test.safetensors")
+    if names is not None:
+        (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    return folder
+
+
+def test_a_label_that_is_no_class_is_left_open(tmp_path):
+    model = write_echo(tmp_path / "model", labels=["cat", "dog", "owl"])
+    dataset = write_rows(tmp_path / "rows", [*PLAIN, *PLAIN], labels=[0, -1, 7, 1])
+    result = run_job(tmp_path / "job", infer_recipe(), model=model, dataset=dataset)
+    assert [row["actual"] for row in lines(result)] == ["cat", None, None, "dog"]
+    assert (result.metric("accuracy")["value"], result.metric("accuracy")["n"]) == (1, 2)
+    assert result.report["summary"]["rows_of_no_class"] == 2
+    assert "2 labels that are no class of the model" in result.report["message"]
+
+
+@pytest.mark.parametrize("labels", [[-1, -1], [0.5, 0.25], [[0, 1], [1, 0]]])
+def test_a_column_without_any_class_ends_no_job(tmp_path, labels):
+    model = write_echo(tmp_path / "model", labels=["cat", "dog", "owl"])
+    dataset = write_rows(tmp_path / "rows", PLAIN, labels=labels)
+    result = run_job(tmp_path / "job", infer_recipe(), model=model, dataset=dataset)
+    assert [row["actual"] for row in lines(result)] == [None, None]
+    assert [metric["metric"] for metric in result.report["metrics"]] == ["throughput"]
+    assert result.report["summary"]["rows_of_no_class"] == 2
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_scores_that_are_not_finite_are_null_and_counted(tmp_path, shards):
+    model = write_echo(tmp_path / "model", labels=["cat", "dog", "owl"])
+    dataset = write_rows(tmp_path / "rows", [*ODD, *PLAIN], labels=[0, 0, 2, 0, 0])
+    inputs = {"model": model, "dataset": dataset}
+    recipe = infer_recipe(shards=shards)
+    parts = []
+    for at in range(shards if shards > 1 else 0):
+        done = run_job(tmp_path / f"part{at}", recipe, part=(at, shards), **inputs)
+        file = str(done.files / "predictions.jsonl")
+        parts.append({"path": file, "summary": done.report["summary"]})
+    result = run_job(tmp_path / "job", recipe, parts=parts, **inputs)
+    rows = lines(result)
+    assert [row["label"] for row in rows] == [None, None, "owl", "cat", "dog"]
+    assert [row["label_index"] for row in rows] == [None, None, 2, 0, 1]
+    assert [row["score"] is None for row in rows] == [True, True, False, False, False]
+    # A row without an answer is no right one, whatever stands first.
+    assert (result.metric("accuracy")["value"], result.metric("accuracy")["n"]) == (0.4, 5)
+    assert result.report["summary"]["rows_not_finite"] == 2
+    assert "2 rows with answers that are not finite" in result.report["message"]
+
+
+def test_numbers_that_are_not_finite_are_null_and_counted(tmp_path):
+    model = write_echo(tmp_path / "model")
+    dataset = write_rows(tmp_path / "rows", [*ODD, *PLAIN])
+    inputs = {"model": model, "dataset": dataset}
+    result = run_job(tmp_path / "job", infer_recipe(), **inputs)
+    expected = [[None, 0.0, 1.0], [None, 0.0, 1.0], [0.0, None, 1.0], *PLAIN]
+    assert [row["output"] for row in lines(result)] == expected
+    assert result.report["summary"]["rows_not_finite"] == 3
+    table = run_job(tmp_path / "table", infer_recipe(format="parquet"), **inputs).files
+    assert pq.read_table(table / "predictions.parquet")["output"].to_pylist() == expected
+
+
+def test_a_group_of_nulls_alone_takes_the_numbers_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_ROWS_A_GROUP", 1)
+    model = write_echo(tmp_path / "model")
+    dataset = write_rows(tmp_path / "rows", [[np.nan] * 3, *PLAIN])
+    recipe = infer_recipe(format="parquet")
+    files = run_job(tmp_path / "job", recipe, model=model, dataset=dataset).files
+    found = pq.read_table(files / "predictions.parquet")["output"].to_pylist()
+    assert found == [[None] * 3, *PLAIN]
+
+
+def test_what_answers_probabilities_is_scored_by_them(tmp_path):
+    names = ["cat", "dog", "owl"]
+    plain = write_echo(tmp_path / "plain", labels=names)
+    sure = write_echo(tmp_path / "sure", labels=names, op="Softmax")
+    dataset = write_rows(tmp_path / "rows", [*PLAIN, [np.nan] * 3])
+    first, second = (
+        [row["score"] for row in lines(run_job(tmp_path / name, infer_recipe(), **inputs))]
+        for name, inputs in (
+            ("1", {"model": plain, "dataset": dataset}),
+            ("2", {"model": sure, "dataset": dataset}),
+        )
+    )
+    assert first[:2] == pytest.approx(second[:2], abs=1e-5)
+    assert first[2] is second[2] is None
+    assert first[0] > 0.8
+
+
+def test_numbers_of_a_dataset_are_its_own_names_for_a_model_too(tmp_path):
+    model = write_echo(tmp_path / "model", labels=["cat", "dog", "owl"])
+    names = ["dog", "cat", "owl"]
+    dataset = write_rows(tmp_path / "rows", PLAIN, labels=[1, 0], names=names)
+    result = run_job(tmp_path / "job", infer_recipe(), model=model, dataset=dataset)
+    assert [row["actual"] for row in lines(result)] == ["cat", "dog"]
+    recipe = {
+        "kind": "evaluate",
+        "model": "alice/tiny@1",
+        "dataset": "alice/little@1",
+        "steps": [{}],
+    }
+    measured = run_job(tmp_path / "measured", recipe, model=model, dataset=dataset)
+    assert measured.metric("accuracy")["value"] == result.metric("accuracy")["value"] == 1

@@ -19,15 +19,14 @@ from registry.errors import Invalid, Text
 from workers.ml import evaluate
 from workers.ml.compress.bench import Bench, Control
 from workers.ml.data import (
+    ClassColumn,
     Labels,
-    Loaded,
-    Split,
     check_columns,
     divide,
     load_split,
     load_tensors,
     load_texts,
-    number_labels,
+    read_classes,
 )
 from workers.ml.drawn import SomeRows, draw, draw_rows
 from workers.ml.infer.engines import TorchEngine
@@ -106,27 +105,10 @@ def open_lessons(bench: Bench, budget: recipes.Budget) -> Lessons:
 
 def _read(bench: Bench, budget: recipes.Budget) -> tuple[Examples, Goal]:
     split, feeder = bench.training_split(), bench.parent.feeder
-    if budget.max_rows is not None and bench.parent.answers == "classes":
-        split = _draw_labelled(split, budget.max_rows, bench)
-    elif budget.max_rows is not None:
-        split = draw_rows(split, budget.max_rows, bench.recipe.seed)
-    if bench.parent.answers == "classes" and isinstance(feeder, TensorFeeder):
-        tensors, labels = load_tensors(
-            split,
-            Labels(bench.parent.labels),
-            dtypes=feeder.dtypes,
-            label_column=_label_column(bench),
-        )
-        return TensorExamples(tensors, labels), Classify()
     if bench.parent.answers == "classes":
-        loaded = load_split(
-            split,
-            Labels(bench.parent.labels),
-            input_column=feeder.columns[0],
-            label_column=_label_column(bench),
-            images=isinstance(feeder, ImageFeeder),
-        )
-        return _labelled(loaded, feeder), Classify()
+        return _read_labelled(_classes(bench, budget), feeder), Classify()
+    if budget.max_rows is not None:
+        split = draw_rows(split, budget.max_rows, bench.recipe.seed)
     if not isinstance(feeder, WordPieceFeeder) or isinstance(parent_module(bench), Program):
         raise Invalid(
             "This model has neither classes nor word pieces, so nothing here can train it.",
@@ -139,21 +121,28 @@ def _read(bench: Bench, budget: recipes.Budget) -> tuple[Examples, Goal]:
     )
 
 
-def _draw_labelled(split: Split, most: int, bench: Bench) -> Split:
-    """Draw from the rows that have a class: few may have one."""
-    if most >= split.count():
-        return split
-    labels, column = Labels(bench.parent.labels), _label_column(bench)
+def _classes(bench: Bench, budget: recipes.Budget) -> ClassColumn:
+    """Read which class each row is of; of many rows a sample of those that have one."""
+    split = bench.training_split()
+    assert bench.dataset is not None
+    classes = read_classes(bench.dataset, split, _label_column(bench), Labels(bench.parent.labels))
+    if budget.max_rows is None or budget.max_rows >= split.count():
+        return classes
     numbers: list[NDArray[np.int64]] = []
     row = 0
-    for rows in split.batches([column], _LABELS_AT_ONCE):
-        numbers.append(number_labels(rows[column], labels, split, column, first_row=row))
+    for rows in split.batches([classes.column], _LABELS_AT_ONCE):
+        numbers.append(classes.numbers(rows[classes.column], first_row=row))
         row += len(numbers[-1])
     known = np.flatnonzero(np.concatenate(numbers) >= 0)
-    return SomeRows(split, known[draw(len(known), most, bench.recipe.seed)])
+    drawn = known[draw(len(known), budget.max_rows, bench.recipe.seed)]
+    return replace(classes, split=SomeRows(split, drawn))
 
 
-def _labelled(loaded: Loaded, feeder: Feeder) -> Examples:
+def _read_labelled(classes: ClassColumn, feeder: Feeder) -> Examples:
+    if isinstance(feeder, TensorFeeder):
+        return TensorExamples(*load_tensors(classes, dtypes=feeder.dtypes))
+    images = isinstance(feeder, ImageFeeder)
+    loaded = load_split(classes, input_column=feeder.columns[0], images=images)
     if isinstance(loaded.inputs, np.ndarray):
         return ImageExamples(loaded.inputs, loaded.labels)
     if not isinstance(feeder, WordsFeeder):
@@ -307,17 +296,12 @@ def measure_controls(bench: Bench, contest: Contest, held_out: HeldOut) -> list[
     if not bench.controls or not isinstance(engine, TorchEngine):
         return []
     labels = Labels(contest.child.labels)
+    classes = held_out.classes(labels)
     runtimes = {CHILD: contest.child}
     for name, control in bench.controls.items():
         own = TorchEngine(control.module, engine.input_names, bench.output_name, bench.job.device)
         runtimes[name] = Runtime(bench.given, own, bench.parent.feeder, bench.parent.answers)
-    batches = evaluate.predict_side_by_side(
-        runtimes,
-        held_out.split,
-        labels=labels,
-        label_column=held_out.label_column,
-        batch_size=held_out.batch_size,
-    )
+    batches = evaluate.predict_side_by_side(runtimes, classes, batch_size=held_out.batch_size)
     predictions = evaluate.collect(batches, list(runtimes))
     where = held_out.where(bench.job.device)
     right = predictions.predicted[CHILD] == predictions.actual

@@ -35,7 +35,7 @@ from workers.ml.data import (
     check_columns,
     divide,
     find_labels,
-    number_labels,
+    read_classes,
 )
 from workers.ml.device import prepare
 from workers.ml.drawn import SomeRows, join, take
@@ -429,7 +429,8 @@ class Trials:
         rows = take(rows, np.argsort(np.argsort(wanted[:most])))
         if labels is None:
             return _Held(split, rows, np.empty(0, dtype=np.int64))
-        numbers = number_labels(rows[label], labels, split, label)
+        assert bench.dataset is not None
+        numbers = read_classes(bench.dataset, split, label, labels).numbers(rows[label])
         known = np.flatnonzero(numbers >= 0)
         if not len(known):
             raise Invalid(

@@ -22,20 +22,22 @@ from registry import recipes
 from registry.errors import Invalid, Text
 from workers.ml import environment
 from workers.ml.data import (
+    STRANGE,
+    ClassColumn,
     Column,
     Dataset,
     Labels,
     Split,
     check_columns,
-    number_labels,
     open_dataset,
+    read_classes,
 )
 from workers.ml.formats import open_model
 from workers.ml.infer.parquet import write_parquet
 from workers.ml.infer.runtime import Answer, Runtime, load_runtime
 from workers.ml.job import Job, Part, PartDone
 from workers.ml.report import Metric, Report
-from workers.ml.statistics import wilson
+from workers.ml.statistics import probabilities, wilson
 
 FILE_NAME = "predictions.jsonl"
 PARQUET_NAME = "predictions.parquet"
@@ -69,7 +71,11 @@ def spans_of(counts: Mapping[str, int], part: Part) -> list[Span]:
 
 @dataclass
 class Done:
-    """How far the job is: spans that are whole, rows of the next, bytes on disk, right answers."""
+    """How far the job is: spans that are whole, rows of the next, bytes on disk, right answers.
+
+    `strange` counts rows whose label is no class of the model, `unclear` those where it gave
+    numbers that are not finite.
+    """
 
     spans: int = 0
     rows: int = 0
@@ -77,6 +83,8 @@ class Done:
     size_bytes: int = 0
     known: int = 0
     right: int = 0
+    strange: int = 0
+    unclear: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class Predicted:
     answers: Answer
     labels: list[str]
     splits: list[str]
+    strange: int = 0
+    unclear: int = 0
 
 
 def run(job: Job, recipe: recipes.InferRecipe) -> Report:
@@ -138,6 +148,8 @@ def _predict(job: Job, step: recipes.Predict) -> tuple[Path, Predicted]:
         answers=runtime.answers,
         labels=runtime.labels,
         splits=names,
+        strange=done.strange,
+        unclear=done.unclear,
     )
 
 
@@ -168,6 +180,8 @@ def _join(job: Job, parts: Sequence[PartDone]) -> tuple[Path, Predicted]:
         answers=said[0].answers,
         labels=said[0].labels,
         splits=said[0].splits,
+        strange=sum(one.strange for one in said),
+        unclear=sum(one.unclear for one in said),
     )
 
 
@@ -237,9 +251,10 @@ class _Writer:
     def _predict(self, span: Span, done: Done) -> Iterator[bytes]:
         split = self._dataset.split(span.split)
         columns = list(self._runtime.feeder.columns)
-        labelled = self._step.label_column in split.columns() and self._labels is not None
-        if labelled:
-            columns.append(self._step.label_column)
+        classes = None
+        if self._labels is not None and self._step.label_column in split.columns():
+            classes = read_classes(self._dataset, split, self._step.label_column, self._labels)
+            columns.append(classes.column)
         block = self._step.batch_size * _BATCHES_PER_BLOCK
         for rows in split.batches(columns, block, start=span.start + done.rows):
             first = span.start + done.rows
@@ -248,8 +263,7 @@ class _Writer:
                 return
             rows = {column: values[:size] for column, values in rows.items()}  # noqa: PLW2901
             output = self._runtime.run_block(rows, split, self._step.batch_size)
-            actual = rows[self._step.label_column] if labelled else None
-            records = self._records(output, split, actual, first, done)
+            records = self._records(output, _actual(classes, rows, done), done)
             done.rows += size
             done.rows_in_all += size
             yield b"".join(
@@ -263,19 +277,18 @@ class _Writer:
             )
 
     def _records(
-        self, output: NDArray[Any], split: Split, actual: Column | None, first: int, done: Done
+        self, output: NDArray[Any], actual: NDArray[np.int64] | None, done: Done
     ) -> Iterator[dict[str, Any]]:
         if self._labels is None:
             name = "embedding" if self._runtime.answers == "embedding" else "output"
+            done.unclear += int((~_finite(output)).sum())
             return ({name: _plain(vector)} for vector in output)
-        known = None
+        scores = probabilities(output)
+        clear = _finite(scores)
+        done.unclear += int((~clear).sum())
         if actual is not None:
-            known = number_labels(
-                actual, self._labels, split, self._step.label_column, first_row=first
-            )
-            done.known += int((known >= 0).sum())
-            done.right += int((output.argmax(1) == known).sum())
-        return _classes(output, self._labels.names, known)
+            done.right += int((clear & (scores.argmax(1) == actual)).sum())
+        return _classes(scores, clear, self._labels.names, actual)
 
     def _save(self, out: IO[bytes], done: Done) -> None:
         out.flush()
@@ -287,18 +300,35 @@ class _Writer:
         self._job.events.checkpoint(done.rows_in_all)
 
 
+def _actual(
+    classes: ClassColumn | None, rows: Mapping[str, Column], done: Done
+) -> NDArray[np.int64] | None:
+    """Give the true classes, where there are any; what is no class of the model ends no job."""
+    if classes is None:
+        return None
+    actual = classes.numbers(rows[classes.column], lenient=True)
+    done.known += int((actual >= 0).sum())
+    done.strange += int((actual == STRANGE).sum())
+    return actual
+
+
+def _finite(numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say of each row whether all its numbers are finite."""
+    return np.asarray(np.isfinite(numbers.reshape(len(numbers), -1)).all(1))
+
+
 def _classes(
-    logits_BK: NDArray[Any], names: list[str], actual: NDArray[np.int64] | None
+    scores_BK: NDArray[np.float64],
+    clear_B: NDArray[np.bool_],
+    names: list[str],
+    actual: NDArray[np.int64] | None,
 ) -> Iterator[dict[str, Any]]:
-    scores_BK = np.exp(logits_BK - logits_BK.max(1, keepdims=True))
-    scores_BK /= scores_BK.sum(1, keepdims=True)
     for at, scores_K in enumerate(scores_BK):
         best = int(scores_K.argmax())
-        record = {
-            "label": names[best],
-            "label_index": best,
-            "score": round(float(scores_K[best]), _DECIMALS),
-        }
+        record: dict[str, Any] = {"label": None, "label_index": None, "score": None}
+        if clear_B[at]:
+            score = round(float(scores_K[best]), _DECIMALS)
+            record = {"label": names[best], "label_index": best, "score": score}
         if actual is not None:
             record["actual"] = names[actual[at]] if actual[at] >= 0 else None
         yield record
@@ -306,7 +336,11 @@ def _classes(
 
 def _plain(vector: NDArray[Any]) -> Any:
     rounded = np.round(vector.astype(np.float64), _DECIMALS)
-    return np.where(np.isfinite(rounded), rounded, 0.0).tolist()
+    finite = np.isfinite(rounded)
+    if finite.all():
+        return rounded.tolist()
+    nothing: Any = None
+    return np.where(finite, rounded.astype(object), nothing).tolist()
 
 
 def _read_state(file: Path) -> Done:
@@ -334,6 +368,10 @@ def _report(job: Job, predicted: Predicted, size_bytes: int) -> Report:
             Metric("accuracy", share, "share", n=predicted.known, low=low, high=high, **where)
         )
         message += f", accuracy {share:.4f} (n={predicted.known})"
+    if predicted.strange:
+        message += f", {predicted.strange} labels that are no class of the model"
+    if predicted.unclear:
+        message += f", {predicted.unclear} rows with answers that are not finite"
     covers = "reading, computing, writing"
     metrics.append(
         Metric(
@@ -349,7 +387,13 @@ def _report(job: Job, predicted: Predicted, size_bytes: int) -> Report:
         )
     )
     described = environment.describe(device=job.device, threads=job.threads)
-    summary: dict[str, Any] = {"rows": predicted.rows, "size_bytes": size_bytes, "splits": names}
+    summary: dict[str, Any] = {
+        "rows": predicted.rows,
+        "rows_of_no_class": predicted.strange,
+        "rows_not_finite": predicted.unclear,
+        "size_bytes": size_bytes,
+        "splits": names,
+    }
     if job.part.of > 1:
         summary["predicted"] = asdict(predicted)
     if job.parts:
@@ -375,7 +419,7 @@ def _describe(
     for role, given in job.inputs.items():
         if given.may_be_named:
             described[role] = given.ref
-    if predicted.known:
+    if predicted.known or predicted.strange:
         described["columns"]["actual"] = "string"  # type: ignore[index]  # the dict above
     text = json.dumps(described, ensure_ascii=False, indent=2)
     (job.files / "dataset.json").write_text(text + "\n", encoding="utf-8")

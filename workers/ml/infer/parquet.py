@@ -49,4 +49,13 @@ _FIRST = ("split", "row")
 
 def _schema_of(records: list[dict[str, Any]]) -> pa.Schema:
     guessed = pa.Table.from_pylist(records).schema
-    return pa.schema([(name, _TYPES.get(name, guessed.field(name).type)) for name in guessed.names])
+    return pa.schema(
+        [(name, _TYPES.get(name) or _numbers(guessed.field(name).type)) for name in guessed.names]
+    )
+
+
+def _numbers(kind: pa.DataType) -> pa.DataType:
+    """Take for numbers what the first group has nothing but nulls of: later ones may have some."""
+    if pa.types.is_list(kind):
+        return pa.list_(_numbers(kind.value_type))
+    return pa.float64() if pa.types.is_null(kind) else kind

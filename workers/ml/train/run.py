@@ -22,6 +22,7 @@ from workers.ml.data import (
     find_labels,
     load_split,
     open_dataset,
+    read_classes,
 )
 from workers.ml.formats import describe_module, load_module, open_model, save_module
 from workers.ml.guards import warnings_of
@@ -128,9 +129,8 @@ def _plan(job: Job, recipe: recipes.TrainRecipe, step: recipes.Train, dataset: D
     input_column = columns["image" if images else "text"]
     check_columns(split, [input_column, step.label_column])
     labels = labels or find_labels(dataset, split, step.label_column)
-    loaded = load_split(
-        split, labels, input_column=input_column, label_column=step.label_column, images=images
-    )
+    classes = read_classes(dataset, split, step.label_column, labels)
+    loaded = load_split(classes, input_column=input_column, images=images)
     train_rows, validation_rows = divide(len(loaded.labels), step.validation_fraction, step.seed)
     if isinstance(parameters, recipes.TextClassifier) and vocabulary is None:
         vocabulary = build_vocabulary(
