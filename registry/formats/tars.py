@@ -10,6 +10,8 @@ from registry.formats.pickles import LOADS_CODE, begins_as_pickle
 BLOCK_BYTES = 512
 # Each costs a read of the storage, which may be far away.
 MAX_ENTRIES = 1000
+# An entry has up to three more that only say more about it.
+MAX_HEADERS = 4 * MAX_ENTRIES
 NEVER_UNPACKED = Text("An archive; it is kept as it is and never unpacked here.")
 CODE_ENDINGS = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".so", ".dll", ".class")
 # Archives and what is packed like one: nobody here looks into one that lies in another.
@@ -43,8 +45,14 @@ def read_tar(size: int, read: ReadRange) -> Facts:
     names: list[str] = []
     findings = [NEVER_UNPACKED]
     risk: Text | None = None
-    position = 0
-    while position + BLOCK_BYTES <= size and len(names) < MAX_ENTRIES:
+    position = headers = 0
+    while position + BLOCK_BYTES <= size:
+        if len(names) == MAX_ENTRIES or headers == MAX_HEADERS:
+            findings.append(
+                Text("Only the first {limit} entries were looked at.", limit=len(names))
+            )
+            break
+        headers += 1
         block = read(position, position + BLOCK_BYTES)
         if not block.strip(b"\0"):
             break
@@ -67,8 +75,6 @@ def read_tar(size: int, read: ReadRange) -> Facts:
             head = read(start, start + min(length, _HEAD_BYTES))
             risk = content_risk(names[-1], head, length)
         position += BLOCK_BYTES + -(-length // BLOCK_BYTES) * BLOCK_BYTES
-    if len(names) == MAX_ENTRIES:
-        findings.append(Text("Only the first {limit} entries were looked at.", limit=MAX_ENTRIES))
     return _judge(names, findings, risk)
 
 

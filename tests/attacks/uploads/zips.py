@@ -280,6 +280,17 @@ def a_tar_that_reaches_above_its_folder():
     return out.getvalue()
 
 
+@hostile("old.tar", kept("tar", "Only the first 0 entries"))
+def a_tar_of_headers_about_headers():
+    return _header_about_the_next() * 10_000
+
+
+def _header_about_the_next():
+    about = tarfile.TarInfo("x")
+    about.type = tarfile.XHDTYPE
+    return about.tobuf()
+
+
 @hostile("old.tar", kept("tar", "holds a device"))
 def a_tar_with_a_device():
     out = io.BytesIO()

@@ -16,7 +16,7 @@ import zlib
 import pytest
 
 from registry.errors import Invalid
-from registry.formats import SAFE_FORMATS, inspect
+from registry.formats import SAFE_FORMATS, inspect, tars
 from registry.formats.opcodes import walk_pickle
 from tests.registry.formats import samples
 
@@ -325,6 +325,24 @@ def test_archives_say_that_they_are_never_unpacked():
     findings = " ".join(map(str, look("a.tar", linked.getvalue()).findings))
     assert "holds a link" in findings
     assert "would land elsewhere" in findings
+
+
+def test_headers_of_a_tar_are_counted_whatever_they_are():
+    about = tarfile.TarInfo("x")
+    about.type = tarfile.XHDTYPE
+    data, reads = about.tobuf() * 20_000, []
+
+    def read_and_count(start, end):
+        reads.append(end - start)
+        return data[start:end]
+
+    facts = tars.read_tar(len(data), read_and_count)
+    assert "Only the first 0 entries" in " ".join(map(str, facts.findings))
+    assert len(reads) == tars.MAX_HEADERS
+    # Long names take headers of their own, and cost no entry.
+    names = ["d/" * 60 + f"{number}.txt" for number in range(tars.MAX_ENTRIES)]
+    whole = look("a.tar", tarred(dict.fromkeys(names, b""), form=tarfile.GNU_FORMAT))
+    assert whole.metadata["entries_count"] == tars.MAX_ENTRIES
 
 
 @pytest.mark.parametrize("protocol", range(6))
