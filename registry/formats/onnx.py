@@ -26,6 +26,7 @@ MAX_INITIALIZERS = 200_000
 # Of all weights together; those outside the file may claim any shape.
 MAX_ELEMENTS = 1 << 48
 MAX_PORTS = 1000
+MAX_DIMENSIONS = 64
 MAX_NESTING = 8
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "com.microsoft"})
 
@@ -344,7 +345,13 @@ def _read_tensor(walk: Walk, tensor: Field, found: Found) -> Tensor:
         if item.number in _TYPED:
             typed_bits += _most_bits(item)
         if item.number == 1:
+            # They may come in any number of fields.
             shape.extend(walk.numbers(item))
+            if len(shape) > MAX_DIMENSIONS:
+                raise malformed(
+                    "The ONNX file has a tensor of more than {limit} dimensions.",
+                    limit=MAX_DIMENSIONS,
+                )
         elif item.number == 13:
             key, value = _raw_entry(walk, item)
             if key == b"location":
@@ -354,7 +361,7 @@ def _read_tensor(walk: Walk, tensor: Field, found: Found) -> Tensor:
     raw_bytes = parts[9].end - parts[9].start if 9 in parts else None
     at_most = typed_bits // 8 if raw_bytes is None else raw_bytes
     external = 14 in parts and parts[14].value == _EXTERNAL
-    if kind not in _TYPES or len(shape) > 64 or any(not 0 <= size < 2**63 for size in shape):
+    if kind not in _TYPES or any(not 0 <= size < 2**63 for size in shape):
         raise malformed("The ONNX tensor {name!r} has no sensible type and shape.", name=name[:80])
     dtype, bits = _TYPES[kind]
     result = Tensor(name, dtype, tuple(shape))
@@ -403,7 +410,7 @@ def _read_tensor_type(walk: Walk, kind: Field) -> tuple[str, list[int | str]]:
             dtype = _TYPES.get(item.value, ("unknown", 0))[0]
         elif item.number == 2:
             for dimension in walk.inner(item):
-                if dimension.number == 1 and len(shape) < 64:
+                if dimension.number == 1 and len(shape) < MAX_DIMENSIONS:
                     shape.append(_read_dimension(walk, dimension))
     return dtype, shape
 

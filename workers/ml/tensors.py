@@ -251,7 +251,9 @@ def _said_of(walk: Any, part: Any) -> _Said:
         if field.number == 1:
             said.shape.extend(walk.numbers(field))
         elif field.number in _LISTED and field.end - field.start <= _LISTED_BYTES:
-            said.listed.extend(walk.numbers(field))
+            # What is longer than that is not looked at, so its end may be missing.
+            if len(said.listed) <= _LISTED_BYTES:
+                said.listed.extend(walk.numbers(field))
         elif field.number == 13:
             key, value = _entry(walk, field)
             said.outside[key] = value
@@ -275,7 +277,7 @@ def _initializer(walk: Any, part: Any, path: Path, read: ReadRange) -> Stored | 
             low, high = held.start, held.end
             if high - low == size:
                 return Stored(name, dtype, tuple(shape), size, _within(read, low, high))
-    if listed and len(listed) == elements and dtype in _OF_LISTS:
+    if listed and len(listed) == elements <= _LISTED_BYTES and dtype in _OF_LISTS:
         return _listed(name, dtype, tuple(shape), listed)
     low, high = part.start, part.end
     whole = _within(read, low, high)

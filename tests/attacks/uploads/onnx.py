@@ -31,6 +31,11 @@ def a_file_cut_in_half():
     return data[: len(data) // 2]
 
 
+@hostile(FILE, refused("more than 64 dimensions"))
+def a_tensor_of_a_million_dimensions():
+    return with_weights(samples.onnx_tensor(dims=(), extra=field(1, b"\1" * 4000) * 256))
+
+
 @hostile(FILE, refused("broken number"))
 def a_number_that_never_ends():
     return samples.onnx(extra=b"\x08" + b"\xff" * 64)
@@ -158,7 +163,7 @@ def a_tensor_of_a_negative_size():
     return with_weights(samples.onnx_tensor(dims=(-1, 6)))
 
 
-@hostile(FILE, refused("no sensible type and shape"))
+@hostile(FILE, refused("more than 64 dimensions"))
 def a_tensor_of_a_hundred_dimensions():
     return with_weights(samples.onnx_tensor(dims=(1,) * 100, raw=bytes(4)))
 

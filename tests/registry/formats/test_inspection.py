@@ -10,6 +10,7 @@ import pytest
 
 from registry.errors import Invalid
 from registry.formats import inspect
+from registry.formats.onnx import read_onnx
 from tests.registry.formats import samples
 
 
@@ -294,6 +295,26 @@ def test_onnx_weights_outside_the_folder_are_found_wherever_they_hide(data):
 def test_onnx_weights_may_lie_only_where_a_file_can_be(location):
     data = samples.onnx(initializers=[outside(location)])
     assert "outside its folder" in refusal("model.onnx", data)
+
+
+def test_dimensions_of_onnx_weights_are_counted_as_they_come():
+    endless = samples.onnx_tensor(dims=(), extra=samples.field(1, b"\1" * 4000) * 1000)
+    data, read = samples.onnx(initializers=[endless]), []
+
+    def read_and_note(start, end):
+        read.append(end - start)
+        return data[start:end]
+
+    with pytest.raises(Invalid, match="more than 64 dimensions"):
+        read_onnx(len(data), read_and_note)
+    assert sum(read) < len(data) / 10
+    assert "more than 64" in refusal("m.onnx", samples.onnx(initializers=[flat(65)]))
+    assert look("m.onnx", samples.onnx(initializers=[flat(64)])).format == "onnx"
+
+
+def flat(dimensions):
+    """Write a weight of one element, whose dimensions come one a field."""
+    return samples.onnx_tensor(dims=(1,) * dimensions, raw=bytes(4))
 
 
 def test_onnx_weights_elsewhere_cannot_claim_more_than_a_number_holds():

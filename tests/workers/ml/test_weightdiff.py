@@ -14,6 +14,7 @@ from safetensors.torch import save_file as save_torch
 
 from registry.errors import Invalid
 from registry.formats.weights import NOTHING, Chosen, choose_weights
+from tests.registry.formats import samples
 from workers.ml import myz, tensors, weightdiff
 from workers.ml.tensors import Stored, open_tensors
 from workers.ml.weightdiff import Change, Progress, compare_tensors
@@ -338,3 +339,16 @@ def test_chooses_files_that_can_be_compared(
     before: list[str], after: list[str], first: Chosen, second: Chosen
 ) -> None:
     assert choose_weights(before, after) == (first, second)
+
+
+@pytest.mark.parametrize("numbers", [3, 5000])
+@pytest.mark.parametrize("one", [1, b"\1"])
+def test_numbers_that_a_graph_lists_one_by_one_are_few(
+    tmp_path: Path, numbers: int, one: int | bytes
+) -> None:
+    weight = samples.onnx_tensor(
+        dtype=7, dims=(numbers,), raw=None, extra=samples.field(7, one) * numbers
+    )
+    (tmp_path / "model.onnx").write_bytes(samples.onnx(initializers=[weight]))
+    found = opened(tmp_path, "model.onnx", format_name="onnx")
+    assert found["w"].is_opaque == (numbers == 5000)
