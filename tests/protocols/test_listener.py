@@ -9,6 +9,7 @@ import threading
 import pytest
 import uvloop
 
+from tests.local.waiting import wait_until
 from workers.serving import listener
 from workers.serving.listener import MAX_HEAD_BYTES, Listener
 
@@ -349,3 +350,16 @@ def test_stopping_finishes_what_is_being_answered(place):
     assert place.stopped.wait(20)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", place.port), 20)
+
+
+def test_stopping_waits_though_nobody_was_there_for_a_while(place):
+    with place.connect() as early:
+        early.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read_to_end(early).startswith(b"HTTP/1.1 200 ")
+    with place.connect() as busy:
+        busy.sendall(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert place.echo.held.wait(20)
+        place.stop()
+        wait_until(lambda: place.listener.stopping, "it to stop")
+        place.let_go()
+        assert read_answer(busy)[0] == 200

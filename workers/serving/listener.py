@@ -94,6 +94,7 @@ class Listener:
             one.finish()
         try:
             if self.connections:
+                self._empty.clear()  # those before them may have left it set
                 async with asyncio.timeout(seconds):
                     await self._empty.wait()
         finally:
