@@ -39,6 +39,10 @@ class Echo:
                 return
             body += message["body"]
             more = message["more_body"]
+        if scope["path"] == "/headers":
+            said = [[one.decode() for one in header] for header in scope["headers"]]
+            await answer(send, 200, json.dumps(said).encode())
+            return
         if scope["path"] == "/hold":
             self.held.set()
             await self.go_on.wait()
@@ -193,6 +197,63 @@ def test_a_chunked_body_is_put_together(place):
             line.sendall(part)
         _, _, body = read_answer(line)
         assert json.loads(body)["sum"] == 7
+
+
+def test_what_stands_behind_a_chunked_body_is_no_header(place):
+    with place.connect() as line:
+        line.sendall(
+            b"POST /headers HTTP/1.1\r\nHost: x\r\nAuthorization: mine\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nAuthorization: theirs\r\n\r\n"
+        )
+        _, _, body = read_answer(line)
+        found = [value for name, value in json.loads(body) if name == "authorization"]
+        assert found == ["mine"]
+
+
+def test_what_stands_behind_a_chunked_body_is_bounded_too(place):
+    with place.connect() as line:
+        line.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+            + b"Big: %b\r\n\r\n" % (b"a" * MAX_HEAD_BYTES)
+        )
+        assert read_to_end(line).startswith(b"HTTP/1.1 431 ")
+
+
+OFFER = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_behind_an_offer_of_another_protocol_is_a_body(place, waits, chunked):
+    body = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    head = b"POST /own HTTP/1.1\r\n%b%b\r\n" % (OFFER, length)
+    following = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
+    with place.connect() as line, line.makefile("rb") as lines:
+        if waits:
+            line.sendall(head + b"Expect: 100-continue\r\n\r\n")
+            assert lines.readline() == b"HTTP/1.1 100 Continue\r\n"
+            assert lines.readline() == b"\r\n"
+            line.sendall(sent + following)
+        else:
+            line.sendall(head + b"\r\n" + sent + following)
+        own, following = _read_json(lines), _read_json(lines)
+        assert (own["path"], own["size"], own["sum"]) == ("/own", len(body), sum(body))
+        assert following["path"] == "/next"
+
+
+def test_who_offers_another_protocol_is_answered_in_this_one(place):
+    count = 3
+    with place.connect() as line, line.makefile("rb") as lines:
+        line.sendall(b"GET / HTTP/1.1\r\n%b\r\n" % OFFER * count)
+        assert [_read_json(lines)["path"] for _ in range(count)] == ["/"] * count
+
+
+def test_an_offer_saves_no_body_from_being_read(place):
+    with place.connect() as line:
+        line.sendall(b"POST / HTTP/1.1\r\n%bTransfer-Encoding: gzip\r\n\r\n" % OFFER)
+        assert read_to_end(line).startswith(b"HTTP/1.1 400 ")
 
 
 def test_who_asks_first_is_told_to_go_on(place):

@@ -231,12 +231,7 @@ class _Connection(asyncio.BufferedProtocol):
                 self.on_message_complete()
             return
         try:
-            self._parser.feed_data(memoryview(self._listener.scratch)[:size])
-        except httptools.HttpParserUpgrade:
-            # Nothing else is spoken here; the request itself is one like any.
-            if self._reading is not None:
-                self._reading.keep_alive = False
-                self.on_message_complete()
+            self._feed(memoryview(self._listener.scratch)[:size])
         except _TooLarge as error:
             self._refuse(error.status, error.problem)
         except httptools.HttpParserCallbackError as error:
@@ -247,6 +242,20 @@ class _Connection(asyncio.BufferedProtocol):
                 self._refuse(HTTPStatus.BAD_REQUEST, "This is not a request of HTTP/1.1.")
         except httptools.HttpParserError:
             self._refuse(HTTPStatus.BAD_REQUEST, "This is not a request of HTTP/1.1.")
+
+    def _feed(self, data: memoryview) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                # Nothing else is spoken here; the request itself is one like any.
+                data = data[offer.args[0] :]
+            else:
+                return
+            self._parser = httptools.HttpRequestParser(self)
+            if self._reading is not None:
+                # That parser took what follows for the other protocol; this one hears of the body.
+                self._parser.feed_data(_head_of_body(self._reading))
 
     def eof_received(self) -> bool:
         return False
@@ -263,6 +272,8 @@ class _Connection(asyncio.BufferedProtocol):
     # --- what the parser tells --------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._reading is not None:
+            return  # its head was read by another parser
         self._reading = _Request()
         self._url = b""
         self._head_bytes = 0
@@ -274,6 +285,8 @@ class _Connection(asyncio.BufferedProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self._reading is not None
         self._count(len(name) + len(value))
+        if self._reading.method:
+            return  # it stands behind the body, where nothing is believed
         headers = self._reading.headers
         if len(headers) >= MAX_HEADERS:
             raise _TooLarge(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Too many headers.")
@@ -282,6 +295,8 @@ class _Connection(asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         request = self._reading
         assert request is not None
+        if request.method:
+            return
         parser = self._parser
         request.method = parser.get_method().decode("ascii")
         request.keep_alive = parser.should_keep_alive()
@@ -316,7 +331,10 @@ class _Connection(asyncio.BufferedProtocol):
             self._pause()
 
     def on_message_complete(self) -> None:
-        request, self._reading = self._reading, None
+        request = self._reading
+        if request is not None and request.length != 0 and self._parser.should_upgrade():
+            return  # said of the head alone
+        self._reading = None
         if request is not None:
             request.complete = True
             if request is self._answering:
@@ -569,6 +587,16 @@ class _TooLarge(Exception):  # noqa: N818 - a limit, not a mistake of ours
         super().__init__(problem)
         self.status = status
         self.problem = problem
+
+
+def _head_of_body(request: _Request) -> bytes:
+    """Write a head that says nothing but how long the body of a request is."""
+    framing = [
+        b"%b: %b\r\n" % header
+        for header in request.headers
+        if header[0] in {b"content-length", b"transfer-encoding"}
+    ]
+    return b"".join((b"POST / HTTP/1.1\r\n", *framing, b"\r\n"))
 
 
 def _chunk(body: bytes, *, last: bool) -> bytes:
