@@ -87,10 +87,15 @@ class Answer:
 class Batcher:
     """The queue in front of one model, and the batch that it is working on."""
 
-    def __init__(self, *, batch_size: int, queue_size: int, deadline_seconds: float) -> None:
+    def __init__(
+        self, *, batch_size: int, queue_size: int, deadline_seconds: float, arena_bytes: int
+    ) -> None:
         self.batch_size = batch_size
         self.queue_size = queue_size
         self.deadline_seconds = deadline_seconds
+        # What a process takes at once, whether there is one now or not.
+        self.arena_bytes = arena_bytes
+        self._joined_bytes = min(_BATCH_BYTES, arena_bytes)
         self.described: Described | None = None
         self.last_used = time.monotonic()
         self._loop = asyncio.get_running_loop()
@@ -168,12 +173,15 @@ class Batcher:
         else:
             work.parts, work.size = [work.payload], len(work.payload)
             work.signature = (work.verb,) if described.batchable else _ALONE
-        if self._process is not None and work.size > len(self._process.given.memory):
-            raise TooLarge(
-                "The inputs take {size} bytes; the limit is {limit}.",
-                size=work.size,
-                limit=len(self._process.given.memory),
-            )
+        if work.size > self.arena_bytes:
+            raise self._too_large(work.size)
+
+    def _too_large(self, size: int) -> TooLarge:
+        return TooLarge(
+            "The inputs take {size} bytes; the limit is {limit}.",
+            size=size,
+            limit=self.arena_bytes,
+        )
 
     # --- the model --------------------------------------------------------------------------------
 
@@ -233,12 +241,28 @@ class Batcher:
         batch = self._take()
         if not batch:
             return
+        self._began_ns = time.monotonic_ns()
+        try:
+            arguments = self._put(batch, process)
+        except ValueError:
+            # Never let in so far; but were it, all others would wait for who got nothing.
+            self._refuse(batch, self._too_large(sum(work.size for work in batch)))
+            self._plan_pump()
+            return
         self._running = batch
         now = time.monotonic()
-        self._began_ns = time.monotonic_ns()
         usual = self._usual_ns / 1e9
         least = now + (usual * _PATIENCE if usual else self.deadline_seconds)
         self._kill_at = max(least, *(work.deadline for work in batch))
+        process.send(batch[0].verb, arguments)
+
+    def _put(self, batch: list[Work], process: ModelProcess) -> list[Any]:
+        """Write what a batch gives into the memory that is shared; give what is where.
+
+        Raises:
+            ValueError: it is more than there is room for.
+
+        """
         first = batch[0]
         arguments: list[Any] = []
         end = 0
@@ -256,7 +280,7 @@ class Batcher:
                 shape = (sum(work.rows for work in batch), *shape[1:])
             arguments.append((begin, end - begin, shape))
         self._given_bytes = max(self._given_bytes, end)
-        process.send(first.verb, arguments)
+        return arguments
 
     def _take(self) -> list[Work]:
         """Take the next batch, callers in turn; what is too late, or gone, is dropped."""
@@ -277,7 +301,7 @@ class Batcher:
                 work.signature == batch[0].signature
                 and work.signature is not _ALONE
                 and rows + work.rows <= self.batch_size
-                and size + work.size <= _BATCH_BYTES
+                and size + work.size <= self._joined_bytes
             )
             if not fits and self._is_wanted(work, now):
                 passed.append(caller)

@@ -48,7 +48,7 @@ class State(StrEnum):
 class Served:
     """One version with its options: its queue, and its process while there is one."""
 
-    def __init__(self, key: Key, deployed: Deployed, name: str) -> None:
+    def __init__(self, key: Key, deployed: Deployed, name: str, *, arena_bytes: int) -> None:
         options = deployed.options
         self.key, self.deployed, self.name = key, deployed, name
         self.version = str(deployed.number)
@@ -70,6 +70,7 @@ class Served:
             batch_size=options.max_batch_size,
             queue_size=options.queue_size,
             deadline_seconds=self.deadline_seconds,
+            arena_bytes=arena_bytes,
         )
 
     @property
@@ -114,7 +115,8 @@ class Fleet:
         key = (deployed.version_id, deployed.options.model_dump_json())
         served = self._known.get(key)
         if served is None:
-            served = self._known[key] = Served(key, deployed, name)
+            served = Served(key, deployed, name, arena_bytes=self._arena_bytes)
+            self._known[key] = served
         return served
 
     @property

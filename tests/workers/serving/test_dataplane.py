@@ -18,6 +18,7 @@ from registry.errors import (
     NotLoaded,
     RateLimited,
     RegistryError,
+    TooLarge,
     Unavailable,
 )
 from tests.workers.serving import yard as y
@@ -603,6 +604,38 @@ def test_a_model_that_nobody_calls_falls_asleep_and_is_woken(yard):
             await y.until(lambda: served.state is State.ASLEEP)
             assert plane.fleet.held_bytes == 0
             assert (await y.ask(plane, "a/m", y.floats([[1]])))[1][0].tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+def test_what_is_too_large_is_refused_while_a_model_sleeps_and_nobody_waits_for_it(yard):
+    async def go():
+        deployed = yard.version("a/double", 1, y.linear(), deadline_ms=300_000)
+        yard.route("a/double", deployed)
+        async with yard.plane(arena_bytes=1 << 20) as plane:
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            plane.fleet.put_to_sleep(_served(plane, "a/double"))
+            large = asyncio.create_task(y.ask(plane, "a/double", y.floats([[1] * (1 << 19)])))
+            async with asyncio.timeout(60):
+                _, (answer,) = await y.ask(plane, "a/double", y.floats([[2]]), seconds=300)
+                assert answer.tolist() == [[4]]
+                with pytest.raises(TooLarge):
+                    await large
+
+    asyncio.run(go())
+
+
+def test_requests_are_not_joined_beyond_what_a_process_takes(yard):
+    async def go():
+        yard.route("a/double", yard.version("a/double", 1, y.linear(), deadline_ms=300_000))
+        async with yard.plane(arena_bytes=1 << 16) as plane:
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            large = y.floats([[1] * (1 << 13)])
+            async with asyncio.timeout(60):
+                found = await asyncio.gather(
+                    *(y.ask(plane, "a/double", large, seconds=300) for _ in range(4))
+                )
+            assert all(answer.sum() == 1 << 14 for _, (answer,) in found)
 
     asyncio.run(go())
 
