@@ -62,6 +62,35 @@ def test_who_hangs_up_is_no_longer_computed_for(fronted, served):
     wait_until(lambda: fronted.bounds.held == 0, "the room to be free again")
 
 
+@pytest.fixture
+def uncounted(fronted):
+    """Check that nothing of a test counts as a failure of the replica."""
+    (replica,) = fronted.front.pool.all
+    before = replica.failures
+    yield
+    assert replica.failures == before
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_who_hangs_up_in_the_middle_of_a_body_is_no_failure_of_the_replica(fronted):
+    head = b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: a\r\n" % MODEL.encode()
+    with socket.create_connection(("127.0.0.1", fronted.port), 30) as one:
+        one.sendall(head + b"Content-Length: 3000000\r\n\r\n" + bytes(2_000_000))
+        wait_until(lambda: fronted.bounds.held, "the body to be on its way")
+    wait_until(lambda: fronted.bounds.held == 0, "the room to be free again")
+
+
+@pytest.mark.usefixtures("uncounted")
+def test_a_body_that_turns_out_too_long_is_the_callers_fault(fronted):
+    head = b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: a\r\n" % MODEL.encode()
+    part = b"100000\r\n%b\r\n" % bytes(1 << 20)
+    with socket.create_connection(("127.0.0.1", fronted.port), 30) as one:
+        one.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + part * 4)
+        one.sendall(b"1\r\na\r\n")
+        with one.makefile("rb") as lines:
+            assert lines.readline().split()[1] == b"413"
+
+
 def test_who_cancels_a_call_is_no_longer_computed_for(channel, served):
     served.plane.started.clear()
     served.plane.cancelled.clear()

@@ -19,7 +19,7 @@ import grpc.aio
 from yarl import URL
 
 from registry import queue
-from registry.errors import RegistryError, Unavailable
+from registry.errors import RegistryError, TooLarge, Unavailable
 from workers.serving.budget import Bounds
 from workers.serving.codec import dump
 from workers.serving.exchange import JSON, ClientGone, Exchange, Header, Receive, Send
@@ -254,6 +254,8 @@ class Front:
         try:
             answer = await self._unless_lost(replica, asking)
         except _UNREACHED:
+            if passage.problem is not None:
+                raise passage.problem from None
             self.pool.count(replica, failed=True)
             raise
         self.pool.count(replica, failed=answer.status in {500, 502})
@@ -433,6 +435,8 @@ class _Passage:
         self.more = False
         # Whether a part of what comes behind was taken: it cannot be sent again.
         self.is_touched = False
+        # What the client did wrong in what comes behind; the connection to the replica ends of it.
+        self.problem: ClientGone | TooLarge | None = None
         self._kept = b""
 
     async def begin(self) -> None:
@@ -468,14 +472,21 @@ class _Passage:
     async def _parts(self) -> AsyncIterator[bytes]:
         yield self._kept
         self.is_touched = True
-        more = True
-        while more:
-            part, more = await self.exchange.read_part()
+        while self.more:
+            part = await self._next_part()
+            if part:
+                yield part
+
+    async def _next_part(self) -> bytes:
+        try:
+            part, self.more = await self.exchange.read_part()
             self._left -= len(part)
             if self._left < 0:
                 self.exchange.check_size(self.exchange.holding.bounds.body_bytes + 1)
-            if part:
-                yield part
+        except (ClientGone, TooLarge) as error:
+            self.problem = error
+            raise
+        return part
 
 
 def _text(value: bytes) -> str:
