@@ -204,6 +204,7 @@ class Fronted:
         return self.front.serve_calls(max_calls=64)
 
     async def begin(self):
+        self.loop = asyncio.get_running_loop()
         self.front = Front(self.bounds)
         status = {"id": "one", "address": "127.0.0.1", "models": []}
         ports = {"rest_port": self._served.port, "grpc_port": self._served.grpc_port}

@@ -1,7 +1,10 @@
 """A front before one replica: who hangs up, deadlines, what it says itself."""
 
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import ip_network
 
 import grpc
@@ -126,3 +129,80 @@ def test_a_replica_that_fails_by_itself_is_left_out_though_it_is_the_only_one(fr
     assert "modelyard_front_ejections_total 1" in httpx.get(f"{fronted.url}/metrics").text
     answer = httpx.post(f"{fronted.url}/v2/models/{MODEL}/infer", json=GOOD)
     assert answer.is_success
+
+
+class Halfway:
+    """A replica that begins its answers and never ends one."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.grpc_port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                line, _ = self._listener.accept()
+                threading.Thread(target=self._answer, args=[line], daemon=True).start()
+
+    def _answer(self, line):
+        head = b"HTTP/1.1 200 OK\r\n"
+        begun = False
+        with line, suppress(ConnectionResetError):
+            while asked := line.recv(65_536):
+                begun = b"/ready " not in asked
+                rest = b"transfer-encoding: chunked\r\n\r\n5\r\nbegun\r\n"
+                line.sendall(head + (rest if begun else b"content-length: 0\r\n\r\n"))
+        if begun:
+            self.left.set()
+
+
+@pytest.fixture
+def halfway():
+    one = Halfway()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def before_halfway(halfway):
+    with serving(Fronted(halfway)) as one:
+        yield one
+
+
+def begin(line):
+    line.sendall(b"GET /v2/models/lab/double HTTP/1.1\r\nHost: a\r\n\r\n")
+    found = b""
+    while b"begun\r\n" not in found:
+        found += line.recv(65_536)
+
+
+def test_an_answer_breaks_off_where_its_replica_goes_silent(before_halfway):
+    front = before_halfway.front
+    with socket.create_connection(("127.0.0.1", before_halfway.port), 30) as line:
+        begin(line)
+        before_halfway.loop.call_soon_threadsafe(front.pool.lose, *front.pool.all)
+        with suppress(ConnectionResetError):
+            assert line.recv(65_536) == b""
+
+
+def test_who_hangs_up_in_the_middle_of_an_answer_frees_the_replica(before_halfway, halfway):
+    with socket.create_connection(("127.0.0.1", before_halfway.port), 30) as line:
+        begin(line)
+    assert halfway.left.wait(30)
+
+
+def test_what_is_asked_of_all_waits_for_no_replica_that_goes_silent(before_halfway, halfway):
+    front = before_halfway.front
+    (replica,) = front.pool.all
+    path = "/v2/repository/models/lab/double/load"
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(httpx.post, f"{before_halfway.url}{path}", timeout=30)
+        wait_until(lambda: replica.answered, "its answer to begin")
+        before_halfway.loop.call_soon_threadsafe(front.pool.lose, replica)
+        assert call.result().status_code == 503

@@ -240,7 +240,7 @@ class Front:
                     answer.close()
                     self.pool.retries += 1
                     continue
-            await self._give_back(passage.exchange, answer)
+            await self._give_back(replica, passage, answer)
             return
 
     async def _ask(self, replica: Replica, passage: "_Passage") -> aiohttp.ClientResponse:
@@ -260,6 +260,12 @@ class Front:
             raise
         self.pool.count(replica, failed=answer.status in {500, 502})
         return answer
+
+    async def _ask_for_all(
+        self, replica: Replica, passage: "_Passage"
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        async with await self._ask(replica, passage) as answer:
+            return answer, await self._unless_lost(replica, answer.read())
 
     async def _request(
         self,
@@ -287,7 +293,10 @@ class Front:
             allow_redirects=False,
         )
 
-    async def _give_back(self, exchange: Exchange, answer: aiohttp.ClientResponse) -> None:
+    async def _give_back(
+        self, replica: Replica, passage: "_Passage", answer: aiohttp.ClientResponse
+    ) -> None:
+        exchange = passage.exchange
         headers = [
             (name.lower(), value)
             for name, value in answer.raw_headers
@@ -297,9 +306,23 @@ class Front:
         ]
         async with answer:
             await exchange.start(answer.status, headers)
-            while part := await answer.content.readany():
-                await exchange.write(part, more=True)
+            try:
+                while part := await self._next_part(replica, passage, answer.content):
+                    await exchange.write(part, more=True)
+            except (Lost, *_UNREACHED) as error:
+                # Nobody can go on with it; its missing end tells the client.
+                raise _broken(replica) from error
             await exchange.write(b"", more=False)
+
+    async def _next_part(
+        self, replica: Replica, passage: "_Passage", content: aiohttp.StreamReader
+    ) -> bytes:
+        """Wait for more of an answer while there are a replica and a client; nothing is its end."""
+        part = content.read_nowait()
+        if part or content.at_eof():
+            return part
+        reading = self._unless_lost(replica, content.readany())
+        return await (reading if passage.more else passage.exchange.unless_gone(reading))
 
     async def _pass_to_all(self, passage: "_Passage") -> None:
         """Send a request to every replica; the answer is the first that is no success, if any."""
@@ -308,8 +331,9 @@ class Front:
         answers = []
         for replica in self.pool.up:
             with suppress(Lost, *_UNREACHED):
-                answer = await passage.exchange.unless_gone(self._ask(replica, passage))
-                answers.append((answer, await answer.read()))
+                answers.append(
+                    await passage.exchange.unless_gone(self._ask_for_all(replica, passage))
+                )
         if not answers:
             self.pool.pick()
             raise Unavailable("No serving process answers; try again soon.", code="no_replica")
