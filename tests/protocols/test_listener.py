@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 
 import pytest
 import uvloop
@@ -14,6 +15,9 @@ from workers.serving import listener
 from workers.serving.listener import MAX_HEAD_BYTES, Listener
 
 HELD = 3
+LARGE_BYTES = 64 * 1024 * 1024
+# Answered before the body is read.
+UNREAD = {"/refuse": (413, b"no"), "/large": (200, bytes(LARGE_BYTES))}
 
 
 class Echo:
@@ -26,8 +30,8 @@ class Echo:
 
     async def __call__(self, scope, receive, send):
         body = b""
-        if scope["path"] == "/refuse":
-            await answer(send, 413, b"no")
+        if scope["path"] in UNREAD:
+            await answer(send, *UNREAD[scope["path"]])
             return
         if scope["path"] == "/break":
             raise RuntimeError("broken on purpose")
@@ -383,6 +387,63 @@ def test_who_stands_still_is_let_go(place, monkeypatch, constant, begun):
     with place.connect() as line:
         line.sendall(begun)
         assert read_to_end(line) == b""
+
+
+class Taker:
+    """Asks for a large answer and takes it bit by bit, while the clock goes on."""
+
+    def __init__(self, place, line):
+        self.place, self.line = place, line
+        # The answer began long after its request.
+        self.now = time.monotonic() + 2 * listener.STILL_SECONDS
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        line.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: self.waiting, "the answer to stand still")
+        (self.connection,) = place.listener.connections
+        self.taken = 0
+
+    @property
+    def waiting(self):
+        return sum(
+            one._transport.get_write_buffer_size() for one in [*self.place.listener.connections]
+        )
+
+    def take(self, size):
+        while self.taken < size:
+            part = self.line.recv(1 << 20)
+            assert part
+            self.taken += len(part)
+
+    def pass_time(self):
+        self.now += 0.9 * listener.STILL_SECONDS
+        looked = threading.Event()
+
+        def look():
+            self.connection.look_at_clock(self.now)
+            looked.set()
+
+        self.place.loop.call_soon_threadsafe(look)
+        assert looked.wait(20)
+
+
+def test_an_answer_may_take_its_time_while_it_is_taken(place):
+    with place.connect() as line:
+        taker = Taker(place, line)
+        taker.pass_time()
+        for tenth in range(1, 10):
+            before = taker.waiting
+            taker.take(tenth * LARGE_BYTES // 10)
+            wait_until(lambda known=before: taker.waiting < known, "more of it to leave")
+            taker.pass_time()
+        taker.take(LARGE_BYTES)
+
+
+def test_an_answer_that_nobody_takes_is_given_up(place):
+    with place.connect() as line:
+        taker = Taker(place, line)
+        for _ in range(3):
+            taker.pass_time()
+        assert len(read_to_end(line)) < LARGE_BYTES
 
 
 def test_one_connection_too_many_is_told_so(place):

@@ -7,6 +7,7 @@ is read straight into its place, unless it is large: that is handed on as it com
 
 import asyncio
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -193,6 +194,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._discarding = False
         self._last_at = time.monotonic()
+        # Of an answer that stands still, what was left when the clock was looked at last.
+        self._left_bytes = 0
 
     # --- what the transport tells -----------------------------------------------------------------
 
@@ -262,6 +265,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._drained = self._loop.create_future()
+        self._left_bytes = sys.maxsize
 
     def resume_writing(self) -> None:
         if self._drained is not None:
@@ -564,6 +568,10 @@ class _Connection(asyncio.BufferedProtocol):
 
     def look_at_clock(self, now: float) -> None:
         """Close what has stood still for too long."""
+        if self._drained is not None and self._transport is not None:
+            before, self._left_bytes = self._left_bytes, self._transport.get_write_buffer_size()
+            if self._left_bytes < before:
+                self._last_at = now
         still = now - self._last_at
         if self._drained is not None:
             # It does not take its answer.
