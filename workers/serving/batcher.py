@@ -5,6 +5,7 @@ all that waits and fits. Under load batches grow by themselves, and alone nobody
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -32,8 +33,7 @@ from workers.serving.messages import (
     Tensor,
     TensorSpec,
     Timed,
-    pack_strings,
-    unpack_strings,
+    end_of_strings,
 )
 from workers.serving.process import ALIGNMENT, Described, ModelProcess, Placed, Reply
 
@@ -46,6 +46,8 @@ _BATCH_BYTES = 1024 * 1024
 _KEPT_BYTES = 4 * 1024 * 1024
 _FORGET_SECONDS = 5.0
 _ALONE = ("alone",)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -201,13 +203,7 @@ class Batcher:
         for work in running:
             work.tries += 1
             if work.tries > 1:
-                self._fail(
-                    work,
-                    Unavailable(
-                        "The model's process ended while it computed this; try again.",
-                        code="crashed",
-                    ),
-                )
+                self._fail(work, _crashed())
             elif not work.future.done():
                 self._alone.append(work)
                 self._waiting += 1
@@ -350,11 +346,19 @@ class Batcher:
     def answered(self, reply: Reply) -> None:
         """Hand out what came back for the running batch."""
         batch, self._running = self._running, []
-        assert self._process is not None
+        process = self._process
+        assert process is not None
         if reply.refusal is not None:
             self._refuse(batch, reply.refusal)
         else:
-            self._hand_out(batch, reply, self._process)
+            try:
+                self._hand_out(batch, reply, process)
+            except Exception:
+                logger.exception("An answer of a model's process could not be read")
+                for work in batch:
+                    self._fail(work, _crashed())
+                process.kill()
+                return
         self._pump()
 
     def _refuse(self, batch: list[Work], refusal: RegistryError) -> None:
@@ -480,6 +484,12 @@ class Batcher:
             self._process.taken.forget()
 
 
+def _crashed() -> Unavailable:
+    return Unavailable(
+        "The model's process ended while it computed this; try again.", code="crashed"
+    )
+
+
 def _bind_tensors(work: Work, described: Described) -> None:
     specs = described.inputs
     given = work.tensors
@@ -547,14 +557,14 @@ def _split(
 ) -> None:
     start, size, shape = placed.start, placed.size, placed.shape
     if len(batch) == 1:
-        data = bytes(taken[start : start + size])
+        data = placed.data if spec.datatype == BYTES else bytes(taken[start : start + size])
         answers[0].outputs.append(Tensor(spec.name, spec.datatype, shape, data))
         return
     count = sum(work.rows for work in batch)
     if not shape or shape[0] != count:
         raise ValueError(shape)
     if spec.datatype == BYTES:
-        _split_strings(spec, placed, batch, answers, taken)
+        _split_strings(spec, placed, batch, answers)
         return
     step = size // count
     inner = shape[1:]
@@ -567,18 +577,12 @@ def _split(
 
 
 def _split_strings(
-    spec: TensorSpec,
-    placed: Placed,
-    batch: list[Work],
-    answers: list[Answer],
-    taken: memoryview,
+    spec: TensorSpec, placed: Placed, batch: list[Work], answers: list[Answer]
 ) -> None:
     inner = placed.shape[1:]
-    each = int(np.prod(inner, dtype=np.int64))
-    data = bytes(taken[placed.start : placed.start + placed.size])
-    values = unpack_strings(data, placed.shape[0] * each)
-    at = 0
+    each = math.prod(inner)
+    start = 0
     for work, answer in zip(batch, answers, strict=True):
-        part = values[at : at + work.rows * each]
-        answer.outputs.append(Tensor(spec.name, BYTES, (work.rows, *inner), pack_strings(part)))
-        at += work.rows * each
+        end = end_of_strings(placed.data, start, work.rows * each)
+        answer.outputs.append(Tensor(spec.name, BYTES, (work.rows, *inner), placed.data[start:end]))
+        start = end

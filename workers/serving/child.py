@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from registry.errors import Invalid, RegistryError, pack
 from workers.ml.infer.sessions import first_line, open_session
 from workers.serving.fields import Array, Input, group_by_length, read_fields
+from workers.serving.messages import MAX_STRINGS, check_string_count
 
 MESSAGE_BYTES = 128 * 1024
 ALIGNMENT = 64
@@ -338,8 +339,11 @@ class Server:
     def _put(self, outputs: Sequence[Array]) -> list[tuple[int, int, tuple[int, ...]]]:
         places = []
         start = 0
-        for (_, datatype, _), output in zip(self.model.outputs, outputs, strict=False):
+        strings = MAX_STRINGS
+        for (name, datatype, _), output in zip(self.model.outputs, outputs, strict=False):
             if datatype == "BYTES":
+                check_string_count(name, output.size, strings)
+                strings -= output.size
                 flat = [str(value).encode() for value in np.asarray(output).ravel()]
                 data = b"".join(
                     part for one in flat for part in (len(one).to_bytes(4, "little"), one)

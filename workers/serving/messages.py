@@ -3,13 +3,14 @@
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.errors import Invalid
+from registry.errors import Invalid, TooLarge
 
 if TYPE_CHECKING:
     # What reads requests beside the server knows no tables.
@@ -38,6 +39,8 @@ BYTES = "BYTES"
 MAX_RANK = 16
 MAX_TENSORS = 256
 MAX_NAME_CHARACTERS = 256
+# Elements of BYTES tensors together: each takes a step of Python, and all others wait meanwhile.
+MAX_STRINGS = 256 * 1024
 _LENGTH = struct.Struct("<I")
 
 
@@ -201,11 +204,11 @@ def add_up(counted: Sequence[Counters]) -> Counters:
 _TIMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
 
-def check_tensor(tensor: Tensor) -> None:
+def check_tensor(tensor: Tensor, *, strings: int = MAX_STRINGS) -> None:
     """Hold a tensor's name, type, shape and bytes against each other; nothing is allocated.
 
     Raises:
-        Invalid: they do not fit.
+        Invalid: they do not fit; TooLarge: it has more than so many strings.
 
     """
     name, shape = tensor.name, tensor.shape
@@ -227,7 +230,7 @@ def check_tensor(tensor: Tensor) -> None:
         raise Invalid("Tensor {name!r} has an axis of negative size.", code="bad_tensor", name=name)
     count = math.prod(shape)
     if tensor.datatype == BYTES:
-        check_strings(name, count, tensor.data)
+        check_strings(name, count, tensor.data, left=strings)
         return
     size = ITEM_BYTES.get(tensor.datatype)
     if size is None:
@@ -250,37 +253,57 @@ def check_tensor(tensor: Tensor) -> None:
         )
 
 
-def check_strings(name: str, count: int, data: Data) -> None:
+def check_string_count(name: str, count: int, left: int) -> None:
+    """Pass when a BYTES tensor may have so many elements, of those that are left.
+
+    Raises:
+        TooLarge: it may not.
+
+    """
+    if count > left:
+        raise TooLarge(
+            "BYTES tensors have {limit} elements together at most; with {name!r} there are more.",
+            code="too_many_strings",
+            limit=MAX_STRINGS,
+            name=name,
+        )
+
+
+def check_strings(name: str, count: int, data: Data, *, left: int) -> None:
     """See that the lengths before the elements of a BYTES tensor lead exactly to its end.
 
     Raises:
-        Invalid: they do not.
+        Invalid: they do not; TooLarge: it has more elements than are left.
 
     """
-    end, place = len(data), 0
     # Each element takes four bytes at least, so a count that lies costs nothing.
-    if count * _LENGTH.size <= end:
-        for _ in range(count):
-            if place + _LENGTH.size > end:
-                break
-            place += _LENGTH.size + _LENGTH.unpack_from(data, place)[0]
-        else:
-            if place == end:
+    if count * _LENGTH.size <= len(data):
+        check_string_count(name, count, left)
+        with suppress(struct.error):
+            if end_of_strings(data, 0, count) == len(data):
                 return
     raise Invalid(
         "The lengths in tensor {name!r} do not add up to {count} elements in {found} bytes.",
         code="bad_tensor",
         name=name,
         count=count,
-        found=end,
+        found=len(data),
     )
+
+
+def end_of_strings(data: Data, place: int, count: int) -> int:
+    """Give where so many elements of a BYTES tensor end that begin at `place`."""
+    head, length_at = _LENGTH.size, _LENGTH.unpack_from
+    for _ in range(count):
+        place += head + length_at(data, place)[0]
+    return place
 
 
 def check_tensors(tensors: Sequence[Tensor]) -> None:
     """Check each tensor of a request, and that no two have one name.
 
     Raises:
-        Invalid: one does not fit.
+        Invalid: one does not fit; TooLarge: they have too many strings.
 
     """
     if len(tensors) > MAX_TENSORS:
@@ -292,8 +315,11 @@ def check_tensors(tensors: Sequence[Tensor]) -> None:
         )
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise Invalid("Two tensors of the request have the same name.", code="bad_tensor")
+    strings = MAX_STRINGS
     for tensor in tensors:
-        check_tensor(tensor)
+        check_tensor(tensor, strings=strings)
+        if tensor.datatype == BYTES:
+            strings -= math.prod(tensor.shape)
 
 
 def pack_strings(values: Sequence[bytes]) -> bytes:

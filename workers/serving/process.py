@@ -25,7 +25,15 @@ import orjson
 
 from registry.errors import Invalid, RegistryError, Unavailable, unpack
 from workers import memory, sandbox
-from workers.serving.messages import BYTES, ITEM_BYTES, MAX_RANK, Data, TensorSpec, check_strings
+from workers.serving.messages import (
+    BYTES,
+    ITEM_BYTES,
+    MAX_RANK,
+    MAX_STRINGS,
+    Data,
+    TensorSpec,
+    check_strings,
+)
 from workers.words import clean_said, clean_text
 
 MESSAGE_BYTES = 128 * 1024
@@ -67,6 +75,8 @@ class Placed:
     start: int
     size: int
     shape: tuple[int, ...]
+    # A copy of what was checked, where that says lengths: the process may write on meanwhile.
+    data: bytes = b""
 
 
 @dataclass(slots=True)
@@ -246,7 +256,7 @@ class ModelProcess:
             return
         try:
             self._take(orjson.loads(message))
-        except (Broken, ValueError, TypeError, KeyError, IndexError, OverflowError):
+        except (Broken, RegistryError, LookupError, ValueError, TypeError, OverflowError):
             self.kill()
 
     def _take(self, said: Any) -> None:
@@ -291,20 +301,17 @@ class ModelProcess:
         specs = self.described.outputs
         if len(specs) != len(outputs):
             raise Broken
+        strings = MAX_STRINGS
         for spec, one in zip(specs, outputs, strict=True):
             if len(one.shape) > MAX_RANK or any(size < 0 for size in one.shape):
                 raise Broken
             if spec.datatype == BYTES:
-                self._check_strings(spec.name, one)
+                count = math.prod(one.shape)
+                one.data = bytes(self.taken.memory[one.start : one.start + one.size])
+                check_strings(spec.name, count, one.data, left=strings)
+                strings -= count
             elif math.prod(one.shape) * ITEM_BYTES[spec.datatype] != one.size:
                 raise Broken
-
-    def _check_strings(self, name: str, one: Placed) -> None:
-        data = bytes(self.taken.memory[one.start : one.start + one.size])
-        try:
-            check_strings(name, math.prod(one.shape), data)
-        except Invalid as error:
-            raise Broken from error
 
     def _overhear(self) -> None:
         assert self._process is not None

@@ -24,7 +24,7 @@ from registry.errors import (
 from tests.workers.serving import yard as y
 from workers.serving.dataplane import UNKNOWN_TURNS, _turn_of
 from workers.serving.fleet import State
-from workers.serving.messages import Tensor, pack_strings, unpack_strings
+from workers.serving.messages import MAX_STRINGS, Tensor, pack_strings, unpack_strings
 from workers.serving.protos.model_config_pb2 import ModelConfig
 
 
@@ -175,6 +175,74 @@ def test_texts_go_through_as_they_are(yard):
                 assert [word.decode() for word in unpack_strings(found.data, len(words))] == words
 
             await asyncio.gather(*(one([f"Grüße {at}", "你好" * at]) for at in range(20)))
+
+    asyncio.run(go())
+
+
+def test_texts_that_a_process_changes_after_it_answered_do_no_harm(yard):
+    """It shares the memory, and may write into it whenever it likes."""
+
+    async def go():
+        yard.route("a/echo", yard.version("a/echo", 1, y.shouting(), deadline_ms=300_000))
+        async with yard.plane() as plane:
+            await y_ask_strings(plane, pack_strings([b"a"]), 1)
+            process = _served(plane, "a/echo").process
+            answered = process._on_reply
+
+            def changed(reply):
+                process.taken.memory[:64] = b"\xff" * 64
+                answered(reply)
+
+            process._on_reply = changed
+            async with asyncio.timeout(60):
+                found = await asyncio.gather(
+                    *(y_ask_strings(plane, pack_strings([b"a", b"b"]), 2) for _ in range(4))
+                )
+            assert max(one.parameters["modelyard_batch_size"] for one, _ in found) > 2
+            for response, _ in found:
+                assert unpack_strings(response.outputs[0].data, 2) == [b"a", b"b"]
+
+    asyncio.run(go())
+
+
+def test_an_answer_that_cannot_be_read_fails_its_callers_and_ends_the_process(yard):
+    async def go():
+        yard.route("a/double", yard.version("a/double", 1, y.linear(), deadline_ms=300_000))
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/double", y.floats([[1]]))
+            served = _served(plane, "a/double")
+            process = served.process
+            answered = process._on_reply
+
+            def changed(reply):
+                reply.outputs[0] = None
+                answered(reply)
+
+            process._on_reply = changed
+            async with asyncio.timeout(60):
+                found = await asyncio.gather(
+                    *(y.ask(plane, "a/double", y.floats([[1]]), seconds=300) for _ in range(2)),
+                    return_exceptions=True,
+                )
+                assert {one.reason for one in found} == {"crashed"}
+                _, (answer,) = await y.ask(plane, "a/double", y.floats([[1]]), seconds=300)
+            assert answer.tolist() == [[2]]
+            assert served.process is not process
+
+    asyncio.run(go())
+
+
+def test_an_answer_of_too_many_texts_is_refused(yard):
+    async def go():
+        yard.route("a/names", yard.version("a/names", 1, y.naming()))
+        async with yard.plane() as plane:
+            request = y.InferRequest("a/names", [y.numbers([1, 0])], y.ALICE, time.monotonic() + 30)
+            (found,) = (await plane.infer(request)).outputs
+            assert unpack_strings(found.data, 2) == [b"one", b""]
+            process = _served(plane, "a/names").process
+            with pytest.raises(Invalid, match="elements together"):
+                await y.ask(plane, "a/names", y.numbers([0] * (MAX_STRINGS + 1)))
+            assert _served(plane, "a/names").process is process
 
     asyncio.run(go())
 

@@ -1,14 +1,16 @@
 """Tensors of a request: what fits is let through, what lies is refused before it costs anything."""
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import Invalid
+from registry.errors import Invalid, TooLarge
 from workers.serving.messages import (
+    MAX_STRINGS,
     MAX_TENSORS,
     Tensor,
     check_tensor,
@@ -52,6 +54,16 @@ def test_a_request_has_tensors_of_different_names_and_not_too_many() -> None:
     with pytest.raises(Invalid, match="100000 came"):
         check_tensors([Tensor(f"x{at}", "BOOL", (1,), b"\1") for at in range(100_000)])
     check_tensors([Tensor(f"x{at}", "BOOL", (1,), b"\1") for at in range(MAX_TENSORS)])
+
+
+def test_a_request_has_not_too_many_strings_in_one_tensor_or_in_all() -> None:
+    """Each costs the server a step in which it does nothing else."""
+    half = Tensor("x", "BYTES", (MAX_STRINGS // 2,), bytes(2 * MAX_STRINGS))
+    check_tensors([half, replace(half, name="y")])
+    with pytest.raises(TooLarge, match="'z'"):
+        check_tensors([half, replace(half, name="y"), Tensor("z", "BYTES", (1,), bytes(4))])
+    with pytest.raises(TooLarge, match="'x'"):
+        check_tensor(Tensor("x", "BYTES", (MAX_STRINGS + 1,), bytes(4 * MAX_STRINGS + 4)))
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20))

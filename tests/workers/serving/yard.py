@@ -125,12 +125,20 @@ def counting():
 
 def gather():
     """Give a model that fails on a number beyond its table: y = table[x]."""
-    table = np.arange(10, dtype=np.float32)
+    return _looking_up(np.arange(10, dtype=np.float32), TensorProto.FLOAT)
+
+
+def naming():
+    """Give a text for each number."""
+    return _looking_up(np.array(["", "one"], dtype=object), TensorProto.STRING)
+
+
+def _looking_up(table, kind):
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "x"], ["y"])],
         "gather",
         [helper.make_tensor_value_info("x", TensorProto.INT64, ["rows"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows"])],
+        [helper.make_tensor_value_info("y", kind, ["rows"])],
         [onnx.numpy_helper.from_array(table, "table")],
     )
     return _saved(graph)
