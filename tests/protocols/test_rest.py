@@ -316,6 +316,26 @@ def test_bodies_that_never_come_cannot_hold_the_memory_of_others(served, http):
     assert http.post(INFER, json=GOOD).is_success
 
 
+def test_an_answer_counts_until_its_client_has_taken_it(served):
+    values = np.random.default_rng(0).random(800_000, np.float32)
+    one = {"name": "x", "datatype": "FP32", "shape": [1, len(values)]}
+    one["parameters"] = {"binary_data_size": values.nbytes}
+    said = json.dumps({"inputs": [one]}).encode()
+    head = (
+        f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        f"Inference-Header-Content-Length: {len(said)}\r\n"
+        f"Content-Length: {len(said) + values.nbytes}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", served.port), 30) as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        line.sendall(head.encode() + said + values.tobytes())
+        # The body, and the text of as many numbers.
+        wait_until(lambda: served.bounds.held > 3 * values.nbytes, "the answer to wait")
+        while line.recv(1 << 20):
+            pass
+    wait_until(lambda: served.bounds.held == 0, "the room to be free again")
+
+
 def test_who_hangs_up_is_no_longer_computed_for(served):
     served.plane.started.clear()
     served.plane.cancelled.clear()

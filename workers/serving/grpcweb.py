@@ -54,7 +54,9 @@ async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
             await writer.end(Refusal(grpc.StatusCode.UNIMPLEMENTED, detail))
         else:
             work = _answer(call, UNARY[method], messages)
-            await writer.message(await exchange.unless_gone(work))
+            answer = await exchange.unless_gone(work)
+            exchange.holding.hold(len(answer))
+            await writer.message(answer)
             await writer.end(None)
     except ClientGone:
         raise

@@ -126,10 +126,13 @@ class Rest:
             deadline=time.monotonic() + asked.timeout_seconds,
         )
         response = await exchange.unless_gone(self.plane.infer(request))
+        size = sum(len(one.data) for one in response.outputs)
+        exchange.holding.hold(size)
         if is_long(response):
             parts, json_bytes = await asyncio.to_thread(write_infer, response, asked)
         else:
             parts, json_bytes = write_infer(response, asked)
+        exchange.holding.hold(sum(map(len, parts)) - size)  # as JSON it is longer
         if json_bytes is None:
             await exchange.respond(200, [JSON], parts)
             return
@@ -222,7 +225,7 @@ class Rest:
         )
         answers = {"predictions": found.rows} if several else {"prediction": found.rows[0]}
         said = {"model": found.model, "version": found.version, **answers}
-        await _say(exchange, {**said, "parameters": found.parameters})
+        await _give(exchange, {**said, "parameters": found.parameters})
 
     async def embeddings(self, exchange: Exchange, _: Mapping[str, str]) -> None:
         body = await exchange.body()
@@ -251,7 +254,7 @@ class Rest:
         )
         usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
         said = {"object": "list", "data": data, "model": asked["model"], "usage": usage}
-        await _say(exchange, {**said, "parameters": found.parameters})
+        await _give(exchange, {**said, "parameters": found.parameters})
 
     async def openai_models(self, exchange: Exchange, _: Mapping[str, str]) -> None:
         found = await self.plane.index(await self.actor(exchange), ready_only=False)
@@ -293,6 +296,13 @@ ROUTES = tuple((verb, re.compile(pattern), handler) for verb, pattern, handler i
 
 async def _say(exchange: Exchange, value: Any, *, status: int = 200) -> None:
     await exchange.respond(status, [JSON], [dump(value)])
+
+
+async def _give(exchange: Exchange, value: Any) -> None:
+    """Say what a model answered, which counts for as long as its client takes it."""
+    body = dump(value)
+    exchange.holding.hold(len(body))
+    await exchange.respond(200, [JSON], [body])
 
 
 async def _json_object(exchange: Exchange) -> dict[str, Any]:
