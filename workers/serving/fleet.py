@@ -24,6 +24,8 @@ _UNROUTED_SECONDS = 30.0
 _TICK_SECONDS = 1.0
 _WEIGH_SECONDS = 15.0
 _AT_ONCE = 2
+# Models that are busy may have an idle moment after so long, and then make room.
+_NO_ROOM_SECONDS = 1
 _LAYERS = 4
 _LONGEST_PAUSE_SECONDS = 60.0
 # A process that lived so long was well: the next one is started at once.
@@ -196,6 +198,8 @@ class Fleet:
         return sibling.loading is not None or self.shelf.expected_seconds(sibling.deployed) < left
 
     def _failed(self, served: Served) -> Unavailable:
+        if isinstance(served.failure, NotLoaded):
+            return served.failure
         return Unavailable(
             "{model} version {version} cannot be loaded: {problem}",
             code="load_failed",
@@ -244,11 +248,14 @@ class Fleet:
                 )
             async with self._gate:
                 began = time.monotonic()
+                self._check_room(served)
                 self._make_room(_estimate(served), beside=served)
                 process = await self._open(served, served.laid)
                 served.memory_bytes = await asyncio.to_thread(process.held_bytes)
             seconds = time.monotonic() - began
             self.shelf.record_seconds(served.deployed, seconds)
+        except NotLoaded as error:
+            self._wait_for_room(served, error)
         except (RegistryError, TimeoutError, OSError) as error:
             self._give_up(served, error)
         except Exception as error:
@@ -328,6 +335,14 @@ class Fleet:
         )
         served.batcher.fail_all(self._failed(served))
 
+    def _wait_for_room(self, served: Served, error: NotLoaded) -> None:
+        """Leave a version asleep that did nothing wrong; who asks again waits that long."""
+        served.loading = None
+        served.state, served.failure = State.ASLEEP, error
+        served.again_at = time.monotonic() + error.retry_after
+        logger.info("%s", error.detail)
+        served.batcher.fail_all(error)
+
     def _ended(self, served: Served, process: ModelProcess) -> None:
         """Take note that a process has ended; where it is needed, another one is started."""
         if served.process is not process or served.loading is not None:
@@ -373,7 +388,7 @@ class Fleet:
             (
                 served
                 for served in self._known.values()
-                if served.is_ready and served is not beside and not served.batcher.pending
+                if served is not beside and self._is_idle(served)
             ),
             key=lambda served: served.batcher.last_used,
         )
@@ -382,6 +397,31 @@ class Fleet:
                 return
             logger.info("%s version %s makes room.", served.name, served.version)
             self.put_to_sleep(served)
+
+    def _is_idle(self, served: Served) -> bool:
+        return served.is_ready and not served.batcher.pending
+
+    def _check_room(self, served: Served) -> None:
+        """Pass when a version fits beside those that cannot sleep now; one alone always does.
+
+        Raises:
+            NotLoaded: they leave too little.
+
+        """
+        taken = sum(
+            one.memory_bytes or _estimate(one)
+            for one in self._known.values()
+            if one.process is not None and one is not served and not self._is_idle(one)
+        )
+        if taken and taken + _estimate(served) > self.memory_bytes:
+            raise NotLoaded(
+                "There is no memory for {model} version {version} beside models that are busy; "
+                "try again in {retry_after} s.",
+                code="no_memory",
+                model=served.name,
+                version=served.version,
+                retry_after=_NO_ROOM_SECONDS,
+            )
 
     async def _tick(self) -> None:
         weighed_at = 0.0

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -781,6 +782,32 @@ def test_the_model_called_longest_ago_makes_room(yard):
             loaded = {one.name for one in plane.fleet.all if one.is_ready}
             assert loaded == {"a/two"}
             assert (await y.ask(plane, "a/one", y.floats([[1]])))[1][0].tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+async def _in_the_end(plane, name):
+    while True:
+        with suppress(NotLoaded):
+            return (await y.ask(plane, name, y.floats([[1]])))[1][0].tolist()
+
+
+def test_a_model_waits_for_room_while_the_others_are_busy(yard):
+    async def go():
+        yard.route("a/busy", yard.version("a/busy", 1, y.counting(), deadline_ms=300_000))
+        yard.route("a/other", yard.version("a/other", 1, y.linear(), idle_seconds=600))
+        async with yard.plane(memory_bytes=80 << 20) as plane:
+            await y.ask(plane, "a/busy", y.numbers([1]))
+            busy = asyncio.create_task(y.ask(plane, "a/busy", y.numbers([10**8]), seconds=300))
+            await y.until(lambda: _served(plane, "a/busy").batcher.pending)
+            with pytest.raises(NotLoaded) as refused:
+                await y.ask(plane, "a/other", y.floats([[1]]))
+            assert (refused.value.reason, refused.value.retry_after) == ("no_memory", 1)
+            assert {one.name for one in plane.fleet.all if one.process} == {"a/busy"}
+            busy.cancel()
+            _served(plane, "a/busy").process.kill()
+            async with asyncio.timeout(60):
+                assert await _in_the_end(plane, "a/other") == [[2]]
 
     asyncio.run(go())
 
