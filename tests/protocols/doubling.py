@@ -181,7 +181,7 @@ class Served:
         return serve_grpc(self.plane, self.bounds, max_calls=64)
 
     async def begin(self):
-        pass
+        self.loop = asyncio.get_running_loop()
 
     async def end(self):
         await self.rest.reader.close()

@@ -8,6 +8,7 @@ import struct
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from ipaddress import ip_network
 
 import httpx
@@ -16,7 +17,7 @@ import pytest
 
 from tests.local.waiting import wait_until
 from tests.protocols.doubling import BODY_BYTES, MODEL, TOKEN
-from workers.serving.budget import own_bytes
+from workers.serving.budget import BEGIN_SECONDS, own_bytes
 
 INFER = f"/v2/models/{MODEL}/infer"
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1, 2.5]]}]}
@@ -314,6 +315,40 @@ def test_bodies_that_never_come_cannot_hold_the_memory_of_others(served, http):
             one.close()
     wait_until(lambda: served.rest.bounds.held == 0, "the room to be free again")
     assert http.post(INFER, json=GOOD).is_success
+
+
+def test_who_sends_slowly_makes_room_where_there_is_little(served, http):
+    wait_until(lambda: served.bounds.held == 0, "earlier tests")
+    bounds = served.bounds
+
+    def pass_time(seconds):
+        now = time.monotonic() + seconds
+        served.loop.call_soon_threadsafe(bounds.look_at_arrivals, now)
+
+    with ExitStack() as stack:
+        *slow, quick = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 30))
+            for _ in range(4)
+        ]
+        for one in (*slow[1:], quick):
+            one.sendall(post(BODY_BYTES).replace("\n", "\r\n").encode())
+        wait_until(lambda: bounds.held == 3 * BODY_BYTES, "three bodies to begin")
+        pass_time(60)  # there is room
+        slow[0].sendall(post(BODY_BYTES).replace("\n", "\r\n").encode())
+        wait_until(lambda: bounds.held == 4 * BODY_BYTES, "the fourth body to begin")
+        pass_time(BEGIN_SECONDS / 2)  # they have only begun
+        quick.sendall(bytes(BODY_BYTES - 1))
+        wait_until(
+            lambda: max(one.size for one in [*bounds._arriving.values()]) > 3 << 20, "the quick one"
+        )
+        pass_time(BEGIN_SECONDS + 2)
+        for one in slow:
+            with one.makefile("rb") as lines:
+                assert lines.readline().split()[1] == b"503"
+        assert http.post(INFER, json=GOOD).is_success
+        quick.sendall(b"a")
+        with quick.makefile("rb") as lines:
+            assert lines.readline().split()[1] == b"400"  # no JSON
 
 
 def test_an_answer_counts_until_its_client_has_taken_it(served):

@@ -1,14 +1,17 @@
 """What all calls may hold in memory together while they come in: one budget for every protocol.
 
-Bytes are counted as they come, where a protocol shows them. gRPC hands out whole messages only, so
-what its library has of those that are still on their way is seen in the memory of the process
-alone: where that runs short, calls that have been sending for longest are given up.
+Bytes are counted as they come, where a protocol shows them; who sends them slowly is given up where
+most of the budget is held. gRPC hands out whole messages only, so what its library has of those
+that are still on their way is seen in the memory of the process alone: where that runs short, calls
+that have been sending for longest are given up.
 """
 
 import asyncio
 import ctypes
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from registry.errors import Unavailable
@@ -16,6 +19,11 @@ from registry.errors import Unavailable
 # Memory is looked at so often, and calls that have been sending for so long may be given up.
 LOOK_SECONDS = 0.05
 SLOW_SECONDS = 0.25
+# Where so much of the budget is held, a body over HTTP has to come at so many bytes a second, after
+# a while in which it may begin.
+CROWDED_SHARE = 0.75
+BEGIN_SECONDS = 4.0
+LEAST_RATE = 256 * 1024
 # What the allocator keeps of large messages is given back so often at most, while none are there.
 GIVE_BACK_SECONDS = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -29,6 +37,17 @@ def busy() -> Unavailable:
 
 
 @dataclass(slots=True)
+class Arrival:
+    """A body on its way in: since when, and how much of it is there."""
+
+    since: float = field(default_factory=time.monotonic)
+    size: int = 0
+
+    def is_slow(self, now: float) -> bool:
+        return self.size < (now - self.since - BEGIN_SECONDS) * LEAST_RATE
+
+
+@dataclass(slots=True)
 class Bounds:
     """How large a body may be, and how many bytes of bodies a process holds at once."""
 
@@ -37,6 +56,7 @@ class Bounds:
     held: int = 0
     # What is being waited for: the task, and since when; the oldest first.
     _sending: "dict[asyncio.Task[object], float]" = field(default_factory=dict)
+    _arriving: "dict[asyncio.Task[object], Arrival]" = field(default_factory=dict)
     _given_up: "set[asyncio.Task[object]]" = field(default_factory=set)
     _beside: int = 0
 
@@ -51,6 +71,39 @@ class Bounds:
             raise busy()
         self.held += size
 
+    # --- who takes too long -----------------------------------------------------------------------
+
+    @contextmanager
+    def arriving(self) -> Iterator[Arrival]:
+        """Watch over a body that the current task reads.
+
+        Raises:
+            Unavailable: it came too slowly, and others need the room.
+
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        arrival = self._arriving[task] = Arrival()
+        try:
+            yield arrival
+        except asyncio.CancelledError:
+            if task not in self._given_up:
+                raise
+            task.uncancel()
+            raise busy() from None
+        finally:
+            del self._arriving[task]
+            self._given_up.discard(task)
+
+    def look_at_arrivals(self, now: float) -> None:
+        """Give bodies up that come slowly, where most of the budget is held."""
+        if self.held <= self.held_bytes * CROWDED_SHARE:
+            return
+        for task, arrival in self._arriving.items():
+            if arrival.is_slow(now) and task not in self._given_up:
+                self._given_up.add(task)
+                task.cancel()
+
     # --- what nobody can count --------------------------------------------------------------------
 
     async def watch(self) -> None:
@@ -59,6 +112,7 @@ class Bounds:
         given_back_at = 0.0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            self.look_at_arrivals(time.monotonic())
             found = own_bytes()
             self.look(found)
             idle = not self.held and found > self._beside + self.held_bytes // 2

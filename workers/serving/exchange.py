@@ -6,7 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from registry.authenticate import client_address
 from registry.errors import Invalid, TooLarge
-from workers.serving.budget import Bounds, Holding
+from workers.serving.budget import Arrival, Bounds, Holding
 from workers.serving.codec import Unpacking, deflate
 from workers.serving.messages import Data
 
@@ -92,21 +92,24 @@ class Exchange:
         announced = self.count(b"content-length") or 0
         self.check_size(announced)
         self.holding.hold(announced)
+        with self.holding.bounds.arriving() as arrival:
+            parts = await self._all_parts(arrival)
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        coding = (self.header(b"content-encoding") or "identity").strip().lower()
+        return body if coding == "identity" else await self._unpack(body, coding)
+
+    async def _all_parts(self, arrival: Arrival) -> list[bytes]:
         parts: list[bytes] = []
-        size = 0
         part, more = await self._next()
         while True:
             if part:
                 parts.append(part)
-                size += len(part)
-                self.check_size(size)
-                self.holding.hold(size - self.holding.held)
+                arrival.size += len(part)
+                self.check_size(arrival.size)
+                self.holding.hold(arrival.size - self.holding.held)
             if not more:
-                break
+                return parts
             part, more = await self.read_part()
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        coding = (self.header(b"content-encoding") or "identity").strip().lower()
-        return body if coding == "identity" else await self._unpack(body, coding)
 
     def check_size(self, size: int) -> None:
         """Pass when a body may have so many bytes.
