@@ -50,7 +50,9 @@ def test_a_version_carries_its_facts_and_its_card_fills_the_model(alice, model):
     assert model.labels == ["digits", "vision"]
     assert (model.latest_number, model.parameters_count) == (1, 3)
     assert model.refs.get(name="main").revision == version.revision
-    assert versions.read_card(version).body.strip().endswith("It tells digits apart.")
+    assert (
+        versions.read_card(actor_of(alice), version).body.strip().endswith("It tells digits apart.")
+    )
 
 
 def test_the_numbers_of_a_dataset_are_rows_not_parameters(alice):
