@@ -12,6 +12,8 @@ import pytest
 from django.db import connection
 from django.test import TransactionTestCase
 
+from tests.slow import slow_tests
+
 # Playwright leaves an event loop in the thread of the tests, which then use the database as before.
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
 MADE_BY_MIGRATING = {"django_content_type", "auth_permission"}
@@ -60,9 +62,11 @@ def pytest_configure():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave what asks a web server in a process of its own to the whole run."""
+    """Leave what takes long, or asks a web server in a process of its own, to the whole run."""
+    slow = slow_tests()
     for item in items:
-        if "running_server" in getattr(item, "fixturenames", ()):
+        test = item.nodeid.partition("[")[0]
+        if test in slow or "running_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 

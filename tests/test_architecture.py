@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slow import slow_tests
+
 ROOT = Path(__file__).parents[1]
 WRITES = {
     "save",
@@ -101,3 +103,12 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         return [node.module or ""] if node.level == 0 else ["relative"]
     return []
+
+
+def test_tests_that_are_called_slow_are_there():
+    missing = [
+        f"{path}::{name}"
+        for path, _, name in (test.partition("::") for test in sorted(slow_tests()))
+        if not (ROOT / path).is_file() or f"def {name}(" not in (ROOT / path).read_text("utf-8")
+    ]
+    assert not missing, "write tests/slow.txt anew (tests/slow.py says how)"
