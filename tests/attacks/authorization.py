@@ -518,7 +518,11 @@ PAGES: Mapping[str, Line] = {
     },
     "/requests": {
         "get": ("page: signed in", 200),
-        "post": ("page: signed in", 302, {"kind": "model", "name": "team/thing"}),
+        "post": (
+            "page: signed in",
+            302,
+            {"kind": "model", "name": "team/thing", "role": "reader"},
+        ),
     },
     "/requests/{number}/decide": {
         "post": ("page: request", 302, {"decision": "approve", "expected_role": "maintainer"})
@@ -547,7 +551,7 @@ PAGES: Mapping[str, Line] = {
     f"{_PAGE}/proposals/new": {"post": ("page: write", 302, {"alias": "champion", "version": "2"})},
     f"{_PAGE}/proposals/{{number}}": {"get": ("page: see", 200)},
     f"{_PAGE}/proposals/{{number}}/decide": {
-        "post": ("page: change", 302, {"decision": "approve"})
+        "post": ("page: change", {302, 422}, {"decision": "approve"})
     },
     f"{_PAGE}/tags": {"post": ("page: change", 302, {"key": "stage", "value": "x"})},
     f"{_PAGE}/tags/delete": {"post": ("page: change", 302, {"key": "stage"})},
@@ -561,7 +565,7 @@ PAGES: Mapping[str, Line] = {
     f"{_PAGE}/compare": {"get": ("page: see", 200)},
     f"{_PAGE_VERSION}/diff/{{other}}": {"get": ("page: see", 200)},
     f"{_PAGE_VERSION}/diff/{{other}}/weights": {"post": ("page: signed in who see", 302)},
-    f"{_PAGE_VERSION}/edit": {"post": ("page: change", 302, {"message": "x"})},
+    f"{_PAGE_VERSION}/edit": {"post": ("page: write", 302, {"message": "x"})},
     f"{_PAGE_VERSION}/signatures": {"post": ("page: write", 422)},
     f"{_PAGE_VERSION}/signatures/{{signature}}": {"get": ("page: see", 200)},
     # Who may not write is told so on the page that it leads back to.

@@ -564,7 +564,8 @@ def test_a_small_change_is_made_by_those_who_may(db):
             with undone():
                 (form,) = line["post"][2:] or ({},)
                 answer = call_page(world, caller, "post", world.address(template), form)
-                said = "".join(str(one) for one in get_messages(answer.wsgi_request))
+                said = answer.content.decode()
+                said += "".join(str(one) for one in get_messages(answer.wsgi_request))
             assert ("This needs the role" not in said) == (caller in allowed), (template, caller)
 
 

@@ -43,6 +43,8 @@ def add(actor, team):
 
 def somebody_waits():
     with connection.cursor() as cursor:
+        # A transaction goes on seeing what it saw first of the others.
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
         cursor.execute(WAITING, [connection.settings_dict["NAME"]])
         return cursor.fetchone()[0] > 0
 

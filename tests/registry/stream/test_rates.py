@@ -42,14 +42,15 @@ def refused(answer):
 
 
 def test_streams_say_what_is_left(client, caller, download):
-    for answer in (
-        client.get(download),
-        client.get(download, headers={"Range": "bytes=9-"}),
-        begin(client, 10),
-        client.head(begin(client, 10).headers["location"], headers=TUS),
-        client.get(f"{download}/none"),
+    begun = begin(client, 10)
+    for answer, policy in (
+        (client.get(download), '"requests";q=60000;w=60'),
+        (client.get(download, headers={"Range": "bytes=9-"}), '"requests";q=60000;w=60'),
+        (begun, '"requests";q=60000;w=60, "writes";q=12000;w=60'),
+        (client.head(begun.headers["location"], headers=TUS), '"requests";q=60000;w=60'),
+        (client.get(f"{download}/none"), '"requests";q=60000;w=60'),
     ):
-        assert answer.headers["ratelimit-policy"] == '"requests";q=60000;w=60', answer
+        assert answer.headers["ratelimit-policy"] == policy, answer
         assert answer.headers["ratelimit"].startswith('"requests";r=59'), answer
 
 
@@ -100,7 +101,9 @@ def test_big_pieces_of_an_upload_never_use_a_budget_up(client, caller):
 def test_an_address_is_counted_where_there_is_no_token(stranger, download):
     use_up("address:127.0.0.1")
     try:
-        assert refused(stranger.get(download))
+        # What the server has taken in advance for this address may be used up first.
+        answers = (stranger.get(download) for _ in range(1000))
+        assert refused(next(answer for answer in answers if answer.status_code != 200))
     finally:
         refill("address:127.0.0.1")
     assert stranger.get(download).status_code == 200

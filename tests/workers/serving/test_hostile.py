@@ -267,8 +267,9 @@ def large_messages(caller):
     watching.join()
     say(f"twenty of 60 MiB: {seen}, {(most[0] - before) >> 20} MiB more at most")
     assert seen <= {grpc.StatusCode.OK, refused}
-    # The budget twice, what is shared with the model's process, and what is kept for the next.
-    assert most[0] - before < 2_000_000_000
+    # The budget twice, what is shared with the model's process, what is kept for the next, and what
+    # arrives before a busy machine gives its senders up.
+    assert most[0] - before < 2_500_000_000
 
 
 def numbers_that_are_none(caller):
