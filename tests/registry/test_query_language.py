@@ -122,7 +122,9 @@ def test_any_text_is_read_or_refused_at_a_place_within_it(query):
         return
     for word in asked.words:
         assert word.text == word.text.strip() != ""
-        assert word.text in query[word.position :]
+        rest = query[word.position :]
+        # Quotes that close something inside a word are left out of it.
+        assert word.text in rest or word.text in rest.replace('"', "")
     for one in asked.narrowings:
         assert one.field in FIELDS
         for bound in (one.bounds.low, one.bounds.high) if one.bounds else ():
