@@ -177,10 +177,14 @@ def test_without_redis_everybody_passes(api, settings, monkeypatch, caplog):
 
 def test_what_is_kept_of_a_caller_goes_by_itself(api, settings):
     settings.RATE_REQUESTS = 6000
-    api.post("models", {"namespace": "alice", "name": "m"})
     with redis.Redis.from_url(django_settings.REDIS_URL) as store:
         mine = f"modelyard:rate:*:token:{Token.objects.get().pk}"
+        # Another test may have had a token of this number, and used its budget up.
+        for key in store.keys(mine):
+            store.delete(key)
+        api.post("models", {"namespace": "alice", "name": "m"})
         kept = {key: store.pttl(key) for key in store.keys(mine)}
     assert len(kept) <= 2
-    stays_for_ever = -1
-    assert stays_for_ever not in kept.values()
+    # One that is full again may have gone between the two questions.
+    gone = -2
+    assert all(life == gone or 0 < life <= 60_000 for life in kept.values())
