@@ -93,6 +93,31 @@ def trace(actor: Actor, version: Version, *, depth: int = DEPTH) -> Graph:
     return graph
 
 
+def data_of(actor: Actor, version: Version) -> Version | None:
+    """Find the dataset that a model is about, as far as `actor` may see.
+
+    That is what it or the nearest of its origins was made with, else what it was measured on, else
+    what a version that came from it was made with; the newest where there are several.
+    """
+    visible = Version.objects.visible_to(actor).select_related("repository__namespace")
+    datasets = visible.filter(repository__kind=Kind.DATASET).order_by("-pk")
+    generation = {version.pk}
+    for _generation in range(DEPTH):
+        origins = LineageEdge.objects.filter(child__in=generation).values("parent")
+        if found := datasets.filter(pk__in=origins).first():
+            return found
+        generation = set(visible.filter(pk__in=origins).values_list("pk", flat=True)[:MOST])
+        if not generation:
+            break
+    measured_on = Evaluation.objects.filter(version=version).values("dataset_version")
+    if found := datasets.filter(pk__in=measured_on).first():
+        return found
+    newest = LineageEdge.objects.filter(parent=version).order_by("-pk")
+    offspring = list(newest.values_list("child", flat=True)[:MOST])
+    beside = LineageEdge.objects.filter(child__in=offspring).values("parent")
+    return datasets.filter(pk__in=beside).first()
+
+
 def _step(
     actor: Actor,
     graph: Graph,

@@ -19,9 +19,10 @@ from registry.errors import Invalid, NotFound, RegistryError
 from registry.models import Actor, Job, JobEvent, JobState, Kind, Repository
 from registry.pages import decode_cursor, decode_moment, encode_cursor
 from registry.recipes import RECIPES, parse_reference
-from registry.services.catalog import find_repository, namespaces_writable_by
+from registry.services.catalog import find_repository, find_version, namespaces_writable_by
 from registry.services.estimates import estimate_job
 from registry.services.jobs import cancel_job, find_job, reproduce_job, resume_job, submit_job
+from registry.services.lineage import data_of
 from registry.services.quotas import why_waiting
 from registry.services.reproduction import KINDS
 from registry.web import charts, estimates, recipe_forms, reports, searches, wording
@@ -38,6 +39,8 @@ _LOG_LINES: Final = 300
 _METRIC_POINTS: Final = 20_000
 _REPRODUCTIONS: Final = 10
 _SUGGESTED: Final = 60
+# What is measured on the data that a model is about; a batch inference is of other data.
+_MEASURES: Final = frozenset({"compress", "search", "evaluate", "profile"})
 
 
 @require_safe
@@ -140,7 +143,8 @@ def _begin(request: HttpRequest, actor: Actor, kind: str) -> Pattern:
     goal = searches.fields_of(way) if kind == searches.KIND else {}
     spaces = namespaces_writable_by(actor)
     output = f"{spaces[0].slug}/" if spaces else ""
-    return Pattern(way=way, methods=(), initial={"output": output, **goal, **given})
+    initial = {"output": output, **goal, **_usual_data(actor, kind, model, given.get("model", ""))}
+    return Pattern(way=way, methods=(), initial={**initial, **given})
 
 
 def _named_model(actor: Actor, text: str) -> Repository | None:
@@ -150,6 +154,20 @@ def _named_model(actor: Actor, text: str) -> Repository | None:
         return find_repository(actor, Kind.MODEL, reference.namespace, reference.name)
     except (Invalid, NotFound):
         return None
+
+
+def _usual_data(
+    actor: Actor, kind: str, model: Repository | None, reference: str
+) -> dict[str, str]:
+    """Suggest the dataset that a version was made with, to what measures it."""
+    if kind not in _MEASURES or model is None:
+        return {}
+    try:
+        version = find_version(actor, model, parse_reference(reference).version)
+    except NotFound:
+        return {}
+    found = data_of(actor, version)
+    return {"dataset": found.ref} if found else {}
 
 
 def _usual_way(kind: str, model: Repository | None, *, continues: bool) -> str:

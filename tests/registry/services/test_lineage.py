@@ -5,7 +5,7 @@ from django.test import Client
 
 from registry.models import Job, JobState, Namespace, Repository
 from registry.services import lineage
-from registry.services.lineage import trace
+from registry.services.lineage import data_of, trace
 from registry.services.versions import (
     EvaluationSpec,
     ParentSpec,
@@ -174,3 +174,29 @@ def test_the_graph_over_rest_and_on_the_page(alice, family):
     assert "compressed from" in page
     assert 'class="family"' in page
     assert f"/jobs/{family['pruning'].pk}/reproduce" in page
+
+
+def test_the_data_that_a_model_is_about(alice, family):
+    actor = actor_of(alice)
+    for name in ("base", "tuned", "pruned", "student"):
+        assert data_of(actor, family[name]) == family["data"], name
+    bare = make_version(alice, make_model(alice, "bare"), {})
+    assert data_of(actor, bare) is None
+    rows, later = (
+        make_version(alice, make_model(alice, name, kind="dataset"), {"a.csv": name.encode()})
+        for name in ("beside", "measured")
+    )
+    made(alice, bare.repository, (bare, "weights"), (rows, "calibration"), variant="int8")
+    assert data_of(actor, bare) == rows
+    add_evaluations(
+        actor=actor,
+        version=bare,
+        evaluations=[EvaluationSpec(metric="accuracy", value=0.5, dataset=later)],
+    )
+    assert data_of(actor, bare) == later
+
+
+def test_data_that_somebody_may_not_see_is_not_named(alice, family):
+    Repository.objects.filter(pk=family["data"].repository_id).update(visibility="private")
+    Repository.objects.exclude(pk=family["data"].repository_id).update(visibility="public")
+    assert data_of(actor_of(UserFactory(username="bob")), family["student"]) is None

@@ -8,6 +8,7 @@ from django.utils import timezone
 from registry.errors import Text, pack
 from registry.models import Job, JobEvent, JobState, Repository, Version
 from registry.services import jobs
+from registry.services.versions import EvaluationSpec, add_evaluations
 from tests.factories import actor_of
 
 pytestmark = pytest.mark.django_db
@@ -100,6 +101,21 @@ def test_an_encoder_is_asked_for_its_vectors(as_owner, model):
     assert value_of(text_of(as_owner.get(NEW)), "steps.0.max_accuracy_loss") == "0.01"
     Repository.objects.filter(pk=model.pk).update(task="sentence-similarity")
     assert value_of(text_of(as_owner.get(NEW)), "steps.0.min_cosine") == "0.99"
+
+
+def test_what_measures_begins_with_the_data_of_the_model(as_owner, owner, model, dataset):
+    add_evaluations(
+        actor=actor_of(owner),
+        version=model.versions.get(number=2),
+        evaluations=[EvaluationSpec(metric="accuracy", value=0.9, dataset=dataset.versions.get())],
+    )
+    for kind in ("search", "compress", "evaluate", "profile"):
+        page = text_of(as_owner.get(f"/jobs/new?kind={kind}&model=olga/digits-cnn@2"))
+        assert value_of(page, "dataset") == "olga/digits@1", kind
+    assert not value_of(text_of(as_owner.get("/jobs/new?kind=search&model=olga/none")), "dataset")
+    assert not value_of(text_of(as_owner.get("/jobs/new?kind=search&model=")), "dataset")
+    page = text_of(as_owner.get("/jobs/new?kind=infer&model=olga/digits-cnn@2"))
+    assert not value_of(page, "dataset"), "new rows are what an inference is for"
 
 
 def test_a_goal_is_submitted(as_owner, model, dataset):
