@@ -8,6 +8,8 @@ from workers.ml.report import Metric
 
 _STILL_FALLING = 0.005
 _FEWEST_EPOCHS = 2
+# How the names end under which steps note what they trained beside the model itself.
+_CONTROL = "_control"
 
 
 def refuse_guessing(accuracy: Metric) -> None:
@@ -63,22 +65,27 @@ def still_falling(history: Sequence[Mapping[str, Any]]) -> bool:
 
 def warnings_of(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """List what to say of the trainings that steps noted, wherever in their notes those stand."""
-    found = []
-    for number, notes in enumerate(steps, 1):
-        for name, history in _histories(notes, ""):
-            if still_falling(history):
-                found.append(
-                    warning(
-                        "still_falling",
-                        Text(
-                            "Step {number} stopped training ({name}) while the loss was still "
-                            "falling: more epochs may give a better result.",
-                            number=number,
-                            name=name or str(notes.get("method", "")),
-                        ),
-                    )
-                )
-    return found
+    return [
+        warning("still_falling", _stopped(number, name))
+        for number, notes in enumerate(steps, 1)
+        for name, history in _histories(notes, "")
+        if still_falling(history)
+    ]
+
+
+def _stopped(number: int, name: str) -> Text:
+    """Say that a training of a step might have gone on: its own, or one that it is held against."""
+    if name.endswith(_CONTROL):
+        return Text(
+            "What step {number} is compared with stopped training while its loss was still "
+            "falling: with more epochs it may come out better.",
+            number=number,
+        )
+    return Text(
+        "Step {number} stopped training while the loss was still falling: more epochs may give a "
+        "better result.",
+        number=number,
+    )
 
 
 def _histories(notes: Mapping[str, Any], name: str) -> list[tuple[str, list[dict[str, Any]]]]:

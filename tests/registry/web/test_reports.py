@@ -12,10 +12,9 @@ pytestmark = pytest.mark.django_db
 
 COMPRESS = {"model": "olga/digits-cnn@2", "steps.0.per_channel": "on", "device": "cpu"}
 FALLING = Text(
-    "Step {number} stopped training ({name}) while the loss was still falling: more epochs may "
-    "give a better result.",
+    "Step {number} stopped training while the loss was still falling: more epochs may give a "
+    "better result.",
     number=1,
-    name="fine_tune",
 )
 
 

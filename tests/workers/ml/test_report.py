@@ -303,11 +303,14 @@ def test_a_warning_names_the_step_and_can_be_translated():
     steps = [
         {"method": "prune", "fine_tune": {"validation": falling}, "dense_control": {"steps": 3}},
         {"method": "quantize_dynamic", "validation": [{"loss": 1.0}, {"loss": 1.0}]},
+        {"method": "prune", "dense_control": {"validation": falling}},
     ]
-    (found,) = warnings_of(steps)
-    assert found["code"] == "still_falling"
-    assert "Step 1 stopped training (fine_tune)" in found["detail"]
-    assert unpack(found["said"]).detail == found["detail"]
+    own, control = warnings_of(steps)
+    assert "Step 1 stopped training while" in own["detail"]
+    assert "What step 3 is compared with stopped training" in control["detail"]
+    for found in (own, control):
+        assert found["code"] == "still_falling"
+        assert unpack(found["said"]).detail == found["detail"]
 
 
 # --- whole reports --------------------------------------------------------------------------------
