@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from django.db.models import Q
+
 from registry.models import (
     Actor,
     Evaluation,
@@ -97,7 +99,7 @@ def data_of(actor: Actor, version: Version) -> Version | None:
     """Find the dataset that a model is about, as far as `actor` may see.
 
     That is what it or the nearest of its origins was made with, else what it was measured on, else
-    what a version that came from it was made with; the newest where there are several.
+    what a version that came from it was made with or measured on; the newest where there are more.
     """
     visible = Version.objects.visible_to(actor).select_related("repository__namespace")
     datasets = visible.filter(repository__kind=Kind.DATASET).order_by("-pk")
@@ -115,7 +117,8 @@ def data_of(actor: Actor, version: Version) -> Version | None:
     newest = LineageEdge.objects.filter(parent=version).order_by("-pk")
     offspring = list(newest.values_list("child", flat=True)[:MOST])
     beside = LineageEdge.objects.filter(child__in=offspring).values("parent")
-    return datasets.filter(pk__in=beside).first()
+    measured_on = Evaluation.objects.filter(version__in=offspring).values("dataset_version")
+    return datasets.filter(Q(pk__in=beside) | Q(pk__in=measured_on)).first()
 
 
 def _step(

@@ -186,14 +186,15 @@ def test_the_data_that_a_model_is_about(alice, family):
         make_version(alice, make_model(alice, name, kind="dataset"), {"a.csv": name.encode()})
         for name in ("beside", "measured")
     )
-    made(alice, bare.repository, (bare, "weights"), (rows, "calibration"), variant="int8")
+    smaller = made(alice, bare.repository, (bare, "weights"), (rows, "calibration"), variant="int8")
     assert data_of(actor, bare) == rows
+    measured = EvaluationSpec(metric="accuracy", value=0.5, dataset=later)
+    add_evaluations(actor=actor, version=smaller, evaluations=[measured])
+    assert (data_of(actor, smaller), data_of(actor, bare)) == (rows, later)
     add_evaluations(
-        actor=actor,
-        version=bare,
-        evaluations=[EvaluationSpec(metric="accuracy", value=0.5, dataset=later)],
+        actor=actor, version=bare, evaluations=[EvaluationSpec(metric="loss", value=1, dataset=rows)]
     )
-    assert data_of(actor, bare) == later
+    assert data_of(actor, bare) == rows
 
 
 def test_data_that_somebody_may_not_see_is_not_named(alice, family):
