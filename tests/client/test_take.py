@@ -52,6 +52,25 @@ def test_a_file_that_a_job_made_is_laid_out_alone(command, version, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_file_that_a_job_made_is_deleted(command, version, tmp_path):
+    made = version.derivatives.create(
+        purpose=Purpose.EXPORTED,
+        path="torchscript.pt",
+        toolchain="torch 2",
+        blob=make_blob(b"what a job wrote"),
+    )
+    wrong = ("export", "alice/adder@1", "torchscript", "--delete", "--to", tmp_path / "x")
+    assert "has no use" in command.run(*wrong, status=2).err
+    assert version.derivatives.filter(pk=made.pk).exists()
+    done = command.run("export", "alice/adder@1", "torchscript", "--delete")
+    assert "it can be made again" in done.err
+    assert not version.derivatives.filter(pk=made.pk).exists()
+    again = command.run("export", "alice/adder@1", "torchscript", "--delete", status=3)
+    assert "nothing to delete" in again.err
+    # What is put together as it is sent was never kept.
+    command.run("export", "alice/adder@1", "triton", "--delete", status=3)
+
+
 def test_what_lies_beside_the_folder_stays(command, version, tmp_path):
     place = tmp_path / "place"
     other = place / "repository.part"

@@ -109,7 +109,9 @@ def test_a_file_is_deleted_by_who_may_have_it_made(owner, version, made):
     assert (status, "This needs the role" in said["detail"]) == (403, True)
     before = version.repository.namespace
     before.refresh_from_db()
+    assert listed(owner, "torchscript.pt")["can_be_deleted"] is True
     assert Client().delete(file, headers=bearer(owner)).status_code == 204
+    assert listed(owner, "torchscript.pt")["can_be_deleted"] is False
     after = type(before).objects.get(pk=before.pk)
     assert after.used_bytes == before.used_bytes - len(b"a program")
     event = Event.objects.get(action="export.delete")

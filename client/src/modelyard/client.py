@@ -29,7 +29,7 @@ from modelyard.names import Reference, parse_reference, segment
 from modelyard.progress import Progress, Silent
 from modelyard.pull import Pull, Pulled
 from modelyard.push import Push, Pushed
-from modelyard.take import Target, take
+from modelyard.take import Target, delete_export, take
 from modelyard.transport import Transport
 
 Kind: TypeAlias = Literal["model", "dataset"]
@@ -302,6 +302,10 @@ class Client:
         folder = Path(to) if to is not None else Path(f"{reference.name}-{target}")
         take(self, reference, target, folder, tell)
         return folder
+
+    def delete_export(self, name: str, target: Target) -> None:
+        """Delete the file that a job made of a version for a target; it can be made again."""
+        delete_export(self, parse_reference(name), target)
 
     # --- Jobs ----------------------------------------------------------------------------------
 

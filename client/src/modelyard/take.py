@@ -74,11 +74,7 @@ def take(
     """
     if folder.exists():
         raise BadFolder(f"{folder} is there already; name a new folder with --to.")
-    file = _FILES.get(target, f"{target}.tar")
-    exports = (
-        f"/models/{quote(reference.namespace)}/{quote(reference.name)}"
-        f"/versions/{quote(reference.selector)}/exports"
-    )
+    file, exports = _FILES.get(target, f"{target}.tar"), _address(reference)
     try:
         return _fetch(client, f"{exports}/{file}", file, folder)
     except Refused as refusal:
@@ -93,6 +89,24 @@ def take(
             error = job["error"]
             raise JobFailed(error["detail"] if error else f"The job was {job['state']}.")
     return _fetch(client, f"{exports}/{file}", file, folder)
+
+
+def delete_export(client: "Client", reference: Reference, target: Target) -> None:
+    """Delete the file that a job made for a target.
+
+    Raises:
+        Refused: there is none, or the caller may not write to the model.
+
+    """
+    file = _FILES.get(target, f"{target}.tar")
+    client.transport.call("DELETE", f"{_address(reference)}/{file}")
+
+
+def _address(reference: Reference) -> str:
+    return (
+        f"/models/{quote(reference.namespace)}/{quote(reference.name)}"
+        f"/versions/{quote(reference.selector)}/exports"
+    )
 
 
 def _fetch(client: "Client", path: str, file: str, folder: Path) -> list[str]:

@@ -423,6 +423,7 @@ class Export(Answer):
     detail: str
     takes_job: bool
     can_be_made: bool
+    can_be_deleted: bool
     runs_code: bool
     job: UUID | None
     size_bytes: int | None

@@ -315,6 +315,7 @@ def export_body(version: Version, way: Way) -> Row:
         "detail": way.refusal.detail if way.refusal else "",
         "takes_job": way.takes_job,
         "can_be_made": way.can_be_made,
+        "can_be_deleted": way.can_be_deleted,
         "runs_code": way.runs_code,
         "job": way.job.pk if way.job else None,
         "size_bytes": way.made.blob.size_bytes if way.made else None,

@@ -186,8 +186,11 @@ def pull(
     metavar="FOLDER",
     help="A new folder; otherwise ./ and the name and the target.",
 )
+@click.option("--delete", is_flag=True, help="Delete the file that a job made, and fetch nothing.")
 @shared_options
-def export(session: Session, *, name: str, target: Target, to: Path | None) -> None:
+def export(
+    session: Session, *, name: str, target: Target, to: Path | None, delete: bool
+) -> None:
     """Lay a version out as another server or library wants it, in a new folder.
 
     NAME is namespace/name, or namespace/name@version with a number, an alias or 'latest'. Prints
@@ -197,7 +200,18 @@ def export(session: Session, *, name: str, target: Target, to: Path | None) -> N
     modelyard export team/classifier@production triton --to ./repository
     modelyard export team/classifier@3 kserve
     modelyard export team/classifier@3 torchscript
+    modelyard export team/classifier@3 torchscript --delete
     """  # noqa: D301
+    if delete:
+        if to is not None:
+            raise click.UsageError("--delete fetches nothing, so --to has no use.")
+        with session.client() as client:
+            client.delete_export(name, target)
+        if session.as_json:
+            print_json({"deleted": target})
+        elif not session.quiet:
+            say(f"Deleted the {target} file of {name}; it can be made again.")
+        return
     with session.client() as client:
         told = Teller(session)
         # JSON is one document: how the job goes is for people.
