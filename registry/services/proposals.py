@@ -27,22 +27,35 @@ _MAX_REASON = 2000
 
 
 def protect_aliases(
-    *, actor: Actor, repository: Repository, aliases: Iterable[object], second_approver: bool
+    *,
+    actor: Actor,
+    repository: Repository,
+    aliases: Iterable[object],
+    second_approver: bool | None,
+    shown: Iterable[str] | None = None,
 ) -> Repository:
     """Say which aliases only maintainers move, and whether each move takes a second person.
 
-    Where it does, or is to, only owners change any of this: a maintainer alone moves nothing.
+    Where it does, or is to, only owners change any of this: a maintainer alone moves nothing. None
+    leaves that as it is. Of `aliases` that somebody changed from what they were `shown`, nothing
+    else is changed: what others protected meanwhile stays protected.
     """
     require(actor, "maintain", repository)
-    patterns = sorted({_check_pattern(one) for one in aliases})
-    if len(patterns) > _MAX_PATTERNS:
-        raise invalid_field(
-            "aliases", "too_many", "Protect at most {limit} patterns.", limit=_MAX_PATTERNS
-        )
+    wanted = {_check_pattern(one) for one in aliases}
     with transaction.atomic():
         row = lock_repository(repository)
+        if second_approver is None:
+            second_approver = row.second_approver
         if second_approver or row.second_approver:
             require(actor, "own", row)
+        if shown is not None:
+            before = set(shown)
+            wanted = (set(row.protected_aliases) | wanted - before) - (before - wanted)
+        patterns = sorted(wanted)
+        if len(patterns) > _MAX_PATTERNS:
+            raise invalid_field(
+                "aliases", "too_many", "Protect at most {limit} patterns.", limit=_MAX_PATTERNS
+            )
         row.protected_aliases, row.second_approver = patterns, second_approver
         row.save(update_fields=["protected_aliases", "second_approver"])
         record_event(

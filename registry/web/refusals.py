@@ -1,7 +1,7 @@
 """Refusals in the language of the page: the template is translated, then its values go in."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
 
 from django.conf import settings
 from django.contrib import messages
@@ -11,6 +11,10 @@ from django.utils.translation import gettext
 
 from registry.errors import RegistryError, Text, fill, unpack
 from registry.web.wording import WORDS
+
+_TYPED: Final = "typed"
+# Characters of a field; a session is no place for more.
+_MOST_TYPED: Final = 4000
 
 
 class Said(Protocol):
@@ -34,6 +38,20 @@ def attempt(request: HttpRequest, change: Callable[[], Any], done: str) -> None:
         messages.error(request, words_of(error))
     else:
         messages.success(request, done)
+
+
+def keep_typed(request: HttpRequest, form: str, fields: Iterable[str]) -> None:
+    """Keep what was typed into a small form that was refused, for the page that comes next."""
+    typed = {name: request.POST.get(name, "")[:_MOST_TYPED] for name in fields}
+    request.session[_TYPED] = {form: typed}
+
+
+def take_typed(request: HttpRequest) -> dict[str, dict[str, str]]:
+    """Give what was kept for this page, by the name of the form; once."""
+    if _TYPED not in request.session:
+        return {}
+    typed: dict[str, dict[str, str]] = request.session.pop(_TYPED)
+    return typed
 
 
 def stored_words(packed: Mapping[str, Any] | None, detail: str) -> str:

@@ -23,7 +23,7 @@ from registry.services.versions import read_card
 from registry.web import ancestry, charts, history, wording
 from registry.web.forms import AliasForm, DescribeForm, RegisterForm, TagForm, show_refusal
 from registry.web.markdown import render_markdown
-from registry.web.refusals import words_of
+from registry.web.refusals import keep_typed, take_typed, words_of
 from registry.web.serving import calls
 from registry.web.snippets import snippets
 from registry.web.undo import way_back
@@ -171,6 +171,7 @@ class RepositoryPage:
     def _card(self) -> Details:
         card = read_card(self.actor, self.latest) if self.latest else None
         parents, children = history.lineage(self.actor, self.latest) if self.latest else ([], [])
+        typed = take_typed(self.request)
         return {
             "card": card,
             "card_html": render_markdown(card.body) if card else "",
@@ -178,8 +179,11 @@ class RepositoryPage:
             "parents": parents,
             "children": children[:6],
             **self._glance(),
-            "tag_form": TagForm(prefix=""),
-            "alias_form": AliasForm(initial={"version": self.repository.latest_number}, prefix=""),
+            "typed": typed,
+            "tag_form": TagForm(initial=typed.get("tag")),
+            "alias_form": AliasForm(
+                initial={"version": self.repository.latest_number, **typed.get("alias", {})}
+            ),
             **self._snippets(),
         }
 
@@ -376,8 +380,11 @@ class _Change:
             }
         return self.back()
 
-    def refused(self, error: RegistryError) -> HttpResponse:
+    def refused(self, error: RegistryError, form: str = "", *typed: str) -> HttpResponse:
+        """Go back to the page with the reason, and with what was typed into the form there."""
         messages.error(self.request, words_of(error))
+        if form:
+            keep_typed(self.request, form, typed)
         return self.back()
 
     def back(self) -> HttpResponse:
@@ -401,7 +408,7 @@ def set_tag(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpR
             value=value,
         )
     except RegistryError as error:
-        return change.refused(error)
+        return change.refused(error, "tag", "key", "value")
     return change.done(_("The tag %(key)s is set.") % {"key": key})
 
 
@@ -444,7 +451,7 @@ def set_alias(request: HttpRequest, kind: str, namespace: str, name: str) -> Htt
             reason=request.POST.get("reason", ""),
         )
     except RegistryError as error:
-        return change.refused(error)
+        return change.refused(error, "alias", "alias", "version", "reason")
     said = {"alias": alias, "number": version.number}
     return change.done(_("The alias @%(alias)s points at version %(number)s.") % said)
 

@@ -347,13 +347,15 @@ def propose(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpR
     repository = catalog.find_repository(actor, kind, namespace, name)
     require(actor, "write", repository)
     if request.POST.get("change") == "protect":
+        shown = request.POST.get("shown_aliases")
         attempt(
             request,
             lambda: proposals.protect_aliases(
                 actor=actor,
                 repository=repository,
                 aliases=request.POST.get("aliases", "").split(),
-                second_approver="second_approver" in request.POST,
+                second_approver=_changed_switch(request, "second_approver"),
+                shown=None if shown is None else shown.split(),
             ),
             _("Saved."),
         )
@@ -368,6 +370,12 @@ def propose(request: HttpRequest, kind: str, namespace: str, name: str) -> HttpR
             messages.success(request, _("Proposed; the maintainers decide."))
             return redirect(address_of(repository, "proposals"))
     return _show_proposals(request, repository, form)
+
+
+def _changed_switch(request: HttpRequest, name: str) -> bool | None:
+    """Read a switch; None where it was left as the page showed it."""
+    given = name in request.POST
+    return None if given == (f"shown_{name}" in request.POST) else given
 
 
 def _propose(actor: Actor, repository: Repository, form: ProposalForm) -> None:

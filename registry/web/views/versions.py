@@ -52,7 +52,7 @@ from registry.web.forms import (
 )
 from registry.web.markdown import render_markdown
 from registry.web.profiles import profile_of_version
-from registry.web.refusals import attempt, words_of
+from registry.web.refusals import attempt, take_typed, words_of
 from registry.web.snippets import snippets, verification
 from registry.web.transfers import REFUSAL
 from registry.web.tunings import tuned_of
@@ -105,6 +105,7 @@ def show_version(
     alias = aliases[0].name if aliases else ""
     converted = [made.path for made in derivatives]
     made = exports.list_made(actor, version) if kind == Kind.MODEL and files else []
+    typed = take_typed(request)
     context = {
         "version": version,
         "repository": repository,
@@ -134,8 +135,9 @@ def show_version(
         "children": children,
         "card_html": render_markdown(card.body) if card else "",
         "signers": _signers(actor, version, host),
-        "alias_form": AliasForm(),
-        "tag_form": TagForm(),
+        "typed": typed,
+        "alias_form": AliasForm(initial=typed.get("alias")),
+        "tag_form": TagForm(initial=typed.get("tag")),
         "signature_form": signature_form or SignatureForm(),
         "snippets": snippets(host, repository, version, paths, alias, converted),
         "may_write": allowed(actor, "write", repository),

@@ -191,9 +191,8 @@ def test_the_data_that_a_model_is_about(alice, family):
     measured = EvaluationSpec(metric="accuracy", value=0.5, dataset=later)
     add_evaluations(actor=actor, version=smaller, evaluations=[measured])
     assert (data_of(actor, smaller), data_of(actor, bare)) == (rows, later)
-    add_evaluations(
-        actor=actor, version=bare, evaluations=[EvaluationSpec(metric="loss", value=1, dataset=rows)]
-    )
+    of_bare = EvaluationSpec(metric="loss", value=1, dataset=rows)
+    add_evaluations(actor=actor, version=bare, evaluations=[of_bare])
     assert data_of(actor, bare) == rows
 
 

@@ -32,6 +32,20 @@ def page_after(client, response):
     return client.get(response["Location"]).content.decode()
 
 
+def test_a_refused_tag_or_alias_keeps_what_was_typed(as_owner, model):
+    refused = as_owner.post(f"{MODEL}/tags", {"key": "", "value": "four words of mine"})
+    page = page_after(as_owner, refused)
+    assert 'value="four words of mine"' in page
+    assert "four words of mine" not in as_owner.get(MODEL).content.decode()
+    refused = as_owner.post(f"{MODEL}/aliases", {"alias": "so so", "version": "1"})
+    page = page_after(as_owner, refused)
+    assert 'value="so so"' in page
+    sent = {"key": "", "value": "seen here", "version": "2", "page": "2"}
+    refused = as_owner.post(f"{MODEL}/tags", sent)
+    assert refused["Location"].endswith("/versions/2")
+    assert 'value="seen here"' in page_after(as_owner, refused)
+
+
 def test_register_then_upload(as_owner, owner):
     form = {"namespace": "olga", "name": "fresh", "visibility": "private", "task": "translation"}
     response = as_owner.post("/models/new", form)

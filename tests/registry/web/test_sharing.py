@@ -224,6 +224,31 @@ def test_protected_names_are_edited_by_maintainers(as_owner, plan):
     assert "Somebody other than" in own.content.decode()
 
 
+def test_a_form_of_protected_names_takes_back_nothing_of_others(as_owner, plan):
+    type(plan).objects.filter(pk=plan.pk).update(
+        protected_aliases=["eu", "us"], second_approver=True
+    )
+    page = as_owner.get(f"{MODEL}/proposals").content.decode()
+    assert 'name="shown_aliases"' in page
+    assert 'value="eu us"' in page
+    assert 'name="shown_second_approver" value="on"' in page
+    # Meanwhile another maintainer protects one more, and a second approver is needed no longer.
+    type(plan).objects.filter(pk=plan.pk).update(
+        protected_aliases=["asia", "eu", "us"], second_approver=False
+    )
+    sent = {
+        "change": "protect",
+        "shown_aliases": "eu us",
+        "aliases": "eu africa",
+        "shown_second_approver": "on",
+        "second_approver": "on",
+    }
+    page_after(as_owner, as_owner.post(f"{MODEL}/proposals/new", sent))
+    plan.refresh_from_db()
+    assert plan.protected_aliases == ["africa", "asia", "eu"]
+    assert plan.second_approver is False
+
+
 def test_a_request_that_is_refused_keeps_what_was_typed(as_stranger):
     sent = {"kind": "model", "name": "team", "role": "owner", "message": "For the demo."}
     refused = as_stranger.post("/requests", sent)

@@ -188,9 +188,7 @@ def pull(
 )
 @click.option("--delete", is_flag=True, help="Delete the file that a job made, and fetch nothing.")
 @shared_options
-def export(
-    session: Session, *, name: str, target: Target, to: Path | None, delete: bool
-) -> None:
+def export(session: Session, *, name: str, target: Target, to: Path | None, delete: bool) -> None:
     """Lay a version out as another server or library wants it, in a new folder.
 
     NAME is namespace/name, or namespace/name@version with a number, an alias or 'latest'. Prints
