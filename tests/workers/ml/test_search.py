@@ -682,6 +682,9 @@ def test_every_line_of_the_ladder_is_a_recipe():
     untaught += ladder.families(known, is_graph=False, labelled=False)
     assert not any(line.trains for line in untaught)
     assert {line.name for line in lines if line.trains}
+    wordless = {family.name for family in ladder.families(known, is_graph=False, has_words=False)}
+    assert "sparse-coded" in wordless
+    assert "sparse-words-coded" not in wordless
     graphs = [*ladder.rungs(known, is_graph=True)]
     assert "onnx" not in {line.name for line in graphs}
     assert all(line.steps[0] != GRAPH for line in graphs)

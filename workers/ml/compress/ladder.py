@@ -40,6 +40,8 @@ class Family:
     """As of a rung: whether it learns from labels."""
     needs_module: bool = True
     """Whether it changes a module; the others are for graphs, which nothing trains."""
+    needs_words: bool = False
+    """Whether it changes a table of words, as models of texts have one."""
 
     def at(self, numbers: Mapping[str, float]) -> Rung:
         """Give the candidate at a setting of the dials."""
@@ -129,6 +131,23 @@ FAMILIES: tuple[Family, ...] = (
         ),
         {"0.sparsity": (0.5, 0.97)},
     ),
+    # Where most of a model is its table of words: rare ones fall, and what stays is coded.
+    Family(
+        "sparse-words-coded",
+        (
+            {
+                "method": "prune_magnitude",
+                "schedule": "gradual",
+                "embeddings": "frequency",
+                **_TRAINED,
+            },
+            {"method": "cluster", "bits": 4, "control": False, "epochs": 1},
+            _CODE,
+        ),
+        {"0.sparsity": (0.5, 0.97)},
+        trains=True,
+        needs_words=True,
+    ),
     Family(
         "pruned-coded",
         (
@@ -160,7 +179,9 @@ def rungs(methods: Collection[str], *, is_graph: bool, labelled: bool = True) ->
             yield replace(rung, steps=steps)
 
 
-def families(methods: Collection[str], *, is_graph: bool, labelled: bool = True) -> list[Family]:
+def families(
+    methods: Collection[str], *, is_graph: bool, labelled: bool = True, has_words: bool = True
+) -> list[Family]:
     """Give the families that these methods can make: those that train, of a module alone."""
     return [
         family
@@ -168,4 +189,5 @@ def families(methods: Collection[str], *, is_graph: bool, labelled: bool = True)
         if methods_of(family.steps) <= set(methods)
         and is_graph != family.needs_module
         and (labelled or not family.trains)
+        and (has_words or not family.needs_words)
     ]

@@ -167,7 +167,7 @@ class Search:
         methods = self.about["methods"]
         kind = {name: bool(self.about[name]) for name in ("is_graph", "labelled")}
         rungs = list(ladder.rungs(methods, **kind))
-        families = ladder.families(methods, **kind)
+        families = ladder.families(methods, **kind, has_words=bool(self.about["has_words"]))
         planned = len(rungs) + _FAMILY_TRIALS * len(families)
         total = min(self.goal.most_candidates, planned)
         for candidate in self._in_order(rungs, families, planned):

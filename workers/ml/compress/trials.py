@@ -120,6 +120,7 @@ class Trials:
             "measures": [name for name, _ in self._measures()],
             "methods": sorted(run.methods() - _unfit(self._bench.module)),
             "labelled": self._runtime.answers == "classes",
+            "has_words": _has_words(self._bench.module),
             "finish_seconds": self._finish_seconds(),
             "environment": environment.describe(device=self.job.device, threads=self.job.threads),
         }
@@ -448,6 +449,12 @@ class Trials:
 def _unfit(module: nn.Module | None) -> frozenset[str]:
     """Name methods that this kind of module refuses, whatever else is asked of them."""
     return frozenset({"prune_structured"}) if isinstance(module, Program) else frozenset()
+
+
+def _has_words(module: nn.Module | None) -> bool:
+    """Tell whether a module has a table of words."""
+    modules = () if module is None else module.modules()
+    return any(isinstance(one, nn.Embedding) for one in modules)
 
 
 _Measure = Callable[[NDArray[Any], NDArray[Any], Runtime], NDArray[Any]]
