@@ -21,6 +21,7 @@ from registry.models import SearchWord
 # A piece that more words hold is looked for by its letters.
 _MOST_WORDS: Final = 256
 _SHORTEST: Final = 3
+_FEW_WORDS: Final = 8
 
 
 class Held(NamedTuple):
@@ -35,19 +36,19 @@ def holding(text: str) -> Held | None:
     pieces = words_of(text) if text.isascii() and len(text) <= LONGEST_KNOWN else []
     # What nearly every text has tells nothing beside other words.
     telling = [place for place, piece in enumerate(pieces) if not is_common(piece)]
-    found = [
-        _any_of({pieces[place], *words})
-        for place in telling or range(len(pieces))
-        if (
-            words := _words_with(
-                piece := pieces[place],
-                begins=place > 0 or not text.startswith(piece),
-                ends=place < len(pieces) - 1 or not text.endswith(piece),
-            )
-        )
-        is not None
-    ]
-    return Held(reduce(and_, found), is_enough=pieces == [text]) if found else None
+    found: list[set[str]] = []
+    for place in telling or range(len(pieces)):
+        piece = pieces[place]
+        begins = place > 0 or not text.startswith(piece)
+        ends = place < len(pieces) - 1 or not text.endswith(piece)
+        words = _words_with(piece, begins=begins, ends=ends)
+        if words is not None:
+            found.append({piece, *words})
+    # One of very many words tells little beside others, and takes the index long to look for.
+    asked = [words for words in found if len(words) <= _FEW_WORDS] or found
+    if not asked:
+        return None
+    return Held(reduce(and_, map(_any_of, asked)), is_enough=pieces == [text])
 
 
 def beginning(word: str) -> SearchQueryCombinable | None:

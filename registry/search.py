@@ -1,12 +1,10 @@
 """Discovery: one query over repositories, filters, facet counts and keyset pages."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, reduce
-from itertools import chain
 from operator import or_
 from typing import Any
 
@@ -172,7 +170,7 @@ def search_repositories(
             matches = narrowed.filter(by_words | Q(pk__in=list(meant.near)))
         facets = {}
         if with_facets and read and not meant:
-            facets = read.facets()
+            facets = read.facets
         elif with_facets and few is None and narrowed is not plain:
             facets = _count_in_time(matches, least=len(rows))
         elif with_facets:
@@ -308,35 +306,13 @@ def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQueryS
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """All that match, or more than are counted, in no order: downloads, keys, and `_COUNTED_BY`."""
+    """What matches, as far as it is counted.
 
-    rows: Sequence[tuple[Any, ...]]
-    is_all: bool
+    `few` are the keys of all of it, the most downloaded first; None where there is more.
+    """
 
-    @property
-    def few(self) -> list[int] | None:
-        """Give their keys, the most downloaded first; None where there are more."""
-        if not self.is_all:
-            return None
-        return [key for _, key in sorted((row[:2] for row in self.rows), reverse=True)]
-
-    def facets(self) -> dict[str, Any]:
-        counted = self.rows[: COUNTED + 1]
-        columns = list(zip(*counted, strict=True))[2:] or [()] * len(_COUNTED_BY)
-        task, library, license_, formats, owner = columns
-        values = {"task": task, "library": library, "license": license_, "format": chain(*formats)}
-        found = [("total", "", len(counted))]
-        found += [
-            (name, value, count)
-            for name, of in values.items()
-            for value, count in Counter(of).items()
-        ]
-        owners = Counter(owner)
-        # Between equals the name decides, as far as names are looked up.
-        most = sorted(owners, key=lambda key: (-owners[key], key))[:_OWNERS_NAMED]
-        names = Namespace.objects.filter(pk__in=most).values_list("slug", "pk")
-        found += [("owner", slug, owners[key]) for slug, key in names]
-        return _facets_of(found)
+    few: list[int] | None
+    facets: dict[str, Any]
 
 
 def _read(
@@ -355,22 +331,51 @@ def _read(
     if not query.narrows:
         return None
     most = COUNTED if query.asked.words else _FEW
-    columns = ("downloads_count", "pk", *(_COUNTED_BY if with_facets else ()))
     among = plain.filter(condition)
     if narrowed is not plain:
-        found = among.whichever("downloads_count", "pk", limit=most + 1)
+        found = among.whichever("pk", limit=most + 1)
         if len(found) <= most:
-            among = narrowed.of_keys([key for _, key in found])
+            among = narrowed.of_keys([key for (key,) in found])
         else:
             versions = measured_rarely(query.asked.narrowings, most=_RARE)
             if versions is None:
                 return None
             having = Version.objects.filter(pk__in=versions).values("repository_id")
             among = narrowed.filter(condition, pk__in=having)
-    rows = among.whichever(*columns, limit=most + 1)
-    if len(rows) > most and most < COUNTED:
+    return _read_counting(among, most=most, with_facets=with_facets)
+
+
+def _read_counting(among: RepositoryQuerySet, *, most: int, with_facets: bool) -> _Read | None:
+    """Read the keys of all that match, and count facets, in one pass over it.
+
+    None where there is more than `most`, and not even so much was to be counted. It is planned for
+    as a whole (see `RepositoryQuerySet.whichever`); in rows, ten thousand matches take longer to
+    send and to read than to find.
+    """
+    columns = _COUNTED_BY if with_facets else ()
+    sample = among.order_by().values("downloads_count", "pk", *columns)
+    try:
+        inner, parameters = sample.query.sql_with_params()
+    except EmptyResultSet:
+        return _Read(few=[], facets=_facets_of(()) if with_facets else {})
+    facets = f"{_grouped('few')}, f (name, value, n) AS ({_FACETS})" if with_facets else _TOTAL
+    statement = f"""
+        WITH found AS MATERIALIZED ({inner}),
+        few AS MATERIALIZED (SELECT * FROM found LIMIT {most + 1}), {facets}
+        SELECT name, value, n, NULL::bigint[] FROM f
+        UNION ALL
+        SELECT 'keys', '', 0, array_agg(pk ORDER BY downloads_count DESC, pk DESC) FROM few
+        WHERE (SELECT count(*) FROM few) <= {most}
+    """  # noqa: S608 - `inner` is Django's own SQL; the values travel as parameters
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        counted = cursor.fetchall()
+    rows = [(name, value, n) for name, value, n, _ in counted if name != "keys"]
+    total = next(n for name, _, n in rows if name == "total")
+    if total > most and most < COUNTED:
         return None
-    return _Read(rows=rows, is_all=len(rows) <= most)
+    keys: list[int] = next(keys for name, *_, keys in counted if name == "keys") or []
+    return _Read(few=None if total > most else keys, facets=_facets_of(rows) if with_facets else {})
 
 
 def _owner() -> Subquery:
@@ -534,6 +539,36 @@ def _count_in_time(matches: RepositoryQuerySet, *, least: int) -> dict[str, Any]
         return {**_facets_of([("total", "", least)]), "total_is_exact": False}
 
 
+def _grouped(source: str) -> str:
+    """Group by each facet on its own; `ungrouped` has a bit for each that a row is not of."""
+    columns = ", ".join(_COUNTED_BY)
+    return f"""g AS (
+        SELECT {columns}, count(*) AS n, grouping({columns}) AS ungrouped FROM {source}
+        GROUP BY GROUPING SETS ((), (task), (library), (license), (formats), (namespace_id))
+    )"""  # noqa: S608 - names of ours
+
+
+_FACETS = f"""
+    SELECT 'total', '', n FROM g WHERE ungrouped = b'11111'::int
+    UNION ALL
+    SELECT 'task', task, n FROM g WHERE ungrouped = b'01111'::int
+    UNION ALL
+    SELECT 'library', library, n FROM g WHERE ungrouped = b'10111'::int
+    UNION ALL
+    SELECT 'license', license, n FROM g WHERE ungrouped = b'11011'::int
+    UNION ALL
+    (SELECT 'format', f, sum(n)::bigint FROM g, unnest(formats) AS f
+     WHERE ungrouped = b'11101'::int GROUP BY f)
+    UNION ALL
+    (SELECT 'owner', slug, n FROM (
+        SELECT namespace_id, n FROM g WHERE ungrouped = b'11110'::int
+        ORDER BY n DESC, namespace_id LIMIT {_OWNERS_NAMED}
+     ) AS most JOIN registry_namespace AS o ON o.id = namespace_id
+     ORDER BY n DESC, slug COLLATE "C" LIMIT {_FACET_VALUES})
+"""  # noqa: S608 - numbers of ours
+_TOTAL = "f (name, value, n) AS (SELECT 'total', '', count(*) FROM few)"
+
+
 def count_facets(matches: RepositoryQuerySet, *, has_words: bool = False) -> dict[str, Any]:
     """Count values of task, library, license, format and owner among the matches.
 
@@ -541,36 +576,16 @@ def count_facets(matches: RepositoryQuerySet, *, has_words: bool = False) -> dic
     exact to `COUNTED` matches, past which `total_is_exact` is false. What words find is planned
     for as a whole (see `RepositoryQuerySet.whichever`).
     """
-    sample = matches.order_by().values("task", "library", "license", "formats", "namespace_id")
+    sample = matches.order_by().values(*_COUNTED_BY)
     try:
         inner, parameters = sample.query.sql_with_params()
     except EmptyResultSet:
         return _facets_of(())
-    # grouping() tells the sets apart: a bit for each column that a row was not grouped by.
+    materialized = "" if has_words else "NOT "
     statement = f"""
-        WITH matches AS {"" if has_words else "NOT "}MATERIALIZED ({inner}), g AS (
-            SELECT task, library, license, formats, namespace_id, count(*) AS n,
-                   grouping(task, library, license, formats, namespace_id) AS ungrouped
-            FROM (SELECT * FROM matches LIMIT {COUNTED + 1})
-                AS m (task, library, license, formats, namespace_id)
-            GROUP BY GROUPING SETS ((), (task), (library), (license), (formats), (namespace_id))
-        )
-        SELECT 'total', '', n FROM g WHERE ungrouped = b'11111'::int
-        UNION ALL
-        SELECT 'task', task, n FROM g WHERE ungrouped = b'01111'::int
-        UNION ALL
-        SELECT 'library', library, n FROM g WHERE ungrouped = b'10111'::int
-        UNION ALL
-        SELECT 'license', license, n FROM g WHERE ungrouped = b'11011'::int
-        UNION ALL
-        (SELECT 'format', f, sum(n)::bigint FROM g, unnest(formats) AS f
-         WHERE ungrouped = b'11101'::int GROUP BY f)
-        UNION ALL
-        (SELECT 'owner', slug, n FROM (
-            SELECT namespace_id, n FROM g WHERE ungrouped = b'11110'::int
-            ORDER BY n DESC, namespace_id LIMIT {_OWNERS_NAMED}
-         ) AS most JOIN registry_namespace AS o ON o.id = namespace_id
-         ORDER BY n DESC, slug COLLATE "C" LIMIT {_FACET_VALUES})
+        WITH matches AS {materialized}MATERIALIZED ({inner}),
+        few AS NOT MATERIALIZED (SELECT * FROM matches LIMIT {COUNTED + 1}), {_grouped("few")}
+        {_FACETS}
     """  # noqa: S608 - `inner` is Django's own SQL; the values travel as parameters
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)

@@ -80,7 +80,7 @@ def test_postgres_is_open_to_nobody_without_the_password(tmp_path, run_server):
     assert not list(addresses.postgres_sockets.glob("initial-password"))
 
 
-@pytest.mark.parametrize(("memory", "buffers"), [(1 << 30, 128), (8 << 30, 512), (1 << 40, 1024)])
+@pytest.mark.parametrize(("memory", "buffers"), [(1 << 29, 128), (8 << 30, 1024), (1 << 40, 4096)])
 def test_postgres_keeps_pages_in_a_part_of_the_memory(memory, buffers):
     assert buffers_mib(memory) == buffers
 

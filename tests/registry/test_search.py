@@ -431,6 +431,20 @@ def test_pieces_of_words_are_looked_up_among_known_words(alice, q):
     assert not [sql for sql in asked if '"search_text"::text LIKE' in sql]
 
 
+def test_a_piece_of_many_words_is_not_looked_for_beside_others(alice, monkeypatch):
+    """Looking for every word that begins with v took the index thirty times as long."""
+    monkeypatch.setattr(pieces, "_FEW_WORDS", 3)
+    for number in range(1, 6):
+        make_model(alice, f"bert-plants-v{number}")
+    make_model(alice, "bert-plants")
+    with CaptureQueriesContext(connection) as queries:
+        listed = set(names(q="plants-v"))
+    assert listed == {f"bert-plants-v{number}" for number in range(1, 6)}
+    assert not any("'v5'" in one["sql"] for one in queries)
+    # By itself it is looked for all the same.
+    assert names(q="v5") == ["bert-plants-v5"]
+
+
 def test_a_piece_of_very_many_words_is_looked_for_by_its_letters(alice, monkeypatch):
     monkeypatch.setattr(pieces, "_MOST_WORDS", 2)
     for name in ("albert", "roberta", "distilbert", "other"):
@@ -479,7 +493,11 @@ def test_facets_are_counted_without_the_table(alice, monkeypatch):
     for actor in (ANONYMOUS, member, granted, narrowed):
         with CaptureQueriesContext(connection) as queries:
             search_repositories(actor, "model", SearchQuery(task="", license="mit"))
-        (asked,) = [one["sql"] for one in queries if "GROUPING SETS" in one["sql"]]
+        (asked,) = [
+            one["sql"]
+            for one in queries
+            if "GROUPING SETS" in one["sql"] and "array_agg" not in one["sql"]
+        ]
         with connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN {asked}")
             plan = "\n".join(line for (line,) in cursor.fetchall())
