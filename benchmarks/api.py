@@ -1,8 +1,9 @@
 """Requests per second and latency of reads, against the real server over keep-alive.
 
-`API_SIZES=1000000 python -m benchmarks api` measures that size anew and keeps the rest. Each client
-is a process with one connection and as little Python as possible around its clock. It
-runs on the same machine as the server, so with eight clients it takes a part of the cores.
+`API_SIZES=1000000 python -m benchmarks api` measures that size anew and keeps the rest;
+`API_MEANING=1` gives the models vectors too, and measures searches with the encoder. Each client
+is a process with one connection and as little Python as possible around its clock. It runs on the
+same machine as the server, so with eight clients it takes a part of the cores.
 """
 
 import json
@@ -14,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
 from benchmarks.installation import ROOT, Installation, environment, running
+from benchmarks.relevant.needs import needs
 from benchmarks.report import Figure, keep, kept
 from benchmarks.vocabulary import (
     CHINESE,
@@ -294,20 +297,45 @@ def deep_cursors(installation: Installation, history: str) -> list[str]:
 
 
 def fill(installation: Installation, count: int) -> None:
-    addresses = Addresses(installation.home)
+    asked = (str(count), "--versions", str(VERSIONS[count]), "--history", str(HISTORY))
     subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.load", str(count)),
-            *("--versions", str(VERSIONS[count]), "--history", str(HISTORY)),
-        ],
+        [sys.executable, "-m", "benchmarks.load", *asked],
         cwd=ROOT,
         check=True,
-        env={
-            **environment(installation.home, installation.port),
-            "DATABASE_URL": addresses.database_url,
-            "REDIS_URL": addresses.redis_url,
-        },
+        env=inside(installation),
     )
+
+
+def inside(installation: Installation) -> dict[str, str]:
+    """Give the environment of a program that works on the data of an installation."""
+    addresses = Addresses(installation.home)
+    return {
+        **environment(installation.home, installation.port),
+        "DATABASE_URL": addresses.database_url,
+        "REDIS_URL": addresses.redis_url,
+    }
+
+
+@contextmanager
+def encoding(installation: Installation) -> Iterator[None]:
+    """Run the encoder of an installation that was started without, and give all models vectors."""
+    command = [sys.executable, "-m", "workers.encoder"]
+    with subprocess.Popen(command, cwd=ROOT, env=inside(installation)) as encoder:
+        try:
+            until = time.monotonic() + 120
+            while not (installation.home / "encoder.sock").exists():
+                if encoder.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError("the encoder does not run")
+                time.sleep(0.1)
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.vectors"],
+                cwd=ROOT,
+                check=True,
+                env=inside(installation),
+            )
+            yield
+        finally:
+            encoder.terminate()
 
 
 def aim_of(name: str, count: int, clients: int, *, slow: bool) -> str:
@@ -319,8 +347,24 @@ def aim_of(name: str, count: int, clients: int, *, slow: bool) -> str:
     return {"get by alias": "< 5", "search for a substring": "< 15"}.get(name, "")
 
 
-def measure_all(installation: Installation, count: int) -> Iterator[Figure]:
-    for name, requests in workloads(installation, count).items():
+def by_meaning(installation: Installation) -> dict[str, list[bytes]]:
+    """Ask for words, and for needs as somebody would put them."""
+    asked = {
+        "three words": searches(random.Random(7))["three words"],
+        "a need (broad)": [need.q for need in needs()],
+    }
+    return {
+        f"search by meaning for {kind}": [
+            prepare(installation, f"/api/v1/models?limit=20&q={quote(q)}") for q in texts
+        ]
+        for kind, texts in asked.items()
+    }
+
+
+def measure_all(
+    installation: Installation, count: int, asked: Mapping[str, list[bytes]]
+) -> Iterator[Figure]:
+    for name, requests in asked.items():
         for clients in CLIENTS:
             seen = measure(installation, requests, clients)
             plural = "client" if clients == 1 else "clients"
@@ -346,7 +390,11 @@ def main() -> None:
     for count in SIZES if named is None else map(int, named.split(",")):
         with running() as installation:
             fill(installation, count)
-            keep_size(count, list(measure_all(installation, count)))
+            figures = list(measure_all(installation, count, workloads(installation, count)))
+            if os.environ.get("API_MEANING") == "1":
+                with encoding(installation):
+                    figures += measure_all(installation, count, by_meaning(installation))
+            keep_size(count, figures)
 
 
 if __name__ == "__main__":
