@@ -10,7 +10,7 @@ from pathlib import Path
 
 from registry.encryption import KeyRing
 from registry.errors import Unavailable
-from registry.storage.files import LocalObject
+from registry.storage.files import LocalObject, unreadable
 from registry.storage.names import is_segmented, segmented_name
 from registry.storage.objects import BLOCK_BYTES, Absent, StoredObject
 from registry.storage.segments import Segments
@@ -18,6 +18,8 @@ from registry.storage.spool import out_of_space, sync_folder
 from registry.storage.uploads import Storage
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP})
+# What the disk says of one file, and not of all that this process does.
+_NOT_GIVEN = frozenset({errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EPERM})
 
 
 class LocalStorage(Storage):
@@ -65,6 +67,10 @@ class LocalStorage(Storage):
             return LocalObject(self._root / name)
         except FileNotFoundError:
             raise Absent(name) from None
+        except OSError as error:
+            if error.errno not in _NOT_GIVEN:
+                raise
+            raise unreadable(name.rpartition("/")[2].partition(".")[0], error) from error
 
     def _place(self, path: Path, name: str) -> None:
         target = self._root / name

@@ -215,6 +215,20 @@ def test_what_the_disk_does_not_read_is_damaged_and_healed_by_sending_it_again(
     assert storage.read(stored.sha256) == data
 
 
+@pytest.mark.parametrize("kind", ["local", "sealed_local"])
+def test_a_file_that_the_disk_does_not_open_is_damaged(request, tmp_path, kind):
+    storage = request.getfixturevalue(f"{kind}_storage")
+    stored = storage.put([b"data"])
+    path = next((storage.spool / ("blobs" if kind == "local" else "sealed")).rglob(stored.sha256))
+    path.unlink()
+    # In a circle: root opens anything else.
+    path.symlink_to(path)
+    for act in (storage.open, storage.read):
+        with pytest.raises(Unavailable, match=f"{stored.sha256}.*symbolic links") as refused:
+            act(stored.sha256)
+        assert refused.value.reason == "stored_bytes_damaged"
+
+
 def test_delete_is_final_and_repeatable(storage):
     stored = storage.put([b"data"])
     storage.delete(stored.sha256)
