@@ -165,6 +165,16 @@ class Holding:
             self.bounds.take(more)
             self.held += more
 
+    def turn_to(self, size: int) -> None:
+        """Hold so much from now on: a request has been answered, and its answer waits.
+
+        Raises:
+            Unavailable: all calls hold too many together.
+
+        """
+        self.release()
+        self.hold(size)
+
     def release(self) -> None:
         self.bounds.held -= self.held
         self.held = 0

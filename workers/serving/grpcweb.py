@@ -48,7 +48,7 @@ async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
             time.monotonic() + read_timeout(exchange.headers.get(b"grpc-timeout")),
         )
         if method == "ModelStreamInfer":
-            await _stream(call, messages, writer)
+            await _stream(call, _each(messages, exchange.holding.bounds), writer)
         elif method not in UNARY:
             detail = f"The method {method[:80]!r} is not offered."
             await writer.end(Refusal(grpc.StatusCode.UNIMPLEMENTED, detail))
@@ -72,17 +72,19 @@ async def _answer(call: Call, method: Unary, messages: list[Data]) -> bytes:
     return answer.SerializeToString()
 
 
-async def _stream(call: Call, messages: list[Data], writer: "_Writer") -> None:
-    async with aclosing(stream_infer(call, _each(messages))) as answers:
+async def _stream(
+    call: Call, messages: AsyncIterator[tuple[Data, Holding]], writer: "_Writer"
+) -> None:
+    async with aclosing(stream_infer(call, messages)) as answers:
         async for answer in answers:
             await writer.message(answer.SerializeToString())
     await writer.end(None)
 
 
-async def _each(messages: list[Data]) -> AsyncIterator[tuple[Data, Holding]]:
+async def _each(messages: list[Data], bounds: Bounds) -> AsyncIterator[tuple[Data, Holding]]:
     for one in messages:
-        # All of them are held by the one request that they came in.
-        yield one, Holding(Bounds(0, 0))
+        # All of them are held by the one request that they came in; of answers each by itself.
+        yield one, Holding(bounds)
 
 
 class _Writer:

@@ -20,7 +20,7 @@ from yarl import URL
 
 from registry import queue
 from registry.errors import RegistryError, TooLarge, Unavailable
-from workers.serving.budget import Bounds
+from workers.serving.budget import Bounds, Holding
 from workers.serving.codec import dump
 from workers.serving.exchange import JSON, ClientGone, Exchange, Header, Receive, Send
 from workers.serving.pool import CHECK_SECONDS, Pool, Replica
@@ -33,6 +33,7 @@ from workers.serving.rpc import (
     Incoming,
     abort,
     address_of,
+    hold_answer,
     model_of,
 )
 
@@ -358,21 +359,22 @@ class Front:
 
     def _passing(self, method: str) -> Any:
         async def handle(_: Any, context: Any) -> bytes:
-            holding = None
+            holding = Holding(self.bounds)
             try:
                 body, holding = await Incoming(self.bounds, context).first()
-                if method in _CALLS_FOR_ALL:
-                    return await self._call_all(method, body, context)
-                return await self._call_one(method, body, context)
-            except RegistryError as error:
-                await abort(context, error)
+                to_all = method in _CALLS_FOR_ALL
+                call = self._call_all if to_all else self._call_one
+                answer = await call(method, body, context)
+                del body
+                hold_answer(holding, answer, context)
+            except BaseException as error:
+                holding.release()
+                if isinstance(error, RegistryError):
+                    await abort(context, error)
+                elif isinstance(error, grpc.aio.AioRpcError):
+                    await context.abort(error.code(), error.details() or "", _trailing(error))
                 raise
-            except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), error.details() or "", _trailing(error))
-                raise
-            finally:
-                if holding is not None:
-                    holding.release()
+            return answer
 
         return handle
 

@@ -15,7 +15,6 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote
 
@@ -63,6 +62,8 @@ MAX_TYPED_BYTES = MAX_JSON_BYTES
 # Up to this size a message is read at once; larger ones are looked through before.
 _SMALL_BYTES = 4096
 _LARGE_BYTES = 4 * 1024 * 1024
+# So much the library sends before the client says that it takes more; there are only so many calls.
+_SMALL_ANSWER = 64 * 1024
 # From this size on, typed values are read beside the loop.
 _THREAD_FROM_BYTES = 64 * 1024
 # Inputs, outputs and raw tensors, the parameters, and what is said once.
@@ -403,10 +404,11 @@ def _set_parameter(place: pb.InferParameter, value: Any) -> None:
         place.string_param = str(value)
 
 
-async def _stream_one(call: Call, came: InferCall) -> Message:
+async def _stream_one(call: Call, came: InferCall, holding: Holding) -> Message:
     """Answer one request of a stream; its error is an answer too, and the stream goes on."""
     try:
         response = await _infer(call, came)
+        holding.turn_to(response.ByteSize())
     # Of this request alone.
     except Exception as error:  # noqa: BLE001
         return pb.ModelStreamInferResponse(
@@ -422,29 +424,36 @@ async def stream_infer(
 ) -> AsyncGenerator[Message, None]:
     """Answer requests as they come, several at once and in their order.
 
-    What each holds of the budget is given back with its answer.
+    What each holds of the budget, then what its answer does, is given back once that is taken.
     """
-    under_way: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue(STREAM_WINDOW)
+    under_way: asyncio.Queue[tuple[asyncio.Task[Message], Holding] | None] = asyncio.Queue(
+        STREAM_WINDOW
+    )
 
     async def take_in() -> None:
         try:
             async for one, holding in messages:
-                task = asyncio.create_task(_stream_one(call, _read_held(one, holding)))
-                task.add_done_callback(partial(_release, holding))
-                await under_way.put(task)
+                work = _stream_one(call, _read_held(one, holding), holding)
+                await under_way.put((asyncio.create_task(work), holding))
         finally:
             await under_way.put(None)
 
     reading = asyncio.create_task(take_in())
     try:
-        while (task := await under_way.get()) is not None:
-            yield await task
+        while (under := await under_way.get()) is not None:
+            task, holding = under
+            try:
+                yield await task
+            finally:
+                holding.release()
         await reading
     finally:
         reading.cancel()
         while not under_way.empty():
-            if waiting := under_way.get_nowait():
-                waiting.cancel()
+            if under := under_way.get_nowait():
+                task, holding = under
+                task.cancel()
+                holding.release()
 
 
 def _read_held(body: Data, holding: Holding) -> InferCall:
@@ -453,10 +462,6 @@ def _read_held(body: Data, holding: Holding) -> InferCall:
     except BaseException:
         holding.release()
         raise
-
-
-def _release(holding: Holding, _: object) -> None:
-    holding.release()
 
 
 async def _no_regions(_: Call, __: Any) -> Message:
@@ -610,20 +615,39 @@ def serve_grpc(plane: Plane, bounds: Bounds, *, max_calls: int) -> grpc.aio.Serv
 
 def _unary(plane: Plane, bounds: Bounds, method: Unary) -> Any:
     async def handle(_: Any, context: Context) -> bytes:
-        holding = None
+        holding = Holding(bounds)
         try:
             call = await _call(plane, context)
             body, holding = await Incoming(bounds, context).first()
             message = await method.answer(call, method.read(body))
-        # Whatever it is, the caller hears it as a status.
-        except Exception as error:  # noqa: BLE001
-            await abort(context, error)
-        finally:
-            if holding is not None:
-                holding.release()
-        return message.SerializeToString()
+            answer = message.SerializeToString()
+            # Neither stays for as long as the client takes for the answer.
+            del body, message
+            hold_answer(holding, answer, context)
+        except BaseException as error:
+            holding.release()
+            # Whatever it is, the caller hears it as a status.
+            if isinstance(error, Exception):
+                await abort(context, error)
+            raise
+        return answer
 
     return handle
+
+
+def hold_answer(holding: Holding, answer: bytes, context: Context) -> None:
+    """Count an answer in place of its request, until the client has taken it.
+
+    Raises:
+        Unavailable: all calls hold too much together.
+
+    """
+    if len(answer) <= _SMALL_ANSWER:
+        holding.release()
+        return
+    holding.turn_to(len(answer))
+    # The type is a class of the stubs, which no callback is of.
+    context.add_done_callback(lambda _: holding.release())  # type: ignore[arg-type]
 
 
 def _stream(plane: Plane, bounds: Bounds) -> Any:
