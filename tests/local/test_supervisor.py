@@ -16,6 +16,7 @@ from config.local import for_tests
 from config.local.addresses import Addresses
 from config.local.servers import broker_problem, make_database
 from tests.local.waiting import has_ended, wait_until
+from tests.ports import free_port
 
 # These start whole installations.
 pytestmark = pytest.mark.slow
@@ -51,12 +52,6 @@ def manage(verb, home, port, **more):
         timeout=60,
         check=False,
     )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

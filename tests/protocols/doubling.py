@@ -1,7 +1,6 @@
 """A data plane that doubles numbers, for tests of the protocols alone, and its servers."""
 
 import asyncio
-import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ import uvloop
 
 from registry.errors import Denied, NotFound, RateLimited, Unauthenticated
 from registry.models import ANONYMOUS, Actor
+from tests.ports import free_port
 from workers.serving.budget import Bounds
 from workers.serving.codec import NUMPY
 from workers.serving.listener import Listener
@@ -159,12 +159,6 @@ class Doubling:
     async def unload(self, actor, model):
         self._find(actor, model, "")
         self.loaded = False
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Served:

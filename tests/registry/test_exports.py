@@ -20,8 +20,8 @@ from onnx import TensorProto, helper
 from registry.errors import Conflict
 from registry.exports import EXPORTS, Port, Served, Source, StoredFile
 from tests.local.waiting import wait_until
+from tests.ports import free_port
 from tests.registry.published import kserve, modelpack
-from tests.registry.stream.conftest import free_port
 from workers.serving.protos.model_config_pb2 import DataType, ModelConfig
 
 

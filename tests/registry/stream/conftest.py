@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,14 +12,9 @@ import pytest
 from django.db import connection
 
 from tests.factories import UserFactory, make_model, make_token
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class WebServer:

@@ -1,7 +1,6 @@
 """Serving processes for tests: the program with a folder of its own, and what it serves."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,15 +10,10 @@ import httpx
 
 from registry.models import Alias, Deployment, Endpoint
 from tests.factories import make_model, make_version
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 CALL = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [3.0]}]}
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait_until(condition, seconds=60):
