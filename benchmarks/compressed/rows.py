@@ -192,7 +192,7 @@ def _ours(subject: Subject) -> Mapping[str, list[dict[str, Any]]]:
             "method": "quantize_weights",
             "bits": 4,
             "algorithm": "gptq",
-            "calibration_rows": 256,
+            "calibration_rows": 1024,
         }
         return {
             "int8": [INT8],

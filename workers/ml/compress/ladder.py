@@ -63,7 +63,7 @@ _INT8_CONV = {**_INT8, "convolutions": True}
 _STATIC = {"method": "quantize_static"}
 _WEIGHTS = {"method": "quantize_weights"}
 _MIXED = {**_WEIGHTS, "bits": 8, "block_size": 128, "embeddings": "4"}
-_GPTQ = {**_WEIGHTS, "bits": 4, "algorithm": "gptq"}
+_GPTQ = {**_WEIGHTS, "bits": 4, "algorithm": "gptq", "calibration_rows": 512}
 _FIXED = {"method": "fixed_point", "bits": 8}
 _CODE = {"method": "code"}
 # The same extra training of the parent would double the time of every candidate.
