@@ -14,7 +14,7 @@ from registry.errors import Invalid, TooLarge, Unavailable
 from tests.protocols.doubling import BODY_BYTES, MODEL
 from workers.serving.budget import Bounds, own_bytes
 from workers.serving.protos import inference_pb2 as pb
-from workers.serving.rpc import SERVICE, read_call
+from workers.serving.rpc import SERVICE, STREAM_WINDOW, read_call
 
 SIZED = 0x02
 
@@ -169,6 +169,17 @@ def test_requests_of_a_stream_are_counted_too(channel, served):
     with pytest.raises(grpc.RpcError) as raised:
         list(stream(iter([request(b"a"), sized(5, b"") * 5000]), timeout=30))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    wait_until(lambda: served.bounds.held == 0)
+
+
+def test_a_stream_that_ends_in_the_midst_of_more_than_it_may_have_gives_all_back(channel, served):
+    slow = pb.ModelInferRequest(model_name="lab/slow", raw_input_contents=[bytes(1000)])
+    slow.inputs.add(name="x", datatype="UINT8", shape=[1000])
+    asked = [slow.SerializeToString()] * (2 * STREAM_WINDOW)
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter(asked))
+    # One more waits for its place.
+    wait_until(lambda: served.bounds.held > STREAM_WINDOW * 1000)
+    stream.cancel()
     wait_until(lambda: served.bounds.held == 0)
 
 

@@ -434,7 +434,12 @@ async def stream_infer(
         try:
             async for one, holding in messages:
                 work = _stream_one(call, _read_held(one, holding), holding)
-                await under_way.put((asyncio.create_task(work), holding))
+                task = asyncio.create_task(work)
+                try:
+                    await under_way.put((task, holding))
+                except asyncio.CancelledError:
+                    _give_up(task, holding)
+                    raise
         finally:
             await under_way.put(None)
 
@@ -451,9 +456,12 @@ async def stream_infer(
         reading.cancel()
         while not under_way.empty():
             if under := under_way.get_nowait():
-                task, holding = under
-                task.cancel()
-                holding.release()
+                _give_up(*under)
+
+
+def _give_up(task: asyncio.Task[Message], holding: Holding) -> None:
+    task.cancel()
+    holding.release()
 
 
 def _read_held(body: Data, holding: Holding) -> InferCall:
