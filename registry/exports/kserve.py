@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from registry.exports.package import Package, Source, onnx_files
+from registry.exports.package import Package, Source, onnx_files, require_tensors
 
 MEDIA_TYPE = "application/yaml"
 _MAX_NAME = 63 - len("-predictor")
@@ -13,7 +13,8 @@ _MAX_NAME = 63 - len("-predictor")
 def kserve_file(source: Source) -> Package:
     """Describe a version as a resource for `kubectl apply`."""
     # Refuses what its runtime could not load.
-    onnx_files(source)
+    require_tensors(source)
+    gib = -(-sum(file.size_bytes for _, file in onnx_files(source)) // (1 << 30))
     cores = str(source.served.threads)
     measured = source.served.device_class
     resource = {
@@ -35,8 +36,9 @@ def kserve_file(source: Source) -> Package:
                     "storageUri": f"{source.address}/triton.tar",
                     "resources": {
                         # As many as compute a batch, which config.pbtxt says too.
-                        "requests": {"cpu": cores, "memory": "1Gi"},
-                        "limits": {"cpu": cores, "memory": "2Gi"},
+                        # Weights are there twice while they are loaded.
+                        "requests": {"cpu": cores, "memory": f"{1 + gib}Gi"},
+                        "limits": {"cpu": cores, "memory": f"{2 + 2 * gib}Gi"},
                     },
                 }
             }

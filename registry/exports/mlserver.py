@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from registry.exports.package import TAR, Package, Port, Source, onnx_files
+from registry.exports.package import TAR, Package, Port, Source, onnx_files, require_tensors
 
 _FILES = Path(__file__).parent / "files"
 _REQUIREMENTS = "mlserver>=1.6\nnumpy\nonnxruntime>=1.22\n"
@@ -12,6 +12,7 @@ _REQUIREMENTS = "mlserver>=1.6\nnumpy\nonnxruntime>=1.22\n"
 def mlserver_folder(source: Source) -> Package:
     """Lay a version out for `mlserver start`."""
     files = onnx_files(source)
+    require_tensors(source, without={"BF16"})
     settings = {
         "name": source.name,
         "implementation": "onnx_model.OnnxModel",
@@ -41,8 +42,12 @@ def mlserver_folder(source: Source) -> Package:
 
 
 def _batching(source: Source) -> dict[str, object]:
-    """Join requests as this registry does, where somebody has measured what that is good for."""
-    if not source.served.device_class or not source.is_batchable:
+    """Join requests as this registry does, where somebody has measured what that is good for.
+
+    MLServer joins requests of different lengths too, and would mix up their rows.
+    """
+    free = any(-1 in port.shape[1:] for port in source.inputs)
+    if not source.served.joins or not source.is_batchable or free:
         return {}
     # Without a window: MLServer begins a batch with what is there.
     return {"max_batch_size": source.served.max_batch_size, "max_batch_time": 0.001}

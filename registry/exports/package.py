@@ -1,7 +1,7 @@
 """What exporters are given and give, and how a folder travels as a tar of known length."""
 
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -57,6 +57,8 @@ class Served:
     max_batch_size: int = 32
     # Empty where nobody has measured it.
     device_class: str = ""
+    # Whether a row was seen to have the same answer beside others as alone, and to gain by it.
+    joins: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,33 @@ def port_of(name: str, dtype: str, shape: Sequence[int | str]) -> Port:
     return Port(name, _DATATYPES.get(dtype, ""), sizes)
 
 
+def require_tensors(source: Source, *, without: Container[str] = ()) -> None:
+    """See that everything that goes in or out is a tensor that a target has a name for.
+
+    Raises:
+        Conflict: it is not, or has an axis of no size.
+
+    """
+    for port in (*source.inputs, *source.outputs):
+        if not port.datatype or port.datatype in without or 0 in port.shape:
+            raise Conflict(
+                "{name!r} of {version} is no tensor that this target takes: export the graph with "
+                "plain numbers or texts, without maps (ZipMap) and empty axes.",
+                code="no_tensor",
+                name=port.name,
+                version=source.reference,
+            )
+
+
+def _is_weights(path: PurePosixPath) -> bool:
+    """Tell whether this may be the weights of a graph beside it, as exporters call them."""
+    return (
+        path.suffix in {".data", ".bin", ".weight", ".weights", ".bias"}
+        or path.suffix.startswith(".onnx_data")
+        or path.name.startswith(("onnx__", "model.onnx"))
+    )
+
+
 def onnx_files(source: Source) -> tuple[tuple[str, StoredFile], ...]:
     """Give the ONNX file under the name model.onnx, and what lies beside it for its weights.
 
@@ -162,6 +191,7 @@ def onnx_files(source: Source) -> tuple[tuple[str, StoredFile], ...]:
         for one in source.files
         if one is not graph
         and PurePosixPath(one.path).is_relative_to(folder)
-        and PurePosixPath(one.path).suffix in {".data", ".onnx_data"}
+        and one not in found
+        and _is_weights(PurePosixPath(one.path))
     ]
     return (("model.onnx", graph), *beside)

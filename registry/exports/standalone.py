@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from registry.exports.package import TAR, Package, Source, onnx_files
+from registry.exports.package import TAR, Package, Source, onnx_files, require_tensors
 
 _FILES = Path(__file__).parent / "files"
 
@@ -11,6 +11,7 @@ _FILES = Path(__file__).parent / "files"
 def standalone_folder(source: Source) -> Package:
     """Lay a version out beside a server that needs numpy and ONNX Runtime, and nothing of ours."""
     files = onnx_files(source)
+    require_tensors(source, without={"BF16"})
     about = {
         "name": source.name,
         "version": str(source.number),

@@ -1,11 +1,14 @@
 """A model repository of Triton Inference Server, where ONNX Runtime computes the graph."""
 
-from registry.exports.package import TAR, Package, Port, Source, onnx_files
+from registry.exports.package import TAR, Package, Port, Source, onnx_files, require_tensors
+
+_MOST_ROWS = 32
 
 
 def triton_repository(source: Source) -> Package:
     """Lay a version out for `tritonserver --model-repository`, under its own number."""
     files = onnx_files(source)
+    require_tensors(source)
     return Package(
         "triton.tar",
         TAR,
@@ -27,7 +30,8 @@ def config_text(source: Source) -> str:
         f"name: {quoted(source.name)}",
         'platform: "onnxruntime_onnx"',
         'backend: "onnxruntime"',
-        f"max_batch_size: {served.max_batch_size if batched else 0}",
+        # A request of more rows is refused there, and not computed by itself.
+        f"max_batch_size: {max(_MOST_ROWS, served.max_batch_size) if batched else 0}",
         f"version_policy {{ specific {{ versions: [ {source.number} ] }} }}",
         *(_port("input", one, batched=batched) for one in source.inputs),
         *(_port("output", one, batched=batched) for one in source.outputs),
@@ -35,11 +39,10 @@ def config_text(source: Source) -> str:
         # As this registry serves it: more threads than one make small models slower.
         _parameter("intra_op_thread_count", str(served.threads)),
     ]
-    if batched:
-        # Without a delay: what waits goes together, and nothing waits for more to come.
-        joins = bool(on) and served.max_batch_size > 1
-        preferred = f"preferred_batch_size: [ {served.max_batch_size} ] " if joins else ""
-        lines.append(f"dynamic_batching {{ {preferred}}}")
+    if batched and served.joins:
+        # Without a delay: what waits goes together, and nothing waits for more to come. Where no
+        # tuning has seen that a row's answer depends on no other, each request goes by itself.
+        lines.append(f"dynamic_batching {{ preferred_batch_size: [ {served.max_batch_size} ] }}")
     return "\n".join([*lines, ""])
 
 

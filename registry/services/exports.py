@@ -279,7 +279,14 @@ def source_of(version: Version, address: str) -> Source:
 
 def _served(version: Version) -> Served:
     found = tuned_for_export(version)
-    return Served(found.threads, found.max_batch_size, found.device_class) if found else Served()
+    if found is None:
+        return Served()
+    return Served(
+        threads=found.threads,
+        max_batch_size=found.max_batch_size,
+        device_class=found.device_class,
+        joins=found.max_batch_size > 1 and found.summary.get("batchable") is True,
+    )
 
 
 def _ports(declared: Any) -> Iterable[Port]:

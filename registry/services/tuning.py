@@ -60,8 +60,9 @@ def tunings_of(version: Version) -> list[Tuning]:
 
 
 def tuned_for_export(version: Version) -> Tuning | None:
-    """Give what was found last for ONNX Runtime, which is what exports are run by."""
+    """Give what was found last for ONNX Runtime on a CPU, which is what exports are run by."""
     rows = Tuning.objects.filter(version=version, runtime="onnxruntime")
+    rows = rows.exclude(summary__device="cuda")
     return rows.order_by("-measured_at", "-pk").first()
 
 

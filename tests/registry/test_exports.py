@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -96,20 +97,22 @@ def test_triton_reads_its_configuration():
         "onnxruntime_onnx",
         32,
     )
-    assert config.HasField("dynamic_batching")
+    # Nobody has seen yet whether a row's answer depends on those beside it.
+    assert not config.HasField("dynamic_batching")
     assert list(config.version_policy.specific.versions) == [3]
     assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [
         ("x", DataType.TYPE_FP32, [2])
     ]
 
 
-SERVED = Served(threads=2, max_batch_size=16, device_class="AMD EPYC\n, 2 cores")
+SERVED = Served(threads=2, max_batch_size=16, device_class="AMD EPYC\n, 2 cores", joins=True)
 
 
 def test_exports_go_by_what_was_measured():
     found = files_of("triton.tar", served=SERVED)["adds_one/config.pbtxt"]
     config = text_format.Parse(found, ModelConfig())
-    assert config.max_batch_size == 16
+    # What is best is no bound of a request by itself.
+    assert config.max_batch_size == 32
     assert config.parameters["intra_op_thread_count"].string_value == "2"
     assert list(config.dynamic_batching.preferred_batch_size) == [16]
     assert b"\n# Threads and batch as measured on AMD EPYC , 2 cores\n" in found
@@ -127,8 +130,38 @@ def test_exports_go_by_what_was_measured():
     assert "max_batch_size" not in settings
 
 
+def test_requests_of_other_lengths_are_not_joined_where_they_would_be_mixed_up():
+    inputs = (Port("input_ids", "INT64", (-1, -1)),)
+    found = files_of("mlserver.tar", inputs=inputs, served=SERVED)
+    assert "max_batch_size" not in json.loads(found["adds_one/model-settings.json"])
+    alone = replace(SERVED, joins=False)
+    for file, name in (("mlserver.tar", "model-settings.json"), ("triton.tar", "config.pbtxt")):
+        text = files_of(file, served=alone)[f"adds_one/{name}"].decode()
+        assert "dynamic_batching" not in text
+        assert "max_batch_time" not in text
+
+
+@pytest.mark.parametrize("port", [Port("odd", "", (-1,)), Port("odd", "FP32", (-1, 0))])
+@pytest.mark.parametrize("file", ["triton.tar", "mlserver.tar", "kserve.yaml", "standalone.tar"])
+def test_what_is_no_tensor_is_refused_by_name(file, port):
+    with pytest.raises(Conflict, match=r"'odd'.*no tensor"):
+        EXPORTS[file](source(outputs=(port,)))
+
+
+def test_weights_beside_a_graph_go_with_it():
+    names = ("model.onnx_data", "model.onnx_data_1", "weights.bin", "layer.0.weight", "onnx__3")
+    files = tuple(StoredFile(name, "0" * 64, 3 << 30) for name in ("model.onnx", *names, "a.md"))
+    package = EXPORTS["standalone.tar"](source(files=files))
+    held = {path.rpartition("/")[2] for path, _ in package.entries}
+    assert {"model.onnx", *names} <= held
+    assert "a.md" not in held
+    resource = yaml.safe_load(bytes_of(EXPORTS["kserve.yaml"](source(files=files))))
+    asked = resource["spec"]["predictor"]["model"]["resources"]
+    assert (asked["requests"]["memory"], asked["limits"]["memory"]) == ("19Gi", "38Gi")
+
+
 def test_triton_is_told_when_there_are_no_rows():
-    inputs = (Port('a "b"\n多\\', "INT64", (4,)), Port("t", "BYTES", ()), Port("odd", "", (-1,)))
+    inputs = (Port('a "b"\n多\\', "INT64", (4,)), Port("t", "BYTES", ()))
     found = files_of("triton.tar", inputs=inputs)
     config = text_format.Parse(found["adds_one/config.pbtxt"], ModelConfig())
     assert config.max_batch_size == 0
@@ -136,7 +169,6 @@ def test_triton_is_told_when_there_are_no_rows():
     assert [(one.name, DataType.Name(one.data_type), list(one.dims)) for one in config.input] == [
         ('a "b"\n多\\', "TYPE_INT64", [4]),
         ("t", "TYPE_STRING", [1]),
-        ("odd", "TYPE_INVALID", [-1]),
     ]
     assert config.input[1].HasField("reshape")
 
@@ -325,9 +357,41 @@ def test_the_standalone_folder_serves_itself(tmp_path):
         wait_until(lambda: _answers(port) or server.poll() is not None, "the server")
         assert server.poll() is None, server.stderr.read()
         subprocess.run([sys.executable, "-c", CLIENT, f"127.0.0.1:{port}"], check=True)
+        _bad_input(port)
+        server.terminate()
+        assert server.wait(10) == 0
     finally:
         server.kill()
         server.communicate()
+
+
+def _bad_input(port):
+    def said(data, **more):
+        tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": data, **more}
+        body = json.dumps({"inputs": [tensor], "parameters": None}).encode()
+        return _sent(
+            port,
+            b"POST /v2/models/adds_one/infer HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body),
+        )
+
+    assert '"data": [null, 3.0]' in said([float("inf"), 2])
+    assert "does not fit into UINT8" in said([300, -1], datatype="UINT8")
+    # What follows a body that nobody reads is no request.
+    inner = b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n"
+    for head in (
+        b"GET /v2 HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(inner),
+        b"POST /v2/models/adds_one/infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v2/models/adds_one/infer HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+    ):
+        assert _sent(port, head + inner).count("HTTP/1.1 ") == 1, head
+
+
+def _sent(port, data):
+    """Send bytes as they are; give all that comes back before the other side closes."""
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
 
 
 def _answers(port):

@@ -70,6 +70,11 @@ class Tried:
     reason: Text | None = None
 
     @property
+    def has_lasted(self) -> bool:
+        """Whether it answered in every round: what crashed in one is nothing to serve by."""
+        return bool(self.rounds) and self.reason is None
+
+    @property
     def seconds(self) -> float:
         return float(np.median([*self.rounds.values()]))
 
@@ -134,7 +139,7 @@ def run(job: Job, recipe: recipes.TuneRecipe) -> Report:
     finally:
         bench.close()
         shutil.rmtree(work, ignore_errors=True)
-    tried = [one for one in bench.tried.values() if one.rounds]
+    tried = [one for one in bench.tried.values() if one.has_lasted]
     choice = choose(tried, step.objective, step.max_wait_ms) if tried else None
     report = _report(job, step, bench, choice)
     if choice is None:
@@ -154,6 +159,7 @@ def _report(job: Job, step: recipes.Tune, bench: "Bench", choice: Choice | None)
     ordered = sorted(bench.tried.values(), key=lambda one: one.setting)
     best = choice.best.setting if choice else None
     summary: dict[str, Any] = {
+        "device": job.device,
         "device_class": device_class,
         "objective": step.objective,
         "max_wait_ms": step.max_wait_ms,

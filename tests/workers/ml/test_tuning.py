@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Text
 from tests.workers.ml.little import (
     Result,
     run_process,
@@ -184,6 +184,14 @@ def measured(threads, rows, *seconds, runtime="onnxruntime"):
     one.rounds = dict(enumerate(seconds))
     one.samples = [*seconds]
     return one
+
+
+def test_a_setting_that_crashed_in_one_round_is_not_chosen():
+    crashed = measured(1, 64, 0.001)
+    assert crashed.has_lasted
+    crashed.reason = Text("It ran out of memory.")
+    assert not crashed.has_lasted
+    assert not Tried(Setting("onnxruntime", 1, 8)).has_lasted
 
 
 NOISE = (1.0, 1.3, 0.9, 2.0, 1.1, 1.0, 1.6, 0.95, 1.2)
