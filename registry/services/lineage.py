@@ -114,7 +114,8 @@ def data_of(actor: Actor, version: Version) -> Version | None:
     measured_on = Evaluation.objects.filter(version=version).values("dataset_version")
     if found := datasets.filter(pk__in=measured_on).first():
         return found
-    newest = LineageEdge.objects.filter(parent=version).order_by("-pk")
+    models = visible.filter(repository__kind=Kind.MODEL).values("pk")
+    newest = LineageEdge.objects.filter(parent=version, child__in=models).order_by("-pk")
     offspring = list(newest.values_list("child", flat=True)[:MOST])
     beside = LineageEdge.objects.filter(child__in=offspring).values("parent")
     measured_on = Evaluation.objects.filter(version__in=offspring).values("dataset_version")

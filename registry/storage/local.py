@@ -19,7 +19,7 @@ from registry.storage.uploads import Storage
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP})
 # What the disk says of one file, and not of all that this process does.
-_NOT_GIVEN = frozenset({errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EPERM})
+_NOT_GIVEN = frozenset({errno.EIO, errno.EISDIR, errno.ELOOP})
 
 
 class LocalStorage(Storage):

@@ -40,17 +40,19 @@ def attempt(request: HttpRequest, change: Callable[[], Any], done: str) -> None:
         messages.success(request, done)
 
 
-def keep_typed(request: HttpRequest, form: str, fields: Iterable[str]) -> None:
+def keep_typed(request: HttpRequest, page: str, form: str, fields: Iterable[str]) -> None:
     """Keep what was typed into a small form that was refused, for the page that comes next."""
     typed = {name: request.POST.get(name, "")[:_MOST_TYPED] for name in fields}
-    request.session[_TYPED] = {form: typed}
+    request.session[_TYPED] = {"page": page, "forms": {form: typed}}
 
 
 def take_typed(request: HttpRequest) -> dict[str, dict[str, str]]:
     """Give what was kept for this page, by the name of the form; once."""
-    if _TYPED not in request.session:
+    kept = request.session.get(_TYPED)
+    if kept is None or kept["page"] != request.path:
         return {}
-    typed: dict[str, dict[str, str]] = request.session.pop(_TYPED)
+    del request.session[_TYPED]
+    typed: dict[str, dict[str, str]] = kept["forms"]
     return typed
 
 

@@ -9,7 +9,7 @@ from workers.ml.report import Metric
 _STILL_FALLING = 0.005
 _FEWEST_EPOCHS = 2
 # How the names end under which steps note what they trained beside the model itself.
-_CONTROL = "_control"
+_CONTROL = "control"
 
 
 def refuse_guessing(accuracy: Metric) -> None:

@@ -24,6 +24,8 @@ SLOW_SECONDS = 0.25
 CROWDED_SHARE = 0.75
 BEGIN_SECONDS = 4.0
 LEAST_RATE = 256 * 1024
+# So much the library sends before the client says that it takes more; there are only so many calls.
+SMALL_ANSWER = 64 * 1024
 # What the allocator keeps of large messages is given back so often at most, while none are there.
 GIVE_BACK_SECONDS = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -54,6 +56,9 @@ class Bounds:
     body_bytes: int
     held_bytes: int
     held: int = 0
+    # Of answers over gRPC that wait for their clients, and these alone: who takes none keeps
+    # nobody's requests away.
+    waiting: int = 0
     # What is being waited for: the task, and since when; the oldest first.
     _sending: "dict[asyncio.Task[object], float]" = field(default_factory=dict)
     _arriving: "dict[asyncio.Task[object], Arrival]" = field(default_factory=dict)
@@ -70,6 +75,17 @@ class Bounds:
         if self.held + size > self.held_bytes:
             raise busy()
         self.held += size
+
+    def wait(self, size: int) -> None:
+        """Count an answer that waits for its client.
+
+        Raises:
+            Unavailable: so much waits already, which is as much as may come in.
+
+        """
+        if self.waiting + size > self.held_bytes:
+            raise busy()
+        self.waiting += size
 
     # --- who takes too long -----------------------------------------------------------------------
 
@@ -153,6 +169,7 @@ class Holding:
 
     bounds: Bounds
     held: int = 0
+    waiting: int = 0
 
     def hold(self, more: int) -> None:
         """Count more bytes for this call.
@@ -165,19 +182,22 @@ class Holding:
             self.bounds.take(more)
             self.held += more
 
-    def turn_to(self, size: int) -> None:
-        """Hold so much from now on: a request has been answered, and its answer waits.
+    def turn_to_answer(self, size: int) -> None:
+        """Give back what the request held, for it is answered; from now on the answer counts.
 
         Raises:
-            Unavailable: all calls hold too many together.
+            Unavailable: too many answers wait for their clients.
 
         """
         self.release()
-        self.hold(size)
+        if size > SMALL_ANSWER:
+            self.bounds.wait(size)
+            self.waiting = size
 
     def release(self) -> None:
         self.bounds.held -= self.held
-        self.held = 0
+        self.bounds.waiting -= self.waiting
+        self.held = self.waiting = 0
 
 
 def give_back_memory() -> None:

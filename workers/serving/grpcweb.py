@@ -78,6 +78,8 @@ async def _stream(
     async with aclosing(stream_infer(call, messages)) as answers:
         async for answer in answers:
             await writer.message(answer.SerializeToString())
+            # What it holds of the budget it does until the client has taken it.
+            await writer.flush(more=True)
     await writer.end(None)
 
 
@@ -97,14 +99,15 @@ class _Writer:
         self._waiting = b""
 
     async def message(self, body: bytes) -> None:
-        await self._flush(more=True)
+        await self.flush(more=True)
         self._waiting = frame(0, body)
 
     async def end(self, refusal: Refusal | None) -> None:
         self._waiting += frame(_TRAILERS, _trailers(refusal))
-        await self._flush(more=False)
+        await self.flush(more=False)
 
-    async def _flush(self, *, more: bool) -> None:
+    async def flush(self, *, more: bool) -> None:
+        """Send what waits; the next frame may still go out with the end."""
         body, self._waiting = self._waiting, b""
         if not body:
             return

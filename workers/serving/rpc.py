@@ -62,8 +62,6 @@ MAX_TYPED_BYTES = MAX_JSON_BYTES
 # Up to this size a message is read at once; larger ones are looked through before.
 _SMALL_BYTES = 4096
 _LARGE_BYTES = 4 * 1024 * 1024
-# So much the library sends before the client says that it takes more; there are only so many calls.
-_SMALL_ANSWER = 64 * 1024
 # From this size on, typed values are read beside the loop.
 _THREAD_FROM_BYTES = 64 * 1024
 # Inputs, outputs and raw tensors, the parameters, and what is said once.
@@ -408,7 +406,7 @@ async def _stream_one(call: Call, came: InferCall, holding: Holding) -> Message:
     """Answer one request of a stream; its error is an answer too, and the stream goes on."""
     try:
         response = await _infer(call, came)
-        holding.turn_to(response.ByteSize())
+        holding.turn_to_answer(response.ByteSize())
     # Of this request alone.
     except Exception as error:  # noqa: BLE001
         return pb.ModelStreamInferResponse(
@@ -647,15 +645,13 @@ def hold_answer(holding: Holding, answer: bytes, context: Context) -> None:
     """Count an answer in place of its request, until the client has taken it.
 
     Raises:
-        Unavailable: all calls hold too much together.
+        Unavailable: too many answers wait for their clients.
 
     """
-    if len(answer) <= _SMALL_ANSWER:
-        holding.release()
-        return
-    holding.turn_to(len(answer))
-    # The type is a class of the stubs, which no callback is of.
-    context.add_done_callback(lambda _: holding.release())  # type: ignore[arg-type]
+    holding.turn_to_answer(len(answer))
+    if holding.waiting:
+        # The type is a class of the stubs, which no callback is of.
+        context.add_done_callback(lambda _: holding.release())  # type: ignore[arg-type]
 
 
 def _stream(plane: Plane, bounds: Bounds) -> Any:

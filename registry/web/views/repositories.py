@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
@@ -383,11 +383,12 @@ class _Change:
     def refused(self, error: RegistryError, form: str = "", *typed: str) -> HttpResponse:
         """Go back to the page with the reason, and with what was typed into the form there."""
         messages.error(self.request, words_of(error))
+        page = self.back()
         if form:
-            keep_typed(self.request, form, typed)
-        return self.back()
+            keep_typed(self.request, page.url, form, typed)
+        return page
 
-    def back(self) -> HttpResponse:
+    def back(self) -> HttpResponseRedirect:
         number = self.request.POST.get("page", "")
         if number.isdecimal():
             return redirect(f"{address_of(self.repository)}/versions/{int(number[:9])}")

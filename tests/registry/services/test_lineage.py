@@ -199,4 +199,22 @@ def test_the_data_that_a_model_is_about(alice, family):
 def test_data_that_somebody_may_not_see_is_not_named(alice, family):
     Repository.objects.filter(pk=family["data"].repository_id).update(visibility="private")
     Repository.objects.exclude(pk=family["data"].repository_id).update(visibility="public")
-    assert data_of(actor_of(UserFactory(username="bob")), family["student"]) is None
+    bob = actor_of(UserFactory(username="bob"))
+    assert data_of(bob, family["student"]) is None
+    # Nor what somebody made of a model that everybody sees, and with which data.
+    bare = make_version(alice, make_model(alice, "bare", visibility="public"), {})
+    rows = make_version(
+        alice, make_model(alice, "open-rows", kind="dataset", visibility="public"), {"a.csv": b"2"}
+    )
+    secret = make_model(alice, "secret", visibility="private")
+    made(alice, secret, (bare, "weights"), (rows, "data"), job=job_of(alice, "train"))
+    assert data_of(actor_of(alice), bare) == rows
+    assert data_of(bob, bare) is None
+
+
+def test_rows_that_a_model_computed_are_not_its_data(alice):
+    bare = make_version(alice, make_model(alice, "bare"), {})
+    rows = make_version(alice, make_model(alice, "rows", kind="dataset"), {"a.csv": b"1"})
+    answers = make_model(alice, "answers", kind="dataset")
+    made(alice, answers, (bare, "weights"), (rows, "data"), job=job_of(alice, "infer"))
+    assert data_of(actor_of(alice), bare) is None

@@ -304,11 +304,13 @@ def test_a_warning_names_the_step_and_can_be_translated():
         {"method": "prune", "fine_tune": {"validation": falling}, "dense_control": {"steps": 3}},
         {"method": "quantize_dynamic", "validation": [{"loss": 1.0}, {"loss": 1.0}]},
         {"method": "prune", "dense_control": {"validation": falling}},
+        {"method": "distill", "control": {"validation": falling}},
     ]
-    own, control = warnings_of(steps)
+    own, control, scratch = warnings_of(steps)
     assert "Step 1 stopped training while" in own["detail"]
     assert "What step 3 is compared with stopped training" in control["detail"]
-    for found in (own, control):
+    assert "What step 4 is compared with stopped training" in scratch["detail"]
+    for found in (own, control, scratch):
         assert found["code"] == "still_falling"
         assert unpack(found["said"]).detail == found["detail"]
 

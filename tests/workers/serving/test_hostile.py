@@ -292,6 +292,11 @@ def clients_that_take_no_answer(caller):
     wait_until(one_more_is_refused)
     say(f"answers nobody takes: {len(waiting)}, {(caller.resident - before) >> 20} MiB more")
     assert caller.resident - before < 2_000_000_000
+    # They keep nobody else away.
+    assert caller.post(DOUBLE, CALL)() == 200
+    assert (
+        caller.call(message(f"{caller.owner}/double", ONE, raw=[bytes(4)]))() is grpc.StatusCode.OK
+    )
     for one in waiting:
         one.cancel()
     lazy.close()

@@ -41,6 +41,7 @@ from workers.ml.device import prepare
 from workers.ml.drawn import SomeRows, join, take
 from workers.ml.events import Events
 from workers.ml.formats import open_model
+from workers.ml.infer.feeders import WordPieceFeeder, WordsFeeder
 from workers.ml.infer.runtime import Runtime, load_runtime
 from workers.ml.interrupt import Interrupt
 from workers.ml.job import Job, read_job
@@ -120,7 +121,8 @@ class Trials:
             "measures": [name for name, _ in self._measures()],
             "methods": sorted(run.methods() - _unfit(self._bench.module)),
             "labelled": self._runtime.answers == "classes",
-            "has_words": _has_words(self._bench.module),
+            "has_words": isinstance(self._runtime.feeder, WordsFeeder | WordPieceFeeder)
+            and _has_table(self._bench.module),
             "finish_seconds": self._finish_seconds(),
             "environment": environment.describe(device=self.job.device, threads=self.job.threads),
         }
@@ -451,8 +453,8 @@ def _unfit(module: nn.Module | None) -> frozenset[str]:
     return frozenset({"prune_structured"}) if isinstance(module, Program) else frozenset()
 
 
-def _has_words(module: nn.Module | None) -> bool:
-    """Tell whether a module has a table of words."""
+def _has_table(module: nn.Module | None) -> bool:
+    """Tell whether a module of texts has a table of their words."""
     modules = () if module is None else module.modules()
     return any(isinstance(one, nn.Embedding) for one in modules)
 
