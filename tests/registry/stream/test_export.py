@@ -75,6 +75,7 @@ def test_what_cannot_be_carried_is_said_and_refused(client, alice, model):
         "detail": refused.json()["detail"],
         "takes_job": False,
         "can_be_made": False,
+        "can_be_deleted": False,
         "runs_code": False,
         "job": None,
         "size_bytes": None,
