@@ -420,7 +420,8 @@ def _signature(config: Mapping[str, Any], inspections: Mapping[str, Inspection])
         sides = {side: _declared_ports(declared.get(side)) for side in ("inputs", "outputs")}
         if None not in sides.values():
             return sides
-    for path in sorted(inspections):
+    # Of several graphs the one that is served and exported, by its name.
+    for path in sorted(inspections, key=lambda path: (path != "model.onnx", path)):
         facts = inspections[path].facts
         if facts.get("inputs") and facts.get("outputs"):
             return {"inputs": facts["inputs"], "outputs": facts["outputs"]}

@@ -341,6 +341,15 @@ def test_a_signature_that_is_none_is_not_shown(alice, declared):
     assert version.signature == {}
 
 
+def test_of_several_graphs_the_one_that_is_served_gives_the_signature(alice):
+    graph = samples.onnx()
+    other = graph.replace(b"\x0a\x01x", b"\x0a\x01z")
+    assert other != graph
+    files = {"decoder.onnx": other, "model.onnx": graph}
+    version = make_version(alice, make_model(alice), files)
+    assert [port["name"] for port in version.signature["inputs"]] == ["x"]
+
+
 def test_a_declared_signature_keeps_what_is_known_of_a_port():
     port = {"name": "x", "dtype": "int64", "shape": [None, -1, "batch", 28]}
     assert versions._signature(
