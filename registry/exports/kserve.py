@@ -1,5 +1,6 @@
 """An InferenceService of KServe, which fetches the model repository of Triton from here."""
 
+import hashlib
 import re
 
 import yaml
@@ -52,11 +53,16 @@ def resource_name(source: Source) -> str:
     """Make a name as KServe allows them: small letters, digits and hyphens, a letter first.
 
     It makes a Service of the name with `-predictor` behind it, which has 63 characters at most.
+    What gets lost of the version's own name comes back as a digest: applied, two versions of one
+    name would take each other's place.
     """
-    ending = f"-v{source.number}"
-    plain = re.sub(r"[^a-z0-9]+", "-", source.name.lower()).strip("-") or "model"
+    full = f"{source.namespace}-{source.name}"
+    plain = re.sub(r"[^a-z0-9]+", "-", full.lower()).strip("-") or "model"
     if plain[0].isdigit():
         plain = f"m-{plain}"
+    ending = f"-v{source.number}"
+    if plain != full or "-" in source.namespace or len(plain) + len(ending) > _MAX_NAME:
+        ending = f"-{hashlib.sha256(source.reference.encode()).hexdigest()[:6]}{ending}"
     return f"{plain[: _MAX_NAME - len(ending)].rstrip('-')}{ending}"
 
 

@@ -148,6 +148,20 @@ def test_what_is_no_tensor_is_refused_by_name(file, port):
         EXPORTS[file](source(outputs=(port,)))
 
 
+def test_no_two_versions_have_the_same_resource():
+    owners = [("team-a", "m"), ("team-b", "m"), ("team", "a-m"), ("team", "a.m"), ("Team", "a-m")]
+    long = [("team", "x" * 60), ("team", "x" * 59 + "y")]
+    found = {
+        yaml.safe_load(bytes_of(EXPORTS["kserve.yaml"](source(namespace=space, name=name))))[
+            "metadata"
+        ]["name"]
+        for space, name in (*owners, *long)
+    }
+    assert len(found) == len(owners) + len(long)
+    assert "team-a-m-v3" in found
+    assert all(len(one + "-predictor") <= 63 for one in found)
+
+
 def test_weights_beside_a_graph_go_with_it():
     names = ("model.onnx_data", "model.onnx_data_1", "weights.bin", "layer.0.weight", "onnx__3")
     files = tuple(StoredFile(name, "0" * 64, 3 << 30) for name in ("model.onnx", *names, "a.md"))
