@@ -60,7 +60,7 @@ def test_what_a_job_finds_best_is_what_is_served_and_exported(owner, version, tm
     address = {"namespace": "alice", "name": "mlp", "version": "1", "address": "http://here"}
     export = find_export(actor=actor, file="triton.tar", **address)
     ((_, written), *_) = export.package.entries
-    assert f"max_batch_size: {row.max_batch_size}".encode() in written
+    assert f"preferred_batch_size: [ {row.max_batch_size} ]".encode() in written
     # Measured again, it is kept in place of the first.
     submit_job(actor=actor, recipe={**RECIPE, "steps": [{**STEP, "objective": "latency"}]})
     run_next()
