@@ -143,8 +143,11 @@ def _begin(request: HttpRequest, actor: Actor, kind: str) -> Pattern:
     goal = searches.fields_of(way) if kind == searches.KIND else {}
     spaces = namespaces_writable_by(actor)
     output = f"{spaces[0].slug}/" if spaces else ""
-    initial = {"output": output, **goal, **_usual_data(actor, kind, model, given.get("model", ""))}
-    return Pattern(way=way, methods=(), initial={**initial, **given})
+    initial = {"output": output, **goal, **given}
+    # What was sent says its dataset itself.
+    if request.method != "POST" and "dataset" not in given:
+        initial |= _usual_data(actor, kind, model, given.get("model", ""))
+    return Pattern(way=way, methods=(), initial=initial)
 
 
 def _named_model(actor: Actor, text: str) -> Repository | None:
