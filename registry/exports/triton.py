@@ -1,8 +1,6 @@
 """A model repository of Triton Inference Server, where ONNX Runtime computes the graph."""
 
-from registry.exports.package import TAR, Package, Port, Source, onnx_files, require_tensors
-
-_MOST_ROWS = 32
+from registry.exports.package import TAR, Package, Port, Served, Source, onnx_files, require_tensors
 
 
 def triton_repository(source: Source) -> Package:
@@ -31,7 +29,7 @@ def config_text(source: Source) -> str:
         'platform: "onnxruntime_onnx"',
         'backend: "onnxruntime"',
         # A request of more rows is refused there, and not computed by itself.
-        f"max_batch_size: {max(_MOST_ROWS, served.max_batch_size) if batched else 0}",
+        f"max_batch_size: {max(Served().max_batch_size, served.max_batch_size) if batched else 0}",
         f"version_policy {{ specific {{ versions: [ {source.number} ] }} }}",
         *(_port("input", one, batched=batched) for one in source.inputs),
         *(_port("output", one, batched=batched) for one in source.outputs),
