@@ -18,10 +18,11 @@ from django.db import connection, transaction  # noqa: E402 - needs the settings
 
 from benchmarks.vocabulary import FAMILIES, LANGUAGES, SUBJECTS  # noqa: E402
 from registry.encoder import MAX_TEXTS, encode  # noqa: E402
+from registry.models.vectors import INDEX, INDEX_SQL, TABLE  # noqa: E402
 
 _PATIENCE_SECONDS = 60.0
-_NEAR = """
-    INSERT INTO registry_cardvector (repository_id, encoder, digest, read_at, embedding)
+_NEAR = f"""
+    INSERT INTO {TABLE} (repository_id, encoder, digest, read_at, embedding)
     SELECT r.id, %s, 'benchmark', r.updated_at,
            l2_normalize(about.embedding + about.embedding + about.embedding + other.embedding)
     FROM registry_repository AS r
@@ -37,21 +38,18 @@ def load_vectors() -> None:
         cursor.execute("SET LOCAL statement_timeout = 0")
         cursor.execute("SET LOCAL maintenance_work_mem = '3GB'")
         cursor.execute("SET LOCAL session_replication_role = replica")
-        cursor.execute("TRUNCATE registry_cardvector")
-        cursor.execute("DROP INDEX card_vector_near")
+        cursor.execute(f"TRUNCATE {TABLE}")
+        cursor.execute(f"DROP INDEX {INDEX}")
         encoder, count = _encode()
         began = time.monotonic()
         cursor.execute(_NEAR, [encoder, count])
         print(f"{cursor.rowcount:,} vectors in {time.monotonic() - began:.0f} s", flush=True)
         began = time.monotonic()
-        cursor.execute(
-            "CREATE INDEX card_vector_near ON registry_cardvector"
-            " USING hnsw (embedding halfvec_cosine_ops)"
-        )
+        cursor.execute(INDEX_SQL)
         print(f"indexed in {time.monotonic() - began:.0f} s", flush=True)
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
-        cursor.execute("VACUUM ANALYZE registry_cardvector")
+        cursor.execute(f"VACUUM ANALYZE {TABLE}")
 
 
 def _encode() -> tuple[str, int]:

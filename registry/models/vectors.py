@@ -25,8 +25,10 @@ _TABLE_SQL: Final = f"""
         read_at timestamptz NOT NULL,
         embedding halfvec({DIMENSIONS}) NOT NULL
     );
-    CREATE INDEX IF NOT EXISTS card_vector_near
-        ON {TABLE} USING hnsw (embedding halfvec_cosine_ops);
+"""
+INDEX: Final = "card_vector_near"
+INDEX_SQL: Final = f"""
+    CREATE INDEX IF NOT EXISTS {INDEX} ON {TABLE} USING hnsw (embedding halfvec_cosine_ops);
 """
 
 
@@ -76,5 +78,5 @@ def make_vector_table(connection: BaseDatabaseWrapper) -> bool:
             return False
         if not is_installed:
             cursor.execute("CREATE EXTENSION vector")
-        cursor.execute(_TABLE_SQL)
+        cursor.execute(_TABLE_SQL + INDEX_SQL)
     return True
