@@ -185,6 +185,6 @@ def test_what_is_kept_of_a_caller_goes_by_itself(api, settings):
         api.post("models", {"namespace": "alice", "name": "m"})
         kept = {key: store.pttl(key) for key in store.keys(mine)}
     assert len(kept) <= 2
-    # One that is full again may have gone between the two questions.
+    # One that is full again may have gone between the two questions, or have no millisecond left.
     gone = -2
-    assert all(life == gone or 0 < life <= 60_000 for life in kept.values())
+    assert all(life == gone or 0 <= life <= 60_000 for life in kept.values())
