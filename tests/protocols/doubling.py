@@ -25,7 +25,7 @@ from workers.serving.messages import (
 )
 from workers.serving.passage import Front
 from workers.serving.rest import Rest
-from workers.serving.rpc import serve_grpc
+from workers.serving.rpc import serve_calls
 
 MODEL = "lab/double"
 TOKEN = "my_token"
@@ -172,7 +172,7 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def rpc(self):
-        return serve_grpc(self.plane, self.bounds, max_calls=64)
+        return serve_calls(self.plane, self.bounds, max_calls=64)
 
     async def begin(self):
         self.loop = asyncio.get_running_loop()
@@ -219,8 +219,7 @@ def serving(served=None):
     async def run():
         await served.begin()
         rpc = served.rpc()
-        rpc.add_insecure_port(f"127.0.0.1:{served.grpc_port}")
-        await rpc.start()
+        await rpc.start("127.0.0.1", served.grpc_port)
         http = Listener(served.rest, max_connections=1024)
         await http.start("127.0.0.1", served.port)
         ended = asyncio.Event()
@@ -228,7 +227,7 @@ def serving(served=None):
         up.set()
         await ended.wait()
         await http.stop(10)
-        await rpc.stop(0)
+        await rpc.stop(10)
         await served.end()
 
     def in_loop():

@@ -13,8 +13,9 @@ import pytest
 
 from tests.local.waiting import wait_until
 from tests.protocols.doubling import MODEL, Fronted, serving
+from workers.serving.calls import REFUSED
 from workers.serving.protos import inference_pb2 as pb
-from workers.serving.rpc import REFUSED, SERVICE
+from workers.serving.rpc import SERVICE
 
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1, 2.5]]}]}
 

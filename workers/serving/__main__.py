@@ -22,7 +22,7 @@ async def serve() -> None:
     from workers.serving.dataplane import DataPlane  # noqa: PLC0415
     from workers.serving.listening import HELD_SHARE, MAX_CALLS, listen  # noqa: PLC0415
     from workers.serving.rest import Rest  # noqa: PLC0415
-    from workers.serving.rpc import serve_grpc  # noqa: PLC0415
+    from workers.serving.rpc import serve_calls  # noqa: PLC0415
 
     plane = DataPlane()
     await plane.start()
@@ -30,7 +30,7 @@ async def serve() -> None:
     bounds = Bounds(limit, limit * HELD_SHARE)
     watching = asyncio.get_running_loop().create_task(bounds.watch())
     rest = Rest(plane, bounds)
-    calls = serve_grpc(plane, bounds, max_calls=MAX_CALLS)
+    calls = serve_calls(plane, bounds, max_calls=MAX_CALLS)
     await listen(rest, calls, refuse_new=plane.refuse_new)
     watching.cancel()
     await rest.reader.close()

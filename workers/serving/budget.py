@@ -1,9 +1,7 @@
 """What all calls may hold in memory together while they come in: one budget for every protocol.
 
-Bytes are counted as they come, where a protocol shows them; who sends them slowly is given up where
-most of the budget is held. gRPC hands out whole messages only, so what its library has of those
-that are still on their way is seen in the memory of the process alone: where that runs short, calls
-that have been sending for longest are given up.
+Bytes are counted as they come, or when a call says how many will; who sends them slowly is given up
+where most of the budget is held.
 """
 
 import asyncio
@@ -16,15 +14,13 @@ from dataclasses import dataclass, field
 
 from registry.errors import Unavailable
 
-# Memory is looked at so often, and calls that have been sending for so long may be given up.
 LOOK_SECONDS = 0.05
-SLOW_SECONDS = 0.25
-# Where so much of the budget is held, a body over HTTP has to come at so many bytes a second, after
-# a while in which it may begin.
+# Where so much of the budget is held, a body has to come at so many bytes a second, after a while
+# in which it may begin.
 CROWDED_SHARE = 0.75
 BEGIN_SECONDS = 4.0
 LEAST_RATE = 256 * 1024
-# So much the library sends before the client says that it takes more; there are only so many calls.
+# So much a connection takes before its client does; there are only so many calls.
 SMALL_ANSWER = 64 * 1024
 # What the allocator keeps of large messages is given back so often at most, while none are there.
 GIVE_BACK_SECONDS = 5.0
@@ -59,8 +55,6 @@ class Bounds:
     # Of answers over gRPC that wait for their clients, and these alone: who takes none keeps
     # nobody's requests away.
     waiting: int = 0
-    # What is being waited for: the task, and since when; the oldest first.
-    _sending: "dict[asyncio.Task[object], float]" = field(default_factory=dict)
     _arriving: "dict[asyncio.Task[object], Arrival]" = field(default_factory=dict)
     _given_up: "set[asyncio.Task[object]]" = field(default_factory=set)
     _beside: int = 0
@@ -120,47 +114,17 @@ class Bounds:
                 self._given_up.add(task)
                 task.cancel()
 
-    # --- what nobody can count --------------------------------------------------------------------
-
     async def watch(self) -> None:
-        """Look at the memory of the process for ever, and give calls up where it runs short."""
+        """Give slow bodies up for ever, and free memory back to the system."""
         self._beside = own_bytes()
         given_back_at = 0.0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self.look_at_arrivals(time.monotonic())
-            found = own_bytes()
-            self.look(found)
-            idle = not self.held and found > self._beside + self.held_bytes // 2
+            idle = not self.held and own_bytes() > self._beside + self.held_bytes // 2
             if idle and time.monotonic() - given_back_at > GIVE_BACK_SECONDS:
                 await asyncio.to_thread(give_back_memory)
                 given_back_at = time.monotonic()
-
-    def look(self, bytes_now: int) -> None:
-        """Give up who has been sending for long, where so much memory is in use."""
-        # What is counted may be there twice while it is read.
-        if bytes_now <= self._beside + 2 * self.held_bytes:
-            return
-        until = time.monotonic() - SLOW_SECONDS
-        for task, since in [*self._sending.items()]:
-            if since <= until:
-                self._given_up.add(task)
-                task.cancel()
-
-    def begin(self) -> "asyncio.Task[object]":
-        """Note that the current task waits for a message of which nothing can be seen."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._sending[task] = time.monotonic()
-        return task
-
-    def end(self, task: "asyncio.Task[object]") -> bool:
-        """Note that it waits no more; give whether it was given up."""
-        self._sending.pop(task, None)
-        if task in self._given_up:
-            self._given_up.remove(task)
-            return True
-        return False
 
 
 @dataclass(slots=True)

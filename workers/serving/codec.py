@@ -56,7 +56,7 @@ NUMPY: Mapping[str, np.dtype[Any]] = {
 """What numpy calls the datatypes; it has no BF16, which therefore travels as raw bytes only."""
 
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_GZIP, _ZLIB = b"\x1f\x8b", b"x"
+_GZIP = b"\x1f\x8b"
 FED_PIECE_BYTES = 256 * 1024
 UNPACKED_PIECE_BYTES = 1024 * 1024
 # What a gzip file has around its content.
@@ -545,13 +545,6 @@ class Unpacking:
 
     def _too_large(self) -> TooLarge:
         return TooLarge("The body unpacks to more than {limit} bytes.", limit=self._limit)
-
-
-def is_packed(message: bytes) -> bool:
-    """Say whether a message is gzip or deflate: no message of ours begins like either."""
-    return message.startswith(_GZIP) or (
-        message[:1] == _ZLIB and len(message) > 1 and int.from_bytes(message[:2], "big") % 31 == 0
-    )
 
 
 def deflate(parts: Sequence[Data], coding: str) -> bytes:

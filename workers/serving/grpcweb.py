@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import math
 import re
 import struct
 import time
@@ -15,18 +14,17 @@ import grpc
 
 from registry.errors import Invalid, TooLarge
 from workers.serving.budget import Bounds, Holding
+from workers.serving.calls import Refusal, read_timeout
 from workers.serving.exchange import CODINGS, THREAD_FROM_BYTES, ClientGone, Exchange, unpack
 from workers.serving.messages import Data
 from workers.serving.plane import Plane
-from workers.serving.rpc import UNARY, Call, Refusal, Unary, stream_infer
+from workers.serving.rpc import STREAM, UNARY, Call, Unary, stream_infer
 
 MAX_MESSAGES = 1000
 
 _HEAD = struct.Struct(">BI")
 _PACKED, _TRAILERS = 0x01, 0x80
 _TYPES = re.compile(rb"application/grpc-web(-text)?(\+proto)?")
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
-_UNIT_SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 # A multiple of four.
 _TEXT_PIECE_BYTES = 512 * 1024
 
@@ -47,7 +45,7 @@ async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
             await plane.identify(said, None if said else exchange.address),
             time.monotonic() + read_timeout(exchange.headers.get(b"grpc-timeout")),
         )
-        if method == "ModelStreamInfer":
+        if method == STREAM:
             await _stream(call, _each(messages, exchange.holding.bounds), writer)
         elif method not in UNARY:
             detail = f"The method {method[:80]!r} is not offered."
@@ -128,8 +126,7 @@ def _trailers(refusal: Refusal | None) -> bytes:
         return b"grpc-status: 0\r\n"
     code = refusal.code.value[0]
     lines = [f"grpc-status: {code}", f"grpc-message: {quote(refusal.detail, safe=' ')}"]
-    if refusal.retry_after is not None:
-        lines.append(f"retry-after: {refusal.retry_after}")
+    lines += [f"{name}: {value!s}" for name, value in refusal.trailers]
     return "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
 
@@ -206,18 +203,3 @@ def read_frames(body: bytes) -> list[tuple[bool, Data]]:
         messages.append((flag == _PACKED, view[place : place + size]))
         place += size
     return messages
-
-
-def read_timeout(value: bytes | None) -> float:
-    """Read the header grpc-timeout in seconds; without one it is infinite.
-
-    Raises:
-        Invalid: it is no time.
-
-    """
-    if value is None:
-        return math.inf
-    found = _TIMEOUT.fullmatch(value)
-    if found is None:
-        raise Invalid("The header grpc-timeout is no time.")
-    return int(found[1]) * _UNIT_SECONDS[found[2]]

@@ -5,13 +5,15 @@ import logging
 import resource
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc.aio
 import uvloop
 from django.conf import settings
 
 from workers.serving.listener import Listener
+
+if TYPE_CHECKING:  # it needs the settings, which are not set up yet
+    from workers.serving.calls import CallServer
 
 MAX_CALLS = 4096
 # Bodies that are on their way in, of all callers together, in bodies of the largest size.
@@ -21,11 +23,12 @@ STOP_SECONDS = 20.0
 logger = logging.getLogger("workers.serving")
 
 
-async def listen(pages: Any, calls: grpc.aio.Server, *, refuse_new: Callable[[], None]) -> None:
+async def listen(pages: Any, calls: "CallServer", *, refuse_new: Callable[[], None]) -> None:
     """Answer until a signal says to stop; then finish the calls that are there.
 
     Raises:
-        TimeoutError: some did not end in time.
+        TimeoutError: some did not end in time; in a group, for those of both ports may not have.
+        OSError: an address is taken.
 
     """
     stopping = asyncio.Event()
@@ -33,8 +36,7 @@ async def listen(pages: Any, calls: grpc.aio.Server, *, refuse_new: Callable[[],
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     host = settings.BIND
-    calls.add_insecure_port(f"{f'[{host}]' if ':' in host else host}:{settings.GRPC_PORT}")
-    await calls.start()
+    await calls.start(host, settings.GRPC_PORT)
     server = Listener(pages, max_connections=MAX_CALLS)
     await server.start(host, settings.INFER_PORT)
     logger.info(
@@ -42,8 +44,9 @@ async def listen(pages: Any, calls: grpc.aio.Server, *, refuse_new: Callable[[],
     )
     await stopping.wait()
     refuse_new()
-    await calls.stop(STOP_SECONDS)
-    await server.stop(STOP_SECONDS)
+    async with asyncio.TaskGroup() as ending:
+        ending.create_task(calls.stop(STOP_SECONDS))
+        ending.create_task(server.stop(STOP_SECONDS))
 
 
 def run(serving: Coroutine[Any, Any, None]) -> int:

@@ -7,7 +7,9 @@ here asks the database.
 
 import asyncio
 import logging
+import math
 import re
+import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -19,23 +21,14 @@ import grpc.aio
 from yarl import URL
 
 from registry import queue
-from registry.errors import RegistryError, TooLarge, Unavailable
-from workers.serving.budget import Bounds, Holding
+from registry.errors import TooLarge, Unavailable
+from workers.serving.budget import Bounds
+from workers.serving.calls import REFUSED, CallServer, Ended, Handler, Rpc
 from workers.serving.codec import dump
 from workers.serving.exchange import JSON, ClientGone, Exchange, Header, Receive, Send
 from workers.serving.pool import CHECK_SECONDS, Pool, Replica
 from workers.serving.rest import refuse
-from workers.serving.rpc import (
-    OPTIONS,
-    REFUSED,
-    SERVICE,
-    UNARY,
-    Incoming,
-    abort,
-    address_of,
-    hold_answer,
-    model_of,
-)
+from workers.serving.rpc import SERVICE, STREAM, UNARY, model_of
 
 # So much of a body is kept to be sent again; what is longer goes to one replica only.
 REPLAYED_BYTES = 1024 * 1024
@@ -64,7 +57,7 @@ _OWN_HEADERS = frozenset(
 _KEPT_BACK = _OWN_HEADERS - {b"content-length"}
 # What the client would write of itself, had the caller not.
 _NOT_OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-_OWN_METADATA = re.compile(r"(?::|grpc-).*|user-agent|te|content-type|x-forwarded-for")
+_OWN = re.compile(r"grpc-.*|user-agent|te|content-type|x-forwarded-for")
 _READY = "/v2/health/ready", ""
 # What stays in a query as it came.
 _IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
@@ -344,41 +337,32 @@ class Front:
 
     # --- gRPC -------------------------------------------------------------------------------------
 
-    def serve_calls(self, *, max_calls: int) -> grpc.aio.Server:
+    def serve_calls(self, *, max_calls: int) -> CallServer:
         """Make the gRPC server that passes calls on."""
-        server = grpc.aio.server(
-            options=[*OPTIONS, ("grpc.max_receive_message_length", self.bounds.body_bytes)],
-            maximum_concurrent_rpcs=max_calls,
-        )
-        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            name: grpc.stream_unary_rpc_method_handler(self._passing(name)) for name in UNARY
-        }
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        return server
+        handlers: dict[str, Handler] = {f"/{SERVICE}/{name}": self._passing(name) for name in UNARY}
+        handlers[f"/{SERVICE}/{STREAM}"] = self._stream
+        return CallServer(handlers, self.bounds, max_calls=max_calls)
 
-    def _passing(self, method: str) -> Any:
-        async def handle(_: Any, context: Any) -> bytes:
-            holding = Holding(self.bounds)
+    def _passing(self, method: str) -> Handler:
+        async def handle(rpc: Rpc) -> None:
+            came, holding = await rpc.first()
             try:
-                body, holding = await Incoming(self.bounds, context).first()
+                body = bytes(came)
+                del came
                 to_all = method in _CALLS_FOR_ALL
                 call = self._call_all if to_all else self._call_one
-                answer = await call(method, body, context)
+                answer = await call(method, body, rpc)
                 del body
-                hold_answer(holding, answer, context)
-            except BaseException as error:
+                holding.turn_to_answer(len(answer))
+                await rpc.answer(answer)
+            except grpc.aio.AioRpcError as error:
+                raise _ended(error) from error
+            finally:
                 holding.release()
-                if isinstance(error, RegistryError):
-                    await abort(context, error)
-                elif isinstance(error, grpc.aio.AioRpcError):
-                    await context.abort(error.code(), error.details() or "", _trailing(error))
-                raise
-            return answer
 
         return handle
 
-    async def _call_one(self, method: str, body: bytes, context: Any) -> bytes:
+    async def _call_one(self, method: str, body: bytes, rpc: Rpc) -> bytes:
         model = model_of(method, body)
         asked: list[Replica] = []
         while True:
@@ -386,7 +370,7 @@ class Front:
             asked.append(replica)
             again = len(asked) < ATTEMPTS
             try:
-                return await self._call(replica, method, body, context)
+                return await self._call(replica, method, body, rpc)
             except Lost as error:
                 if not again:
                     raise _broken(replica) from error
@@ -399,20 +383,20 @@ class Front:
                     raise error from None
             self.pool.retries += 1
 
-    async def _call_all(self, method: str, body: bytes, context: Any) -> bytes:
+    async def _call_all(self, method: str, body: bytes, rpc: Rpc) -> bytes:
         answer = None
         for replica in self.pool.up:
             with suppress(Lost):
-                answer = await self._call(replica, method, body, context)
+                answer = await self._call(replica, method, body, rpc)
         if answer is None:
             raise Unavailable("No serving process answers; try again soon.", code="no_replica")
         return answer
 
-    async def _call(self, replica: Replica, method: str, body: bytes, context: Any) -> bytes:
+    async def _call(self, replica: Replica, method: str, body: bytes, rpc: Rpc) -> bytes:
         call: Any = self._channel(replica).unary_unary(f"/{SERVICE}/{method}")
 
         async def ask() -> bytes:
-            answer: bytes = await call(body, timeout=_left(context), metadata=_metadata(context))
+            answer: bytes = await call(body, timeout=_left(rpc), metadata=_metadata(rpc))
             return answer
 
         try:
@@ -423,31 +407,25 @@ class Front:
         self.pool.count(replica, failed=False)
         return answer
 
-    async def _stream(self, _: Any, context: Any) -> AsyncIterator[bytes]:
+    async def _stream(self, rpc: Rpc) -> None:
         """Pass a stream on to one replica, message by message; it ends where that is lost."""
+        replica = self.pool.pick()
+        call: Any = self._channel(replica).stream_stream(f"/{SERVICE}/{STREAM}")
+        answers = call(_bodies(rpc), timeout=_left(rpc), metadata=_metadata(rpc))
         try:
-            replica = self.pool.pick()
-            call: Any = self._channel(replica).stream_stream(f"/{SERVICE}/ModelStreamInfer")
-            answers = call(
-                _bodies(Incoming(self.bounds, context)),
-                timeout=_left(context),
-                metadata=_metadata(context),
-            )
-            try:
-                while True:
-                    answer = await self._unless_lost(replica, answers.read())
-                    if answer is grpc.aio.EOF:
-                        break
-                    yield answer
-            except Lost as error:
-                raise _broken(replica) from error
-            finally:
-                answers.cancel()
-        except RegistryError as error:
-            await abort(context, error)
+            while True:
+                answer = await self._unless_lost(replica, answers.read())
+                if answer is grpc.aio.EOF:
+                    break
+                await rpc.write(answer)
+        except Lost as error:
+            raise _broken(replica) from error
         except grpc.aio.AioRpcError as error:
             self.pool.count(replica, failed=_is_failure(error))
-            await context.abort(error.code(), error.details() or "", _trailing(error))
+            raise _ended(error) from error
+        finally:
+            answers.cancel()
+        rpc.end(None)
 
 
 class _Passage:
@@ -520,8 +498,8 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-async def _bodies(incoming: Incoming) -> AsyncIterator[bytes]:
-    async for body, holding in incoming:
+async def _bodies(rpc: Rpc) -> AsyncIterator[bytes]:
+    async for body, holding in rpc:
         try:
             yield bytes(body)
         finally:
@@ -536,21 +514,20 @@ def _broken(replica: Replica) -> Unavailable:
     )
 
 
-def _left(context: Any) -> float | None:
-    left: float | None = context.time_remaining()
-    # Without a deadline, some versions say so by a very distant one.
-    return left if left is not None and left < 1e7 else None
+def _left(rpc: Rpc) -> float | None:
+    return None if rpc.deadline == math.inf else max(0.0, rpc.deadline - time.monotonic())
 
 
-def _metadata(context: Any) -> list[tuple[str, str | bytes]]:
-    said = [(str(name), value) for name, value in context.invocation_metadata() or ()]
-    passed = [(name, value) for name, value in said if not _OWN_METADATA.fullmatch(name)]
-    return [*passed, ("x-forwarded-for", address_of(context) or "unknown")]
+def _metadata(rpc: Rpc) -> list[tuple[str, str | bytes]]:
+    passed = [(name, value) for name, value in rpc.head.metadata if not _OWN.fullmatch(name)]
+    return [*passed, ("x-forwarded-for", rpc.address or "unknown")]
 
 
-def _trailing(error: grpc.aio.AioRpcError) -> tuple[tuple[str, str | bytes], ...]:
+def _ended(error: grpc.aio.AioRpcError) -> Ended:
+    """Give a call the end that it had at a replica."""
     found = error.trailing_metadata() or ()
-    return tuple((str(name), value) for name, value in found if not str(name).startswith("grpc-"))
+    said = [(str(name), value) for name, value in found if not str(name).startswith("grpc-")]
+    return Ended(error.code(), error.details() or "", said)
 
 
 def _is_failure(error: grpc.aio.AioRpcError) -> bool:

@@ -1,13 +1,11 @@
 """The gRPC form of the protocol: each call as a function of the data plane, and their server."""
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Mapping,
@@ -15,29 +13,24 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
-from urllib.parse import unquote
+from typing import Any, TypeVar
 
-import grpc
-import grpc.aio
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
-from registry.authenticate import client_address
-from registry.errors import Invalid, NotFound, RegistryError, TooLarge
+from registry.errors import Invalid, NotFound, TooLarge
 from registry.models import Actor
-from workers.serving.budget import BUSY, Bounds, Holding, busy, own_bytes
+from workers.serving.budget import Bounds, Holding
+from workers.serving.calls import CallServer, Handler, Refusal, Rpc
 from workers.serving.codec import (
     MAX_JSON_BYTES,
     MAX_PARAMETERS,
     Asked,
-    is_packed,
     pack_numbers,
     read_version,
     refuse_unknown_output,
     unpack_numbers,
 )
-from workers.serving.exchange import unpack
 from workers.serving.messages import (
     BYTES,
     MAX_TENSORS,
@@ -54,6 +47,8 @@ from workers.serving.protos import inference_pb2 as pb
 from workers.serving.protos.model_config_pb2 import ModelConfig
 
 SERVICE = "inference.GRPCInferenceService"
+# The call with many messages each way.
+STREAM = "ModelStreamInfer"
 # How many calls of one stream are under way; their answers come in the order of the calls.
 STREAM_WINDOW = 32
 # Messages without tensors are small; those that are not raw take Python much more than their bytes.
@@ -61,19 +56,13 @@ MAX_PLAIN_BYTES = 1024 * 1024
 MAX_TYPED_BYTES = MAX_JSON_BYTES
 # Up to this size a message is read at once; larger ones are looked through before.
 _SMALL_BYTES = 4096
-_LARGE_BYTES = 4 * 1024 * 1024
 # From this size on, typed values are read beside the loop.
 _THREAD_FROM_BYTES = 64 * 1024
 # Inputs, outputs and raw tensors, the parameters, and what is said once.
 _MAX_FIELDS = 3 * MAX_TENSORS + MAX_PARAMETERS + 8
 _RAW_FIELD = 7
-# In the trailers: why a call was refused, as the REST protocol's `code`.
-REFUSED = "modelyard-code"
 
 M = TypeVar("M", bound=Message)
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-
-logger = logging.getLogger(__name__)
 
 # In which field the typed contents of a datatype are; FP16 and BF16 have none.
 _CONTENTS: Mapping[str, str] = {
@@ -91,19 +80,6 @@ _CONTENTS: Mapping[str, str] = {
     BYTES: "bytes_contents",
 }
 
-_CODES: Mapping[int, grpc.StatusCode] = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.FAILED_PRECONDITION,
-    412: grpc.StatusCode.FAILED_PRECONDITION,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -112,29 +88,6 @@ class Call:
     plane: Plane
     actor: Actor
     deadline: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An error as gRPC says it."""
-
-    code: grpc.StatusCode
-    detail: str
-    retry_after: int | None = None
-    reason: str = "error"
-
-    @classmethod
-    def of(cls, error: Exception) -> "Refusal":
-        if not isinstance(error, RegistryError):
-            logger.error("a call failed", exc_info=error)
-            return cls(grpc.StatusCode.INTERNAL, "Something went wrong; it was logged.")
-        code = _CODES.get(error.status, grpc.StatusCode.INTERNAL)
-        return cls(
-            grpc.StatusCode.RESOURCE_EXHAUSTED if error.reason == BUSY else code,
-            error.detail,
-            getattr(error, "retry_after", None),
-            error.reason,
-        )
 
 
 async def _server_live(call: Call, _: pb.ServerLiveRequest) -> Message:
@@ -532,178 +485,55 @@ UNARY: Mapping[str, Unary] = {
 """Calls by name; what is not here, as shared memory and tracing, is answered as unimplemented."""
 
 
-OPTIONS: Sequence[tuple[str, int]] = (
-    ("grpc.max_send_message_length", -1),
-    # The library would unpack a bomb to its end.
-    ("grpc.per_message_decompression", 0),
-    ("grpc.so_reuseport", 0),
-    # A client may ping an idle connection; Triton's are told that they may every 20 s.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
-
-
-class Incoming:
-    """The messages of one call on their way in, counted against what all calls may hold."""
-
-    def __init__(self, bounds: Bounds, context: Context) -> None:
-        self._bounds = bounds
-        self._context = context
-
-    async def next(self) -> tuple[bytes, Holding] | None:
-        """Give the next message, unpacked, with what it holds; None where there is no more.
-
-        Raises:
-            Unavailable: all calls hold too much together; TooLarge, Invalid: it was packed, and
-            is too large or broken.
-
-        """
-        task = self._bounds.begin()
-        # Given up on, it goes on to its end: grpc.aio never frees the message of a cancelled read.
-        reading = asyncio.ensure_future(self._context.read())
-        try:
-            body = await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            if self._bounds.end(task):
-                task.uncancel()
-                raise busy() from None
-            raise
-        finally:
-            self._bounds.end(task)
-            # Nor does what comes of it stay with the frames of a traceback.
-            del reading
-        if not isinstance(body, bytes):
-            return None
-        if len(body) > _LARGE_BYTES:
-            # To read such messages keeps the loop from looking at the memory in its time.
-            self._bounds.look(own_bytes())
-        holding = Holding(self._bounds)
-        try:
-            holding.hold(len(body))
-            return (await unpack(body, holding) if is_packed(body) else body), holding
-        except BaseException:
-            holding.release()
-            raise
-
-    async def first(self) -> tuple[bytes, Holding]:
-        """Give the one message of a call.
-
-        Raises:
-            Invalid: there is none; and what `next` raises.
-
-        """
-        came = await self.next()
-        if came is None:
-            raise Invalid("A call has one message; {count} came.", count=0)
-        return came
-
-    async def __aiter__(self) -> AsyncIterator[tuple[Data, Holding]]:
-        while (message := await self.next()) is not None:
-            yield message
-
-
-def serve_grpc(plane: Plane, bounds: Bounds, *, max_calls: int) -> grpc.aio.Server:
-    """Make the gRPC server of `plane`; the caller gives it a port and starts it."""
-    server = grpc.aio.server(
-        options=[*OPTIONS, ("grpc.max_receive_message_length", bounds.body_bytes)],
-        maximum_concurrent_rpcs=max_calls,
-    )
-    # Without (de)serialisers: a message that cannot be read is the caller's error, not ours. As a
-    # stream of one message each call is read by ourselves, when we know that there is room.
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        name: grpc.stream_unary_rpc_method_handler(_unary(plane, bounds, one))
-        for name, one in UNARY.items()
+def serve_calls(plane: Plane, bounds: Bounds, *, max_calls: int) -> CallServer:
+    """Make the gRPC server of `plane`."""
+    handlers: dict[str, Handler] = {
+        f"/{SERVICE}/{name}": _unary(plane, one) for name, one in UNARY.items()
     }
-    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_stream(plane, bounds))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    return server
+    handlers[f"/{SERVICE}/{STREAM}"] = _stream(plane)
+    return CallServer(handlers, bounds, max_calls=max_calls)
 
 
-def _unary(plane: Plane, bounds: Bounds, method: Unary) -> Any:
-    async def handle(_: Any, context: Context) -> bytes:
-        holding = Holding(bounds)
+def _unary(plane: Plane, method: Unary) -> Handler:
+    async def handle(rpc: Rpc) -> None:
+        call = await _call(plane, rpc)
+        body, holding = await rpc.first()
         try:
-            call = await _call(plane, context)
-            body, holding = await Incoming(bounds, context).first()
             message = await method.answer(call, method.read(body))
             answer = message.SerializeToString()
             # Neither stays for as long as the client takes for the answer.
             del body, message
-            hold_answer(holding, answer, context)
-        except BaseException as error:
+            holding.turn_to_answer(len(answer))
+            await rpc.answer(answer)
+        finally:
             holding.release()
-            # Whatever it is, the caller hears it as a status.
-            if isinstance(error, Exception):
-                await abort(context, error)
-            raise
-        return answer
 
     return handle
 
 
-def hold_answer(holding: Holding, answer: bytes, context: Context) -> None:
-    """Count an answer in place of its request, until the client has taken it.
-
-    Raises:
-        Unavailable: too many answers wait for their clients.
-
-    """
-    holding.turn_to_answer(len(answer))
-    if holding.waiting:
-        # The type is a class of the stubs, which no callback is of.
-        context.add_done_callback(lambda _: holding.release())  # type: ignore[arg-type]
-
-
-def _stream(plane: Plane, bounds: Bounds) -> Any:
-    async def handle(_: Any, context: Context) -> AsyncIterator[bytes]:
-        try:
-            call = await _call(plane, context)
-            async with aclosing(stream_infer(call, Incoming(bounds, context))) as answers:
-                async for answer in answers:
-                    yield answer.SerializeToString()
-        # Of the stream as a whole; those of its requests have been answered.
-        except Exception as error:  # noqa: BLE001
-            await abort(context, error)
+def _stream(plane: Plane) -> Handler:
+    async def handle(rpc: Rpc) -> None:
+        call = await _call(plane, rpc)
+        async with aclosing(stream_infer(call, rpc)) as answers:
+            async for answer in answers:
+                await rpc.write(answer.SerializeToString())
+        rpc.end(None)
 
     return handle
 
 
-async def _call(plane: Plane, context: Context) -> Call:
-    metadata = dict(context.invocation_metadata() or ())
-    said = metadata.get("authorization")
-    if said is None:
-        actor = await plane.identify(None, address_of(context))
-    else:
-        known = said.decode("latin-1") if isinstance(said, bytes) else said
-        actor = await plane.identify(known, None)
-    left = context.time_remaining()
-    # Without a deadline, some versions say so by a very distant one.
-    return Call(plane, actor, math.inf if left is None else time.monotonic() + left)
+async def _call(plane: Plane, rpc: Rpc) -> Call:
+    said = rpc.head.authorization
+    actor = await plane.identify(said, rpc.address if said is None else None)
+    return Call(plane, actor, rpc.deadline)
 
 
-def address_of(context: Context) -> str | None:
-    """Give where a call comes from, as far as one may believe it."""
-    # As `ipv4:192.0.2.1:5000` or `ipv6:%5B::1%5D:5000`.
-    peer = unquote(context.peer().partition(":")[2]).rpartition(":")[0].strip("[]")
-    metadata = dict(context.invocation_metadata() or ())
-    return client_address(peer, str(metadata.get("x-forwarded-for", "")))
-
-
-async def abort(context: Context, error: Exception) -> None:
-    """End a call with what went wrong; the trailers say more to programs than its code does."""
-    refusal = Refusal.of(error)
-    trailing = [(REFUSED, refusal.reason)]
-    if refusal.retry_after is not None:
-        trailing.append(("retry-after", str(refusal.retry_after)))
-    await context.abort(refusal.code, refusal.detail, tuple(trailing))
-
-
-def model_of(method: str, body: bytes) -> str:
+def model_of(method: str, body: Data) -> str:
     """Give the model that a request for tensors names at its beginning, where clients write it."""
     if method != "ModelInfer":
         return ""
     with suppress(Invalid):
         number, kind, place, end = _read_field(memoryview(body), 0)
         if (number, kind) == (1, _SIZED):
-            return body[place:end].decode(errors="replace")
+            return bytes(body[place:end]).decode(errors="replace")
     return ""
