@@ -256,7 +256,9 @@ def _run_way(subject: Subject, way: str, python: Path, file: Path) -> Measured |
     try:
         done = subprocess.run(
             [*command, file],
-            cwd=ROOT,
+            # Some packages leave notes of their own where they run.
+            cwd=subject.folder.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,

@@ -26,7 +26,7 @@ from workers.ml import environment
 from workers.ml.formats import open_model
 from workers.ml.job import Job
 from workers.ml.report import Report
-from workers.ml.served import ServedModel, Silent, said_by
+from workers.ml.served import ServedModel, Silent, end, said_by
 from workers.ml.statistics import bootstrap_mean
 from workers.ml.workload import Batch, Workload
 
@@ -257,20 +257,21 @@ def _exported(source: Path, work: Path, deadline: float, notes: list[Text]) -> P
     """Have the graph made that a serving process would make."""
     left = max(10.0, min(_PREPARE_SECONDS, deadline - time.monotonic()))
     reason = "it took too long"
+    process = subprocess.Popen(  # noqa: S603 - no shell, and a program of our own
+        [*_PREPARE, str(source), str(work)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        subprocess.run(  # noqa: S603 - no shell, and a program of our own
-            [*_PREPARE, str(source), str(work)],
-            check=False,
-            timeout=left,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process.wait(left)
         said = json.loads((work / "report.json").read_text(encoding="utf-8"))
         if said.get("onnx") is True and (work / "model.onnx").is_file():
             return work / "model.onnx"
         reason = str(said.get("reason") or reason)[:300]
     except (subprocess.TimeoutExpired, OSError, ValueError, AttributeError):
         pass  # the note says that there is none
+    finally:
+        end(process)
     notes.append(
         Text("It has no export to ONNX, so torch alone serves it: {reason}", reason=reason)
     )
