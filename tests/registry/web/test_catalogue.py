@@ -8,6 +8,8 @@ from registry.recipes import RECIPES
 from registry.web.recipe_forms import RecipeForm, ways
 from tests.registry.web.messages import CATALOGUES, read_catalogue, template_catalogue
 
+# Marks of Latin text between Chinese characters, which have wide ones of their own.
+NARROW = re.compile(r"[\u4e00-\u9fff](?:[,;:?!](?:\s|[\u4e00-\u9fff]|$)|\()")
 PLACEHOLDER = re.compile(r"%\([a-z_]+\)[sd]|</?strong>")
 
 
@@ -45,6 +47,13 @@ def test_translations_keep_the_placeholders(path):
         source = message.id if isinstance(message.id, str) else message.id[-1]
         for text in translations(message):
             assert sorted(PLACEHOLDER.findall(text)) == sorted(PLACEHOLDER.findall(source)), text
+
+
+def test_chinese_has_chinese_punctuation():
+    (path,) = CATALOGUES
+    for message in messages_of(read_catalogue(path)).values():
+        for text in translations(message):
+            assert not NARROW.search(text), text
 
 
 @pytest.mark.parametrize("kind", RECIPES)
