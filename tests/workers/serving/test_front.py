@@ -131,8 +131,8 @@ def test_replicas_may_go_and_hang_and_come_back_without_a_failed_call(
     wait_until(lambda: outputs(front.call(model, token)) == [6.0])
     with Load(front, model, token) as load:
         load.more(200)
-        spread = numbers(front, "answers_total")
-        assert min(spread) > max(spread) / 4, spread
+        # On a busy machine one may have been left out for a moment.
+        wait_until(lambda: is_even(numbers(front, "answers_total")))
         gone, hung, _ = replicas
         os.kill(gone.process.pid, signal.SIGKILL)
         gone.process.wait(30)
@@ -148,6 +148,10 @@ def test_replicas_may_go_and_hang_and_come_back_without_a_failed_call(
         load.more(200)
     assert load.seen == {(200, "[6.0]")}
     assert numbers(front, "retries_total")[0] > 0
+
+
+def is_even(spread):
+    return min(spread) > max(spread) / 4
 
 
 def test_everything_passes_through_as_it_came(front, replicas, model, token):
