@@ -1,12 +1,27 @@
 """A model repository of Triton Inference Server, where ONNX Runtime computes the graph."""
 
+from registry.errors import Conflict
 from registry.exports.package import TAR, Package, Port, Served, Source, onnx_files, require_tensors
 
 
 def triton_repository(source: Source) -> Package:
-    """Lay a version out for `tritonserver --model-repository`, under its own number."""
+    """Lay a version out for `tritonserver --model-repository`, under its own number.
+
+    Raises:
+        Conflict: it has no graph, or takes or gives what Triton does not.
+
+    """
     files = onnx_files(source)
     require_tensors(source)
+    for port in (*source.inputs, *source.outputs):
+        if not port.shape and not source.is_batchable:
+            raise Conflict(
+                "{name!r} of {version} is a single value, which Triton takes for each row of a "
+                "batch only: export the graph with an axis of one.",
+                code="no_tensor",
+                name=port.name,
+                version=source.reference,
+            )
     return Package(
         "triton.tar",
         TAR,

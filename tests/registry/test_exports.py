@@ -175,7 +175,7 @@ def test_weights_beside_a_graph_go_with_it():
 
 
 def test_triton_is_told_when_there_are_no_rows():
-    inputs = (Port('a "b"\n多\\', "INT64", (4,)), Port("t", "BYTES", ()))
+    inputs = (Port('a "b"\n多\\', "INT64", (4,)), Port("t", "BYTES", (1,)))
     found = files_of("triton.tar", inputs=inputs)
     config = text_format.Parse(found["adds_one/config.pbtxt"], ModelConfig())
     assert config.max_batch_size == 0
@@ -184,7 +184,17 @@ def test_triton_is_told_when_there_are_no_rows():
         ('a "b"\n多\\', "TYPE_INT64", [4]),
         ("t", "TYPE_STRING", [1]),
     ]
-    assert config.input[1].HasField("reshape")
+    assert not config.input[1].HasField("reshape")
+
+
+def test_triton_takes_no_single_value_of_a_model_without_rows():
+    """Its own server says so: "scalar tensors are not supported" there."""
+    with pytest.raises(Conflict, match=r"'t'.*single value"):
+        files_of("triton.tar", inputs=(Port("a", "INT64", (4,)), Port("t", "FP32", ())))
+    found = files_of("triton.tar", inputs=(Port("t", "FP32", (-1,)),))
+    config = text_format.Parse(found["adds_one/config.pbtxt"], ModelConfig())
+    assert config.max_batch_size > 0
+    assert config.input[0].HasField("reshape")
 
 
 @pytest.mark.parametrize(
