@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from tests.local.waiting import wait_until
-from tests.protocols.doubling import MODEL, Fronted, serving
+from tests.protocols.doubling import BODY_BYTES, MODEL, Fronted, serving
+from tests.protocols.wire import Wire
 from workers.serving.calls import REFUSED
 from workers.serving.protos import inference_pb2 as pb
 from workers.serving.rpc import SERVICE
@@ -28,7 +29,8 @@ def fronted(served):
 
 @pytest.fixture
 def channel(fronted):
-    with grpc.insecure_channel(f"127.0.0.1:{fronted.grpc_port}") as one:
+    limit = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{fronted.grpc_port}", options=limit) as one:
         yield one
 
 
@@ -121,6 +123,28 @@ def test_a_refusal_keeps_its_code_and_what_it_says_to_programs(channel):
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     trailers = dict(raised.value.trailing_metadata())
     assert (trailers[REFUSED], trailers["retry-after"]) == ("rate_limited", "7")
+
+
+@pytest.mark.parametrize("limit", [BODY_BYTES + 1, 0])
+def test_a_stream_with_a_message_that_is_refused_says_why(channel, fronted, limit):
+    """By the front, which reads it: too large, or too much at once."""
+    wait_until(lambda: fronted.bounds.held == 0, "the room to be free again")
+    if not limit:
+        fronted.bounds.held += fronted.bounds.held_bytes
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+    with pytest.raises(grpc.RpcError) as raised:
+        list(stream(iter([message(MODEL), bytes(limit or 10)]), timeout=30))
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    if not limit:
+        fronted.bounds.held -= fronted.bounds.held_bytes
+    wait_until(lambda: fronted.bounds.held == 0, "the room to be free again")
+
+
+def test_a_header_that_goes_no_further_is_refused(fronted):
+    with Wire(fronted.grpc_port) as wire:
+        said = wire.call("ServerLive", b"", headers=[(b"x-name", "\u00fc".encode())])
+        assert (said["grpc-status"], "x-name" in said["grpc-message"]) == ("3", True)
+        assert wire.call("ServerLive", b"", headers=[("x-name", "u")])["grpc-status"] == "0"
 
 
 def test_a_replica_that_fails_by_itself_is_left_out_though_it_is_the_only_one(fronted):

@@ -5,6 +5,8 @@ import socket
 import struct
 import threading
 import time
+from contextlib import ExitStack
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.local.waiting import wait_until
 from tests.protocols.doubling import MODEL, serving
-from tests.protocols.wire import Wire
+from tests.protocols.wire import GoneAway, Wire
 from workers.serving import calls, http2
+from workers.serving.budget import own_bytes
 from workers.serving.http2 import (
     ACK,
     END_HEADERS,
@@ -138,7 +141,28 @@ def test_what_is_no_call_is_told_so(wire):
     assert said["grpc-status"] == UNIMPLEMENTED
     said = wire.call("ModelInfer", request(), headers=[("x-bin", "%%%")])
     assert said["grpc-status"] == "3"
+    said = wire.call("ModelInfer", request(), headers=[("x-long", "a" * 20_000)])
+    assert said["grpc-status"] == "8"
+    said = wire.call("ModelInfer", request(), headers=[("x-bin", "AA,BB=="), ("x-more-bin", "")])
+    assert said["grpc-status"] == OK
     assert wire.call("ModelInfer", request())["grpc-status"] == OK
+
+
+def test_too_many_connections_are_refused(served):
+    with ExitStack() as stack:
+        many = [stack.enter_context(Wire(served.grpc_port)) for _ in range(70)]
+        assert sum(is_refused(one) for one in many) >= 6
+    with Wire(served.grpc_port) as one:
+        wait_until(lambda: not is_refused(one), "a place")
+
+
+def is_refused(wire):
+    wire.frame(Kind.PING, 0, 0, bytes(8))
+    try:
+        wire.next(Kind.PING)
+    except GoneAway as gone:
+        return gone.code is Code.ENHANCE_YOUR_CALM
+    return False
 
 
 def test_a_page_of_http_1_is_told_so(served):
@@ -261,7 +285,7 @@ BROKEN = {
     ),
     "a frame that is too large": (lambda w: w.send(frame(0, 0, 1, 1 << 23)), Code.FRAME_SIZE_ERROR),
     "a header block that is too large": (
-        lambda w: w.send(frame(Kind.HEADERS, END_HEADERS, 1, 100_000)),
+        lambda w: w.send(frame(Kind.HEADERS, END_HEADERS, 1, 200_000)),
         Code.ENHANCE_YOUR_CALM,
     ),
     "a ping of seven bytes": (lambda w: w.frame(Kind.PING, 0, 0, bytes(7)), Code.FRAME_SIZE_ERROR),
@@ -377,11 +401,23 @@ def test_calls_that_are_begun_and_taken_back_are_bounded(wire):
     assert wire.ended() is Code.ENHANCE_YOUR_CALM
 
 
-def test_pings_whose_answers_nobody_takes_are_bounded(served):
-    """Source: CVE-2019-9512."""
+FLOODS = {
+    # CVE-2019-9512
+    "pings": lambda _: (frame(Kind.PING, 0, 0, 8) + bytes(8)) * 10_000,
+    "calls that are refused": lambda wire: b"".join(
+        frame(Kind.HEADERS, END_HEADERS | END_STREAM, next(wire.numbers), len(block)) + block
+        for block in [b"\x83\x44\x02/\xff\x0f\x10\x10application/grpc"] * 5000
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_what_is_answered_and_never_taken_is_bounded(served, monkeypatch, what):
+    monkeypatch.setattr(http2, "STILL_SECONDS", 0.5)
+    before = own_bytes()
     with Wire(served.grpc_port) as wire:
-        pings = (frame(Kind.PING, 0, 0, 8) + bytes(8)) * 20_000
-        wait_until(lambda: not goes_out(wire, pings), "the server to hang up", 60)
+        wait_until(lambda: not goes_out(wire, FLOODS[what](wire)), "the server to hang up", 60)
+    assert own_bytes() - before < 50_000_000
 
 
 def goes_out(wire, data):
@@ -390,6 +426,12 @@ def goes_out(wire, data):
     except ConnectionError:
         return False
     return True
+
+
+def test_windows_that_change_all_the_time_end_the_connection(wire):
+    change = struct.pack(">HI", 4, 1), struct.pack(">HI", 4, 2)
+    wire.send(b"".join(frame(Kind.SETTINGS, 0, 0, 6) + change[at % 2] for at in range(1000)))
+    assert wire.ended() is Code.ENHANCE_YOUR_CALM
 
 
 def test_a_table_of_settings_costs_one_look(wire):
@@ -481,6 +523,14 @@ def test_who_calls_nothing_is_told_goodbye(served, monkeypatch):
         assert wire.ended() is Code.NO_ERROR
 
 
+def test_who_says_nothing_is_asked_and_then_given_up(wire, served, monkeypatch):
+    monkeypatch.setattr(http2, "QUIET_SECONDS", 0.4)
+    served.plane.cancelled.clear()
+    wire.message(wire.begin("ModelInfer"), request(model="lab/slow"))
+    wire.next(Kind.PING)
+    assert served.plane.cancelled.wait(30)
+
+
 def test_a_message_that_stops_coming_ends_its_call(wire, served, monkeypatch):
     monkeypatch.setattr(calls, "IDLE_SECONDS", 0.1)
     number = wire.begin("ModelInfer")
@@ -516,11 +566,21 @@ def test_a_server_that_stops_finishes_what_is_under_way():
         assert idle.ended() is Code.NO_ERROR
         last = wire.next(Kind.GOAWAY)[3][:4]
         assert int.from_bytes(last) == number
-        # What is begun now is somebody else's.
-        wire.begin("ServerLive", flags=END_HEADERS | END_STREAM)
+        # What was begun meanwhile is somebody else's.
+        late = wire.begin("ModelInfer")
+        wire.message(late, request())
+        wire.frame(Kind.WINDOW_UPDATE, 0, late, struct.pack(">I", 100))
+        wire.frame(Kind.RST_STREAM, 0, late, struct.pack(">I", Code.CANCEL))
         wire.frame(Kind.DATA, END_STREAM, number, body)
         assert wire.end_of(number)["grpc-status"] == OK
         with pytest.raises(ConnectionError):
             wire.next()
         stopping.join(30)
         assert not stopping.is_alive()
+
+
+def test_a_long_detail_is_cut_between_characters():
+    quoted = calls.quote_detail("多" * 5000)
+    assert len(quoted) <= calls.MAX_DETAIL_BYTES
+    assert set(unquote(quoted.decode(), errors="strict")) == {"多"}
+    assert calls.quote_detail("50 % of it") == b"50 %25 of it"

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote
 
 import grpc
 
@@ -22,7 +22,7 @@ from registry.authenticate import client_address
 from registry.errors import Invalid, RegistryError, TooLarge
 from workers.serving.budget import BUSY, Bounds, Holding
 from workers.serving.exchange import CODINGS, IDLE_SECONDS, unpack
-from workers.serving.http2 import Headers, Listener, Stream, encode
+from workers.serving.http2 import OFFERED_HEADER_BYTES, Headers, Listener, Stream, encode
 from workers.serving.messages import Data
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -113,10 +113,14 @@ def read_head(headers: Headers) -> Head:
     method = known.get(b":path", b"").decode("latin-1")
     if known.get(b":method") != b"POST" or not _TYPE.fullmatch(known.get(b"content-type", b"")):
         return Head(method, (), is_call=False)
+    if sum(len(name) + len(value) for name, value in headers) > OFFERED_HEADER_BYTES:
+        detail = f"The headers of a call have {OFFERED_HEADER_BYTES} bytes at most."
+        refusal = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, detail)
+        return Head(method[:80], (), problem=refusal)
     try:
         return Head(
             method,
-            [_item(name, value) for name, value in headers if name[:1] != b":"],
+            [one for name, value in headers if name[:1] != b":" for one in _items(name, value)],
             seconds=read_timeout(known.get(b"grpc-timeout")),
             encoding=known.get(b"grpc-encoding", b"identity").decode("latin-1"),
             authorization=_text(known.get(b"authorization")),
@@ -130,15 +134,18 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-def _item(name: bytes, value: bytes) -> tuple[str, str | bytes]:
+def _items(name: bytes, value: bytes) -> list[tuple[str, str | bytes]]:
+    """Read a header; one of bytes may have several, joined by commas on their way."""
+    key = name.decode("latin-1")
     if not name.endswith(b"-bin"):
-        return name.decode("latin-1"), value.decode("latin-1")
+        return [(key, value.decode("latin-1"))]
     try:
-        return name.decode("latin-1"), base64.b64decode(
-            value + b"=" * (-len(value) % 4), validate=True
-        )
+        return [
+            (key, base64.b64decode(one + b"=" * (-len(one) % 4), validate=True))
+            for one in map(bytes.strip, value.split(b","))
+        ]
     except binascii.Error:
-        raise Invalid("The header {name!r} is not base64.", name=name.decode("latin-1")) from None
+        raise Invalid("The header {name!r} is not base64.", name=key) from None
 
 
 def read_timeout(value: bytes | None) -> float:
@@ -264,8 +271,10 @@ class Rpc:
         return came
 
     async def __aiter__(self) -> AsyncIterator[tuple[Data, Holding]]:
-        while (message := await self.read()) is not None:
+        message = await self.read(within=IDLE_SECONDS)
+        while message is not None:
             yield message
+            message = await self.read()
 
     # --- what goes --------------------------------------------------------------------------------
 
@@ -287,10 +296,9 @@ class Rpc:
         if refusal is None:
             trailers = [(b"grpc-status", b"0")]
         else:
-            detail = refusal.detail.encode()[:MAX_DETAIL_BYTES]
             trailers = [
                 (b"grpc-status", b"%d" % refusal.code.value[0]),
-                (b"grpc-message", _quote(detail)),
+                (b"grpc-message", quote_detail(refusal.detail)),
                 *(_field(name, value) for name, value in refusal.trailers),
             ]
         self._stream.end(encode(trailers if self._begun else [*_STATUS, *trailers]))
@@ -303,9 +311,13 @@ class Rpc:
 _PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
-def _quote(text: bytes) -> bytes:
-    """Write a text as a header may have it."""
-    return quote_from_bytes(text, safe=_PLAIN).encode("ascii")
+def quote_detail(text: str) -> bytes:
+    """Write a text as a header may have it, no longer than clients take it."""
+    quoted = quote(text, safe=_PLAIN)
+    while len(quoted) > MAX_DETAIL_BYTES:
+        text = text[: len(text) * MAX_DETAIL_BYTES // len(quoted)]
+        quoted = quote(text, safe=_PLAIN)
+    return quoted.encode("ascii")
 
 
 def _field(name: str, value: str | bytes) -> tuple[bytes, bytes]:

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import struct
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -26,8 +25,9 @@ H = TypeVar("H")
 
 BACKLOG = 2048
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-# What a header block may have, packed and unpacked.
-MAX_HEADER_BYTES = 16 * 1024
+# What a header block may have, packed and unpacked, and what clients are asked to stay below.
+MAX_HEADER_BYTES = 64 * 1024
+OFFERED_HEADER_BYTES = 16 * 1024
 MAX_STREAMS = 4096
 # Of a stream whose data nobody asks for; who reads a long message lets more come at once.
 WINDOW_BYTES = 65_535
@@ -41,17 +41,21 @@ _SCRATCH_BYTES = 256 * 1024
 # What is kept of a connection, so as not to be read again.
 _KEPT_HEADS = 16
 _KEPT_HEAD_BYTES = 2048
-# A header block that comes in more pieces, data without a byte in a row, calls that are taken back
-# within a second, answers to pings that are not taken: no client that works does such things.
+# A header block that comes in more pieces, data without a byte in a row; within a second, calls
+# that are taken back and windows that are changed: no client that works does such things.
 MAX_CONTINUATIONS = 16
 MAX_EMPTY_FRAMES = 100
 MAX_RESETS = 2000
-MAX_UNTAKEN = 1000
-# How long a connection may be without a call, its preface or a header block on the way, and an
-# answer stand still.
+MAX_SETTINGS = 100
+# How long a connection may be without a call, its preface or the rest of a frame on the way, and an
+# answer stand still, of which at least so much is to be taken meanwhile.
 IDLE_SECONDS = 300.0
 HEAD_SECONDS = 15.0
 STILL_SECONDS = 30.0
+LEAST_TAKEN_BYTES = 64 * 1024
+# Who has calls and says nothing for so long is asked whether it is still there, and has as long
+# again to say so.
+QUIET_SECONDS = 60.0
 # A connection that ends stays for so long, so that its client hears why.
 _LINGER_SECONDS = 1.0
 _SWEEP_SECONDS = 1.0
@@ -219,16 +223,16 @@ class Stream(Generic[H]):
 
     __slots__ = (
         "_arrival",
+        "_came",
         "_connection",
         "_ended",
-        "_have",
-        "_parts",
         "empty_frames",
         "head",
         "number",
         "receive_window",
         "room",
         "send_window",
+        "taken_bytes",
         "task",
         "waits_since",
     )
@@ -240,12 +244,12 @@ class Stream(Generic[H]):
         self.receive_window = WINDOW_BYTES
         self.send_window = window
         self.task: asyncio.Task[None] | None = None
-        # Of an answer that cannot go on: who waits, and since when.
+        # Of an answer that cannot go on: who waits, since when, and how much went since then.
         self.room: asyncio.Future[None] | None = None
         self.waits_since = 0.0
+        self.taken_bytes = 0
         self.empty_frames = 0
-        self._parts: list[bytes] = []
-        self._have = 0
+        self._came = bytearray()
         self._ended = False
         self._arrival: asyncio.Future[None] | None = None
 
@@ -259,7 +263,7 @@ class Stream(Generic[H]):
 
     async def read(self, wanted: int) -> bytes:
         """Give what has come, at least one byte and no more than are wanted; nothing is the end."""
-        if not self._have and not self._ended:
+        if not self._came and not self._ended:
             lacking = min(wanted, READ_AHEAD_BYTES)
             if self.receive_window < max(min(lacking, READ_AHEAD_BYTES // 2), WINDOW_BYTES // 2):
                 self._connection.let_come(self, max(lacking, WINDOW_BYTES) - self.receive_window)
@@ -268,18 +272,18 @@ class Stream(Generic[H]):
                 await self._arrival
             finally:
                 self._arrival = None
-        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        if len(whole) <= wanted:
-            self._parts, self._have = [], 0
-            return whole
-        self._parts, self._have = [whole[wanted:]], len(whole) - wanted
-        return whole[:wanted]
+        came = self._came
+        if len(came) <= wanted:
+            self._came = bytearray()
+            return bytes(came)
+        part = bytes(came[:wanted])
+        del came[:wanted]
+        return part
 
-    def take_in(self, data: bytes, *, ends: bool) -> None:
+    def take_in(self, data: Data, *, ends: bool) -> None:
         """Keep what has come until it is read."""
         if data:
-            self._parts.append(data)
-            self._have += len(data)
+            self._came += data
             self.empty_frames = 0
         self._ended = self._ended or ends
         if self._arrival is not None and not self._arrival.done():
@@ -288,7 +292,7 @@ class Stream(Generic[H]):
     @property
     def has_data(self) -> bool:
         """Whether something has come that nobody has read."""
-        return self._have > 0
+        return len(self._came) > 0
 
     @property
     def has_ended(self) -> bool:
@@ -321,7 +325,8 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         self.client: Any = None
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream[H]] = {}
-        self._last_number = 0
+        # The last stream that was begun by the client, and the last that is answered.
+        self._last_seen = self._last_number = 0
         self._decoder = hpack.Decoder(max_header_list_size=MAX_HEADER_BYTES)
         # What blocks said that changed nothing in the decoder's table since.
         self._read: dict[bytes, H] = {}
@@ -350,11 +355,14 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         self._their_frame = _LEAST_FRAME_BYTES
         self._drained: asyncio.Future[None] | None = None
         # Answers that wait for room in the window of the connection, in turns.
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[int, asyncio.Future[None]] = {}
         self._finishing = self._ended = False
-        self._untaken = self._resets = 0
-        self._last_at = time.monotonic()
-        self._left_bytes = 0
+        self._resets = self._settings = 0
+        # When something came last, when the frame began that is still coming, when output was taken
+        # last, and how much was by then.
+        self._last_at = self._begun_at = self._taken_at = time.monotonic()
+        self._written = self._taken = 0
+        self._asked = False
 
     # --- what the transport tells -----------------------------------------------------------------
 
@@ -366,7 +374,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         settings = (
             (_MAX_CONCURRENT_STREAMS, MAX_STREAMS),
             (_MAX_FRAME_SIZE, _OUR_FRAME_BYTES),
-            (_MAX_HEADER_LIST_SIZE, MAX_HEADER_BYTES),
+            (_MAX_HEADER_LIST_SIZE, OFFERED_HEADER_BYTES),
         )
         self._write_frame(Kind.SETTINGS, 0, 0, b"".join(_SETTING.pack(*one) for one in settings))
         self._widen()
@@ -384,7 +392,10 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
     def buffer_updated(self, size: int) -> None:
         if self._ended:
             return
-        self._last_at = time.monotonic()
+        self._last_at = now = time.monotonic()
+        self._asked = False
+        if not self._is_begun():
+            self._begun_at = now
         data = memoryview(self._listener.scratch)[:size]
         if self._left:
             data = memoryview(b"".join((self._left, data)))
@@ -394,22 +405,34 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         except ProtocolError as error:
             self._fail(error)
             return
+        if taken and self._block is None and self._has_settings:
+            self._begun_at = now
         if taken < len(data):
             self._left = bytes(data[taken:])
+
+    def _is_begun(self) -> bool:
+        """Say whether the preface, a frame or a header block is on its way."""
+        return bool(self._left) or self._block is not None or not self._has_settings
 
     def eof_received(self) -> bool:
         return False
 
     def pause_writing(self) -> None:
         self._drained = self.loop.create_future()
-        self._left_bytes = 0
+        self._taken_at, self._taken = time.monotonic(), 0
+        # What else it asks would be answered into the same heap.
+        assert self._transport is not None
+        if not self._ended:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._untaken = 0
         if self._drained is not None:
             if not self._drained.done():
                 self._drained.set_result(None)
             self._drained = None
+        assert self._transport is not None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     # --- frames -----------------------------------------------------------------------------------
 
@@ -434,7 +457,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
 
     def _take_frame(self, data: memoryview, place: int) -> int:
         """Take a frame, or the head of one with data; give its length, nothing if that is less."""
-        first, flags, number = _HEAD.unpack_from(data, place)
+        first, flags, number = cast("tuple[int, int, int]", _HEAD.unpack_from(data, place))
         size, kind, number = first >> 8, first & 0xFF, number & _MAX_WINDOW
         if size > _OUR_FRAME_BYTES:
             raise ProtocolError(Code.FRAME_SIZE_ERROR, "a frame is too large")
@@ -461,7 +484,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
     def _ping(self, flags: int, number: int, payload: bytes) -> None:
         self._expect(size=len(payload), right=8, number=number)
         if not flags & ACK:
-            self._reply(Kind.PING, payload)
+            self._write_frame(Kind.PING, ACK, 0, payload)
 
     def _push(self, _: int, __: int, ___: bytes) -> None:
         raise ProtocolError(Code.PROTOCOL_ERROR, "a client pushes nothing")
@@ -472,19 +495,23 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         if number:
             raise ProtocolError(Code.PROTOCOL_ERROR, "a frame belongs to no stream")
 
-    def _reply(self, kind: Kind, payload: bytes) -> None:
-        """Acknowledge, unless what was acknowledged before is not even taken."""
-        if self._drained is not None:
-            self._untaken += 1
-            if self._untaken > MAX_UNTAKEN:
-                raise ProtocolError(Code.ENHANCE_YOUR_CALM, "answers are not taken")
-        self._write_frame(kind, ACK, 0, payload)
-
     def _settle(self, flags: int, number: int, payload: bytes) -> None:
         if flags & ACK:
             return
         if number or len(payload) % _SETTING.size:
             raise ProtocolError(Code.FRAME_SIZE_ERROR, "settings have another size")
+        window = self._read_settings(payload)
+        change, self._their_window = window - self._their_window, window
+        if change:
+            self._settings += 1
+            if self._settings > MAX_SETTINGS:
+                raise ProtocolError(Code.ENHANCE_YOUR_CALM, "windows change too often")
+            for stream in self._streams.values():
+                self._widen_stream(stream, change)
+        self._write_frame(Kind.SETTINGS, ACK, 0, b"")
+
+    def _read_settings(self, payload: bytes) -> int:
+        """Take what is meant for all, and give how wide the windows of streams shall be."""
         window = self._their_window
         for what, value in _SETTING.iter_unpack(payload):
             if what == _INITIAL_WINDOW_SIZE:
@@ -495,16 +522,12 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
                 if not _LEAST_FRAME_BYTES <= value < 1 << 24:
                     raise ProtocolError(Code.PROTOCOL_ERROR, "no such size of frames")
                 self._their_frame = min(value, _OUR_FRAME_BYTES)
-        change, self._their_window = window - self._their_window, window
-        if change:
-            for stream in self._streams.values():
-                self._widen_stream(stream, change)
-        self._reply(Kind.SETTINGS, b"")
+        return window
 
     def _known(self, number: int) -> "Stream[H] | None":
         """Give a stream; None where it has ended already."""
         found = self._streams.get(number)
-        if found is None and (number > self._last_number or not number & 1):
+        if found is None and (number > self._last_seen or not number & 1):
             raise ProtocolError(Code.PROTOCOL_ERROR, "there was no such stream")
         return found
 
@@ -562,13 +585,14 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         if not number & 1:
             raise ProtocolError(Code.PROTOCOL_ERROR, "no stream of a client has such a number")
         head = self._decode(block)
-        if number <= self._last_number:
+        if number <= self._last_seen:
             stream = self._streams.get(number)
             if stream is not None:
                 if not flags & END_STREAM or stream.has_ended:
                     raise ProtocolError(Code.PROTOCOL_ERROR, "headers stand between data")
                 stream.take_in(b"", ends=True)
             return
+        self._last_seen = number
         if self._finishing:
             return
         self._last_number = number
@@ -586,7 +610,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         if known is not None:
             return known
         table = self._decoder.header_table.dynamic_entries
-        before = (table[0] if table else None), len(table)
+        before = (table[0] if table else None), len(table), self._decoder.header_table_size
         try:
             found = cast("Headers", self._decoder.decode(block, raw=True))
         except hpack.OversizedHeaderListError:
@@ -596,7 +620,8 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             raise ProtocolError(Code.COMPRESSION_ERROR, str(error)[:100]) from None
         head = self._listener.read_head(found)
         # Entries are told apart by what they are, for equal ones may follow each other.
-        if (table[0] if table else None) is not before[0] or len(table) != before[1]:
+        after = (table[0] if table else None), len(table), self._decoder.header_table_size
+        if after[0] is not before[0] or after[1:] != before[1:]:
             self._read.clear()
         elif len(self._read) < _KEPT_HEADS and _size(found) <= _KEPT_HEAD_BYTES:
             self._read[block] = head
@@ -647,7 +672,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             self._data_left -= part
             if self._taker is not None:
                 ends = self._data_ends and not self._data_left
-                self._taker.take_in(bytes(data[place : place + part]), ends=ends)
+                self._taker.take_in(data[place : place + part], ends=ends)
         padding = min(self._padding_left, len(data) - place - part)
         self._padding_left -= padding
         return place + part + padding
@@ -704,6 +729,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             self._answered(stream)
         elif self._drained is not None:
             await self._have_drained(stream)
+        stream.waits_since = 0.0
 
     async def _send_data(self, stream: Stream[H], data: memoryview) -> None:
         while data:
@@ -711,9 +737,15 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             stream.send_window -= size
             self._send_window -= size
             self._write(frame(Kind.DATA, 0, stream.number, size))
-            self._write(data[:size])
+            # Copied: what waits to be sent would keep the whole of it.
+            self._write(bytes(data[:size]))
             data = data[size:]
+            stream.taken_bytes += size
+            if stream.taken_bytes >= LEAST_TAKEN_BYTES:
+                stream.waits_since = 0.0
             self._wake_next()
+            # Others have their turn, though there may be room for more.
+            await asyncio.sleep(0)
 
     async def _have_room(self, stream: Stream[H], wanted: int) -> int:
         """Wait until some of so many bytes may be sent."""
@@ -726,7 +758,9 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
                 return room
             stream.room = self.loop.create_future()
             if stream.send_window > 0:
-                self._waiting.append(stream.room)
+                self._waiting[stream.number] = stream.room
+            else:
+                self._wake_next()  # it may have been its turn
             await self._wait(stream, stream.room)
 
     async def _have_drained(self, stream: Stream[H]) -> None:
@@ -736,17 +770,18 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         await self._wait(stream, asyncio.shield(drained))
 
     async def _wait(self, stream: Stream[H], until: "asyncio.Future[None]") -> None:
-        stream.waits_since = time.monotonic()
+        if not stream.waits_since:
+            stream.waits_since, stream.taken_bytes = time.monotonic(), 0
         try:
             await until
         finally:
-            stream.waits_since = 0.0
             stream.room = None
+            self._waiting.pop(stream.number, None)
 
     def _wake_next(self) -> None:
         """Let the next answer have what is left of the connection's window."""
         while self._waiting and self._send_window > 0:
-            one = self._waiting.popleft()
+            one = self._waiting.pop(next(iter(self._waiting)))
             if not one.done():
                 one.set_result(None)
                 return
@@ -770,8 +805,11 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         stream.send_window += more
         if stream.send_window > _MAX_WINDOW:
             raise ProtocolError(Code.FLOW_CONTROL_ERROR, "a window is too large")
-        if stream.send_window > 0 and stream.room is not None and not stream.room.done():
-            stream.room.set_result(None)
+        room = stream.room
+        if room is None or room.done() or stream.number in self._waiting:
+            return  # it waits for nothing, or for its turn
+        if stream.send_window > 0:
+            room.set_result(None)
 
     def end(self, stream: Stream[H], block: bytes) -> None:
         if self._streams.get(stream.number) is not stream:
@@ -788,6 +826,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             self._write_frame(Kind.RST_STREAM, 0, stream.number, _NUMBER.pack(Code.NO_ERROR))
         if stream is self._taker:
             self._taker = None
+        self._wake_next()
         self._close_when_done()
 
     def _reset(self, stream: Stream[H], code: Code) -> None:
@@ -797,6 +836,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
     def _write(self, data: Data) -> None:
         if not self._ended:
             assert self._transport is not None
+            self._written += len(data)
             self._transport.write(data)
 
     def _write_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
@@ -823,10 +863,11 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
     def _linger(self) -> None:
         """Read away what still comes: a connection closed on it would take the reason with it."""
         self._ended = True
+        self._last_at = self._taken_at = time.monotonic()
         assert self._transport is not None
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self.loop.call_later(_LINGER_SECONDS, self.abort)
+        self._transport.resume_reading()
 
     def _fail(self, error: ProtocolError) -> None:
         """Say why the connection ends, and end it."""
@@ -852,21 +893,38 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
 
     def look_at_clock(self, now: float) -> None:
         """Close what has stood still for too long."""
-        self._resets = 0
-        assert self._transport is not None
-        if self._drained is not None:
-            before, self._left_bytes = self._left_bytes, self._transport.get_write_buffer_size()
-            if self._left_bytes != before:
-                self._last_at = now
-            elif now - self._last_at > STILL_SECONDS:
+        self._resets = self._settings = 0
+        still = now - self._last_at
+        if self._is_taken(now):
+            # What is left is the client's: it has been told, or takes nothing.
+            if self._ended and still > _LINGER_SECONDS:
                 self.abort()
+        elif now - self._taken_at > STILL_SECONDS:
+            self.abort()
+        if self._ended or self._drained is not None:
             return
         for stream in [*self._streams.values()]:
             if stream.waits_since and now - stream.waits_since > STILL_SECONDS:
                 self._reset(stream, Code.CANCEL)
-        still = now - self._last_at
-        if not self._has_settings or self._block is not None:
-            if still > HEAD_SECONDS:
-                self.abort()
+        if self._is_begun() and now - self._begun_at > HEAD_SECONDS:
+            self.abort()
         elif not self._streams and still > IDLE_SECONDS:
             self.finish()
+        elif self._streams and still > QUIET_SECONDS:
+            self._ask_whether_it_is_there(still)
+
+    def _is_taken(self, now: float) -> bool:
+        """Say whether all output has been taken, and note when some was."""
+        assert self._transport is not None
+        left = self._transport.get_write_buffer_size()
+        taken = self._written - left
+        if not left or taken - self._taken >= LEAST_TAKEN_BYTES:
+            self._taken_at, self._taken = now, taken
+        return not left
+
+    def _ask_whether_it_is_there(self, still: float) -> None:
+        if not self._asked:
+            self._asked = True
+            self._write_frame(Kind.PING, 0, 0, bytes(8))
+        elif still > 2 * QUIET_SECONDS:
+            self.abort()

@@ -27,7 +27,7 @@ async def listen(pages: Any, calls: "CallServer", *, refuse_new: Callable[[], No
     """Answer until a signal says to stop; then finish the calls that are there.
 
     Raises:
-        TimeoutError: some did not end in time; in a group, for those of both ports may not have.
+        TimeoutError: some did not end in time.
         OSError: an address is taken.
 
     """
@@ -44,9 +44,12 @@ async def listen(pages: Any, calls: "CallServer", *, refuse_new: Callable[[], No
     )
     await stopping.wait()
     refuse_new()
-    async with asyncio.TaskGroup() as ending:
-        ending.create_task(calls.stop(STOP_SECONDS))
-        ending.create_task(server.stop(STOP_SECONDS))
+    ended = await asyncio.gather(
+        calls.stop(STOP_SECONDS), server.stop(STOP_SECONDS), return_exceptions=True
+    )
+    for problem in ended:
+        if problem is not None:
+            raise problem
 
 
 def run(serving: Coroutine[Any, Any, None]) -> int:

@@ -21,7 +21,7 @@ import grpc.aio
 from yarl import URL
 
 from registry import queue
-from registry.errors import TooLarge, Unavailable
+from registry.errors import Invalid, RegistryError, TooLarge, Unavailable
 from workers.serving.budget import Bounds
 from workers.serving.calls import REFUSED, CallServer, Ended, Handler, Rpc
 from workers.serving.codec import dump
@@ -58,6 +58,9 @@ _KEPT_BACK = _OWN_HEADERS - {b"content-length"}
 # What the client would write of itself, had the caller not.
 _NOT_OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _OWN = re.compile(r"grpc-.*|user-agent|te|content-type|x-forwarded-for")
+# What gRPC's library sends.
+_NAME = re.compile(r"[a-z0-9_.-]+")
+_PLAIN_VALUE = re.compile(r"[ -~]*")
 _READY = "/v2/health/ready", ""
 # What stays in a query as it came.
 _IN_QUERIES = "".join(map(chr, range(0x21, 0x7F)))
@@ -410,21 +413,27 @@ class Front:
     async def _stream(self, rpc: Rpc) -> None:
         """Pass a stream on to one replica, message by message; it ends where that is lost."""
         replica = self.pool.pick()
-        call: Any = self._channel(replica).stream_stream(f"/{SERVICE}/{STREAM}")
-        answers = call(_bodies(rpc), timeout=_left(rpc), metadata=_metadata(rpc))
+        asking: Any = self._channel(replica).stream_stream(f"/{SERVICE}/{STREAM}")
+        call = asking(timeout=_left(rpc), metadata=_metadata(rpc))
+        passing = asyncio.create_task(_pass_messages(rpc, call))
+        # Who reads the answers hears of it.
+        passing.add_done_callback(lambda task: call.cancel() if _problem_of(task) else None)
         try:
-            while True:
-                answer = await self._unless_lost(replica, answers.read())
-                if answer is grpc.aio.EOF:
-                    break
+            while (answer := await self._unless_lost(replica, call.read())) is not grpc.aio.EOF:
                 await rpc.write(answer)
         except Lost as error:
             raise _broken(replica) from error
         except grpc.aio.AioRpcError as error:
             self.pool.count(replica, failed=_is_failure(error))
             raise _ended(error) from error
+        except asyncio.CancelledError:
+            problem = _problem_of(passing)
+            if problem is None:
+                raise
+            raise problem from None
         finally:
-            answers.cancel()
+            passing.cancel()
+            call.cancel()
         rpc.end(None)
 
 
@@ -498,12 +507,21 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-async def _bodies(rpc: Rpc) -> AsyncIterator[bytes]:
+async def _pass_messages(rpc: Rpc, call: Any) -> None:
     async for body, holding in rpc:
         try:
-            yield bytes(body)
+            await call.write(bytes(body))
         finally:
             holding.release()
+    await call.done_writing()
+
+
+def _problem_of(passing: "asyncio.Task[None]") -> Exception | None:
+    """Give what was wrong with the messages of a stream, where that is why it ended."""
+    if not passing.done() or passing.cancelled():
+        return None
+    error = passing.exception()
+    return error if isinstance(error, (RegistryError, Ended)) else None
 
 
 def _broken(replica: Replica) -> Unavailable:
@@ -520,6 +538,10 @@ def _left(rpc: Rpc) -> float | None:
 
 def _metadata(rpc: Rpc) -> list[tuple[str, str | bytes]]:
     passed = [(name, value) for name, value in rpc.head.metadata if not _OWN.fullmatch(name)]
+    for name, value in passed:
+        plain = isinstance(value, bytes) or _PLAIN_VALUE.fullmatch(value)
+        if not _NAME.fullmatch(name) or not plain:
+            raise Invalid("The header {name!r} cannot be passed on.", name=name[:80])
     return [*passed, ("x-forwarded-for", rpc.address or "unknown")]
 
 
