@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from urllib.parse import unquote
 
 import pytest
@@ -550,6 +550,21 @@ def test_a_message_that_comes_slowly_is_given_up_where_others_need_the_room(wire
     bounds.held -= bounds.held_bytes
     assert (said["grpc-status"], said["modelyard-code"]) == ("8", "busy")
     wait_until(lambda: bounds.held == 0, "the room to be free again")
+
+
+def test_what_the_kernel_still_has_is_seen():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as one:
+            other, _ = server.accept()
+            with other:
+                one.sendall(bytes(100))
+                wait_until(lambda: http2.unacknowledged(one.fileno()) == 0, "it to arrive")
+                one.setblocking(False)  # noqa: FBT003 - its only argument
+                with suppress(BlockingIOError):
+                    while True:
+                        one.send(bytes(1 << 20))
+                assert http2.unacknowledged(one.fileno()) > 0
+        assert http2.unacknowledged(one.fileno()) == 0
 
 
 def test_a_server_that_stops_finishes_what_is_under_way():

@@ -9,10 +9,14 @@ VU#605641, VU#421644 and CVE-2023-44487.
 """
 
 import asyncio
+import fcntl
 import logging
 import struct
+import termios
 import time
+from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -53,6 +57,8 @@ IDLE_SECONDS = 300.0
 HEAD_SECONDS = 15.0
 STILL_SECONDS = 30.0
 LEAST_TAKEN_BYTES = 64 * 1024
+# While a client takes nothing, so much more is written before nothing more is read of it.
+MAX_HEAP_BYTES = 1024 * 1024
 # Who has calls and says nothing for so long is asked whether it is still there, and has as long
 # again to say so.
 QUIET_SECONDS = 60.0
@@ -361,8 +367,10 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         # When something came last, when the frame began that is still coming, when output was taken
         # last, and how much was by then.
         self._last_at = self._begun_at = self._taken_at = time.monotonic()
-        self._written = self._taken = 0
-        self._asked = False
+        self._written = self._taken = self._written_by_pause = 0
+        # How much data went, and how much had by the look at the clock when that was enough.
+        self._sent = self._sent_by_look = 0
+        self._asked_at = 0.0
 
     # --- what the transport tells -----------------------------------------------------------------
 
@@ -393,7 +401,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         if self._ended:
             return
         self._last_at = now = time.monotonic()
-        self._asked = False
+        self._asked_at = 0.0
         if not self._is_begun():
             self._begun_at = now
         data = memoryview(self._listener.scratch)[:size]
@@ -419,11 +427,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
 
     def pause_writing(self) -> None:
         self._drained = self.loop.create_future()
-        self._taken_at, self._taken = time.monotonic(), 0
-        # What else it asks would be answered into the same heap.
-        assert self._transport is not None
-        if not self._ended:
-            self._transport.pause_reading()
+        self._written_by_pause = self._written
 
     def resume_writing(self) -> None:
         if self._drained is not None:
@@ -432,6 +436,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             self._drained = None
         assert self._transport is not None
         if not self._transport.is_closing():
+            self._begun_at = self._last_at = time.monotonic()
             self._transport.resume_reading()
 
     # --- frames -----------------------------------------------------------------------------------
@@ -736,6 +741,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             size = await self._have_room(stream, len(data))
             stream.send_window -= size
             self._send_window -= size
+            self._sent += size
             self._write(frame(Kind.DATA, 0, stream.number, size))
             # Copied: what waits to be sent would keep the whole of it.
             self._write(bytes(data[:size]))
@@ -838,6 +844,10 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
             assert self._transport is not None
             self._written += len(data)
             self._transport.write(data)
+            heap = self._written - self._written_by_pause if self._drained is not None else 0
+            if heap > MAX_HEAP_BYTES:
+                # What else it asks would be answered into the same heap.
+                self._transport.pause_reading()
 
     def _write_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         self._write(frame(kind, flags, number, len(payload)) + payload)
@@ -894,37 +904,61 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
     def look_at_clock(self, now: float) -> None:
         """Close what has stood still for too long."""
         self._resets = self._settings = 0
-        still = now - self._last_at
         if self._is_taken(now):
             # What is left is the client's: it has been told, or takes nothing.
-            if self._ended and still > _LINGER_SECONDS:
+            if self._ended and now - self._last_at > _LINGER_SECONDS:
                 self.abort()
         elif now - self._taken_at > STILL_SECONDS:
             self.abort()
         if self._ended or self._drained is not None:
             return
-        for stream in [*self._streams.values()]:
-            if stream.waits_since and now - stream.waits_since > STILL_SECONDS:
-                self._reset(stream, Code.CANCEL)
+        self._look_at_answers(now)
         if self._is_begun() and now - self._begun_at > HEAD_SECONDS:
             self.abort()
-        elif not self._streams and still > IDLE_SECONDS:
-            self.finish()
-        elif self._streams and still > QUIET_SECONDS:
-            self._ask_whether_it_is_there(still)
+        elif self._asked_at:
+            if now - self._asked_at > QUIET_SECONDS:
+                self.abort()
+        elif now - self._last_at > (QUIET_SECONDS if self._streams else IDLE_SECONDS):
+            self._end_or_ask(now)
+
+    def _look_at_answers(self, now: float) -> None:
+        """Take back those that do not go on; to wait for one's turn is no fault of one's client."""
+        moves = self._sent - self._sent_by_look >= LEAST_TAKEN_BYTES
+        if moves:
+            self._sent_by_look = self._sent
+        for stream in [*self._streams.values()]:
+            if moves and stream.number in self._waiting:
+                stream.waits_since = now
+            elif stream.waits_since and now - stream.waits_since > STILL_SECONDS:
+                self._reset(stream, Code.CANCEL)
 
     def _is_taken(self, now: float) -> bool:
         """Say whether all output has been taken, and note when some was."""
-        assert self._transport is not None
-        left = self._transport.get_write_buffer_size()
+        transport = self._transport
+        assert transport is not None
+        ours = transport.get_write_buffer_size()
+        # What the kernel has of it is on its way; the end of the connection would cut it off.
+        left = ours + unacknowledged(transport.get_extra_info("socket").fileno())
+        waits = left if self._ended else ours
         taken = self._written - left
-        if not left or taken - self._taken >= LEAST_TAKEN_BYTES:
+        if not waits or taken - self._taken >= LEAST_TAKEN_BYTES:
             self._taken_at, self._taken = now, taken
-        return not left
+        if self._ended and left:
+            self._last_at = now
+        return not waits
 
-    def _ask_whether_it_is_there(self, still: float) -> None:
-        if not self._asked:
-            self._asked = True
+    def _end_or_ask(self, now: float) -> None:
+        """End what has no calls; ask who has some whether it is still there."""
+        if self._streams:
+            self._asked_at = now
             self._write_frame(Kind.PING, 0, 0, bytes(8))
-        elif still > 2 * QUIET_SECONDS:
-            self.abort()
+        else:
+            self.finish()
+
+
+def unacknowledged(number: int) -> int:
+    """Give how many bytes of a socket the other side has not acknowledged."""
+    found = array("i", [0])
+    with suppress(OSError, ValueError):  # it may have been closed meanwhile
+        fcntl.ioctl(number, termios.TIOCOUTQ, found)
+    return found[0]
