@@ -116,6 +116,12 @@ def test_a_deadline_goes_along(channel, served):
     assert served.plane.cancelled.wait(30)
 
 
+def test_a_deadline_in_ten_thousand_years_is_none(fronted):
+    with Wire(fronted.grpc_port) as wire:
+        said = wire.call("ServerLive", b"", headers=[("grpc-timeout", "99999999H")])
+        assert said["grpc-status"] == "0"
+
+
 def test_a_refusal_keeps_its_code_and_what_it_says_to_programs(channel):
     call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
     with pytest.raises(grpc.RpcError) as raised:

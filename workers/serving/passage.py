@@ -7,7 +7,6 @@ here asks the database.
 
 import asyncio
 import logging
-import math
 import re
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
@@ -58,6 +57,7 @@ _KEPT_BACK = _OWN_HEADERS - {b"content-length"}
 # What the client would write of itself, had the caller not.
 _NOT_OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _OWN = re.compile(r"grpc-.*|user-agent|te|content-type|x-forwarded-for")
+_DISTANT_SECONDS = 1e7
 # What gRPC's library sends.
 _NAME = re.compile(r"[a-z0-9_.-]+")
 _PLAIN_VALUE = re.compile(r"[ -~]*")
@@ -533,7 +533,9 @@ def _broken(replica: Replica) -> Unavailable:
 
 
 def _left(rpc: Rpc) -> float | None:
-    return None if rpc.deadline == math.inf else max(0.0, rpc.deadline - time.monotonic())
+    left = max(0.0, rpc.deadline - time.monotonic())
+    # Without a deadline, some versions say so by a very distant one.
+    return left if left < _DISTANT_SECONDS else None
 
 
 def _metadata(rpc: Rpc) -> list[tuple[str, str | bytes]]:
