@@ -293,19 +293,23 @@ class Rpc:
 
     def end(self, refusal: Refusal | None) -> None:
         """End the call: well, or with what went wrong."""
-        if refusal is None:
-            trailers = [(b"grpc-status", b"0")]
-        else:
-            trailers = [
-                (b"grpc-status", b"%d" % refusal.code.value[0]),
-                (b"grpc-message", quote_detail(refusal.detail)),
-                *(_field(name, value) for name, value in refusal.trailers),
-            ]
+        trailers = write_trailers(refusal)
         self._stream.end(encode(trailers if self._begun else [*_STATUS, *trailers]))
 
     def refuse(self) -> None:
         """Answer what is no call of gRPC."""
         self._stream.end(encode([(b":status", b"415"), (b"content-length", b"0")]))
+
+
+def write_trailers(refusal: Refusal | None) -> Headers:
+    """Write how a call ended: well, or with what went wrong."""
+    if refusal is None:
+        return [(b"grpc-status", b"0")]
+    return [
+        (b"grpc-status", b"%d" % refusal.code.value[0]),
+        (b"grpc-message", quote_detail(refusal.detail)),
+        *(_field(name, value) for name, value in refusal.trailers),
+    ]
 
 
 _PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")

@@ -8,13 +8,12 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from urllib.parse import quote
 
 import grpc
 
 from registry.errors import Invalid, TooLarge
 from workers.serving.budget import Bounds, Holding
-from workers.serving.calls import Refusal, read_timeout
+from workers.serving.calls import Refusal, read_timeout, write_trailers
 from workers.serving.exchange import CODINGS, THREAD_FROM_BYTES, ClientGone, Exchange, unpack
 from workers.serving.messages import Data
 from workers.serving.plane import Plane
@@ -101,7 +100,9 @@ class _Writer:
         self._waiting = frame(0, body)
 
     async def end(self, refusal: Refusal | None) -> None:
-        self._waiting += frame(_TRAILERS, _trailers(refusal))
+        self._waiting += frame(
+            _TRAILERS, b"".join(b"%b: %b\r\n" % one for one in write_trailers(refusal))
+        )
         await self.flush(more=False)
 
     async def flush(self, *, more: bool) -> None:
@@ -119,15 +120,6 @@ class _Writer:
 def frame(flag: int, body: bytes) -> bytes:
     """Put a flag and the length before a body."""
     return _HEAD.pack(flag, len(body)) + body
-
-
-def _trailers(refusal: Refusal | None) -> bytes:
-    if refusal is None:
-        return b"grpc-status: 0\r\n"
-    code = refusal.code.value[0]
-    lines = [f"grpc-status: {code}", f"grpc-message: {quote(refusal.detail, safe=' ')}"]
-    lines += [f"{name}: {value!s}" for name, value in refusal.trailers]
-    return "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
 
 async def _read(exchange: Exchange, body: bytes, *, text: bool) -> list[Data]:

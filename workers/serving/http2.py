@@ -22,12 +22,12 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import hpack
 
+from workers.serving.connections import Connections
 from workers.serving.messages import Data
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 H = TypeVar("H")
 
-BACKLOG = 2048
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # What a header block may have, packed and unpacked, and what clients are asked to stay below.
 MAX_HEADER_BYTES = 64 * 1024
@@ -41,7 +41,6 @@ _CONNECTION_WINDOW = 1 << 30
 _MAX_WINDOW = (1 << 31) - 1
 _OUR_FRAME_BYTES = 256 * 1024
 _LEAST_FRAME_BYTES = 16 * 1024
-_SCRATCH_BYTES = 256 * 1024
 # What is kept of a connection, so as not to be read again.
 _KEPT_HEADS = 16
 _KEPT_HEAD_BYTES = 2048
@@ -64,7 +63,6 @@ MAX_HEAP_BYTES = 1024 * 1024
 QUIET_SECONDS = 60.0
 # A connection that ends stays for so long, so that its client hears why.
 _LINGER_SECONDS = 1.0
-_SWEEP_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +148,8 @@ class ProtocolError(Exception):
         self.code = code
 
 
-class Listener(Generic[H]):
-    """A port, and the connections to it.
+class Listener(Connections["_Connection[H]"], Generic[H]):
+    """A port of HTTP/2, and the connections to it.
 
     `read_head` reads what the headers of a stream say, once for all streams with the same;
     `answer` answers a stream.
@@ -164,64 +162,12 @@ class Listener(Generic[H]):
         *,
         max_connections: int,
     ) -> None:
+        super().__init__(max_connections=max_connections)
         self.read_head = read_head
         self.answer = answer
-        self.max_connections = max_connections
-        self.connections: set[_Connection[H]] = set()
-        self.stopping = False
-        # Between asking for room and telling what came nothing else runs: one is enough for all.
-        self.scratch = bytearray(_SCRATCH_BYTES)
-        self._server: asyncio.Server | None = None
-        self._sweeping: asyncio.Task[None] | None = None
-        self._empty = asyncio.Event()
 
-    async def start(self, host: str, port: int) -> None:
-        """Begin to listen.
-
-        Raises:
-            OSError: the address is taken, or is none.
-
-        """
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Connection(self), host, port, backlog=BACKLOG
-        )
-        self._sweeping = loop.create_task(self._sweep())
-
-    async def stop(self, seconds: float) -> None:
-        """Take nothing new, finish what is being answered, and close.
-
-        Raises:
-            TimeoutError: some of it took longer; it was cut off.
-
-        """
-        self.stopping = True
-        if self._server is not None:
-            self._server.close()
-        for one in [*self.connections]:
-            one.finish()
-        try:
-            if self.connections:
-                self._empty.clear()  # those before them may have left it set
-                async with asyncio.timeout(seconds):
-                    await self._empty.wait()
-        finally:
-            for one in [*self.connections]:
-                one.abort()
-            if self._sweeping is not None:
-                self._sweeping.cancel()
-
-    def lost(self, connection: "_Connection[H]") -> None:
-        self.connections.discard(connection)
-        if not self.connections:
-            self._empty.set()
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            now = time.monotonic()
-            for one in [*self.connections]:
-                one.look_at_clock(now)
+    def connect(self) -> "_Connection[H]":
+        return _Connection(self)
 
 
 class Stream(Generic[H]):
@@ -386,7 +332,7 @@ class _Connection(asyncio.BufferedProtocol, Generic[H]):
         )
         self._write_frame(Kind.SETTINGS, 0, 0, b"".join(_SETTING.pack(*one) for one in settings))
         self._widen()
-        if listener.stopping or len(listener.connections) > listener.max_connections:
+        if listener.is_full:
             self._fail(ProtocolError(Code.ENHANCE_YOUR_CALM, "too many connections"))
 
     def connection_lost(self, _: Exception | None) -> None:

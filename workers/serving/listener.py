@@ -18,6 +18,8 @@ from urllib.parse import unquote
 
 import httptools
 
+from workers.serving.connections import Connections
+
 Message: TypeAlias = MutableMapping[str, Any]
 Application: TypeAlias = Callable[
     [
@@ -28,7 +30,6 @@ Application: TypeAlias = Callable[
     Awaitable[None],
 ]
 
-BACKLOG = 2048
 # What a head may have: bytes of its address and headers together, and how many of them.
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
@@ -36,7 +37,6 @@ MAX_HEADERS = 128
 MAX_PIPELINED = 16
 # So much of a body is taken before anybody asks for it.
 _AHEAD_BYTES = 64 * 1024
-_SCRATCH_BYTES = 256 * 1024
 # A body up to this has its place from the start; a larger one is handed on as it comes.
 _PLACED_BYTES = 1024 * 1024
 # Below this, one piece of memory is cheaper to send than two.
@@ -47,7 +47,6 @@ HEAD_SECONDS = 15.0
 STILL_SECONDS = 30.0
 # After a refusal the rest of a body is read away for so long, so that the refusal arrives.
 LINGER_SECONDS = 2.0
-_SWEEP_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -57,67 +56,18 @@ _STATUS_LINES = {
 _DISCONNECT: Mapping[str, Any] = {"type": "http.disconnect"}
 
 
-class Listener:
-    """A port, and the connections to it."""
+class Listener(Connections["_Connection"]):
+    """A port of HTTP, and the connections to it."""
 
     def __init__(self, application: Application, *, max_connections: int) -> None:
+        super().__init__(max_connections=max_connections)
         self.application = application
-        self.max_connections = max_connections
-        self.connections: set[_Connection] = set()
-        self.stopping = False
         self.date = b""
-        # Between asking for room and telling what came nothing else runs: one is enough for all.
-        self.scratch = bytearray(_SCRATCH_BYTES)
-        self._server: asyncio.Server | None = None
-        self._sweeping: asyncio.Task[None] | None = None
-        self._empty = asyncio.Event()
 
-    async def start(self, host: str, port: int) -> None:
-        """Begin to listen."""
-        loop = asyncio.get_running_loop()
-        self._tick()
-        self._server = await loop.create_server(
-            lambda: _Connection(self), host, port, backlog=BACKLOG
-        )
-        self._sweeping = loop.create_task(self._sweep())
+    def connect(self) -> "_Connection":
+        return _Connection(self)
 
-    async def stop(self, seconds: float) -> None:
-        """Take nothing new, finish what is being answered, and close.
-
-        Raises:
-            TimeoutError: some of it took longer; it was cut off.
-
-        """
-        self.stopping = True
-        if self._server is not None:
-            self._server.close()
-        for one in [*self.connections]:
-            one.finish()
-        try:
-            if self.connections:
-                self._empty.clear()  # those before them may have left it set
-                async with asyncio.timeout(seconds):
-                    await self._empty.wait()
-        finally:
-            for one in [*self.connections]:
-                one.abort()
-            if self._sweeping is not None:
-                self._sweeping.cancel()
-
-    def lost(self, connection: "_Connection") -> None:
-        self.connections.discard(connection)
-        if not self.connections:
-            self._empty.set()
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            self._tick()
-            now = time.monotonic()
-            for one in [*self.connections]:
-                one.look_at_clock(now)
-
-    def _tick(self) -> None:
+    def tick(self) -> None:
         self.date = f"date: {formatdate(usegmt=True)}\r\n".encode("ascii")
 
 
@@ -205,7 +155,7 @@ class _Connection(asyncio.BufferedProtocol):
         listener = self._listener
         listener.connections.add(self)
         self._parser = httptools.HttpRequestParser(self)
-        if listener.stopping or len(listener.connections) > listener.max_connections:
+        if listener.is_full:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections; try again soon.")
 
     def connection_lost(self, _: Exception | None) -> None:
