@@ -1,4 +1,4 @@
-# A worker, and beat: everything that may load torch.
+# A worker, beat, serving and the encoder with its model: everything that may load torch.
 #
 #   docker build -f deploy/worker.Dockerfile -t modelyard-worker-cpu .
 #   docker build -f deploy/worker.Dockerfile -t modelyard-worker-gpu \
@@ -8,7 +8,7 @@ ARG BASE=docker.io/library/python:3.11-slim
 FROM ${BASE} AS build
 ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY requirements-worker.lock requirements-on-torch.lock /build/
+COPY requirements-worker.lock requirements-on-torch.lock requirements-encoder.lock /build/
 RUN python3 -m venv /opt/modelyard \
     && /opt/modelyard/bin/pip install --no-cache-dir --require-hashes \
         --requirement /build/requirements-worker.lock \
@@ -16,7 +16,8 @@ RUN python3 -m venv /opt/modelyard \
 # Its own step: a lock cannot name the CPU and the CUDA build at once.
 RUN /opt/modelyard/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${TORCH}" \
     && /opt/modelyard/bin/pip install --no-cache-dir --no-deps --require-hashes \
-        --requirement /build/requirements-on-torch.lock
+        --requirement /build/requirements-on-torch.lock \
+        --requirement /build/requirements-encoder.lock
 
 FROM ${BASE}
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /data \

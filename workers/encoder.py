@@ -37,7 +37,7 @@ _DIMENSIONS: Final = 384
 
 
 def model_folder(chosen: str) -> Path | None:
-    """Find the model: the folder that was chosen, or the one of the samples' package."""
+    """Find the model: the folder that was chosen, or the one that a package brought."""
     if chosen:
         folder = Path(chosen)
     else:

