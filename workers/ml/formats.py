@@ -310,10 +310,14 @@ def damaged(file: Path, error: Exception) -> Invalid:
     )
 
 
+def stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Give the tensors of a module as its file names them; an encoder's as Transformers does."""
+    return module.stored() if isinstance(module, SentenceEncoder) else module.state_dict()
+
+
 def save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
-    """Write model.safetensors and config.json; an encoder as Transformers names its tensors."""
-    stored = module.stored() if isinstance(module, SentenceEncoder) else module.state_dict()
-    state = {name: tensor.detach().cpu() for name, tensor in stored.items()}
+    """Write model.safetensors and config.json."""
+    state = {name: tensor.detach().cpu() for name, tensor in stored_tensors(module).items()}
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     metadata = {"format": "pt"}
     if isinstance(module, Program):

@@ -34,7 +34,7 @@ _OF_LISTS: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "I32", "I64", "F
 _LISTED_BYTES: Final = 4096
 # How a quantizer names what it makes of a weight.
 _QUANTIZED: Final = "_quantized"
-_TURNED: Final = "_Transposed"
+TURNED: Final = "_Transposed"
 # Of matrices that lie turned, a whole one is held; a larger one stays under the name that it has.
 _TURNED_BYTES: Final = 64 << 20
 _EXTERNAL: Final = 1
@@ -392,7 +392,7 @@ def _turned_back(found: Mapping[str, Stored]) -> list[Stored]:
     turner = _Turner()
     return [
         turner.turn(stored, base)
-        if (base := name.removesuffix(_TURNED)) != name
+        if (base := name.removesuffix(TURNED)) != name
         and base not in found
         and len(stored.shape) == _MATRIX
         and stored.is_numeric

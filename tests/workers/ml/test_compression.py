@@ -16,6 +16,7 @@ from tests.workers.ml.little import (
     run_job,
     train_recipe,
     write_cnn,
+    write_encoder,
     write_lstm,
     write_texts,
 )
@@ -190,6 +191,24 @@ def test_a_text_classifier_is_quantized_with_its_embedding_and_lstm(tmp_path, te
     assert (result.files / "vocabulary.json").exists()
     weights = result.report["summary"]["weight_bytes_by_type"]
     assert weights["INT8"] + weights.get("UINT8", 0) > 27 * 8
+
+
+@pytest.mark.slow
+def test_a_quantized_encoder_is_compared_with_its_parent_by_the_names_of_its_parts(tmp_path):
+    model = write_encoder(tmp_path / "model")
+    recipe = compress_recipe()
+    del recipe["dataset"]
+    result = run_job(tmp_path / "job", recipe, model=model)
+    told = {one["name"]: one for one in result.report["summary"]["weights"]["tensors"]}
+    query = told["encoder.layer.1.attention.self.query.weight"]
+    assert (query["state"], query["dtype_after"]) == ("changed", "I8")
+    assert 0.99 < query["cosine"] < 1
+    matrices = [
+        one for one in told.values() if len(one.get("shape_before") or one["shape_after"]) == 2
+    ]
+    # The pooler is no part of what gives a vector, and the numbers of the places are no weights.
+    apart = {one["name"]: one["state"] for one in matrices if one["state"] in {"gone", "new"}}
+    assert apart == {"pooler.dense.weight": "gone", "encoder.embeddings.position_ids": "new"}
 
 
 @pytest.mark.slow

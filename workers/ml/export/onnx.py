@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 
 from registry.errors import Invalid
 from workers.ml.agreement import farthest
 from workers.ml.export.lstm import TRANSLATIONS, with_onnx_lstm
+from workers.ml.formats import stored_tensors
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.program import Program
+from workers.ml.tensors import TURNED
 
 MAX_BATCH = 4096
+_MATRIX = 2
 TOLERANCE = 1e-3
 """The largest relative difference between ONNX and torch that still counts as the same model."""
 
@@ -53,7 +58,7 @@ def export_onnx(engine: TorchEngine, example: Feeds, output_name: str, target: P
     if program is None:
         raise Invalid("torch did not export the model.", code="export_failed")
     program.save(target, external_data=False)
-    strip_notes(target)
+    _tidy(target, stored_tensors(engine.module))
     check_axes(target, axes)
 
 
@@ -87,9 +92,13 @@ def check_axes(file: Path, axes: list[dict[int, Any]]) -> None:
             )
 
 
-def strip_notes(file: Path) -> None:
-    """Drop what exporters leave behind: stack traces with paths of this machine."""
+def _tidy(file: Path, stored: Mapping[str, torch.Tensor]) -> None:
+    """Call weights what their own file calls them, and drop what exporters leave behind.
+
+    That is stack traces with paths of this machine.
+    """
     model = onnx.load(file)
+    _rename(model.graph, _names_of(model.graph, stored))
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
@@ -106,6 +115,58 @@ def strip_notes(file: Path) -> None:
     model.producer_name = "modelyard"
     model.producer_version = ""
     onnx.save(model, file)
+
+
+def _names_of(graph: onnx.GraphProto, stored: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Give names to the weights that the exporter gave others.
+
+    It puts an attribute of a module before them, and numbers what it has turned: such a matrix is
+    named as quantizers of graphs name it, so that it is known again for what it was.
+    """
+    turned: dict[tuple[int, ...], list[str]] = {}
+    for name, tensor in stored.items():
+        if tensor.dim() == _MATRIX:
+            turned.setdefault((tensor.shape[1], tensor.shape[0]), []).append(name)
+    taken = {tensor.name for tensor in graph.initializer}
+    kept = {*stored, *(value.name for value in graph.output)}
+    names: dict[str, str] = {}
+    for weight in graph.initializer:
+        if weight.name in kept or weight.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = torch.from_numpy(numpy_helper.to_array(weight).copy())
+        found = [
+            name
+            for name in _shorter(weight.name)
+            if name in stored and torch.equal(stored[name], values)
+        ] or [
+            f"{name}{TURNED}"
+            for name in turned.get(tuple(values.shape), ())
+            if torch.equal(stored[name].T, values)
+        ]
+        if len(found) == 1 and found[0] not in taken:
+            names[weight.name] = found[0]
+            taken.add(found[0])
+    return names
+
+
+def _shorter(name: str) -> Iterator[str]:
+    """Leave off one part of a dotted name after the other."""
+    while "." in name:
+        name = name.partition(".")[2]
+        yield name
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for weight in graph.initializer:
+        weight.name = names.get(weight.name, weight.name)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner, names)
+    for value in graph.value_info:
+        value.name = names.get(value.name, value.name)
 
 
 def verify(torch_engine: TorchEngine, onnx_engine: OnnxEngine, probes: list[Feeds]) -> Agreement:
