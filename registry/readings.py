@@ -4,8 +4,8 @@ A reading is a condition over repositories and what to rank them by. Each next o
 taken only where the one before it finds nothing that the asker may see.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import and_, or_
 from typing import Final
@@ -58,10 +58,10 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A part of what is sought, and the condition that it sets."""
+    """A part of what is sought, and the condition that it sets, which follows from it."""
 
     sought: Sought
-    condition: Q
+    condition: Q = field(compare=False)
 
 
 def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
@@ -77,8 +77,7 @@ def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
         condition=_all_of(sought, fixed),
         parts=[*ranked, *(_query(one.sought) for one in sought)],
     )
-    mended = _corrected(sought, among.filter(fixed)) if sought else None
-    if mended:
+    for mended in _corrections(sought, among.filter(fixed)):
         yield Reading(
             how="corrected",
             text=" ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, mended)]),
@@ -214,16 +213,61 @@ def _concept(name: str) -> WordQuery:
 # --- Mistyped words -----------------------------------------------------------------------------
 
 
-def _corrected(sought: Sequence[_Part], among: RepositoryQuerySet) -> list[_Part] | None:
-    """Put the nearest word that finds something in the place of each that finds nothing."""
+def _corrections(sought: list[_Part], among: RepositoryQuerySet) -> Iterator[list[_Part]]:
+    """Put the nearest word that finds something in the place of each that finds nothing.
+
+    What is likeliest comes first, unproved: that known words are right, and that of the near ones
+    the nearest is meant. Where it finds something it is what all that proof would have come to.
+    """
+    if not sought:
+        return
+    typed = [one.sought.words[0] for one in sought if _may_be_mistyped(one)]
+    known = set(SearchWord.objects.filter(pk__in=typed).values_list("pk", flat=True))
+    near: dict[str, list[str]] = {}
+    guess = _mended(
+        sought,
+        is_right=lambda one: one.sought.words[0] in known or _finds([one], among),
+        is_meant=lambda _: True,
+        near=near,
+    )
+    if guess != sought:
+        yield guess
+    proved = _mended(
+        sought,
+        is_right=lambda one: _finds([one], among),
+        is_meant=lambda found: _finds(found, among),
+        near=near,
+    )
+    if proved not in (sought, guess):
+        yield proved
+
+
+def _may_be_mistyped(one: _Part) -> bool:
+    (word, *more) = one.sought.words
+    return not (more or one.sought.concepts or is_chinese(word))
+
+
+def _mended(
+    sought: Sequence[_Part],
+    *,
+    is_right: Callable[[_Part], bool],
+    is_meant: Callable[[list[_Part]], bool],
+    near: dict[str, list[str]],
+) -> list[_Part]:
+    """Put the first near word that `is_meant` in the place of each that is not right.
+
+    `near` keeps what was looked up.
+    """
     mended: list[_Part] = []
     for one in sought:
-        (word, *more) = one.sought.words
-        if more or one.sought.concepts or is_chinese(word) or _finds([one], among):
+        if not _may_be_mistyped(one) or is_right(one):
             mended.append(one)
             continue
-        mended += next((found for found in map(_read, _near(word)) if _finds(found, among)), [one])
-    return mended if mended != list(sought) else None
+        (word,) = one.sought.words
+        if word not in near:
+            near[word] = _near(word)
+        mended += next((found for found in map(_read, near[word]) if is_meant(found)), [one])
+    return mended
 
 
 def _read(word: str) -> list[_Part]:

@@ -107,6 +107,21 @@ def test_a_correction_tells_nothing_of_what_is_private(alice):
     assert found("projecty", actor_of(alice))[1] == {"how": "corrected", "q": "projectx"}
 
 
+def test_a_correction_is_what_the_asker_may_see(alice):
+    """Also where a word that others wrote is nearer, or is the very word that was typed."""
+    make_model(alice, "projectx", visibility="private")
+    make_model(alice, "projectz", summary="A planer")
+    make_model(alice, "plain", summary="A planer of another kind")
+    assert found("projecty planer") == (
+        ["projectz"],
+        {"how": "corrected", "q": "projectz planer"},
+    )
+    assert found("projectx planer")[0] == ["projectz"]
+    rows, reading = found("projecty plainer", actor_of(alice))
+    assert set(rows) == {"projectx", "projectz", "plain"}
+    assert reading == {"how": "some_words", "q": "projectx planer"}
+
+
 def test_any_of_the_words_will_do_where_no_model_has_all(alice):
     make_model(alice, "digits-cnn", summary="Reads handwriting")
     make_model(alice, "encoder", summary="Sentence vectors")
