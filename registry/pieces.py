@@ -25,10 +25,14 @@ _FEW_WORDS: Final = 8
 
 
 class Held(NamedTuple):
-    """`words` finds all that may hold the text; if they are not `enough`, more than what does."""
+    """`words` finds all that may hold the text; if they are not `enough`, more than what does.
+
+    A single word that `is_unknown` stands in no text, nor in a word of one.
+    """
 
     words: SearchQueryCombinable
     is_enough: bool
+    is_unknown: bool
 
 
 def holding(text: str) -> Held | None:
@@ -37,6 +41,7 @@ def holding(text: str) -> Held | None:
     # What nearly every text has tells nothing beside other words.
     telling = [place for place, piece in enumerate(pieces) if not is_common(piece)]
     found: list[set[str]] = []
+    words: list[str] | None = None
     for place in telling or range(len(pieces)):
         piece = pieces[place]
         begins = place > 0 or not text.startswith(piece)
@@ -45,10 +50,15 @@ def holding(text: str) -> Held | None:
         if words is not None:
             found.append({piece, *words})
     # One of very many words tells little beside others, and takes the index long to look for.
-    asked = [words for words in found if len(words) <= _FEW_WORDS] or found
+    asked = [each for each in found if len(each) <= _FEW_WORDS] or found
     if not asked:
         return None
-    return Held(reduce(and_, map(_any_of, asked)), is_enough=pieces == [text])
+    is_single = pieces == [text]
+    return Held(
+        reduce(and_, map(_any_of, asked)),
+        is_enough=is_single,
+        is_unknown=is_single and not words,
+    )
 
 
 def beginning(word: str) -> SearchQueryCombinable | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import and_, or_
-from typing import Final
+from typing import Final, NamedTuple
 
 from django.contrib.postgres.search import SearchQuery as WordQuery
 from django.contrib.postgres.search import SearchQueryCombinable, TrigramSimilarity
@@ -40,6 +40,7 @@ _CANDIDATES: Final = 60
 _SHORTEST_MEANT: Final = 4
 _TRIED: Final = 3
 _MOST_PARTS: Final = 12
+_NOTHING: Final = Q(pk__in=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +63,31 @@ class _Part:
 
     sought: Sought
     condition: Q = field(compare=False)
+    # It may be in a text in another form at most, as its stem.
+    is_unknown: bool = field(compare=False)
 
 
-def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
-    """Give the readings of the words, the strictest first; `among` is what may be found at all."""
+def readings(
+    asked: Asked, visible: RepositoryQuerySet, among: RepositoryQuerySet
+) -> Iterator[Reading]:
+    """Give the readings of the words, the strictest first.
+
+    `among` is what may be found at all; a word that something `visible` has is none that was
+    mistyped, though none of these have it.
+    """
     fixed = what_stands(asked)
     phrases = _phrases(asked)
     tokens = [one.text.lower() for one in asked.words if not one.together and not one.negated]
     sought = [_part(one) for one in _without_common(read_words(tokens))[:_MOST_PARTS]]
     ranked = [_text_query(one.text) for one in phrases]
+    lost = [one for one in sought if one.is_unknown and not _finds([one], visible)]
     yield Reading(
         how=AS_WRITTEN,
         text=asked.text,
-        condition=_all_of(sought, fixed),
+        condition=_NOTHING if lost else _all_of(sought, fixed),
         parts=[*ranked, *(_query(one.sought) for one in sought)],
     )
-    for mended in _corrections(sought, among.filter(fixed)):
+    for mended in _corrections(sought, lost, visible, among.filter(fixed)):
         yield Reading(
             how="corrected",
             text=" ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, mended)]),
@@ -96,7 +106,12 @@ def readings(asked: Asked, among: RepositoryQuerySet) -> Iterator[Reading]:
 
 
 def _part(one: Sought) -> _Part:
-    return _Part(sought=one, condition=_condition(one))
+    found = [_word(word) for word in one.words]
+    return _Part(
+        sought=one,
+        condition=_condition_of(one, [each.condition for each in found]),
+        is_unknown=_may_be_mistyped(one) and all(each.is_unknown for each in found),
+    )
 
 
 def _all_of(parts: Sequence[_Part], fixed: Q) -> Q:
@@ -117,7 +132,9 @@ def _negated(asked: Asked) -> Q:
     for one in asked.words:
         if one.negated:
             found = (
-                [_phrase(one)] if one.together else map(_condition, read_words([one.text.lower()]))
+                [_phrase(one)]
+                if one.together
+                else [_part(each).condition for each in read_words([one.text.lower()])]
             )
             kept &= ~reduce(and_, found, Q())
     return kept
@@ -134,9 +151,15 @@ def _typed(one: _Part) -> str:
 # --- Conditions ---------------------------------------------------------------------------------
 
 
-def _condition(one: Sought) -> Q:
+class _Found(NamedTuple):
+    """The whole words that find a word, or a condition where more has to be looked at."""
+
+    condition: SearchQueryCombinable | Q
+    is_unknown: bool = False
+
+
+def _condition_of(one: Sought, found: Sequence[SearchQueryCombinable | Q]) -> Q:
     """Give where these words, or pieces of words, are: one look at one index if that can be."""
-    found = [_word(word) for word in one.words]
     concepts = [_concept(name) for name in one.concepts]
     queries = [each for each in found if not isinstance(each, Q)]
     if len(queries) == len(found):
@@ -146,22 +169,22 @@ def _condition(one: Sought) -> Q:
     return reduce(or_, (Q(search_vector=each) for each in concepts), literal)
 
 
-def _word(word: str) -> SearchQueryCombinable | Q:
-    """Give the whole words that find it, or a condition where more has to be looked at."""
+def _word(word: str) -> _Found:
     whole = _word_query(word)
     if is_chinese(word) or len(word) < _TRIGRAM:
         # No piece finds these: whole words, the pairs of a longer one, or how a word begins.
-        return (beginning(word) if len(word) > 1 and word.isalnum() else None) or whole
+        begun = beginning(word) if len(word) > 1 and word.isalnum() else None
+        return _Found(begun or whole)
     held = holding(word)
     if held and held.is_enough:
-        return held.words | WordQuery(word, config="english")
+        return _Found(held.words | WordQuery(word, config="english"), held.is_unknown)
     if held:
         # Rows that have it as whole words are few, most of the time, and need no other look.
         rows = Repository.objects.filter(search_vector=whole).whichever("pk", limit=_FEW + 1)
         if len(rows) <= _FEW:
             written = says(word) & Q(search_vector=held.words)
-            return written | Q(pk__in=[key for (key,) in rows]) if rows else written
-    return Q(search_text__contains=word) | Q(search_vector=whole)
+            return _Found(written | Q(pk__in=[key for (key,) in rows]) if rows else written)
+    return _Found(Q(search_text__contains=word) | Q(search_vector=whole))
 
 
 def _phrase(one: Words) -> Q:
@@ -213,28 +236,27 @@ def _concept(name: str) -> WordQuery:
 # --- Mistyped words -----------------------------------------------------------------------------
 
 
-def _corrections(sought: list[_Part], among: RepositoryQuerySet) -> Iterator[list[_Part]]:
+def _corrections(
+    sought: list[_Part],
+    lost: Sequence[_Part],
+    visible: RepositoryQuerySet,
+    among: RepositoryQuerySet,
+) -> Iterator[list[_Part]]:
     """Put the nearest word that finds something in the place of each that finds nothing.
 
-    What is likeliest comes first, unproved: that known words are right, and that of the near ones
-    the nearest is meant. Where it finds something it is what all that proof would have come to.
+    What is likeliest comes first, unproved: that of the words near those that are `lost` the
+    nearest is meant, and the others are right. Where that finds something it is what all the proof
+    would have come to.
     """
-    if not sought:
-        return
-    typed = [one.sought.words[0] for one in sought if _may_be_mistyped(one)]
-    known = set(SearchWord.objects.filter(pk__in=typed).values_list("pk", flat=True))
     near: dict[str, list[str]] = {}
     guess = _mended(
-        sought,
-        is_right=lambda one: one.sought.words[0] in known or _finds([one], among),
-        is_meant=lambda _: True,
-        near=near,
+        sought, is_right=lambda one: one not in lost, is_meant=lambda _: True, near=near
     )
     if guess != sought:
         yield guess
     proved = _mended(
         sought,
-        is_right=lambda one: _finds([one], among),
+        is_right=lambda one: one not in lost and _finds([one], visible),
         is_meant=lambda found: _finds(found, among),
         near=near,
     )
@@ -242,9 +264,9 @@ def _corrections(sought: list[_Part], among: RepositoryQuerySet) -> Iterator[lis
         yield proved
 
 
-def _may_be_mistyped(one: _Part) -> bool:
-    (word, *more) = one.sought.words
-    return not (more or one.sought.concepts or is_chinese(word))
+def _may_be_mistyped(one: Sought) -> bool:
+    (word, *more) = one.words
+    return not (more or one.concepts or is_chinese(word))
 
 
 def _mended(
@@ -260,7 +282,7 @@ def _mended(
     """
     mended: list[_Part] = []
     for one in sought:
-        if not _may_be_mistyped(one) or is_right(one):
+        if not _may_be_mistyped(one.sought) or is_right(one):
             mended.append(one)
             continue
         (word,) = one.sought.words
@@ -283,7 +305,7 @@ def _near(word: str) -> list[str]:
     most = 1 if len(word) <= 5 else 2
     if not 4 <= len(word) <= 32:
         return []
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic(savepoint=False), connection.cursor() as cursor:
         cursor.execute(
             "SELECT set_config('pg_trgm.similarity_threshold', %s, true)", [str(_SIMILARITY)]
         )

@@ -146,14 +146,18 @@ def search_repositories(
     limit = check_limit(query.limit)
     if with_facets is None:
         with_facets = not query.cursor
-    plain = _narrow(Repository.objects.visible_to(actor).filter(kind=kind), query)
-    plain = narrow(plain, query.asked.narrowings)
+    visible = Repository.objects.visible_to(actor).filter(kind=kind)
+    plain = narrow(_narrow(visible, query), query.asked.narrowings)
     narrowed = narrow_measured(plain, query.asked.narrowings)
     meant = _meant(query, narrowed)
+    # Of what is ranked no more is looked at.
+    keys = _RANKED + 1 if query.order == "relevance" and not meant else COUNTED
     with _bounded(is_narrow=bool(query.asked.words or query.asked.narrowings)):
-        for reading in _readings(query, narrowed, meant):
+        for reading in _readings(query, visible, narrowed, meant):
             matches = found = narrowed.filter(reading.condition)
-            read = _read(plain, narrowed, reading.condition, query, with_facets=with_facets)
+            read = _read(
+                plain, narrowed, reading.condition, query, keys=keys, with_facets=with_facets
+            )
             few = read.few if read else None
             if few is not None:
                 matches = plain.of_keys(few)
@@ -203,10 +207,13 @@ def _meant(query: SearchQuery, among: RepositoryQuerySet) -> Meant | None:
 
 
 def _readings(
-    query: SearchQuery, among: RepositoryQuerySet, meant: Meant | None
+    query: SearchQuery,
+    visible: RepositoryQuerySet,
+    among: RepositoryQuerySet,
+    meant: Meant | None,
 ) -> Iterator[Reading]:
     """Give the readings of the words; with a meaning, some of them find it together with that."""
-    for reading in readings(query.asked, among):
+    for reading in readings(query.asked, visible, among):
         if meant is None or reading.how != SOME_WORDS:
             yield reading
     if meant:
@@ -308,7 +315,8 @@ def _narrow(matches: RepositoryQuerySet, query: SearchQuery) -> RepositoryQueryS
 class _Read:
     """What matches, as far as it is counted.
 
-    `few` are the keys of all of it, the most downloaded first; None where there is more.
+    `few` are the keys of all of it, the most downloaded first; None where there is more. Of what
+    is ranked there may be just the first of them, and one more than is ranked.
     """
 
     few: list[int] | None
@@ -321,6 +329,7 @@ def _read(
     condition: Q,
     query: SearchQuery,
     *,
+    keys: int,
     with_facets: bool,
 ) -> _Read | None:
     """Read all that match, where they are few, or where words would be as slow to ask again.
@@ -342,11 +351,13 @@ def _read(
                 return None
             having = Version.objects.filter(pk__in=versions).values("repository_id")
             among = narrowed.filter(condition, pk__in=having)
-    return _read_counting(among, most=most, with_facets=with_facets)
+    return _read_counting(among, most=most, keys=keys, with_facets=with_facets)
 
 
-def _read_counting(among: RepositoryQuerySet, *, most: int, with_facets: bool) -> _Read | None:
-    """Read the keys of all that match, and count facets, in one pass over it.
+def _read_counting(
+    among: RepositoryQuerySet, *, most: int, keys: int, with_facets: bool
+) -> _Read | None:
+    """Read the `keys` first keys of all that match, and count facets, in one pass over it.
 
     None where there is more than `most`, and not even so much was to be counted. It is planned for
     as a whole (see `RepositoryQuerySet.whichever`); in rows, ten thousand matches take longer to
@@ -364,8 +375,11 @@ def _read_counting(among: RepositoryQuerySet, *, most: int, with_facets: bool) -
         few AS MATERIALIZED (SELECT * FROM found LIMIT {most + 1}), {facets}
         SELECT name, value, n, NULL::bigint[] FROM f
         UNION ALL
-        SELECT 'keys', '', 0, array_agg(pk ORDER BY downloads_count DESC, pk DESC) FROM few
-        WHERE (SELECT count(*) FROM few) <= {most}
+        SELECT 'keys', '', 0, array_agg(pk ORDER BY downloads_count DESC, pk DESC) FROM (
+            SELECT downloads_count, pk FROM few
+            WHERE (SELECT count(*) FROM few) <= {most}
+            ORDER BY downloads_count DESC, pk DESC LIMIT {keys}
+        ) AS first
     """  # noqa: S608 - `inner` is Django's own SQL; the values travel as parameters
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
@@ -374,8 +388,9 @@ def _read_counting(among: RepositoryQuerySet, *, most: int, with_facets: bool) -
     total = next(n for name, _, n in rows if name == "total")
     if total > most and most < COUNTED:
         return None
-    keys: list[int] = next(keys for name, *_, keys in counted if name == "keys") or []
-    return _Read(few=None if total > most else keys, facets=_facets_of(rows) if with_facets else {})
+    first: list[int] = next(found for name, *_, found in counted if name == "keys") or []
+    few = None if total > most else first
+    return _Read(few=few, facets=_facets_of(rows) if with_facets else {})
 
 
 def _owner() -> Subquery:
