@@ -159,11 +159,13 @@ def search_repositories(
                 plain, narrowed, reading.condition, query, keys=keys, with_facets=with_facets
             )
             few = read.few if read else None
+            if few == [] and reading.how != BY_MEANING and (meant or not query.cursor):
+                # What is near is no answer yet: words that find nothing may be mistyped. A cursor
+                # is still read below, and refused if it is none.
+                rows = []
+                continue
             if few is not None:
                 matches = plain.of_keys(few)
-            if meant and few == [] and reading.how != BY_MEANING:
-                # What is near is no answer yet: words that find nothing may be mistyped.
-                continue
             ordered = _ordered(matches, found, query, reading, few, meant)
             rows = list(ordered.values(*_FIELDS, *_extra(query), owner=_owner())[: limit + 1])
             if rows or (matches.exists() if few is None else few):
@@ -447,6 +449,13 @@ def _ordered(
     return newest
 
 
+class _Rank(Cast):
+    """A number to order by, alike to itself alone: to compare all it is made of takes long."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 def _by_relevance(
     matches: RepositoryQuerySet,
     found: RepositoryQuerySet,
@@ -497,7 +506,7 @@ def _by_relevance(
             is_loose=reading.how == BY_MEANING,
         )
     scored = ranked.alias(name_lower=Lower("name")).annotate(
-        rank=Cast(Round(score), BigIntegerField())
+        rank=_Rank(Round(score), BigIntegerField())
     )
     if query.cursor:
         rank, row_id = decode_cursor(query.cursor, _BY_MEANING if meant else "relevance", int, int)
