@@ -30,6 +30,7 @@ from workers.serving.rpc import serve_calls
 MODEL = "lab/double"
 TOKEN = "my_token"
 BODY_BYTES = 4 * 1024 * 1024
+MAX_CALLS = 64
 
 
 class Doubling:
@@ -172,7 +173,7 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def rpc(self):
-        return serve_calls(self.plane, self.bounds, max_calls=64)
+        return serve_calls(self.plane, self.bounds, max_calls=MAX_CALLS)
 
     async def begin(self):
         self.loop = asyncio.get_running_loop()
@@ -195,7 +196,7 @@ class Fronted:
         return self.front
 
     def rpc(self):
-        return self.front.serve_calls(max_calls=64)
+        return self.front.serve_calls(max_calls=MAX_CALLS)
 
     async def begin(self):
         self.loop = asyncio.get_running_loop()

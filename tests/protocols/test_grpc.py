@@ -1,6 +1,7 @@
 """The protocol over gRPC as bytes on the wire: what is odd, large, packed or never comes."""
 
 import gzip
+import queue
 import threading
 import time
 import zlib
@@ -10,11 +11,12 @@ import grpc
 import pytest
 
 from registry.errors import Invalid, TooLarge, Unavailable
-from tests.protocols.doubling import BODY_BYTES, MODEL
+from tests.protocols.doubling import BODY_BYTES, MAX_CALLS, MODEL
 from tests.protocols.wire import Wire
+from workers.serving import calls
 from workers.serving.budget import Bounds, own_bytes
 from workers.serving.protos import inference_pb2 as pb
-from workers.serving.rpc import SERVICE, STREAM_WINDOW, read_call
+from workers.serving.rpc import SERVICE, STREAM, STREAM_WINDOW, read_call
 
 SIZED = 0x02
 
@@ -222,3 +224,34 @@ def test_a_message_that_is_long_in_coming_holds_up_nobody(channel):
     call(channel, request(b"a"))
     go.set()
     assert waiting.result(30)
+
+
+def talking(channel):
+    """Begin a stream that stays open; give what to say on it, and its answers."""
+    said = queue.SimpleQueue()
+    return said, channel.stream_stream(f"/{SERVICE}/{STREAM}")(iter(said.get, None), timeout=60)
+
+
+def test_a_stream_that_stands_still_gives_its_place_up_where_there_is_no_other(
+    channel, monkeypatch
+):
+    streams = [talking(channel) for _ in range(MAX_CALLS)]
+    for said, answers in streams:
+        said.put(request(b"a"))
+        answer = pb.ModelStreamInferResponse.FromString(next(answers)).infer_response
+        assert list(answer.raw_output_contents) == [b"\xc2"]
+    code, detail = refused(channel, request(b"a"))
+    assert (code, "Too many calls" in detail) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+    monkeypatch.setattr(calls, "STILL_SECONDS", 0.0)
+    said, answers = streams[0]
+    said.put(request(b"b"))
+    next(answers)
+    call(channel, request(b"a"))
+    with pytest.raises(grpc.RpcError) as raised:
+        next(streams[1][1])
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for said, answers in [streams[0], *streams[2:]]:
+        said.put(request(b"c"))
+        next(answers)
+        said.put(None)
+        assert list(answers) == []

@@ -29,6 +29,8 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 # In the trailers: why a call was refused, as the REST protocol's `code`.
 REFUSED = "modelyard-code"
+# A stream through which nothing went for so long gives its place up where there is no other.
+STILL_SECONDS = 60.0
 # Some clients take no more of a header.
 MAX_DETAIL_BYTES = 4096
 
@@ -166,14 +168,18 @@ def read_timeout(value: bytes | None) -> float:
 class Rpc:
     """One call: its messages as they come, its answers, and how it ends."""
 
-    __slots__ = ("_begun", "_stream", "bounds", "deadline", "head", "is_late")
+    __slots__ = ("_begun", "_moved", "_stream", "_task", "bounds", "deadline", "ending", "head")
 
-    def __init__(self, stream: Stream[Head], bounds: Bounds) -> None:
+    def __init__(self, stream: Stream[Head], bounds: Bounds, moved: "dict[Rpc, float]") -> None:
         self._stream = stream
         self.bounds = bounds
         self.head = stream.head
         self.deadline = time.monotonic() + self.head.seconds
-        self.is_late = False
+        # Why it was broken off, where that was done from here.
+        self.ending: Refusal | None = None
+        self._task = asyncio.current_task()
+        # Of all streams, when something last went through them; the stillest is the first.
+        self._moved = moved
         self._begun = False
 
     @property
@@ -273,14 +279,20 @@ class Rpc:
     async def __aiter__(self) -> AsyncIterator[tuple[Data, Holding]]:
         message = await self.read(within=IDLE_SECONDS)
         while message is not None:
+            self._move()
             yield message
             message = await self.read()
+
+    def _move(self) -> None:
+        self._moved.pop(self, None)
+        self._moved[self] = time.monotonic()
 
     # --- what goes --------------------------------------------------------------------------------
 
     async def write(self, message: bytes) -> None:
         """Send a message, and wait until the connection has taken it."""
         await self._send(message, None)
+        self._move()
 
     async def answer(self, message: bytes) -> None:
         """Send the one message of an answer, which ends the call well."""
@@ -290,6 +302,12 @@ class Rpc:
         begin = b"" if self._begun else _BEGIN
         self._begun = True
         await self._stream.send((_PREFIX.pack(0, len(message)), message), begin, end)
+
+    def break_off(self, refusal: Refusal) -> None:
+        """Have whoever answers the call end it so."""
+        if self._task is not None:
+            self.ending = refusal
+            self._task.cancel()
 
     def end(self, refusal: Refusal | None) -> None:
         """End the call: well, or with what went wrong."""
@@ -343,6 +361,7 @@ class CallServer:
         self._bounds = bounds
         self._max_calls = max_calls
         self._calls = 0
+        self._moved: dict[Rpc, float] = {}
         self._listener = Listener(read_head, self._answer, max_connections=max_calls)
 
     async def start(self, host: str, port: int) -> None:
@@ -364,7 +383,7 @@ class CallServer:
         await self._listener.stop(seconds)
 
     async def _answer(self, stream: Stream[Head]) -> None:
-        rpc = Rpc(stream, self._bounds)
+        rpc = Rpc(stream, self._bounds, self._moved)
         head = rpc.head
         handler = self._handlers.get(head.method)
         if not head.is_call:
@@ -374,7 +393,7 @@ class CallServer:
         elif handler is None:
             detail = f"The method {head.method[:80]!r} is not offered."
             rpc.end(Refusal(grpc.StatusCode.UNIMPLEMENTED, detail))
-        elif self._calls >= self._max_calls:
+        elif self._calls >= self._max_calls and not self._make_room():
             detail = "Too many calls are under way; try again soon."
             rpc.end(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, [(REFUSED, BUSY)]))
         else:
@@ -383,28 +402,33 @@ class CallServer:
                 await self._within_time(rpc, handler)
             finally:
                 self._calls -= 1
+                self._moved.pop(rpc, None)
+
+    def _make_room(self) -> bool:
+        """End the stream that has stood still for longest; say whether there was one."""
+        stillest, moved_at = next(iter(self._moved.items()), (None, math.inf))
+        if stillest is None or time.monotonic() - moved_at < STILL_SECONDS:
+            return False
+        del self._moved[stillest]
+        detail = "Nothing went through this stream for long, and others needed its place."
+        stillest.break_off(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, [(REFUSED, BUSY)]))
+        return True
 
     async def _within_time(self, rpc: Rpc, handler: Handler) -> None:
         ending = None
         if rpc.head.seconds < math.inf:
-            task = asyncio.current_task()
-            assert task is not None
-            ending = asyncio.get_running_loop().call_later(rpc.head.seconds, _end_late, rpc, task)
+            detail = "The deadline of the call has passed."
+            late = Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, detail)
+            ending = asyncio.get_running_loop().call_later(rpc.head.seconds, rpc.break_off, late)
         try:
             await handler(rpc)
         except asyncio.CancelledError:
-            if not rpc.is_late:
+            if rpc.ending is None:
                 raise
-            detail = "The deadline of the call has passed."
-            rpc.end(Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, detail))
+            rpc.end(rpc.ending)
         # Whatever it is, the caller hears it as a status.
         except Exception as error:  # noqa: BLE001
             rpc.end(Refusal.of(error))
         finally:
             if ending is not None:
                 ending.cancel()
-
-
-def _end_late(rpc: Rpc, task: "asyncio.Task[None]") -> None:
-    rpc.is_late = True
-    task.cancel()
