@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import zlib
 from contextlib import suppress
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from registry.errors import Invalid, TooLarge
+from workers.serving import codec
 from workers.serving.codec import (
     MAX_JSON_BYTES,
     NUMPY,
@@ -23,6 +25,7 @@ from workers.serving.codec import (
     Unpacking,
     deflate,
     load_json,
+    pack_numbers,
     read_infer,
     read_version,
     write_infer,
@@ -74,6 +77,30 @@ def test_what_json_says_comes_back_the_same_flat_and_nested(one, nested):
     (output,) = json.loads(b"".join(parts))["outputs"]
     assert np.array_equal(np.array(output["data"], NUMPY[datatype]), array.ravel())
     assert output["shape"] == list(array.shape)
+
+
+@given(
+    st.sampled_from([*NUMPY]),
+    st.lists(
+        st.integers(-(2**70), 2**70)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.floats(-70_000, 70_000)
+        | st.sampled_from([2**63, 2**64, -(2**63), 65_519.99, 65_520, 3.4028235677973366e38]),
+        max_size=6,
+    ),
+)
+def test_few_numbers_are_written_as_many_are(datatype, values):
+    if NUMPY[datatype].kind != "f":
+        values = [value if datatype != "BOOL" else bool(value) for value in map(int, values)]
+
+    def written(few):
+        with mock.patch.object(codec, "_FEW", few):
+            try:
+                return pack_numbers("x", datatype, values)
+            except Invalid as error:
+                return error.detail
+
+    assert written(1024) == written(-1)
 
 
 @given(st.lists(arrays(), min_size=1, max_size=4))

@@ -142,7 +142,7 @@ class ServedModel:
         began = time.perf_counter()
         places = self._feed(batch)
         try:
-            self._channel.send(orjson.dumps([batch.verb, places]))
+            self._channel.send(orjson.dumps([batch.verb, places, 0]))
         except OSError as error:
             raise _gone() from error
         said = self._hear(self._patience)

@@ -35,6 +35,7 @@ from workers.serving.messages import (
     Timed,
     end_of_strings,
 )
+from workers.serving.pace import LONGEST_RUN_NS, Pace, patience_ns
 from workers.serving.process import ALIGNMENT, Described, ModelProcess, Placed, Reply
 
 SWEEP_SECONDS = 0.02
@@ -90,13 +91,20 @@ class Batcher:
     """The queue in front of one model, and the batch that it is working on."""
 
     def __init__(
-        self, *, batch_size: int, queue_size: int, deadline_seconds: float, arena_bytes: int
+        self,
+        *,
+        batch_size: int,
+        queue_size: int,
+        deadline_seconds: float,
+        arena_bytes: int,
+        pace: Pace,
     ) -> None:
         self.batch_size = batch_size
         self.queue_size = queue_size
         self.deadline_seconds = deadline_seconds
         # What a process takes at once, whether there is one now or not.
         self.arena_bytes = arena_bytes
+        self._pace = pace
         self._joined_bytes = min(_BATCH_BYTES, arena_bytes)
         self.described: Described | None = None
         self.last_used = time.monotonic()
@@ -250,7 +258,11 @@ class Batcher:
         usual = self._usual_ns / 1e9
         least = now + (usual * _PATIENCE if usual else self.deadline_seconds)
         self._kill_at = max(least, *(work.deadline for work in batch))
-        process.send(batch[0].verb, arguments)
+        alone = len(batch) == 1 and not self._waiting and self._usual_ns <= LONGEST_RUN_NS
+        awake_ns = self._pace.begin(self, self._began_ns, is_alone=alone)
+        process.send(batch[0].verb, arguments, awake_ns=awake_ns)
+        if awake_ns:
+            process.hear_awake(patience_ns(self._usual_ns))
 
     def _put(self, batch: list[Work], process: ModelProcess) -> list[Any]:
         """Write what a batch gives into the memory that is shared; give what is where.
@@ -346,6 +358,7 @@ class Batcher:
     def answered(self, reply: Reply) -> None:
         """Hand out what came back for the running batch."""
         batch, self._running = self._running, []
+        self._pace.end(self, time.monotonic_ns(), is_alone=not self._waiting)
         process = self._process
         assert process is not None
         if reply.refusal is not None:

@@ -8,6 +8,7 @@ loads numpy and ONNX Runtime, and nothing of torch.
 import json
 import math
 import mmap
+import select
 import socket
 import sys
 import time
@@ -156,6 +157,8 @@ class Server:
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
+        self._poller = select.poll()
+        self._poller.register(channel, select.POLLIN)
 
     def serve(self) -> None:
         message, descriptors, _, _ = socket.recv_fds(self.channel, MESSAGE_BYTES, 2)
@@ -175,9 +178,9 @@ class Server:
             "texts": self._texts,
         }
         while message := self.channel.recv(MESSAGE_BYTES):
-            verb, *arguments = orjson.loads(message)
+            verb, arguments, awake_ns = orjson.loads(message)
             try:
-                reply = does[verb](*arguments)
+                reply = does[verb](arguments)
             except RegistryError as error:
                 reply = _said(error)
             except MemoryError:
@@ -185,6 +188,14 @@ class Server:
             except Exception as error:  # noqa: BLE001 - one odd request must not end the process
                 reply = _said(_refusal(error))
             self._say(reply)
+            if awake_ns:
+                self._look_out(awake_ns)
+
+    def _look_out(self, ns: int) -> None:
+        """Wait for the next message without sleeping, for so long (see `workers.serving.pace`)."""
+        until = time.monotonic_ns() + ns
+        while not self._poller.poll(0) and time.monotonic_ns() < until:
+            pass
 
     def _say(self, reply: list[Any]) -> None:
         self.channel.send(orjson.dumps(reply))

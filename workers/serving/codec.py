@@ -2,6 +2,7 @@
 
 import math
 import re
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,12 @@ NUMPY: Mapping[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 """What numpy calls the datatypes; it has no BF16, which therefore travels as raw bytes only."""
+# As `struct` calls them, whose long numbers have a letter of their own.
+_CODES: Mapping[str, str] = {
+    name: {"l": "q", "L": "Q"}.get(dtype.char, dtype.char) for name, dtype in NUMPY.items()
+}
+# So few numbers are written one by one.
+_FEW = 1024
 
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _GZIP = b"\x1f\x8b"
@@ -384,11 +391,14 @@ def pack_numbers(name: str, datatype: str, values: Sequence[Any]) -> bytes:
     """
     target = _numpy(name, datatype)
     try:
+        if len(values) <= _FEW:
+            # Several times as fast as an array for these, and as exact.
+            return struct.pack(f"<{len(values)}{_CODES[datatype]}", *values)
         with np.errstate(over="ignore"):
             wide = np.array(values, np.dtype("f8") if target.kind == "f" else target)
             found = wide.astype(target, copy=False)
         fits = target.kind != "f" or bool(np.isfinite(found).all())
-    except OverflowError:
+    except (OverflowError, struct.error):
         fits = False
     if not fits:
         template = "Input {name!r} has a value beyond {datatype}."

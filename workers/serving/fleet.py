@@ -12,6 +12,7 @@ from enum import StrEnum
 from registry.errors import NotLoaded, RegistryError, Unavailable
 from registry.routes import Deployed
 from workers.serving.batcher import Batcher, Work
+from workers.serving.pace import Pace
 from workers.serving.process import Described, ModelProcess, Reply
 from workers.serving.shelf import Laid, Shelf
 
@@ -50,7 +51,9 @@ class State(StrEnum):
 class Served:
     """One version with its options: its queue, and its process while there is one."""
 
-    def __init__(self, key: Key, deployed: Deployed, name: str, *, arena_bytes: int) -> None:
+    def __init__(
+        self, key: Key, deployed: Deployed, name: str, *, arena_bytes: int, pace: Pace
+    ) -> None:
         options = deployed.options
         self.key, self.deployed, self.name = key, deployed, name
         self.version = str(deployed.number)
@@ -73,6 +76,7 @@ class Served:
             queue_size=options.queue_size,
             deadline_seconds=self.deadline_seconds,
             arena_bytes=arena_bytes,
+            pace=pace,
         )
 
     @property
@@ -101,6 +105,7 @@ class Fleet:
     ) -> None:
         self.memory_bytes = memory_bytes
         self._arena_bytes = arena_bytes
+        self._pace = Pace()
         self._gpu = gpu
         self.shelf = shelf
         self._known: dict[Key, Served] = {}
@@ -117,7 +122,7 @@ class Fleet:
         key = (deployed.version_id, deployed.options.model_dump_json())
         served = self._known.get(key)
         if served is None:
-            served = Served(key, deployed, name, arena_bytes=self._arena_bytes)
+            served = Served(key, deployed, name, arena_bytes=self._arena_bytes, pace=self._pace)
             self._known[key] = served
         return served
 

@@ -10,10 +10,12 @@ import fcntl
 import math
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -140,6 +142,7 @@ class ModelProcess:
         self.given, self.taken = Arena(arena_bytes), Arena(arena_bytes)
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._poller = select.poll()
         self._words = bytearray()
         self._verb = ""
         self._gone = asyncio.Event()
@@ -183,6 +186,7 @@ class ModelProcess:
             raise
         ours.setblocking(False)  # noqa: FBT003 - its only argument
         self._channel = ours
+        self._poller.register(ours, select.POLLIN)
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
         self._loop.add_reader(self._process.stderr.fileno(), self._overhear)
@@ -225,14 +229,28 @@ class ModelProcess:
 
     # --- speaking ---------------------------------------------------------------------------------
 
-    def send(self, verb: str, arguments: list[Any]) -> None:
-        """Ask for a batch whose numbers have been put in place; the answer comes to `on_reply`."""
+    def send(self, verb: str, arguments: list[Any], *, awake_ns: int = 0) -> None:
+        """Ask for a batch whose numbers have been put in place; the answer comes to `on_reply`.
+
+        For `awake_ns` after that the process looks for the next one without sleeping.
+        """
         assert self._channel is not None
         self._verb = verb
         try:
-            self._channel.send(orjson.dumps([verb, arguments]))
+            self._channel.send(orjson.dumps([verb, arguments, awake_ns]))
         except OSError:
             self.kill()  # it has gone, or does not listen; its end is told like any
+
+    def hear_awake(self, ns: int) -> None:
+        """Look for an answer without sleeping, for so long; one that comes later is heard as ever.
+
+        Nothing else of the server runs meanwhile.
+        """
+        until = time.monotonic_ns() + ns
+        while not self._poller.poll(0):
+            if time.monotonic_ns() > until:
+                return
+        self._hear()
 
     def put(self, start: int, parts: Sequence[Data]) -> int:
         """Write parts one behind the other into the shared memory; give where they end."""
