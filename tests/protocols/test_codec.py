@@ -83,7 +83,7 @@ def test_what_json_says_comes_back_the_same_flat_and_nested(one, nested):
     st.sampled_from([*NUMPY]),
     st.lists(
         st.integers(-(2**70), 2**70)
-        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.floats()
         | st.floats(-70_000, 70_000)
         | st.sampled_from([2**63, 2**64, -(2**63), 65_519.99, 65_520, 3.4028235677973366e38]),
         max_size=6,
@@ -91,6 +91,7 @@ def test_what_json_says_comes_back_the_same_flat_and_nested(one, nested):
 )
 def test_few_numbers_are_written_as_many_are(datatype, values):
     if NUMPY[datatype].kind != "f":
+        values = [value for value in values if math.isfinite(value)]
         values = [value if datatype != "BOOL" else bool(value) for value in map(int, values)]
 
     def written(few):

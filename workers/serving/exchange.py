@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from registry.authenticate import client_address
 from registry.errors import Invalid, TooLarge
 from workers.serving.budget import Arrival, Bounds, Holding
 from workers.serving.codec import Unpacking, deflate
+from workers.serving.listener import WHEN_GONE, WhenGone
 from workers.serving.messages import Data
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -18,8 +20,6 @@ T = TypeVar("T")
 JSON: Header = (b"content-type", b"application/json")
 # How long a client may pause while it sends.
 IDLE_SECONDS = 30.0
-# Most calls are answered sooner, and then nobody has to watch their connection.
-WATCH_AFTER_SECONDS = 0.02
 # Below this, packing an answer costs more than it saves; above the other, it goes to a thread.
 PACK_FROM_BYTES = 1024
 THREAD_FROM_BYTES = 64 * 1024
@@ -51,7 +51,7 @@ class Exchange:
         self._client: tuple[str, int] | None = scope.get("client")
         self.holding = Holding(bounds)
         self._gone = False
-        self._watching: asyncio.Task[None] | None = None
+        self._when_gone: WhenGone = scope["extensions"][WHEN_GONE]
 
     @property
     def peer(self) -> str | None:
@@ -157,8 +157,7 @@ class Exchange:
         """
         here = asyncio.current_task()
         assert here is not None
-        loop = asyncio.get_running_loop()
-        later = loop.call_later(WATCH_AFTER_SECONDS, self._start_watching, here)
+        self._when_gone(partial(self._leave, here))
         try:
             return await work
         except asyncio.CancelledError:
@@ -167,16 +166,9 @@ class Exchange:
             here.uncancel()
             raise ClientGone from None
         finally:
-            later.cancel()
-            if self._watching is not None:
-                self._watching.cancel()
+            self._when_gone(None)
 
-    def _start_watching(self, worker: "asyncio.Task[Any]") -> None:
-        self._watching = asyncio.create_task(self._watch(worker))
-
-    async def _watch(self, worker: "asyncio.Task[Any]") -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _leave(self, worker: "asyncio.Task[Any]") -> None:
         self._gone = True
         worker.cancel()
 

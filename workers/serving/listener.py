@@ -30,6 +30,10 @@ Application: TypeAlias = Callable[
     Awaitable[None],
 ]
 
+# An extension of ours in the scope: what it is given is called should the client go away. ASGI
+# itself has a task wait for that, beside each request.
+WHEN_GONE = "modelyard.when_gone"
+WhenGone: TypeAlias = Callable[[Callable[[], None] | None], None]
 # What a head may have: bytes of its address and headers together, and how many of them.
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
@@ -140,6 +144,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._arrival: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._gone = False
+        self._leave: Callable[[], None] | None = None
         self._ending = False
         self._paused = False
         self._discarding = False
@@ -159,8 +164,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections; try again soon.")
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._gone = True
-        self._wake()
+        self._go()
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         self._listener.lost(self)
@@ -316,6 +320,7 @@ class _Connection(asyncio.BufferedProtocol):
             "query_string": request.query,
             "headers": request.headers,
             "client": self._client,
+            "extensions": {WHEN_GONE: self._when_gone},
         }
         try:
             await self._listener.application(scope, self._receive, self._send)
@@ -326,6 +331,18 @@ class _Connection(asyncio.BufferedProtocol):
         if self._answering is request and not self._gone:
             # It said nothing, or not all of it: for its client there is nothing to wait for.
             self.abort()
+
+    def _when_gone(self, leave: Callable[[], None] | None) -> None:
+        self._leave = leave
+        if self._gone and leave is not None:
+            leave()
+
+    def _go(self) -> None:
+        self._gone = True
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+        self._wake()
 
     async def _receive(self) -> Message:
         request = self._answering
@@ -511,8 +528,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once."""
-        self._gone = True
-        self._wake()
+        self._go()
         if self._transport is not None:
             self._transport.abort()
 
