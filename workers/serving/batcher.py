@@ -35,7 +35,7 @@ from workers.serving.messages import (
     Timed,
     end_of_strings,
 )
-from workers.serving.pace import LONGEST_RUN_NS, Pace, patience_ns
+from workers.serving.pace import Pace
 from workers.serving.process import ALIGNMENT, Described, ModelProcess, Placed, Reply
 
 SWEEP_SECONDS = 0.02
@@ -258,11 +258,11 @@ class Batcher:
         usual = self._usual_ns / 1e9
         least = now + (usual * _PATIENCE if usual else self.deadline_seconds)
         self._kill_at = max(least, *(work.deadline for work in batch))
-        alone = len(batch) == 1 and not self._waiting and self._usual_ns <= LONGEST_RUN_NS
+        alone = len(batch) == 1 and not self._waiting
         awake_ns = self._pace.begin(self, self._began_ns, is_alone=alone)
         process.send(batch[0].verb, arguments, awake_ns=awake_ns)
         if awake_ns:
-            process.hear_awake(patience_ns(self._usual_ns))
+            process.hear_awake(self._pace.patience_ns)
 
     def _put(self, batch: list[Work], process: ModelProcess) -> list[Any]:
         """Write what a batch gives into the memory that is shared; give what is where.
@@ -358,7 +358,7 @@ class Batcher:
     def answered(self, reply: Reply) -> None:
         """Hand out what came back for the running batch."""
         batch, self._running = self._running, []
-        self._pace.end(self, time.monotonic_ns(), is_alone=not self._waiting)
+        self._pace.end(self, time.monotonic_ns(), run_ns=reply.times[1], is_alone=not self._waiting)
         process = self._process
         assert process is not None
         if reply.refusal is not None:

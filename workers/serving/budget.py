@@ -8,11 +8,12 @@ import asyncio
 import ctypes
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from registry.errors import Unavailable
+
+Task: TypeAlias = "asyncio.Task[object]"
 
 LOOK_SECONDS = 0.05
 # Where so much of the budget is held, a body has to come at so many bytes a second, after a while
@@ -55,8 +56,8 @@ class Bounds:
     # Of answers over gRPC that wait for their clients, and these alone: who takes none keeps
     # nobody's requests away.
     waiting: int = 0
-    _arriving: "dict[asyncio.Task[object], Arrival]" = field(default_factory=dict)
-    _given_up: "set[asyncio.Task[object]]" = field(default_factory=set)
+    _arriving: dict[Task, Arrival] = field(default_factory=dict)
+    _given_up: set[Task] = field(default_factory=set)
     _beside: int = 0
 
     def take(self, size: int) -> None:
@@ -83,27 +84,21 @@ class Bounds:
 
     # --- who takes too long -----------------------------------------------------------------------
 
-    @contextmanager
-    def arriving(self) -> Iterator[Arrival]:
-        """Watch over a body that the current task reads.
+    def arriving(self) -> "Arriving":
+        """Watch over a body that the current task reads."""
+        return Arriving(self)
 
-        Raises:
-            Unavailable: it came too slowly, and others need the room.
-
-        """
-        task = asyncio.current_task()
-        assert task is not None
+    def begin(self, task: Task) -> Arrival:
         arrival = self._arriving[task] = Arrival()
-        try:
-            yield arrival
-        except asyncio.CancelledError:
-            if task not in self._given_up:
-                raise
-            task.uncancel()
-            raise busy() from None
-        finally:
-            del self._arriving[task]
-            self._given_up.discard(task)
+        return arrival
+
+    def finish(self, task: Task) -> bool:
+        """Forget a body; say whether it was given up."""
+        del self._arriving[task]
+        if task not in self._given_up:
+            return False
+        self._given_up.discard(task)
+        return True
 
     def look_at_arrivals(self, now: float) -> None:
         """Give bodies up that come slowly, where most of the budget is held."""
@@ -125,6 +120,32 @@ class Bounds:
             if idle and time.monotonic() - given_back_at > GIVE_BACK_SECONDS:
                 await asyncio.to_thread(give_back_memory)
                 given_back_at = time.monotonic()
+
+
+class Arriving:
+    """While a body is read; made for each call, and so without a generator behind it.
+
+    Raises:
+        Unavailable: it came too slowly, and others need the room.
+
+    """
+
+    __slots__ = ("_bounds", "_task")
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+
+    def __enter__(self) -> Arrival:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        return self._bounds.begin(task)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        given_up = self._bounds.finish(self._task)
+        if given_up and kind is asyncio.CancelledError:
+            self._task.uncancel()
+            raise busy() from None
 
 
 @dataclass(slots=True)

@@ -11,12 +11,12 @@ from typing import Final
 # So many batches come alone, one after the other, before anybody waits awake; and again after each
 # round of so many, for who waits awake for one caller does not see that there are others.
 STREAK: Final = 32
-ROUND: Final = 512
+ROUND: Final = 1024
 # Who mostly asks again later than this is waited for asleep, and who once took so long begins anew.
 LONGEST_PAUSE_NS: Final = 300_000
 REST_NS: Final = 5_000_000
-# What computes longer is worth being woken for.
-LONGEST_RUN_NS: Final = 200_000
+# What mostly computes longer is worth being woken for.
+LONGEST_RUN_NS: Final = 100_000
 # Beyond twice what was usual nobody looks on.
 _BEYOND_NS: Final = 100_000
 
@@ -29,6 +29,7 @@ class Pace:
         self._is_under_way = False
         self._left_ns = 0
         self._pause_ns = 0
+        self._run_ns = 0
         self._streak = 0
 
     def begin(self, whose: object, now_ns: int, *, is_alone: bool) -> int:
@@ -40,22 +41,23 @@ class Pace:
         apart = self._is_under_way or whose is not self._whose
         self._whose, self._is_under_way = whose, True
         if apart or not is_alone or pause_ns > REST_NS:
-            self._streak, self._pause_ns = 0, LONGEST_PAUSE_NS
+            self._streak, self._pause_ns, self._run_ns = 0, LONGEST_PAUSE_NS, LONGEST_RUN_NS
             return 0
         self._streak = (self._streak + 1) % ROUND
         self._pause_ns += (pause_ns - self._pause_ns) >> 4
-        is_worth_it = self._streak >= STREAK and self._pause_ns <= LONGEST_PAUSE_NS
-        return 2 * self._pause_ns if is_worth_it else 0
+        is_soon = self._pause_ns <= LONGEST_PAUSE_NS and self._run_ns <= LONGEST_RUN_NS
+        return 2 * self._pause_ns if is_soon and self._streak >= STREAK else 0
 
-    def end(self, whose: object, now_ns: int, *, is_alone: bool) -> None:
+    def end(self, whose: object, now_ns: int, *, run_ns: int, is_alone: bool) -> None:
         """Count what came back of the batch of this queue, in which others wait or none."""
         if whose is self._whose:
             self._is_under_way = False
             self._left_ns = now_ns
+            self._run_ns += (run_ns - self._run_ns) >> 4
             if not is_alone:
                 self._streak = 0
 
-
-def patience_ns(usual_ns: int) -> int:
-    """Give for how long an answer is waited for awake that usually takes so long."""
-    return 2 * usual_ns + _BEYOND_NS
+    @property
+    def patience_ns(self) -> int:
+        """For how long an answer is waited for awake."""
+        return 2 * self._run_ns + _BEYOND_NS

@@ -24,12 +24,12 @@ class Clocked:
         self.pace = Pace()
         self.now = p.REST_NS
 
-    def one(self, whose="a", *, after=SOON, is_alone=True, others=False):
+    def one(self, whose="a", *, after=SOON, is_alone=True, others=False, run_ns=RUN):
         """Run one batch of a queue; give whether anybody waits awake for the next."""
         self.now += after
         awake = self.pace.begin(whose, self.now, is_alone=is_alone)
         self.now += RUN
-        self.pace.end(whose, self.now, is_alone=not others)
+        self.pace.end(whose, self.now, run_ns=run_ns, is_alone=not others)
         return awake
 
     def some(self, count, **how):
@@ -53,6 +53,7 @@ def test_now_and_then_it_is_seen_whether_there_are_others():
 
 def test_who_takes_long_between_two_calls_is_waited_for_asleep():
     assert not any(Clocked().some(3 * p.ROUND, after=2 * p.LONGEST_PAUSE_NS))
+    assert not any(Clocked().some(3 * p.ROUND, run_ns=2 * p.LONGEST_RUN_NS))
     clocked = Clocked()
     clocked.some(2 * p.STREAK)
     assert not clocked.one(after=p.REST_NS + 1)
@@ -96,7 +97,7 @@ def test_a_model_that_is_called_time_after_time_answers_and_comes_to_rest(yard, 
     """However slow the machine is just now."""
     monkeypatch.setattr("workers.serving.pace.LONGEST_PAUSE_NS", 10**9)
     monkeypatch.setattr("workers.serving.pace.REST_NS", 10**9)
-    monkeypatch.setattr("workers.serving.batcher.LONGEST_RUN_NS", 10**9)
+    monkeypatch.setattr("workers.serving.pace.LONGEST_RUN_NS", 10**9)
 
     async def go():
         yard.route("a/mlp", yard.version("a/mlp", 1, y.mlp()))
