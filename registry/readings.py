@@ -5,7 +5,7 @@ taken only where the one before it finds nothing that the asker may see.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_, or_
 from typing import Final, NamedTuple
@@ -30,6 +30,7 @@ from registry.pieces import beginning, holding, says
 from registry.query_language import Asked, Words
 
 AS_WRITTEN: Final = "as_written"
+CORRECTED: Final = "corrected"
 SOME_WORDS: Final = "some_words"
 # No word is found; what is, lies near what the words say (registry/meaning.py).
 BY_MEANING: Final = "by_meaning"
@@ -47,7 +48,8 @@ _NOTHING: Final = Q(pk__in=())
 class Reading:
     """`how`: as_written, corrected, some_words or by_meaning.
 
-    `text` is what was looked for, as it would be typed.
+    `text` is what was looked for, as it would be typed. Where there is a `proof`, one of what is
+    found has to be so; else the text may say words that the asker may not see.
     """
 
     how: str
@@ -55,6 +57,7 @@ class Reading:
     condition: Q
     # One for each part of the query, for ranking.
     parts: Sequence[SearchQueryCombinable] = ()
+    proof: Q | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,41 +71,56 @@ class _Part:
 
 
 def readings(
-    asked: Asked, visible: RepositoryQuerySet, among: RepositoryQuerySet
+    asked: Asked,
+    visible: RepositoryQuerySet,
+    among: RepositoryQuerySet,
+    *,
+    with_meaning: bool = False,
 ) -> Iterator[Reading]:
     """Give the readings of the words, the strictest first.
 
     `among` is what may be found at all; a word that something `visible` has is none that was
-    mistyped, though none of these have it.
+    mistyped, though none of these have it. The last one is any of the words, or `with_meaning`
+    these together with what lies near what they say.
     """
     fixed = what_stands(asked)
     phrases = _phrases(asked)
     tokens = [one.text.lower() for one in asked.words if not one.together and not one.negated]
     sought = [_part(one) for one in _without_common(read_words(tokens))[:_MOST_PARTS]]
     ranked = [_text_query(one.text) for one in phrases]
-    lost = [one for one in sought if one.is_unknown and not _finds([one], visible)]
-    yield Reading(
-        how=AS_WRITTEN,
-        text=asked.text,
-        condition=_NOTHING if lost else _all_of(sought, fixed),
-        parts=[*ranked, *(_query(one.sought) for one in sought)],
+
+    def reading(how: str, parts: Sequence[_Part], condition: Q, proof: Q | None = None) -> Reading:
+        text = " ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, parts)])
+        queries = [*ranked, *(_query(one.sought) for one in parts)]
+        return Reading(how=how, text=text, condition=condition, parts=queries, proof=proof)
+
+    lost = [one for one in sought if one.is_unknown and not _finds(one.condition, visible)]
+    written = reading(AS_WRITTEN, sought, _NOTHING if lost else _all_of(sought, fixed))
+    yield replace(written, text=asked.text)
+    kept = among.filter(fixed)
+    # The likeliest is tried unproved: that of the words near a lost one the nearest is meant, and
+    # the others are right. What it finds proves it, and is mostly all that anybody has to look at.
+    near: dict[str, list[str]] = {}
+    guess = _mended(sought, lambda one: one in lost, lambda _: True, near)
+    if guess != sought:
+        new = [one for one in guess if one not in sought]
+        yield reading(CORRECTED, guess, _all_of(guess, fixed), proof=_whole(new))
+    mended = _mended(
+        sought,
+        lambda one: one in lost or not _finds(one.condition, visible),
+        lambda found: _finds(_whole(found), kept),
+        near,
     )
-    for mended in _corrections(sought, lost, visible, among.filter(fixed)):
-        yield Reading(
-            how="corrected",
-            text=" ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, mended)]),
-            condition=_all_of(mended, fixed),
-            parts=[*ranked, *(_query(one.sought) for one in mended)],
-        )
-        sought = mended
-    if len(sought) > 1:
-        parts = [_query(one.sought) for one in sought]
-        yield Reading(
-            how=SOME_WORDS,
-            text=" ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, sought)]),
-            condition=fixed & Q(search_vector=reduce(or_, parts)),
-            parts=[*ranked, *parts],
-        )
+    if mended != sought:
+        yield reading(CORRECTED, mended, _all_of(mended, fixed))
+    # Of the guess nothing is left here: it may name what the asker may not see.
+    some = _all_of(mended, fixed)
+    if len(mended) > 1:
+        some = fixed & Q(search_vector=reduce(or_, (_query(one.sought) for one in mended)))
+    if with_meaning:
+        yield reading(BY_MEANING, mended, some)
+    elif len(mended) > 1:
+        yield reading(SOME_WORDS, mended, some)
 
 
 def _part(one: Sought) -> _Part:
@@ -236,34 +254,6 @@ def _concept(name: str) -> WordQuery:
 # --- Mistyped words -----------------------------------------------------------------------------
 
 
-def _corrections(
-    sought: list[_Part],
-    lost: Sequence[_Part],
-    visible: RepositoryQuerySet,
-    among: RepositoryQuerySet,
-) -> Iterator[list[_Part]]:
-    """Put the nearest word that finds something in the place of each that finds nothing.
-
-    What is likeliest comes first, unproved: that of the words near those that are `lost` the
-    nearest is meant, and the others are right. Where that finds something it is what all the proof
-    would have come to.
-    """
-    near: dict[str, list[str]] = {}
-    guess = _mended(
-        sought, is_right=lambda one: one not in lost, is_meant=lambda _: True, near=near
-    )
-    if guess != sought:
-        yield guess
-    proved = _mended(
-        sought,
-        is_right=lambda one: one not in lost and _finds([one], visible),
-        is_meant=lambda found: _finds(found, among),
-        near=near,
-    )
-    if proved not in (sought, guess):
-        yield proved
-
-
 def _may_be_mistyped(one: Sought) -> bool:
     (word, *more) = one.words
     return not (more or one.concepts or is_chinese(word))
@@ -271,18 +261,17 @@ def _may_be_mistyped(one: Sought) -> bool:
 
 def _mended(
     sought: Sequence[_Part],
-    *,
-    is_right: Callable[[_Part], bool],
+    is_wrong: Callable[[_Part], bool],
     is_meant: Callable[[list[_Part]], bool],
     near: dict[str, list[str]],
 ) -> list[_Part]:
-    """Put the first near word that `is_meant` in the place of each that is not right.
+    """Put the first near word that `is_meant` in the place of each that `is_wrong`.
 
     `near` keeps what was looked up.
     """
     mended: list[_Part] = []
     for one in sought:
-        if not _may_be_mistyped(one.sought) or is_right(one):
+        if not _may_be_mistyped(one.sought) or not is_wrong(one):
             mended.append(one)
             continue
         (word,) = one.sought.words
@@ -296,8 +285,14 @@ def _read(word: str) -> list[_Part]:
     return [_part(one) for one in read_words([word])]
 
 
-def _finds(parts: Sequence[_Part], among: RepositoryQuerySet) -> bool:
-    return bool(among.filter(_all_of(parts, Q())).whichever("pk", limit=1))
+def _whole(parts: Sequence[_Part]) -> Q:
+    """Give where these very words are: a word that holds one of them does not prove it."""
+    words = [word for one in parts for word in one.sought.words]
+    return reduce(and_, (Q(search_vector=WordQuery(word, config="simple")) for word in words), Q())
+
+
+def _finds(condition: Q, among: RepositoryQuerySet) -> bool:
+    return bool(among.filter(condition).whichever("pk", limit=1))
 
 
 def _near(word: str) -> list[str]:

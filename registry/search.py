@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, reduce
 from operator import or_
@@ -35,7 +35,7 @@ from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
 from registry.narrowing import measured_rarely, narrow, narrow_measured
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor, order_of
 from registry.query_language import Asked, parse
-from registry.readings import AS_WRITTEN, BY_MEANING, SOME_WORDS, Reading, readings
+from registry.readings import AS_WRITTEN, BY_MEANING, Reading, readings
 
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
@@ -153,16 +153,14 @@ def search_repositories(
     # Of what is ranked no more is looked at.
     keys = _RANKED + 1 if query.order == "relevance" and not meant else COUNTED
     with _bounded(is_narrow=bool(query.asked.words or query.asked.narrowings)):
-        for reading in _readings(query, visible, narrowed, meant):
+        rows: list[dict[str, Any]] = []
+        for reading in readings(query.asked, visible, narrowed, with_meaning=meant is not None):
             matches = found = narrowed.filter(reading.condition)
             read = _read(
                 plain, narrowed, reading.condition, query, keys=keys, with_facets=with_facets
             )
             few = read.few if read else None
-            if few == [] and reading.how != BY_MEANING and (meant or not query.cursor):
-                # What is near is no answer yet: words that find nothing may be mistyped. A cursor
-                # is still read below, and refused if it is none.
-                rows = []
+            if not _is_answer(query, reading, found, few, meant):
                 continue
             if few is not None:
                 matches = plain.of_keys(few)
@@ -171,16 +169,18 @@ def search_repositories(
             if rows or (matches.exists() if few is None else few):
                 # What this order leaves out is found all the same, and so is what came before.
                 break
-        if meant and with_facets:
-            by_words = reading.condition if few is None else Q(pk__in=few)
-            matches = narrowed.filter(by_words | Q(pk__in=list(meant.near)))
+        else:
+            # A reading that was passed over may have found something.
+            read = read and _Read(few=[], facets=_facets_of(()))
         facets = {}
         if with_facets and read and not meant:
             facets = read.facets
-        elif with_facets and few is None and narrowed is not plain:
-            facets = _count_in_time(matches, least=len(rows))
         elif with_facets:
-            facets = count_facets(matches, has_words=bool(query.asked.words))
+            if meant:
+                by_words = reading.condition if few is None else Q(pk__in=few)
+                matches = narrowed.filter(by_words | Q(pk__in=list(meant.near)))
+            is_long = few is None and narrowed is not plain
+            facets = _count(matches, query, least=len(rows) if is_long else None)
         more = len(rows) > limit
         rows = _with_tags(rows[:limit])
     order = _BY_MEANING if meant else query.order
@@ -208,18 +208,28 @@ def _meant(query: SearchQuery, among: RepositoryQuerySet) -> Meant | None:
     return meant
 
 
-def _readings(
+def _is_answer(
     query: SearchQuery,
-    visible: RepositoryQuerySet,
-    among: RepositoryQuerySet,
+    reading: Reading,
+    found: RepositoryQuerySet,
+    few: list[int] | None,
     meant: Meant | None,
-) -> Iterator[Reading]:
-    """Give the readings of the words; with a meaning, some of them find it together with that."""
-    for reading in readings(query.asked, visible, among):
-        if meant is None or reading.how != SOME_WORDS:
-            yield reading
-    if meant:
-        yield replace(reading, how=BY_MEANING)
+) -> bool:
+    """Say whether to go on with this reading.
+
+    What is near is no answer yet where words find nothing: they may be mistyped. A cursor is read
+    as rows are ordered, and refused there if it is none.
+    """
+    if few == [] and reading.how != BY_MEANING:
+        return bool(query.cursor) and not meant
+    return reading.proof is None or _holds(reading.proof, found, few)
+
+
+def _holds(proof: Q, found: RepositoryQuerySet, few: list[int] | None) -> bool:
+    """Say whether that is true of one of what was found; it mostly is of one of the first."""
+    if few is None:
+        return bool(found.filter(proof).whichever("pk", limit=1))
+    return Repository.objects.of_keys(few[:_RANKED]).filter(proof).exists()
 
 
 @contextmanager
@@ -545,6 +555,13 @@ def _moment(microseconds: int) -> datetime:
 
 
 # --- Beside the rows ---------------------------------------------------------------------------
+
+
+def _count(matches: RepositoryQuerySet, query: SearchQuery, *, least: int | None) -> dict[str, Any]:
+    """Count facets; where there are `least`, and maybe very many, not for long."""
+    if least is None:
+        return count_facets(matches, has_words=bool(query.asked.words))
+    return _count_in_time(matches, least=least)
 
 
 def _count_in_time(matches: RepositoryQuerySet, *, least: int) -> dict[str, Any]:

@@ -82,6 +82,16 @@ def test_what_may_not_be_seen_is_not_near(alice, at_hand):
     assert "secret" not in names("subscribers about to quit", actor_of(UserFactory()))
 
 
+def test_a_word_that_only_others_may_see_is_never_told(alice, at_hand):
+    some_models(alice)
+    make_model(alice, "subscribersx", visibility="private")
+    encode_cards(seconds=600)
+    for q in ("subscribersy", "subscribersy quit"):
+        found = search(q)
+        assert found.items
+        assert "subscribersx" not in found.reading["q"]
+
+
 def test_filters_and_unwanted_words_hold_for_what_is_near(alice, at_hand):
     some_models(alice)
     catalog.describe_repository(

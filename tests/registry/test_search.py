@@ -104,6 +104,8 @@ def test_a_correction_tells_nothing_of_what_is_private(alice):
     make_model(alice, "plain")
     assert found("projectz-secret") == ([], None)
     assert found("projecty") == ([], None)
+    page = search_repositories(ANONYMOUS, "model", SearchQuery(q="projecty"))
+    assert page.facets["total"] == 0
     assert found("projecty", actor_of(alice))[1] == {"how": "corrected", "q": "projectx"}
 
 
@@ -120,6 +122,21 @@ def test_a_correction_is_what_the_asker_may_see(alice):
     rows, reading = found("projecty plainer", actor_of(alice))
     assert set(rows) == {"projectx", "projectz", "plain"}
     assert reading == {"how": "some_words", "q": "projectx planer"}
+
+
+def test_a_word_that_only_others_may_see_is_never_told(alice):
+    make_model(alice, "projectx", visibility="private")
+    make_model(alice, "tool", summary="A planer")
+    assert found("projecty planer") == (["tool"], {"how": "some_words", "q": "projecty planer"})
+    rows, reading = found("projecty planr")
+    assert (rows, reading["q"]) == (["tool"], "projecty planer")
+    # Nor where what the asker may see holds it, as a part of something longer.
+    make_model(alice, "projectxlarge", summary="A planer")
+    assert found("projecty planr")[1] == {"how": "some_words", "q": "projecty planer"}
+    assert found("projecty") == ([], None)
+    page = search_repositories(ANONYMOUS, "model", SearchQuery(q="projecty"))
+    assert page.facets["total"] == 0
+    assert found("projecty", actor_of(alice))[1] == {"how": "corrected", "q": "projectx"}
 
 
 def test_any_of_the_words_will_do_where_no_model_has_all(alice):
