@@ -127,7 +127,8 @@ def _names_of(graph: onnx.GraphProto, stored: Mapping[str, torch.Tensor]) -> dic
     for name, tensor in stored.items():
         if tensor.dim() == _MATRIX:
             turned.setdefault((tensor.shape[1], tensor.shape[0]), []).append(name)
-    taken = {tensor.name for tensor in graph.initializer}
+    taken = {weight.name for weight in graph.initializer} | {port.name for port in graph.input}
+    taken |= {name for node in graph.node for name in node.output}
     kept = {*stored, *(value.name for value in graph.output)}
     names: dict[str, str] = {}
     for weight in graph.initializer:
