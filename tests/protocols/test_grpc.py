@@ -38,8 +38,8 @@ def refused(channel, body, method="ModelInfer", **more):
     return raised.value.code(), raised.value.details()
 
 
-def request(*raw, count=None):
-    message = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=raw)
+def request(*raw, count=None, model=MODEL):
+    message = pb.ModelInferRequest(model_name=model, raw_input_contents=raw)
     for at, one in enumerate(raw):
         message.inputs.add(name=f"x{at}", datatype="UINT8", shape=[count or len(one)])
     return message.SerializeToString()
@@ -233,7 +233,7 @@ def talking(channel):
 
 
 def test_a_stream_that_stands_still_gives_its_place_up_where_there_is_no_other(
-    channel, monkeypatch
+    channel, served, monkeypatch
 ):
     streams = [talking(channel) for _ in range(MAX_CALLS)]
     for said, answers in streams:
@@ -243,15 +243,26 @@ def test_a_stream_that_stands_still_gives_its_place_up_where_there_is_no_other(
     code, detail = refused(channel, request(b"a"))
     assert (code, "Too many calls" in detail) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
     monkeypatch.setattr(calls, "STILL_SECONDS", 0.0)
+    # The first waits for an answer, the second has just had one: the third is who stands still.
+    waiting = streams.pop(0)
+    served.plane.started.clear()
+    served.plane.cancelled.clear()
+    waiting[0].put(request(b"a", model="lab/slow"))
+    assert served.plane.started.wait(30)
     said, answers = streams[0]
     said.put(request(b"b"))
     next(answers)
     call(channel, request(b"a"))
+    still = streams.pop(1)
     with pytest.raises(grpc.RpcError) as raised:
-        next(streams[1][1])
+        next(still[1])
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    for said, answers in [streams[0], *streams[2:]]:
+    for said, answers in streams:
         said.put(request(b"c"))
         next(answers)
         said.put(None)
         assert list(answers) == []
+    assert not served.plane.cancelled.is_set()
+    waiting[1].cancel()
+    for said, _ in (waiting, still):
+        said.put(None)

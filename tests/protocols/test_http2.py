@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.local.waiting import wait_until
-from tests.protocols.doubling import MODEL, serving
+from tests.protocols.doubling import MAX_CALLS, MODEL, serving
 from tests.protocols.wire import GoneAway, Wire
 from workers.serving import calls, http2
 from workers.serving.budget import own_bytes
@@ -150,7 +150,7 @@ def test_what_is_no_call_is_told_so(wire):
 
 def test_too_many_connections_are_refused(served):
     with ExitStack() as stack:
-        many = [stack.enter_context(Wire(served.grpc_port)) for _ in range(70)]
+        many = [stack.enter_context(Wire(served.grpc_port)) for _ in range(2 * MAX_CALLS + 6)]
         assert sum(is_refused(one) for one in many) >= 6
     with Wire(served.grpc_port) as one:
         wait_until(lambda: not is_refused(one), "a place")

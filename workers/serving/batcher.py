@@ -207,6 +207,7 @@ class Batcher:
     def detach(self) -> None:
         """Take the process away, because it has ended: what ran in it is tried once more, alone."""
         self._process = None
+        self._pace.forget(self)
         running, self._running = self._running, []
         for work in running:
             work.tries += 1
@@ -358,7 +359,9 @@ class Batcher:
     def answered(self, reply: Reply) -> None:
         """Hand out what came back for the running batch."""
         batch, self._running = self._running, []
-        self._pace.end(self, time.monotonic_ns(), run_ns=reply.times[1], is_alone=not self._waiting)
+        self._pace.end(
+            self, time.monotonic_ns(), run_ns=sum(reply.times), others_wait=self._waiting > 0
+        )
         process = self._process
         assert process is not None
         if reply.refusal is not None:

@@ -168,18 +168,25 @@ def read_timeout(value: bytes | None) -> float:
 class Rpc:
     """One call: its messages as they come, its answers, and how it ends."""
 
-    __slots__ = ("_begun", "_moved", "_stream", "_task", "bounds", "deadline", "ending", "head")
+    __slots__ = (
+        *("_begun", "_due", "_still", "_stream", "_task"),
+        *("bounds", "deadline", "ending", "head"),
+    )
 
-    def __init__(self, stream: Stream[Head], bounds: Bounds, moved: "dict[Rpc, float]") -> None:
+    def __init__(self, stream: Stream[Head], bounds: Bounds, still: "dict[Rpc, float]") -> None:
         self._stream = stream
         self.bounds = bounds
         self.head = stream.head
         self.deadline = time.monotonic() + self.head.seconds
         # Why it was broken off, where that was done from here.
         self.ending: Refusal | None = None
-        self._task = asyncio.current_task()
-        # Of all streams, when something last went through them; the stillest is the first.
-        self._moved = moved
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        # Of the streams that owe nothing and get nothing, since when; the stillest is the first.
+        self._still = still
+        # Answers that its messages wait for.
+        self._due = 0
         self._begun = False
 
     @property
@@ -204,6 +211,7 @@ class Rpc:
             return None
         while len(prefix) < _PREFIX.size:
             prefix += await self._more(_PREFIX.size - len(prefix))
+        self._still.pop(self, None)
         flag, size = _PREFIX.unpack(prefix)
         if flag & ~_PACKED:
             raise Invalid("A message has the unknown flag {flag}.", flag=flag)
@@ -279,20 +287,19 @@ class Rpc:
     async def __aiter__(self) -> AsyncIterator[tuple[Data, Holding]]:
         message = await self.read(within=IDLE_SECONDS)
         while message is not None:
-            self._move()
+            self._due += 1
+            self._still.pop(self, None)
             yield message
             message = await self.read()
-
-    def _move(self) -> None:
-        self._moved.pop(self, None)
-        self._moved[self] = time.monotonic()
 
     # --- what goes --------------------------------------------------------------------------------
 
     async def write(self, message: bytes) -> None:
         """Send a message, and wait until the connection has taken it."""
         await self._send(message, None)
-        self._move()
+        self._due -= 1
+        if self._due == 0:
+            self._still[self] = time.monotonic()
 
     async def answer(self, message: bytes) -> None:
         """Send the one message of an answer, which ends the call well."""
@@ -305,9 +312,8 @@ class Rpc:
 
     def break_off(self, refusal: Refusal) -> None:
         """Have whoever answers the call end it so."""
-        if self._task is not None:
-            self.ending = refusal
-            self._task.cancel()
+        self.ending = refusal
+        self._task.cancel()
 
     def end(self, refusal: Refusal | None) -> None:
         """End the call: well, or with what went wrong."""
@@ -361,8 +367,9 @@ class CallServer:
         self._bounds = bounds
         self._max_calls = max_calls
         self._calls = 0
-        self._moved: dict[Rpc, float] = {}
-        self._listener = Listener(read_head, self._answer, max_connections=max_calls)
+        self._still: dict[Rpc, float] = {}
+        # More than calls, so that one that comes finds somebody who can make room.
+        self._listener = Listener(read_head, self._answer, max_connections=2 * max_calls)
 
     async def start(self, host: str, port: int) -> None:
         """Begin to listen.
@@ -383,7 +390,7 @@ class CallServer:
         await self._listener.stop(seconds)
 
     async def _answer(self, stream: Stream[Head]) -> None:
-        rpc = Rpc(stream, self._bounds, self._moved)
+        rpc = Rpc(stream, self._bounds, self._still)
         head = rpc.head
         handler = self._handlers.get(head.method)
         if not head.is_call:
@@ -402,14 +409,14 @@ class CallServer:
                 await self._within_time(rpc, handler)
             finally:
                 self._calls -= 1
-                self._moved.pop(rpc, None)
+                self._still.pop(rpc, None)
 
     def _make_room(self) -> bool:
         """End the stream that has stood still for longest; say whether there was one."""
-        stillest, moved_at = next(iter(self._moved.items()), (None, math.inf))
-        if stillest is None or time.monotonic() - moved_at < STILL_SECONDS:
+        stillest, since = next(iter(self._still.items()), (None, math.inf))
+        if stillest is None or time.monotonic() - since < STILL_SECONDS:
             return False
-        del self._moved[stillest]
+        del self._still[stillest]
         detail = "Nothing went through this stream for long, and others needed its place."
         stillest.break_off(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, detail, [(REFUSED, BUSY)]))
         return True

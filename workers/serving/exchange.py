@@ -157,7 +157,9 @@ class Exchange:
         """
         here = asyncio.current_task()
         assert here is not None
-        self._when_gone(partial(self._leave, here))
+        if self._when_gone(partial(self._leave, here)):
+            work.close()
+            raise ClientGone
         try:
             return await work
         except asyncio.CancelledError:

@@ -30,10 +30,10 @@ Application: TypeAlias = Callable[
     Awaitable[None],
 ]
 
-# An extension of ours in the scope: what it is given is called should the client go away. ASGI
-# itself has a task wait for that, beside each request.
+# An extension of ours in the scope: what it is given is called should the client go away; it says
+# whether it has gone already. ASGI itself has a task wait for that, beside each request.
 WHEN_GONE = "modelyard.when_gone"
-WhenGone: TypeAlias = Callable[[Callable[[], None] | None], None]
+WhenGone: TypeAlias = Callable[[Callable[[], None] | None], bool]
 # What a head may have: bytes of its address and headers together, and how many of them.
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
@@ -332,10 +332,9 @@ class _Connection(asyncio.BufferedProtocol):
             # It said nothing, or not all of it: for its client there is nothing to wait for.
             self.abort()
 
-    def _when_gone(self, leave: Callable[[], None] | None) -> None:
-        self._leave = leave
-        if self._gone and leave is not None:
-            leave()
+    def _when_gone(self, leave: Callable[[], None] | None) -> bool:
+        self._leave = None if self._gone else leave
+        return self._gone
 
     def _go(self) -> None:
         self._gone = True

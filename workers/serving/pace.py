@@ -26,7 +26,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._whose: object = None
-        self._is_under_way = False
+        # The queues a batch of which is being computed.
+        self._under_way: set[object] = set()
         self._left_ns = 0
         self._pause_ns = 0
         self._run_ns = 0
@@ -38,8 +39,9 @@ class Pace:
         Gives for how many nanoseconds the next one is waited for awake; 0 is not at all.
         """
         pause_ns = now_ns - self._left_ns
-        apart = self._is_under_way or whose is not self._whose
-        self._whose, self._is_under_way = whose, True
+        apart = bool(self._under_way) or whose is not self._whose
+        self._whose = whose
+        self._under_way.add(whose)
         if apart or not is_alone or pause_ns > REST_NS:
             self._streak, self._pause_ns, self._run_ns = 0, LONGEST_PAUSE_NS, LONGEST_RUN_NS
             return 0
@@ -48,14 +50,20 @@ class Pace:
         is_soon = self._pause_ns <= LONGEST_PAUSE_NS and self._run_ns <= LONGEST_RUN_NS
         return 2 * self._pause_ns if is_soon and self._streak >= STREAK else 0
 
-    def end(self, whose: object, now_ns: int, *, run_ns: int, is_alone: bool) -> None:
-        """Count what came back of the batch of this queue, in which others wait or none."""
+    def end(self, whose: object, now_ns: int, *, run_ns: int, others_wait: bool) -> None:
+        """Count what came back of the batch of this queue, in which `others_wait` or nobody."""
+        self._under_way.discard(whose)
         if whose is self._whose:
-            self._is_under_way = False
             self._left_ns = now_ns
             self._run_ns += (run_ns - self._run_ns) >> 4
-            if not is_alone:
+            if others_wait:
                 self._streak = 0
+
+    def forget(self, whose: object) -> None:
+        """Wait for nothing of this queue any more, whose process has gone."""
+        self._under_way.discard(whose)
+        if whose is self._whose:
+            self._whose, self._streak = None, 0
 
     @property
     def patience_ns(self) -> int:

@@ -3,9 +3,11 @@
 import asyncio
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +31,7 @@ class Clocked:
         self.now += after
         awake = self.pace.begin(whose, self.now, is_alone=is_alone)
         self.now += RUN
-        self.pace.end(whose, self.now, run_ns=run_ns, is_alone=not others)
+        self.pace.end(whose, self.now, run_ns=run_ns, others_wait=others)
         return awake
 
     def some(self, count, **how):
@@ -84,11 +86,25 @@ def test_nobody_waits_awake_where_there_are_others(parts):
         assert not clocked.one(**event)
 
 
-def test_a_batch_that_never_came_back_counts_as_another():
+@pytest.mark.parametrize("how", ["ends", "is forgotten"])
+def test_nobody_waits_awake_while_another_model_computes(how):
+    clocked = Clocked()
+    clocked.some(2 * p.STREAK)
+    clocked.pace.begin("b", clocked.now, is_alone=True)
+    assert not any(clocked.some(3 * p.ROUND))
+    if how == "ends":
+        clocked.pace.end("b", clocked.now, run_ns=RUN, others_wait=False)
+    else:
+        clocked.pace.forget("b")
+    clocked.some(p.STREAK)
+    assert clocked.one()
+
+
+def test_who_has_gone_is_not_waited_for():
     clocked = Clocked()
     clocked.some(2 * p.STREAK)
     clocked.pace.begin("a", clocked.now + SOON, is_alone=True)
-    clocked.now += 2 * SOON
+    clocked.pace.forget("a")
     assert not any(clocked.some(p.STREAK))
     assert clocked.one()
 
@@ -107,18 +123,29 @@ def test_a_model_that_is_called_time_after_time_answers_and_comes_to_rest(yard, 
             process = next(one for one in plane.fleet.all if one.is_ready).process
             heard = []
             listen = process.hear_awake
-            monkeypatch.setattr(process, "hear_awake", lambda ns: (heard.append(ns), listen(ns)))
+
+            def hear_awake(ns):
+                listen(ns)
+                heard.append("end" if process.ended else "nothing" if process._verb else "answer")
+
+            monkeypatch.setattr(process, "hear_awake", hear_awake)
+            monkeypatch.setattr(Pace, "patience_ns", 10**9)
+            states = []
             for _ in range(p.STREAK + 50):
                 assert np.array_equal((await y.ask(plane, "a/mlp", one))[1][0], expected)
+                states.append(_state_of(process.pid))
             assert len(heard) >= 40
+            assert set(heard) == {"answer"}
+            assert states[-40:].count("R") >= 20
             # It sleeps once nothing comes any more, until it is called again.
             await y.until(lambda: _state_of(process.pid) == "S")
             assert np.array_equal((await y.ask(plane, "a/mlp", one))[1][0], expected)
-            # Its end is heard by who looks for its answer.
-            for _ in range(p.STREAK):
-                await y.ask(plane, "a/mlp", one)
-            os.kill(process.pid, signal.SIGKILL)
-            assert np.array_equal((await y.ask(plane, "a/mlp", one))[1][0], expected)
+            # Its end is heard by who looks for its answer, and the request goes to the next one.
+            os.kill(process.pid, signal.SIGSTOP)
+            asking = asyncio.create_task(y.ask(plane, "a/mlp", one))
+            threading.Timer(0.1, os.kill, (process.pid, signal.SIGKILL)).start()
+            assert np.array_equal((await asking)[1][0], expected)
+            assert heard[-1] == "end"
 
     asyncio.run(go())
 
