@@ -6,7 +6,8 @@ taken only where the one before it finds nothing that the asker may see.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cache, reduce
+from itertools import islice
 from operator import and_, or_
 from typing import Final, NamedTuple
 
@@ -23,6 +24,7 @@ from registry.lexicon import (
     is_chinese,
     pairs_of,
     read_words,
+    words_in,
 )
 from registry.models import Repository, SearchWord
 from registry.models.catalog import RepositoryQuerySet
@@ -40,6 +42,7 @@ _SIMILARITY: Final = 0.2
 _CANDIDATES: Final = 60
 _SHORTEST_MEANT: Final = 4
 _TRIED: Final = 3
+_LOOKED_AT: Final = 20
 _MOST_PARTS: Final = 12
 _NOTHING: Final = Q(pk__in=())
 
@@ -48,8 +51,8 @@ _NOTHING: Final = Q(pk__in=())
 class Reading:
     """`how`: as_written, corrected, some_words or by_meaning.
 
-    `text` is what was looked for, as it would be typed. Where there is a `proof`, one of what is
-    found has to be so; else the text may say words that the asker may not see.
+    `text` is what was looked for, as it would be typed. What is found has to have the `unproved`
+    words of it; else these may be words that the asker may not see.
     """
 
     how: str
@@ -57,7 +60,7 @@ class Reading:
     condition: Q
     # One for each part of the query, for ranking.
     parts: Sequence[SearchQueryCombinable] = ()
-    proof: Q | None = None
+    unproved: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,12 @@ def readings(
     sought = [_part(one) for one in _without_common(read_words(tokens))[:_MOST_PARTS]]
     ranked = [_text_query(one.text) for one in phrases]
 
-    def reading(how: str, parts: Sequence[_Part], condition: Q, proof: Q | None = None) -> Reading:
+    def reading(
+        how: str, parts: Sequence[_Part], condition: Q, unproved: Sequence[str] = ()
+    ) -> Reading:
         text = " ".join([*(f'"{one.text}"' for one in phrases), *map(_typed, parts)])
         queries = [*ranked, *(_query(one.sought) for one in parts)]
-        return Reading(how=how, text=text, condition=condition, parts=queries, proof=proof)
+        return Reading(how=how, text=text, condition=condition, parts=queries, unproved=unproved)
 
     lost = [one for one in sought if one.is_unknown and not _finds(one.condition, visible)]
     written = reading(AS_WRITTEN, sought, _NOTHING if lost else _all_of(sought, fixed))
@@ -100,17 +105,19 @@ def readings(
     kept = among.filter(fixed)
     # The likeliest is tried unproved: that of the words near a lost one the nearest is meant, and
     # the others are right. What it finds proves it, and is mostly all that anybody has to look at.
-    near: dict[str, list[str]] = {}
-    guess = _mended(sought, lambda one: one in lost, lambda _: True, near)
+    near = cache(_near)
+    guess = _mended(sought, lambda one: one in lost, lambda word: map(_read, near(word)[:1]))
     if guess != sought:
-        new = [one for one in guess if one not in sought]
-        yield reading(CORRECTED, guess, _all_of(guess, fixed), proof=_whole(new))
-    mended = _mended(
-        sought,
-        lambda one: one in lost or not _finds(one.condition, visible),
-        lambda found: _finds(_whole(found), kept),
-        near,
-    )
+        new = [word for one in guess if one not in sought for word in one.sought.words]
+        yield reading(CORRECTED, guess, _all_of(guess, fixed), new)
+
+    def proved(word: str) -> Iterator[list[_Part]]:
+        # What others wrote takes no place among the few that are tried.
+        seen = (one for one in near(word) if has_word(one, visible))
+        found = map(_read, islice(seen, _TRIED))
+        return (parts for parts in found if _finds(_all_of(parts, Q()), kept))
+
+    mended = _mended(sought, lambda one: one in lost or not _finds(one.condition, visible), proved)
     if mended != sought:
         yield reading(CORRECTED, mended, _all_of(mended, fixed))
     # Of the guess nothing is left here: it may name what the asker may not see.
@@ -262,22 +269,15 @@ def _may_be_mistyped(one: Sought) -> bool:
 def _mended(
     sought: Sequence[_Part],
     is_wrong: Callable[[_Part], bool],
-    is_meant: Callable[[list[_Part]], bool],
-    near: dict[str, list[str]],
+    meant: Callable[[str], Iterator[list[_Part]]],
 ) -> list[_Part]:
-    """Put the first near word that `is_meant` in the place of each that `is_wrong`.
-
-    `near` keeps what was looked up.
-    """
+    """Put the first that may be `meant` in the place of each that `is_wrong`."""
     mended: list[_Part] = []
     for one in sought:
         if not _may_be_mistyped(one.sought) or not is_wrong(one):
             mended.append(one)
             continue
-        (word,) = one.sought.words
-        if word not in near:
-            near[word] = _near(word)
-        mended += next((found for found in map(_read, near[word]) if is_meant(found)), [one])
+        mended += next(meant(one.sought.words[0]), [one])
     return mended
 
 
@@ -285,10 +285,14 @@ def _read(word: str) -> list[_Part]:
     return [_part(one) for one in read_words([word])]
 
 
-def _whole(parts: Sequence[_Part]) -> Q:
-    """Give where these very words are: a word that holds one of them does not prove it."""
-    words = [word for one in parts for word in one.sought.words]
-    return reduce(and_, (Q(search_vector=WordQuery(word, config="simple")) for word in words), Q())
+def has_word(word: str, rows: RepositoryQuerySet) -> bool:
+    """Say whether one of the rows has this very word in what the known words are taken from.
+
+    A card that has it, or another form of it, does not tell that anybody may know the word.
+    """
+    whole = Q(search_vector=WordQuery(word, config="simple"))
+    found = rows.filter(whole & says(word)).whichever("search_text", limit=_LOOKED_AT)
+    return any(word in words_in(text) for (text,) in found)
 
 
 def _finds(condition: Q, among: RepositoryQuerySet) -> bool:
@@ -315,4 +319,4 @@ def _near(word: str) -> list[str]:
         for one in alike
         if len(one) >= _SHORTEST_MEANT
     ]
-    return [one for distance, one in sorted(near) if distance <= most][:_TRIED]
+    return [one for distance, one in sorted(near) if distance <= most]

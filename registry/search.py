@@ -35,7 +35,7 @@ from registry.models.catalog import LISTED_CHARACTERS, RepositoryQuerySet
 from registry.narrowing import measured_rarely, narrow, narrow_measured
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor, order_of
 from registry.query_language import Asked, parse
-from registry.readings import AS_WRITTEN, BY_MEANING, Reading, readings
+from registry.readings import AS_WRITTEN, BY_MEANING, Reading, has_word, readings
 
 # Facets and the total are exact up to here; past it they say "at least".
 COUNTED = 10_000
@@ -170,8 +170,9 @@ def search_repositories(
                 # What this order leaves out is found all the same, and so is what came before.
                 break
         else:
-            # A reading that was passed over may have found something.
-            read = read and _Read(few=[], facets=_facets_of(()))
+            if read or reading.unproved:
+                # What was passed over may have found something.
+                read = _Read(few=[], facets=_facets_of(()))
         facets = {}
         if with_facets and read and not meant:
             facets = read.facets
@@ -222,14 +223,9 @@ def _is_answer(
     """
     if few == [] and reading.how != BY_MEANING:
         return bool(query.cursor) and not meant
-    return reading.proof is None or _holds(reading.proof, found, few)
-
-
-def _holds(proof: Q, found: RepositoryQuerySet, few: list[int] | None) -> bool:
-    """Say whether that is true of one of what was found; it mostly is of one of the first."""
-    if few is None:
-        return bool(found.filter(proof).whichever("pk", limit=1))
-    return Repository.objects.of_keys(few[:_RANKED]).filter(proof).exists()
+    # It mostly has the words in one of the first.
+    first = found if few is None else Repository.objects.of_keys(few[:_RANKED])
+    return all(has_word(word, first) for word in reading.unproved)
 
 
 @contextmanager

@@ -139,6 +139,47 @@ def test_a_word_that_only_others_may_see_is_never_told(alice):
     assert found("projecty", actor_of(alice))[1] == {"how": "corrected", "q": "projectx"}
 
 
+@pytest.mark.parametrize(
+    "q",
+    [
+        "widgetx name:widgetc",
+        "projecty",
+        "projecty planer",
+        "projecty -accuracy:>0.9",
+        "carded",
+        "transfxrm",
+    ],
+)
+@pytest.mark.parametrize("counted", [search.COUNTED, 2])
+def test_an_answer_is_the_same_whatever_others_keep_to_themselves(alice, monkeypatch, q, counted):
+    """No near word that is private takes a place, is proved by a card, or is counted."""
+    monkeypatch.setattr(search, "COUNTED", counted)
+    for name in ("widgeta", "widgetb", "widgetc", "planer"):
+        make_model(alice, name, summary="Many transformers")
+    for number in range(4):
+        make_model(alice, f"projectxlarge{number}")
+    make_version(alice, make_model(alice, "reader"), {"README.md": b"# About cardex"})
+
+    def answer():
+        page = search_repositories(ANONYMOUS, "model", SearchQuery(q=q))
+        return [row["name"] for row in page.items], page.reading, page.facets
+
+    before = answer()
+    for name in ("projectx", "widgetx", "cardex"):
+        make_model(alice, name, visibility="private", summary="To transform")
+    assert answer() == before
+
+
+def test_a_correction_is_of_a_word_that_others_have_too(alice):
+    """What is asked for beside it need not have the very word."""
+    make_model(alice, "mistral", summary="A language model", task="translation")
+    make_model(alice, "mistral7b", summary="A language model", task="summarization")
+    assert found("mistrl task:summarization") == (
+        ["mistral7b"],
+        {"how": "corrected", "q": "mistral"},
+    )
+
+
 def test_any_of_the_words_will_do_where_no_model_has_all(alice):
     make_model(alice, "digits-cnn", summary="Reads handwriting")
     make_model(alice, "encoder", summary="Sentence vectors")
