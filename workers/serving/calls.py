@@ -185,7 +185,7 @@ class Rpc:
         self._task = task
         # Of the streams that owe nothing and get nothing, since when; the stillest is the first.
         self._still = still
-        # Answers that its messages wait for.
+        # Answers that are due to its messages, those included that are still coming.
         self._due = 0
         self._begun = False
 
@@ -211,6 +211,7 @@ class Rpc:
             return None
         while len(prefix) < _PREFIX.size:
             prefix += await self._more(_PREFIX.size - len(prefix))
+        self._due += 1
         self._still.pop(self, None)
         flag, size = _PREFIX.unpack(prefix)
         if flag & ~_PACKED:
@@ -287,8 +288,6 @@ class Rpc:
     async def __aiter__(self) -> AsyncIterator[tuple[Data, Holding]]:
         message = await self.read(within=IDLE_SECONDS)
         while message is not None:
-            self._due += 1
-            self._still.pop(self, None)
             yield message
             message = await self.read()
 

@@ -318,8 +318,11 @@ class Front:
         part = content.read_nowait()
         if part or content.at_eof():
             return part
-        reading = self._unless_lost(replica, content.readany())
-        return await (reading if passage.more else passage.exchange.unless_gone(reading))
+
+        async def read() -> bytes:
+            return await self._unless_lost(replica, content.readany())
+
+        return await (read() if passage.more else passage.exchange.unless_gone(read()))
 
     async def _pass_to_all(self, passage: "_Passage") -> None:
         """Send a request to every replica; the answer is the first that is no success, if any."""
