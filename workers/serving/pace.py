@@ -34,7 +34,7 @@ class Pace:
         self._streak = 0
 
     def begin(self, whose: object, now_ns: int, *, is_alone: bool) -> int:
-        """Count a batch of the queue `whose`, for a request that `is_alone` there or others beside.
+        """Count a batch of the queue `whose`: one request `is_alone` if nobody waits behind it.
 
         Gives for how many nanoseconds the next one is waited for awake; 0 is not at all.
         """
