@@ -62,6 +62,25 @@ def test_weights_are_compared_by_a_job_and_kept_by_content(owner, model):
     assert diff["weights"]["summary"]["counts"] == found["summary"]["counts"]
 
 
+def test_numbers_as_large_as_floats_are_can_be_told(owner, client):
+    """As of a mask, whose least number is -3.4e38: the database gives it back as a whole number."""
+    repository = factories.make_model(owner, "masked")
+    for mask in ([-3.4e38, 0.0], [-3.4e38, 1.0]):
+        factories.make_version(
+            owner, repository, {"model.safetensors": safetensors_bytes(w=[1.0], mask=mask)}
+        )
+    address = "alice/masked/versions/1/diff/2"
+    api(owner, "POST", f"{address}/weights")
+    run_next()
+    status, found = api(owner, "GET", f"{address}/weights")
+    assert (status, found["state"]) == (200, "known")
+    mask = found["tensors"][0]
+    assert (mask["name"], mask["norm_before"]) == ("mask", pytest.approx(3.4e38))
+    client.force_login(owner)
+    page = client.get(f"/models/{address}")
+    assert (page.status_code, "mask" in page.content.decode()) == (200, True)
+
+
 def test_the_same_bytes_elsewhere_are_answered_at_once(owner, model):
     diffs.request_weights(actor=actor_of(owner), before=pair(model)[0], after=pair(model)[1])
     run_next()
