@@ -1,7 +1,8 @@
-"""What an ONNX file holds, read without running anything."""
+"""What an ONNX file holds, read without running anything; what its nodes are given."""
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,3 +75,14 @@ def _bytes(count: int, data_type: int) -> int:
     if data_type in {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}:
         return -(-count // 2)
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+
+
+def rename_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give nodes something by another name, those of inner graphs too."""
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in names:
+                node.input[place] = names[name]
+        for found in node.attribute:
+            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
+                rename_inputs(inner, names)

@@ -24,6 +24,7 @@ from workers.ml.agreement import farthest
 from workers.ml.compress.bench import Bench
 from workers.ml.compress.layers import Graph, refuse_quantized
 from workers.ml.evaluate import latency_feeds
+from workers.ml.graphs import rename_inputs
 from workers.ml.infer.engines import OnnxEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.sessions import first_line
@@ -173,18 +174,8 @@ def share_equal(graph: Graph) -> int:
             instead[tensor.name] = first[key]
         else:
             first.setdefault(key, tensor.name)
-    _rename(graph.model.graph, instead)
+    rename_inputs(graph.model.graph, instead)
     return len(instead)
-
-
-def _rename(graph: onnx.GraphProto, instead: Mapping[str, str]) -> None:
-    for node in graph.node:
-        for at, name in enumerate(node.input):
-            if name in instead:
-                node.input[at] = instead[name]
-        for found in node.attribute:
-            for inner in (*found.graphs, *([found.g] if found.HasField("g") else [])):
-                _rename(inner, instead)
 
 
 def _optimise(source: Path, target: Path, level: str) -> None:

@@ -16,6 +16,7 @@ from registry.errors import Invalid
 from workers.ml.agreement import farthest
 from workers.ml.export.lstm import TRANSLATIONS, with_onnx_lstm
 from workers.ml.formats import stored_tensors
+from workers.ml.graphs import rename_inputs
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.program import Program
@@ -160,14 +161,9 @@ def _shorter(name: str) -> Iterator[str]:
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for weight in graph.initializer:
         weight.name = names.get(weight.name, weight.name)
-    for node in graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = names.get(name, name)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                _rename(inner, names)
     for value in graph.value_info:
         value.name = names.get(value.name, value.name)
+    rename_inputs(graph, names)
 
 
 def verify(torch_engine: TorchEngine, onnx_engine: OnnxEngine, probes: list[Feeds]) -> Agreement:
