@@ -35,8 +35,14 @@ _COMMON: Final = frozenset([
 # fmt: on
 # A token that no text holds by itself, so that a concept is found by one whole word.
 _CONCEPT_PREFIX: Final = "concept"
+# The database begins no word of any text so: nobody can write such a token into a card.
+_WORD_SIGN: Final = "="
 _CHINESE: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
 _WORDS: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+|[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+")
+_BESIDE_CHINESE: Final = re.compile(
+    "(?<=[\u3400-\u4dbf\u4e00-\u9fff])[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+"
+    "|[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+(?=[\u3400-\u4dbf\u4e00-\u9fff])"
+)
 _PHRASE: Final = 4
 _CHINESE_PHRASE: Final = 8
 _SHORTEST: Final = 4
@@ -63,7 +69,8 @@ def terms_of(text: str) -> str:
     """Give what a text is indexed by beside its own words: concepts, and Chinese words.
 
     Of Chinese, the dictionary's words, the shorter words within them, and each pair of
-    neighbours: a query that is cut elsewhere still finds them.
+    neighbours: a query that is cut elsewhere still finds them. A word that touches Chinese is one
+    with it for the database, so it stands here by itself.
     """
     lowered = text[:_INDEXED_CHARACTERS].lower()
     terms: dict[str, None] = {}
@@ -74,6 +81,7 @@ def terms_of(text: str) -> str:
     for run in _CHINESE.findall(lowered):
         terms.update(dict.fromkeys(rjieba.cut_for_search(run)))
         terms.update(dict.fromkeys(pairs_of(run)))
+    terms.update(dict.fromkeys(_BESIDE_CHINESE.findall(lowered)))
     return " ".join(terms)
 
 
@@ -173,10 +181,7 @@ def pieces_of(name: str) -> str:
 
 
 def search_terms_of(full_name: str, text: str) -> str:
-    """Give what a repository is found by beside the words of its searched text.
-
-    With these, a whole word finds each word that a piece of the text may be in.
-    """
+    """Give what a repository is found by beside the words of its searched text."""
     pieces = pieces_of(full_name)
     others = joined_words(text) - set(pieces.split())
     return " ".join(part for part in (pieces, *sorted(others), terms_of(text)) if part)
@@ -200,6 +205,15 @@ def words_in(text: str) -> set[str]:
         for word in _WORDS.findall(text.lower())
         if len(word) <= LONGEST_KNOWN and not word.isdigit() and not is_chinese(word)
     }
+
+
+def search_tokens_of(text: str) -> list[str]:
+    """Give the tokens by which a repository is found where its searched text has these words."""
+    return [word_token(word) for word in sorted(words_in(text))]
+
+
+def word_token(word: str) -> str:
+    return _WORD_SIGN + word
 
 
 def words_of(text: str) -> list[str]:

@@ -3,8 +3,12 @@
 The index of whole words answers in milliseconds what one of letters takes a tenth of a second for,
 among a million long texts. What is found so is compared with the piece itself where its words
 alone do not say enough.
+
+Each word of a name, a summary or a tag stands in that index as a token of its own, and cards have
+none: so a piece finds nothing in a card by way of a word that only others may see.
 """
 
+from collections.abc import Collection, Iterable
 from functools import reduce
 from operator import and_
 from typing import Final, NamedTuple
@@ -15,7 +19,7 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import StrIndex
 from django.db.models.lookups import GreaterThan
 
-from registry.lexicon import LONGEST_KNOWN, is_common, words_of
+from registry.lexicon import LONGEST_KNOWN, is_common, word_token, words_of
 from registry.models import SearchWord
 
 # A piece that more words hold is looked for by its letters.
@@ -53,18 +57,20 @@ def holding(text: str) -> Held | None:
     asked = [each for each in found if len(each) <= _FEW_WORDS] or found
     if not asked:
         return None
-    is_single = pieces == [text]
-    return Held(
-        reduce(and_, map(_any_of, asked)),
-        is_enough=is_single,
-        is_unknown=is_single and not words,
-    )
+    if pieces == [text]:
+        return Held(_typed_or_any_of(text, words or ()), is_enough=True, is_unknown=not words)
+    return Held(reduce(and_, map(having_any_of, asked)), is_enough=False, is_unknown=False)
 
 
 def beginning(word: str) -> SearchQueryCombinable | None:
     """Give what finds the known words that begin so; None where they are too many to name."""
     words = _words_with(word, begins=True, ends=False) if word.isascii() else None
-    return None if words is None else _any_of({word, *words})
+    return None if words is None else _typed_or_any_of(word, words)
+
+
+def having_any_of(words: Iterable[str]) -> SearchQueryCombinable:
+    """Give what finds rows whose `search_text` has one of these words; cards do not count."""
+    return _Tokens(" | ".join(f"'{word_token(word)}'" for word in sorted(words)))
 
 
 def says(text: str) -> Q:
@@ -92,7 +98,12 @@ def _words_with(piece: str, *, begins: bool, ends: bool) -> list[str] | None:
     return words if len(words) <= _MOST_WORDS else None
 
 
-def _any_of(words: set[str]) -> WordQuery:
-    """Name each word once: the database adds up how often each is met."""
-    quoted = " | ".join(f"'{word}'" for word in sorted(words))
-    return WordQuery(quoted, config="simple", search_type="raw")
+def _typed_or_any_of(typed: str, words: Collection[str]) -> SearchQueryCombinable:
+    whole = WordQuery(typed, config="simple")
+    return whole | having_any_of(words) if words else whole
+
+
+class _Tokens(WordQuery):
+    """A query of tokens as they stand in the index, which no parser reads."""
+
+    template = "(%(expressions)s)::tsquery"

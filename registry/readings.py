@@ -24,11 +24,10 @@ from registry.lexicon import (
     is_chinese,
     pairs_of,
     read_words,
-    words_in,
 )
 from registry.models import Repository, SearchWord
 from registry.models.catalog import RepositoryQuerySet
-from registry.pieces import beginning, holding, says
+from registry.pieces import beginning, having_any_of, holding, says
 from registry.query_language import Asked, Words
 
 AS_WRITTEN: Final = "as_written"
@@ -42,7 +41,6 @@ _SIMILARITY: Final = 0.2
 _CANDIDATES: Final = 60
 _SHORTEST_MEANT: Final = 4
 _TRIED: Final = 3
-_LOOKED_AT: Final = 20
 _MOST_PARTS: Final = 12
 _NOTHING: Final = Q(pk__in=())
 
@@ -290,9 +288,7 @@ def has_word(word: str, rows: RepositoryQuerySet) -> bool:
 
     A card that has it, or another form of it, does not tell that anybody may know the word.
     """
-    whole = Q(search_vector=WordQuery(word, config="simple"))
-    found = rows.filter(whole & says(word)).whichever("search_text", limit=_LOOKED_AT)
-    return any(word in words_in(text) for (text,) in found)
+    return _finds(Q(search_vector=having_any_of([word])), rows)
 
 
 def _finds(condition: Q, among: RepositoryQuerySet) -> bool:

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from registry.models import ANONYMOUS, CardVector, Repository
 from registry.search import SearchQuery, search_repositories
-from tests.factories import UserFactory, make_model
+from tests.factories import UserFactory, make_model, make_version
 
 pytestmark = pytest.mark.django_db
 
@@ -44,3 +44,18 @@ def test_what_is_registered_is_indexed_by_new_concepts():
     read = dict(CardVector.objects.values_list("repository_id", "read_at__year"))
     assert read[glucose.pk] == 1970
     assert read[other.pk] > 1970
+
+
+def test_what_is_registered_is_found_by_pieces_of_words_and_beside_chinese():
+    alice = UserFactory(username="alice")
+    tool = make_model(alice, "tool", summary="基于QuantBoost的工具")
+    card = {"README.md": "用 bert 或resnet50做底座".encode()}
+    make_version(alice, make_model(alice, "carded", summary="Nothing"), card)
+    rows = Repository.objects.all()
+    rows.update(search_tokens=[], search_terms="", card_terms="")
+    assert names("ntboos") == names("resnet50") == names("工具") == []
+    migration = import_module("registry.migrations.0038_words_as_tokens")
+    migration.fill(apps, SimpleNamespace(connection=connection))
+    assert names("ntboos") == names("工具") == ["tool"]
+    assert names("resnet50") == ["carded"]
+    assert "=quantboost" in rows.get(pk=tool.pk).search_tokens

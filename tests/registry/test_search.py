@@ -148,11 +148,18 @@ def test_a_word_that_only_others_may_see_is_never_told(alice):
         "projecty -accuracy:>0.9",
         "carded",
         "transfxrm",
+        "arde",
+        "rdex",
+        "ca",
+        "-arde",
     ],
 )
 @pytest.mark.parametrize("counted", [search.COUNTED, 2])
 def test_an_answer_is_the_same_whatever_others_keep_to_themselves(alice, monkeypatch, q, counted):
-    """No near word that is private takes a place, is proved by a card, or is counted."""
+    """No near word that is private takes a place, is proved by a card, or is counted.
+
+    Nor does a card tell that a word in it is somebody's, by way of a piece of that word.
+    """
     monkeypatch.setattr(search, "COUNTED", counted)
     for name in ("widgeta", "widgetb", "widgetc", "planer"):
         make_model(alice, name, summary="Many transformers")
@@ -168,6 +175,25 @@ def test_an_answer_is_the_same_whatever_others_keep_to_themselves(alice, monkeyp
     for name in ("projectx", "widgetx", "cardex"):
         make_model(alice, name, visibility="private", summary="To transform")
     assert answer() == before
+
+
+def test_no_card_passes_for_a_name(alice):
+    """What tells the words of names from those of cards is nothing that a card can say."""
+    make_model(alice, "projectx", visibility="private")
+    said = "=projectx '=projectx' http://a.b/c?d==projectx <a b==projectx> &=projectx;"
+    reader = make_model(alice, "reader", summary="Reads")
+    make_version(alice, reader, {"README.md": said.encode()})
+    assert names(q="rojectx") == []
+    assert names(q="=projectx") == ["reader"]
+
+
+def test_a_word_that_touches_chinese_is_found_by_itself(alice):
+    make_model(alice, "named", summary="基于QuantBoost的量化工具")
+    card = "用quantboost压缩,在resnet50上".encode()
+    make_version(alice, make_model(alice, "carded", summary="A tool"), {"README.md": card})
+    assert set(names(q="quantboost")) == {"named", "carded"}
+    assert names(q="antboos") == ["named"]
+    assert names(q="resnet50") == ["carded"]
 
 
 def test_a_correction_is_of_a_word_that_others_have_too(alice):
