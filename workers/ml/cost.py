@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from registry.errors import Invalid
-from workers.ml.compress.blocks import unpack
+from workers.ml.bit_packing import unpack
 from workers.ml.infer.engines import TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.runtime import Runtime

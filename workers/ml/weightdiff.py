@@ -18,7 +18,8 @@ from registry.formats.weights import choose_weights
 from registry.recipes import DiffRecipe
 from workers.ml.job import Job
 from workers.ml.report import Report
-from workers.ml.tensors import Numbers, Stored, open_tensors
+from workers.ml.stored import Numbers, Stored
+from workers.ml.tensors import open_tensors
 
 State = Literal["equal", "changed", "recast", "reshaped", "renamed", "new", "gone"]
 

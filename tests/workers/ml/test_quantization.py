@@ -19,6 +19,7 @@ from tests.workers.ml.little import (
     write_lstm,
     write_texts,
 )
+from workers.ml.bit_packing import pack, unpack
 from workers.ml.compress import blocks
 from workers.ml.compress.fixed_point import choose_p, snap, to_fixed_point, to_integer, to_real
 from workers.ml.compress.quantize import Static, quantize_with_ranges
@@ -89,14 +90,14 @@ def run(file, **feeds):
 def test_codes_come_out_of_their_bytes_as_they_went_in(bits, rows, seed):
     width = 8 * np.random.default_rng(seed).integers(1, 9)
     codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, width), dtype=np.uint8)
-    packed = blocks.pack(codes, bits)
+    packed = pack(codes, bits)
     assert packed.nbytes == codes.size * bits // 8
-    assert (blocks.unpack(packed, bits) == codes).all()
+    assert (unpack(packed, bits) == codes).all()
 
 
 def test_codes_that_fill_no_whole_bytes_are_refused():
     with pytest.raises(ValueError, match="whole bytes"):
-        blocks.pack(np.zeros((2, 3), np.uint8), 4)
+        pack(np.zeros((2, 3), np.uint8), 4)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -399,6 +400,9 @@ def test_a_calibrated_cnn_keeps_its_answers(tmp_path, trained, digits, changes):
     assert notes["left_in_float32"] == {}
     weights = result.report["summary"]["weight_bytes_by_type"]
     assert weights["INT8"] > 1000
+    compared = result.report["summary"]["weights"]
+    assert "gone" not in compared["counts"]
+    assert 0 < compared["relative"] < 0.05
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from safetensors.torch import save_file as save_torch
 from registry.errors import Invalid
 from registry.formats.weights import NOTHING, Chosen, choose_weights
 from tests.registry.formats import samples
-from workers.ml import myz, tensors, weightdiff
-from workers.ml.tensors import Stored, open_tensors
+from workers.ml import graph_weights, myz, weightdiff
+from workers.ml.stored import Stored
+from workers.ml.tensors import open_tensors
 from workers.ml.weightdiff import Change, Progress, compare_tensors
 
 RNG = np.random.default_rng(7)
@@ -225,7 +226,7 @@ def test_a_turned_matrix_that_is_too_large_to_hold_keeps_its_name(
     node = helper.make_node("Identity", ["x"], ["y"])
     graph(tmp_path / "a.onnx", [numpy_helper.from_array(matrix, "w_Transposed")], [node])
     assert next(iter(opened(tmp_path, "a.onnx", format_name="onnx").values())).shape == (4, 5)
-    monkeypatch.setattr(tensors, "_TURNED_BYTES", matrix.nbytes - 1)
+    monkeypatch.setattr(graph_weights, "_TURNED_BYTES", matrix.nbytes - 1)
     assert list(opened(tmp_path, "a.onnx", format_name="onnx")) == ["w_Transposed"]
 
 

@@ -5,11 +5,8 @@ outputs, K inputs, as `torch.nn.Linear` keeps them. A block is a run of inputs o
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 # What a block's range is shrunk to, in the search for the one with the least squared error.
@@ -174,37 +171,6 @@ def weight_error(weight_NK: Tensor, rounded_NK: Tensor) -> float:
     """Tell the squared error of the weights themselves, as a share."""
     whole = float((weight_NK.double() ** 2).sum())
     return float(((rounded_NK - weight_NK).double() ** 2).sum()) / whole if whole else 0.0
-
-
-def pack(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Put several codes into a byte along the last axis, the first in the lowest bits.
-
-    Raises:
-        ValueError: the last axis is not a whole number of bytes.
-
-    """
-    per_byte = 8 // bits
-    if codes.shape[-1] % per_byte:
-        raise ValueError(f"{codes.shape[-1]} codes of {bits} bits do not fill whole bytes.")
-    grouped = codes.astype(np.uint8).reshape(*codes.shape[:-1], -1, per_byte)
-    shifts = (np.arange(per_byte) * bits).astype(np.uint8)
-    return np.asarray(np.bitwise_or.reduce(grouped << shifts, axis=-1), dtype=np.uint8)
-
-
-def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Take the codes out of the bytes again."""
-    shifts = (np.arange(8 // bits) * bits).astype(np.uint8)
-    codes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
-    return codes.reshape(*packed.shape[:-1], -1).astype(np.uint8)
-
-
-def pad_last(values: NDArray[Any], multiple: int, filler: int = 0) -> NDArray[Any]:
-    """Fill the last axis up to a multiple."""
-    missing = -values.shape[-1] % multiple
-    if not missing:
-        return values
-    widths = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
-    return np.pad(values, widths, constant_values=filler)
 
 
 def _blocks(weight_NK: Tensor, block: int) -> tuple[Tensor, Tensor]:

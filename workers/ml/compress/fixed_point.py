@@ -19,8 +19,8 @@ from torch import nn
 
 from registry import recipes
 from registry.errors import Invalid
+from workers.ml.bit_packing import pack, pad_last
 from workers.ml.compress.bench import Bench
-from workers.ml.compress.blocks import pack, pad_last
 from workers.ml.compress.layers import MICROSOFT, SMALLEST, Graph, excluded, refuse_quantized
 
 # How much finer than the largest weight allows the search may go.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from registry import recipes
 from registry.errors import Invalid
+from workers.ml.bit_packing import pack, pad_last
 from workers.ml.compress import blocks
 from workers.ml.compress.activations import Rows, calibration_rows, curvatures
 from workers.ml.compress.bench import Bench
@@ -30,6 +31,7 @@ from workers.ml.compress.layers import (
     excluded,
     refuse_quantized,
 )
+from workers.ml.graph_weights import TURNED
 from workers.ml.graphs import inspect_onnx
 
 _RECURRENT = {"LSTM", "GRU", "RNN"}
@@ -247,18 +249,22 @@ class _Writer:
         outputs, inputs = weight_NK.shape
         bits, block = self.options.bits, self.options.block
         codes_NK, grid, told = self._round(weight_NK, bits, curvature_KK, layer)
+        weight = layer.weight
+        if not transposed:
+            turned = weight.removesuffix(TURNED)
+            weight = turned if turned != weight else f"{weight}{TURNED}"
         # The same weight may be rounded by another curvature, or turned round, elsewhere.
         own = curvature_KK is not None or layer.operator == "Gemm"
-        name = f"{layer.weight}.{layer.name if own else 'product'}"
+        name = f"{weight}.{layer.name if own else 'product'}"
         # Codes beyond the last input stand for zero.
-        filled = blocks.pad_last(codes_NK, block)
-        packed = blocks.pack(filled.reshape(outputs, -1, block), bits)
+        filled = pad_last(codes_NK, block)
+        packed = pack(filled.reshape(outputs, -1, block), bits)
         given = [node.input[0], self.graph.add(f"{name}_int{bits}", packed)]
         made: list[onnx.NodeProto] = []
         given.append(self._scales(name, grid))
         if not self.options.symmetric:
-            zeros = blocks.pad_last(grid.zero_NB.cpu().numpy().astype(np.uint8), 8 // bits)
-            given.append(self.graph.add(f"{name}_zero_point", blocks.pack(zeros, bits)))
+            zeros = pad_last(grid.zero_NB.cpu().numpy().astype(np.uint8), 8 // bits)
+            given.append(self.graph.add(f"{name}_zero_point", pack(zeros, bits)))
         bias = node.input[2] if len(node.input) > 2 else ""
         out = node.output[0]
         product = f"{out}_product" if bias else out
@@ -348,17 +354,17 @@ class _Writer:
     ) -> list[onnx.NodeProto]:
         """Take rows of a packed table; a width that fills no whole bytes is filled up and cut."""
         bits = grid.bits
-        filled = blocks.pad_last(codes, 8 // bits)
+        filled = pad_last(codes, 8 // bits)
         cut = filled.shape[1] != width
         wide = f"{out}_wide" if cut else out
         given = [
-            self.graph.add(f"{name}_int{bits}", blocks.pack(filled, bits)),
+            self.graph.add(f"{name}_int{bits}", pack(filled, bits)),
             indices,
             self._scales(name, grid),
         ]
         if not self.options.symmetric:
-            zeros = blocks.pad_last(grid.zero_NB.cpu().numpy().astype(np.uint8), 8 // bits)
-            given.append(self.graph.add(f"{name}_zero_point", blocks.pack(zeros, bits)))
+            zeros = pad_last(grid.zero_NB.cpu().numpy().astype(np.uint8), 8 // bits)
+            given.append(self.graph.add(f"{name}_zero_point", pack(zeros, bits)))
         made = [
             helper.make_node(
                 "GatherBlockQuantized",

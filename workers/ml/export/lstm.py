@@ -13,9 +13,9 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from registry.errors import Invalid
+from workers.ml.graph_weights import GATES_OF_ONNX
 
 _TO_ONNX = (0, 3, 1, 2)  # torch orders its gates input, forget, cell, output; ONNX i, o, f, c
-_TO_TORCH = (0, 2, 3, 1)
 
 
 @torch.library.custom_op("modelyard::lstm", mutates_args=())
@@ -31,7 +31,7 @@ def lstm(x_BLE: Tensor, w: Tensor, r: Tensor, b: Tensor, hidden_size: int) -> Te
     }
     with torch.no_grad():
         for name, weight in weights.items():
-            layer.get_parameter(name).copy_(_reorder(weight, _TO_TORCH))
+            layer.get_parameter(name).copy_(_reorder(weight, GATES_OF_ONNX))
         output: Tensor = layer(x_BLE)[0]
     return output
 

@@ -16,11 +16,11 @@ from registry.errors import Invalid
 from workers.ml.agreement import farthest
 from workers.ml.export.lstm import TRANSLATIONS, with_onnx_lstm
 from workers.ml.formats import stored_tensors
+from workers.ml.graph_weights import TURNED
 from workers.ml.graphs import rename_inputs
 from workers.ml.infer.engines import OnnxEngine, TorchEngine
 from workers.ml.infer.feeders import Feeds
 from workers.ml.program import Program
-from workers.ml.tensors import TURNED
 
 MAX_BATCH = 4096
 _MATRIX = 2
