@@ -15,7 +15,7 @@ from registry.formats.weights import Chosen, choose_weights
 from registry.models import Actor, Kind, Version, WeightDiff, openable_files
 
 # Another way to compare makes another key, and is computed again.
-GENERATION: Final = 2
+GENERATION: Final = 3
 KEEP: Final = timedelta(days=90)
 STATES: Final = ("changed", "reshaped", "new", "gone", "renamed", "recast", "equal")
 _MOST_TENSORS: Final = 5000
