@@ -28,7 +28,7 @@ from benchmarks.vocabulary import (  # noqa: E402
     describe,
     slug_of,
 )
-from registry.lexicon import search_terms_of, search_tokens_of, terms_of, words_in  # noqa: E402
+from registry.lexicon import search_terms_of, terms_of, words_in  # noqa: E402
 from registry.models import (  # noqa: E402
     Alias,
     Artifact,
@@ -136,7 +136,6 @@ def _repositories(
                 updated_at=now - timedelta(seconds=chance.randrange(10**7)),
                 search_text=text,
                 search_terms=search_terms_of(full_name, text),
-                search_tokens=search_tokens_of(text),
                 card_text=fact["card"],
                 card_terms=terms_of(fact["card"]),
             )

@@ -35,8 +35,6 @@ _COMMON: Final = frozenset([
 # fmt: on
 # A token that no text holds by itself, so that a concept is found by one whole word.
 _CONCEPT_PREFIX: Final = "concept"
-# The database begins no word of any text so: nobody can write such a token into a card.
-_WORD_SIGN: Final = "="
 _CHINESE: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
 _WORDS: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+|[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+")
 _BESIDE_CHINESE: Final = re.compile(
@@ -181,7 +179,10 @@ def pieces_of(name: str) -> str:
 
 
 def search_terms_of(full_name: str, text: str) -> str:
-    """Give what a repository is found by beside the words of its searched text."""
+    """Give what a repository is found by beside the words of its searched text.
+
+    With these, a whole word finds each word that a piece of the text may be in.
+    """
     pieces = pieces_of(full_name)
     others = joined_words(text) - set(pieces.split())
     return " ".join(part for part in (pieces, *sorted(others), terms_of(text)) if part)
@@ -199,21 +200,15 @@ def joined_words(text: str) -> set[str]:
 
 
 def words_in(text: str) -> set[str]:
-    """Give the words that a piece of one is looked up among: all but Chinese and bare numbers."""
+    """Give the words that a piece of one is looked up among: all but Chinese and bare numbers.
+
+    And but the tokens of concepts, which stand among the terms of who never wrote them.
+    """
     return {
         word
         for word in _WORDS.findall(text.lower())
         if len(word) <= LONGEST_KNOWN and not word.isdigit() and not is_chinese(word)
-    }
-
-
-def search_tokens_of(text: str) -> list[str]:
-    """Give the tokens by which a repository is found where its searched text has these words."""
-    return [word_token(word) for word in sorted(words_in(text))]
-
-
-def word_token(word: str) -> str:
-    return _WORD_SIGN + word
+    } - _concept_tokens()
 
 
 def words_of(text: str) -> list[str]:
@@ -275,6 +270,11 @@ def _lines() -> Iterator[list[str]]:
     for line in _CONCEPTS.read_text().splitlines():
         if line and not line.startswith("#"):
             yield line.split(", ")
+
+
+@cache
+def _concept_tokens() -> frozenset[str]:
+    return frozenset(concept_token(name) for name, *_ in _lines())
 
 
 @cache

@@ -4,8 +4,8 @@ The index of whole words answers in milliseconds what one of letters takes a ten
 among a million long texts. What is found so is compared with the piece itself where its words
 alone do not say enough.
 
-Each word of a name, a summary or a tag stands in that index as a token of its own, and cards have
-none: so a piece finds nothing in a card by way of a word that only others may see.
+It is looked for in names, summaries and tags alone: else a piece would find a card exactly where
+somebody's name has that word, be it one that only others may see.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,13 +19,15 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import StrIndex
 from django.db.models.lookups import GreaterThan
 
-from registry.lexicon import LONGEST_KNOWN, is_common, word_token, words_of
+from registry.lexicon import LONGEST_KNOWN, is_common, words_of
 from registry.models import SearchWord
 
 # A piece that more words hold is looked for by its letters.
 _MOST_WORDS: Final = 256
 _SHORTEST: Final = 3
 _FEW_WORDS: Final = 8
+# How words of a `search_text` are marked in the `search_vector`.
+_OF_TEXT: Final = "AC"
 
 
 class Held(NamedTuple):
@@ -42,24 +44,25 @@ class Held(NamedTuple):
 def holding(text: str) -> Held | None:
     """Give what finds the lower-case text in a `search_text`; None where no words can tell."""
     pieces = words_of(text) if text.isascii() and len(text) <= LONGEST_KNOWN else []
-    # What nearly every text has tells nothing beside other words.
-    telling = [place for place, piece in enumerate(pieces) if not is_common(piece)]
     found: list[set[str]] = []
+    common: list[set[str]] = []
     words: list[str] | None = None
-    for place in telling or range(len(pieces)):
-        piece = pieces[place]
+    for place, piece in enumerate(pieces):
         begins = place > 0 or not text.startswith(piece)
         ends = place < len(pieces) - 1 or not text.endswith(piece)
         words = _words_with(piece, begins=begins, ends=ends)
         if words is not None:
-            found.append({piece, *words})
+            # What nearly every text has tells nothing beside other words.
+            tells = not any(map(is_common, words or [piece]))
+            (found if tells else common).append({piece, *words})
     # One of very many words tells little beside others, and takes the index long to look for.
-    asked = [each for each in found if len(each) <= _FEW_WORDS] or found
+    asked = [each for each in found if len(each) <= _FEW_WORDS] or found or common
     if not asked:
         return None
     if pieces == [text]:
         return Held(_typed_or_any_of(text, words or ()), is_enough=True, is_unknown=not words)
-    return Held(reduce(and_, map(having_any_of, asked)), is_enough=False, is_unknown=False)
+    # What is found is compared with the text, whoever's words have led there.
+    return Held(reduce(and_, map(_any_of, asked)), is_enough=False, is_unknown=False)
 
 
 def beginning(word: str) -> SearchQueryCombinable | None:
@@ -70,7 +73,7 @@ def beginning(word: str) -> SearchQueryCombinable | None:
 
 def having_any_of(words: Iterable[str]) -> SearchQueryCombinable:
     """Give what finds rows whose `search_text` has one of these words; cards do not count."""
-    return _Tokens(" | ".join(f"'{word_token(word)}'" for word in sorted(words)))
+    return _any_of(words, marked=f":{_OF_TEXT}")
 
 
 def says(text: str) -> Q:
@@ -98,12 +101,12 @@ def _words_with(piece: str, *, begins: bool, ends: bool) -> list[str] | None:
     return words if len(words) <= _MOST_WORDS else None
 
 
+def _any_of(words: Iterable[str], *, marked: str = "") -> SearchQueryCombinable:
+    named = " | ".join(f"'{word}'{marked}" for word in sorted(words))
+    return WordQuery(named, config="simple", search_type="raw")
+
+
 def _typed_or_any_of(typed: str, words: Collection[str]) -> SearchQueryCombinable:
     whole = WordQuery(typed, config="simple")
-    return whole | having_any_of(words) if words else whole
-
-
-class _Tokens(WordQuery):
-    """A query of tokens as they stand in the index, which no parser reads."""
-
-    template = "(%(expressions)s)::tsquery"
+    others = set(words) - {typed}
+    return whole | having_any_of(others) if others else whole

@@ -28,6 +28,8 @@ LEAST_PEOPLE: Final = 5
 _CONSIDERED: Final = 50
 _PEOPLE: Final = 500
 _WORDS: Final = 12
+# What D, C, B and A of a `search_vector` count.
+_WEIGHTS: Final = [0.1, 0.4, 0.4, 1.0]
 # Cosines of cards from which on they say much the same, or something alike.
 _MUCH, _SOMEWHAT = 0.7, 0.45
 # Sizes closer than this are said to be none different.
@@ -117,7 +119,7 @@ def _with_words(repository: Repository, among: RepositoryQuerySet) -> dict[int, 
     asked = reduce(or_, (SearchQuery(word, config="english") for word in words))
     ranked = (
         among.filter(search_vector=asked)
-        .annotate(rank=SearchRank(F("search_vector"), asked))
+        .annotate(rank=SearchRank(F("search_vector"), asked, weights=_WEIGHTS))
         .order_by("-rank", "-downloads_count", "pk")
         .values_list("pk", "rank")[:_CONSIDERED]
     )

@@ -56,9 +56,11 @@ _FACET_SECONDS = 0.3
 # Relevance is told apart among so many of what matches, those most downloaded: where all that
 # match could be counted, and where they could not.
 _RANKED = 1000
+# So many are asked for a word before all that are ranked.
+_LOOKED_AT = 20
 _RANKED_OF_MANY = 300
-# Of a word in the card, in search terms of the second kind, in the name and what stands beside it.
-_WEIGHTS = [0.2, 0.4, 0.6, 1.0]
+# Of a word in the card, among the terms, as a stem, and in the name and what stands beside it.
+_WEIGHTS = [0.2, 0.6, 0.6, 1.0]
 
 # The order of a cursor that vectors had a part in.
 _BY_MEANING = "meaning"
@@ -223,9 +225,13 @@ def _is_answer(
     """
     if few == [] and reading.how != BY_MEANING:
         return bool(query.cursor) and not meant
-    # It mostly has the words in one of the first.
-    first = found if few is None else Repository.objects.of_keys(few[:_RANKED])
-    return all(has_word(word, first) for word in reading.unproved)
+    # One of the first has the words, most of the time.
+    first = [found] if few is None else [_of(few[:_LOOKED_AT]), _of(few[:_RANKED])]
+    return all(any(has_word(word, rows) for rows in first) for word in reading.unproved)
+
+
+def _of(keys: Sequence[int]) -> RepositoryQuerySet:
+    return Repository.objects.of_keys(keys)
 
 
 @contextmanager

@@ -7,11 +7,7 @@ from typing import Any, Self
 
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex, OpClass
-from django.contrib.postgres.search import (
-    SearchVector,
-    SearchVectorCombinable,
-    SearchVectorField,
-)
+from django.contrib.postgres.search import SearchVector, SearchVectorField
 from django.core.exceptions import EmptyResultSet
 from django.db import connection, models
 from django.db.models import Exists, F, Func, OuterRef, Q, Value
@@ -198,14 +194,6 @@ class SearchWord(models.Model):
         return self.word
 
 
-class TokensVector(SearchVectorCombinable, Func):
-    """The tokens of an array as they stand, with no place in a text, so that they rank nothing."""
-
-    function = "array_to_tsvector"
-    output_field = SearchVectorField()
-    config = None
-
-
 class Repository(models.Model):
     """A named line of versions: a registered model or a dataset.
 
@@ -254,16 +242,15 @@ class Repository(models.Model):
     card_text = models.TextField(blank=True)
     # Concepts and Chinese words of both, and the pieces of the name (see registry/lexicon.py).
     search_terms = models.TextField(blank=True, db_default="")
-    # What tells the words of `search_text` from the same words in a card.
-    search_tokens = ArrayField(models.TextField(), default=list, db_default=[], blank=True)
     card_terms = models.TextField(blank=True, db_default="")
+    # The letters tell whose word it is: A and C are words of `search_text`, B stems of them, D is
+    # of the card.
     search_vector: Any = models.GeneratedField(
         expression=SearchVector("search_text", config="simple", weight="A")
         + SearchVector("search_text", config="english", weight="B")
-        + SearchVector("search_terms", config="simple", weight="B")
+        + SearchVector("search_terms", config="simple", weight="C")
         + SearchVector("card_text", config="english", weight="D")
-        + SearchVector("card_terms", config="simple", weight="D")
-        + TokensVector("search_tokens"),
+        + SearchVector("card_terms", config="simple", weight="D"),
         output_field=SearchVectorField(),
         db_persist=True,
     )

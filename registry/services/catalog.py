@@ -360,9 +360,8 @@ def refresh_search(repository: Repository) -> None:
     text = " ".join(word for word in words if word).lower()[:_SEARCHED_CHARACTERS]
     repository.search_text = text
     repository.search_terms = lexicon.search_terms_of(repository.full_name, text)
-    repository.search_tokens = lexicon.search_tokens_of(text)
     _touch(repository)
-    repository.save(update_fields=["search_text", "search_terms", "search_tokens", "updated_at"])
+    repository.save(update_fields=["search_text", "search_terms", "updated_at"])
     SearchWord.objects.bulk_create(
         [SearchWord(word=word) for word in sorted(lexicon.words_in(text))],
         ignore_conflicts=True,
