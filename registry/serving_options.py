@@ -8,7 +8,7 @@ from pydantic import Field
 from registry.recipes.fields import ADVANCED, Frozen
 
 # What can compute a deployment; auto takes what the files allow, the fastest first.
-Runtime = Literal["auto", "onnxruntime", "torch"]
+Runtime = Literal["auto", "onnxruntime", "torch", "aotinductor"]
 
 
 DEFAULT_THREADS = 1
@@ -109,8 +109,9 @@ class ServingOptions(Frozen):
         if tuned is not None and self.runtime in {"auto", tuned.runtime}:
             found = {"threads": tuned.threads, "max_batch_size": tuned.max_batch_size}
             if tuned.runtime == "torch":
-                # The other is what auto begins with, and that leaves a way where it fails.
+                # Of the others auto begins with one, and leaves a way where it fails.
                 given["runtime"] = tuned.runtime
+            found["is_compiled"] = tuned.runtime == "aotinductor"
         return SettledOptions.model_validate({**found, **given})
 
 
@@ -119,3 +120,5 @@ class SettledOptions(ServingOptions):
 
     threads: Annotated[int, _whole("Threads", "", 1, 64)] = DEFAULT_THREADS
     max_batch_size: Annotated[int, _whole("Rows in a batch", "", 1, 1024)] = DEFAULT_BATCH_SIZE
+    # A tuning found it quickest as machine code, and nothing else was chosen.
+    is_compiled: bool = False

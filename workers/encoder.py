@@ -93,13 +93,13 @@ def load_model(folder: Path, kept: Path) -> SentenceModel:
         with tempfile.TemporaryDirectory(dir=kept) as name:
             logger.info("Exporting the model in %s.", folder)
             subprocess.run(  # noqa: S603 - our own module, a folder that the operator chose
-                [sys.executable, "-m", "workers.serving.prepare", folder, name],
+                [sys.executable, "-m", "workers.serving.prepare", folder, name, "onnx"],
                 cwd=_ROOT,
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
             report = json.loads((Path(name) / "report.json").read_text(encoding="utf-8"))
-            if not report["onnx"]:
+            if not report["made"]:
                 raise ValueError(f"the model cannot be exported: {report['reason']}")
             (Path(name) / "model.onnx").replace(graph)
     return SentenceModel(folder, graph, digest)

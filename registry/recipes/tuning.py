@@ -12,7 +12,7 @@ MAX_BATCH_SIZE = 1024
 # Models of texts read half a thousand tokens at most.
 MAX_WORDS = 512
 
-TunedRuntime = Literal["onnxruntime", "torch"]
+TunedRuntime = Literal["onnxruntime", "torch", "aotinductor"]
 
 
 class Tune(Frozen):
@@ -51,10 +51,11 @@ class Tune(Frozen):
     runtimes: tuple[TunedRuntime, ...] = Field(
         default=("onnxruntime", "torch"),
         min_length=1,
-        max_length=2,
+        max_length=3,
         strict=False,
         title="Runtimes to try",
-        description="Those that can run the version.",
+        description="Those that can run the version. AOTInductor compiles a torch model for this "
+        "processor first, which takes half a minute and a C++ compiler.",
     )
     budget_minutes: float = Field(
         default=3,

@@ -16,7 +16,7 @@ from registry.permissions import require
 from registry.recipes import MAX_BATCH_SIZE, MAX_THREADS
 from registry.serving_options import Tuned
 
-RUNTIMES = ("onnxruntime", "torch")
+RUNTIMES = ("onnxruntime", "torch", "aotinductor")
 _LONGEST_CLASS = 200
 
 

@@ -17,6 +17,7 @@ from registry.services import lifecycle, quotas
 from registry.serving_options import ServingOptions
 from registry.web import wording
 from registry.web.refusals import words_of
+from registry.web.tunings import RUNTIMES
 from registry.web.wording import LIBRARIES, LICENSES, TASKS, VISIBILITIES, WEBHOOK_EVENTS
 
 _GIGABYTE = 10**9
@@ -473,7 +474,7 @@ class DeployForm(forms.Form):
     threads = _option("threads", _("Threads"), _("Empty: as measured by a tuning, else 1."))
     runtime = forms.ChoiceField(
         label=_("Runtime"),
-        choices=[("auto", "auto"), ("onnxruntime", "ONNX Runtime"), ("torch", "PyTorch")],
+        choices=[("auto", "auto"), *RUNTIMES.items()],
         initial="auto",
     )
     sibling_meanwhile = forms.BooleanField(

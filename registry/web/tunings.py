@@ -13,7 +13,7 @@ from registry.models import Actor, Job, Tuning, Version
 from registry.services.tuning import tunings_of
 from registry.web import reports
 
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "PyTorch", "aotinductor": "AOTInductor"}
 _LISTED = 200
 _NOTHING = "\N{EN DASH}"
 

@@ -309,6 +309,16 @@ def test_what_is_left_open_is_as_was_measured_on_such_a_machine():
     assert found.options.threads == 8
 
 
+def test_what_was_compiled_leaves_a_way_where_a_machine_cannot():
+    _, version = deployed(UserFactory())
+    tune(version, runtime="aotinductor")
+    ((one,),) = [route.deployments for route in read_routes("here")]
+    assert (one.options.runtime, one.options.is_compiled) == ("auto", True)
+    Deployment.objects.update(options={"runtime": "onnxruntime"})
+    ((one,),) = [route.deployments for route in read_routes("here")]
+    assert (one.options.threads, one.options.is_compiled) == (1, False)
+
+
 def test_what_is_said_wins_over_what_was_measured():
     _, version = deployed(UserFactory())
     tune(version)

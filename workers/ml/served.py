@@ -52,8 +52,9 @@ class ServedModel:
     def __init__(
         self,
         folder: Path,
-        onnx: Path | None,
         *,
+        onnx: Path | None,
+        package: Path | None,
         threads: int,
         batch_size: int,
         gpu: bool,
@@ -80,6 +81,7 @@ class ServedModel:
         self._plan = {
             "folder": str(folder),
             "onnx": None if onnx is None else str(onnx),
+            "package": None if package is None else str(package),
             "threads": threads,
             "batch_size": batch_size,
             "warm": True,

@@ -30,7 +30,7 @@ from workers.ml.served import ServedModel, Silent, end, said_by
 from workers.ml.statistics import bootstrap_mean
 from workers.ml.workload import Batch, Workload
 
-ONNX, TORCH = "onnxruntime", "torch"
+ONNX, TORCH, COMPILED = "onnxruntime", "torch", "aotinductor"
 _PREPARE = (sys.executable, "-P", "-s", "-m", "workers.serving.prepare")
 _PREPARE_SECONDS = 900.0
 # In one round a setting is run for so long, and at least and at most so often.
@@ -132,8 +132,8 @@ def run(job: Job, recipe: recipes.TuneRecipe) -> Report:
     work = job.out / "work"
     work.mkdir()
     notes: list[Text] = []
-    graphs = _graphs(job, step, work, deadline, notes)
-    bench = Bench(job, step, graphs, deadline, notes)
+    programs = _programs(job, step, work, deadline, notes)
+    bench = Bench(job, step, programs, deadline, notes)
     try:
         bench.measure()
     finally:
@@ -219,10 +219,10 @@ def _device_class(job: Job) -> str:
 # --- What can run it ------------------------------------------------------------------------------
 
 
-def _graphs(
+def _programs(
     job: Job, step: recipes.Tune, work: Path, deadline: float, notes: list[Text]
 ) -> dict[str, Path | None]:
-    """Map the runtimes that can serve the version to the graph that they are given.
+    """Map the runtimes that can serve the version to the file that they are given beside it.
 
     Raises:
         Invalid: none can.
@@ -234,15 +234,16 @@ def _graphs(
     why: list[Text] = []
     plain = opened.is_onnx and opened.weights.is_relative_to(source)
     for runtime in dict.fromkeys(step.runtimes):
-        if runtime == TORCH:
-            if opened.is_onnx:
-                why.append(Text("The version is an ONNX file, which torch does not run."))
-            else:
-                found[TORCH] = None
-        elif plain:
+        if runtime == ONNX and plain:
             found[ONNX] = opened.weights
-        elif graph := _exported(source, work, deadline, notes):
-            found[ONNX] = graph
+        elif runtime != ONNX and opened.is_onnx:
+            why.append(Text("The version is an ONNX file, which torch does not run."))
+        elif runtime == TORCH:
+            found[TORCH] = None
+        elif runtime == COMPILED and job.device == "cuda":
+            notes.append(Text("AOTInductor compiles for processors here, and not for GPUs."))
+        elif made := _made(runtime, source, work, deadline, notes):
+            found[runtime] = made
     if not found:
         raise Invalid(
             "None of the runtimes that were asked for can serve {version}: {problem}",
@@ -253,28 +254,32 @@ def _graphs(
     return found
 
 
-def _exported(source: Path, work: Path, deadline: float, notes: list[Text]) -> Path | None:
-    """Have the graph made that a serving process would make."""
+def _made(
+    runtime: str, source: Path, work: Path, deadline: float, notes: list[Text]
+) -> Path | None:
+    """Have the file made that a serving process would make."""
+    kind, name = ("onnx", "model.onnx") if runtime == ONNX else (COMPILED, "model.pt2")
     left = max(10.0, min(_PREPARE_SECONDS, deadline - time.monotonic()))
     reason = "it took too long"
     process = subprocess.Popen(  # noqa: S603 - no shell, and a program of our own
-        [*_PREPARE, str(source), str(work)],
+        [*_PREPARE, str(source), str(work), kind],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
         process.wait(left)
         said = json.loads((work / "report.json").read_text(encoding="utf-8"))
-        if said.get("onnx") is True and (work / "model.onnx").is_file():
-            return work / "model.onnx"
+        if said.get("made") is True and (work / name).is_file():
+            return work / name
         reason = str(said.get("reason") or reason)[:300]
     except (subprocess.TimeoutExpired, OSError, ValueError, AttributeError):
         pass  # the note says that there is none
     finally:
         end(process)
-    notes.append(
-        Text("It has no export to ONNX, so torch alone serves it: {reason}", reason=reason)
-    )
+    if runtime == ONNX:
+        notes.append(Text("It has no export to ONNX: {reason}", reason=reason))
+    else:
+        notes.append(Text("AOTInductor could not compile it: {reason}", reason=reason))
     return None
 
 
@@ -312,11 +317,11 @@ class Bench:
         self,
         job: Job,
         step: recipes.Tune,
-        graphs: dict[str, Path | None],
+        programs: dict[str, Path | None],
         deadline: float,
         notes: list[Text],
     ) -> None:
-        self.job, self.step, self.graphs, self.deadline = job, step, graphs, deadline
+        self.job, self.step, self.programs, self.deadline = job, step, programs, deadline
         self.notes = notes
         self.batchable = True
         self.rounds = 0
@@ -324,7 +329,7 @@ class Bench:
         threads = threads_to_try(step.threads, environment.usable_cores(), notes)
         self.tried = {
             setting: Tried(setting)
-            for setting in (Setting(*each) for each in _product(graphs, threads, sizes))
+            for setting in (Setting(*each) for each in _product(programs, threads, sizes))
         }
         self._drawn = random.Random(step.seed)  # noqa: S311 - an order that can be repeated
         self._models: OrderedDict[_Process, ServedModel] = OrderedDict()
@@ -436,7 +441,8 @@ class Bench:
             oldest.close()
         model = ServedModel(
             self.job.input("model").path,
-            self.graphs[setting.runtime],
+            onnx=self.programs[setting.runtime] if setting.runtime == ONNX else None,
+            package=self.programs[setting.runtime] if setting.runtime == COMPILED else None,
             threads=setting.threads,
             batch_size=max(self.step.batch_sizes),
             gpu=self.job.device == "cuda",

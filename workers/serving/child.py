@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import orjson
@@ -25,6 +25,9 @@ from registry.errors import Invalid, RegistryError, pack
 from workers.ml.infer.sessions import first_line, open_session
 from workers.serving.fields import Array, Input, group_by_length, read_fields
 from workers.serving.messages import MAX_STRINGS, check_string_count
+
+if TYPE_CHECKING:
+    from workers.ml.infer.engines import Engine
 
 MESSAGE_BYTES = 128 * 1024
 ALIGNMENT = 64
@@ -105,22 +108,29 @@ class OnnxModel:
 
 
 class TorchModel:
-    """One of the architectures of this registry, where it does not go into ONNX."""
+    """A torch module, where it does not go into ONNX; as machine code if there is a package."""
 
-    def __init__(self, folder: Path, *, threads: int, gpu: bool) -> None:
+    def __init__(
+        self, folder: Path, *, threads: int, gpu: bool, package: Path | None = None
+    ) -> None:
         from workers.ml import device  # noqa: PLC0415 - loads torch, which takes seconds
         from workers.ml.architectures import KINDS, read_parameters  # noqa: PLC0415
         from workers.ml.formats import open_model  # noqa: PLC0415
-        from workers.ml.infer.engines import ProgramEngine, TorchEngine  # noqa: PLC0415
+        from workers.ml.infer.engines import (  # noqa: PLC0415
+            CompiledEngine,
+            ProgramEngine,
+            TorchEngine,
+        )
         from workers.ml.infer.runtime import load_runtime  # noqa: PLC0415
 
-        used = "cuda" if gpu else "cpu"
+        # Machine code is of this machine's processor.
+        used = "cuda" if gpu and package is None else "cpu"
         device.prepare(device=used, threads=threads)
         opened = open_model(folder)
         loaded = load_runtime(opened, device=used, threads=threads)
         if not isinstance(loaded.engine, TorchEngine):
             raise Invalid("An ONNX file is not run by torch.", code="unsupported_format")
-        self._engine = loaded.engine
+        self._engine: Engine = loaded.engine
         self.runtime, self.platform = loaded.engine.name, "pytorch"
         self.inputs: list[Spec]
         if isinstance(loaded.engine, ProgramEngine):
@@ -143,6 +153,10 @@ class TorchModel:
         self.outputs: list[Spec] = [
             (name, _NAMES[value.dtype], (-1, *value.shape[1:])) for name, value in answer.items()
         ]
+        if package is not None:
+            names = [name for name, _, _ in self.inputs]
+            self._engine = CompiledEngine(package, names, self.outputs[0][0])
+            self.runtime = self._engine.name
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         names = [name for name, _, _ in self.inputs]
@@ -209,7 +223,8 @@ class Server:
         if plan["onnx"]:
             self.model = OnnxModel(Path(plan["onnx"]), threads=threads, gpu=plan["gpu"])
         else:
-            self.model = TorchModel(folder, threads=threads, gpu=plan["gpu"])
+            package = Path(plan["package"]) if plan["package"] else None
+            self.model = TorchModel(folder, threads=threads, gpu=plan["gpu"], package=package)
         self.dtypes = [_DTYPES[datatype] for _, datatype, _ in self.model.inputs]
         taken = [
             Input(name, dtype, shape)

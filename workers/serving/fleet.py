@@ -292,6 +292,7 @@ class Fleet:
                 await process.open(
                     model=laid.model,
                     onnx=laid.onnx,
+                    package=laid.package,
                     threads=options.threads,
                     batch_size=options.max_batch_size,
                     warm=warm,

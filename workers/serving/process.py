@@ -160,6 +160,7 @@ class ModelProcess:
         *,
         model: Path,
         onnx: Path | None,
+        package: Path | None,
         threads: int,
         batch_size: int,
         warm: bool,
@@ -194,6 +195,7 @@ class ModelProcess:
         plan = {
             "folder": str(model),
             "onnx": None if onnx is None else str(onnx),
+            "package": None if package is None else str(package),
             "threads": threads,
             "batch_size": batch_size,
             "warm": warm,

@@ -2,6 +2,7 @@
 
 serving/models/{number}/version/   what a model's process reads, for as long as it is served
 serving/exports/{digest}.onnx      what torch models were exported to; a restart finds it again
+serving/exports/{digest}.pt2       what they were compiled to for processors like this one
 """
 
 import fcntl
@@ -18,25 +19,27 @@ import threading
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from registry.errors import Unavailable
 from registry.routes import Deployed, ServedFile
 from registry.storage import Storage
 from workers import sandbox
 from workers.folder import place
+from workers.ml import environment
 from workers.words import clean_text
 
 EXPORT_SECONDS = 900.0
 # Counted up when exports come out otherwise than before: old ones are then made anew.
 _EXPORTER = "1"
 _MAX_EXPORTS = 64
-# Beside the exports: the version has been tried, and has none.
-_NO_GRAPH = ".torch"
+# Beside the exports: the version has been tried, and has none, for this reason.
+_NONE = ".torch"
 # How long a start took, once there was a graph.
 _SECONDS = ".seconds"
-_GRAPH_SECONDS, _EXPORT_TAKES = 3.0, 60.0
+_GRAPH_SECONDS = 3.0
 _LOCK = "lock"
 _REPORT_BYTES = 64 * 1024
 _COMMAND = (sys.executable, "-m", "workers.serving.prepare")
@@ -45,12 +48,25 @@ logger = logging.getLogger(__name__)
 
 
 class Laid(NamedTuple):
-    """Where a version lies: the folder of its process, its files, and the graph to run."""
+    """Where a version lies: the folder of its process, its files, and what to run."""
 
     folder: Path
     model: Path
-    # None: no graph is to be had of it, so torch runs it.
-    onnx: Path | None
+    # A graph, or else a package of machine code; torch runs what has neither.
+    onnx: Path | None = None
+    package: Path | None = None
+
+
+class _Kind(NamedTuple):
+    """What is made of versions: its name in the commands, and how its files end."""
+
+    name: str
+    ending: str
+    takes_seconds: float
+
+
+_GRAPH: Final = _Kind("onnx", ".onnx", 60.0)
+_PACKAGE: Final = _Kind("aotinductor", ".pt2", 90.0)
 
 
 class Shelf:
@@ -81,7 +97,7 @@ class Shelf:
         try:
             for file in deployed.files:
                 place(self._storage, file.sha256, model / file.path)
-            return Laid(folder, model, self._find_graph(deployed, folder, model))
+            return self._find(deployed, Laid(folder, model))
         except BaseException:
             self.clear(folder)
             raise
@@ -95,57 +111,81 @@ class Shelf:
     def clear(self, folder: Path) -> None:
         shutil.rmtree(folder.parent, ignore_errors=True)
 
-    def has_graph(self, deployed: Deployed) -> bool:
-        """Say whether the version can be loaded without an export."""
-        return (
-            deployed.options.runtime == "torch"
-            or _graph_in(deployed.files) is not None
-            or self._export_of(deployed).exists()
-            or self._export_of(deployed).with_suffix(_NO_GRAPH).exists()
-        )
+    def _is_made(self, deployed: Deployed) -> bool:
+        """Say whether the version can be loaded without anything being made of it."""
+        kind = _kind_of(deployed)
+        if kind is None or (kind is _GRAPH and _graph_in(deployed.files) is not None):
+            return True
+        kept = self._kept(deployed, kind)
+        return kept.exists() or kept.with_suffix(_NONE).exists()
 
     def expected_seconds(self, deployed: Deployed) -> float:
         """Tell how long loading the version took last, or what it may take where nobody knows."""
         try:
-            kept = self._export_of(deployed).with_suffix(_SECONDS)
-            return float(kept.read_text(encoding="ascii"))
+            return float(self._seconds_of(deployed).read_text(encoding="ascii"))
         except (OSError, ValueError):
-            return _GRAPH_SECONDS if self.has_graph(deployed) else _EXPORT_TAKES
+            kind = _kind_of(deployed)
+            makes = kind is not None and not self._is_made(deployed)
+            return kind.takes_seconds if kind is not None and makes else _GRAPH_SECONDS
 
     def record_seconds(self, deployed: Deployed, seconds: float) -> None:
-        kept = self._export_of(deployed).with_suffix(_SECONDS)
-        kept.write_text(f"{seconds:.2f}", encoding="ascii")
+        self._seconds_of(deployed).write_text(f"{seconds:.2f}", encoding="ascii")
 
-    def _find_graph(self, deployed: Deployed, folder: Path, model: Path) -> Path | None:
-        if deployed.options.runtime == "torch":
-            return None
+    def _seconds_of(self, deployed: Deployed) -> Path:
+        return self._kept(deployed, _kind_of(deployed) or _GRAPH).with_suffix(_SECONDS)
+
+    def _find(self, deployed: Deployed, laid: Laid) -> Laid:
+        runtime = deployed.options.runtime
+        if _kind_of(deployed) is _PACKAGE:
+            package = self._make(deployed, laid.folder, _PACKAGE)
+            if package is not None:
+                return laid._replace(package=package)
+            if runtime == "aotinductor":
+                raise self._has_none(deployed, _PACKAGE)
+        if runtime == "torch":
+            return laid
         named = _graph_in(deployed.files)
         if named is not None:
-            return model / named
-        kept = self._export_of(deployed)
-        with self._exporting:
-            given_up = kept.with_suffix(_NO_GRAPH).exists()
-            if given_up or not (kept.exists() or self._export(folder, kept)):
-                if deployed.options.runtime == "onnxruntime":
-                    raise Unavailable(
-                        "This version cannot be exported to ONNX; choose the runtime auto.",
-                        code="export_failed",
-                    )
-                return None
-        graph = folder / "model.onnx"
-        shutil.copyfile(kept, graph)
-        graph.chmod(0o444)
-        return graph
+            return laid._replace(onnx=laid.model / named)
+        graph = self._make(deployed, laid.folder, _GRAPH)
+        if graph is None and runtime == "onnxruntime":
+            raise self._has_none(deployed, _GRAPH)
+        return laid._replace(onnx=graph)
 
-    def _export(self, folder: Path, kept: Path) -> bool:
-        """Have the version exported in a process of its own; give whether there is a graph now."""
+    def _has_none(self, deployed: Deployed, kind: _Kind) -> Unavailable:
+        why = self._kept(deployed, kind).with_suffix(_NONE).read_text(encoding="utf-8")
+        if kind is _PACKAGE:
+            return Unavailable(
+                "This version cannot be compiled here ({problem}); choose the runtime auto.",
+                code="export_failed",
+                problem=why,
+            )
+        return Unavailable(
+            "This version cannot be exported to ONNX; choose the runtime auto.",
+            code="export_failed",
+        )
+
+    def _make(self, deployed: Deployed, folder: Path, kind: _Kind) -> Path | None:
+        """Put what the runtime takes beside the version; None where there is no such thing."""
+        kept = self._kept(deployed, kind)
+        with self._exporting:
+            given_up = kept.with_suffix(_NONE).exists()
+            if given_up or not (kept.exists() or self._export(folder, kept, kind)):
+                return None
+        made = folder / f"model{kind.ending}"
+        shutil.copyfile(kept, made)
+        made.chmod(0o444)
+        return made
+
+    def _export(self, folder: Path, kept: Path, kind: _Kind) -> bool:
+        """Have it made in a process of its own; give whether it is there now."""
         if self._stopping:
             raise Unavailable("The server is stopping; try again.", code="stopping")
         own = folder / "out"
         own.mkdir(mode=0o700)
         sandbox.hand_over(folder, [own])
         process = sandbox.start(
-            (*_COMMAND, "version", "out"),
+            (*_COMMAND, "version", "out", kind.name),
             folder=folder,
             writable=[own],
             environment=sandbox.clean_environment(folder, threads=1, gpu=None)
@@ -164,28 +204,40 @@ class Shelf:
         if self._stopping:
             raise Unavailable("The server is stopping; try again.", code="stopping")
         report = _read_report(own / "report.json")
-        made = own / "model.onnx"
-        if report.get("onnx") is True and made.is_file() and not made.is_symlink():
+        made = own / f"model{kind.ending}"
+        if report.get("made") is True and made.is_file() and not made.is_symlink():
             partial = kept.with_suffix(f".{self._models.name}")
             shutil.copyfile(made, partial, follow_symlinks=False)
             partial.replace(kept)
-            self._prune_exports()
+            self._prune_exports(kind)
         else:
             reason = clean_text(report.get("reason") or errors.decode(errors="replace")[-300:])
-            kept.with_suffix(_NO_GRAPH).touch()
-            logger.warning("A version is run by torch, as it has no ONNX export: %s", reason)
+            kept.with_suffix(_NONE).write_text(reason, encoding="utf-8")
+            logger.warning("A version is run otherwise, as there is no %s: %s", kind.name, reason)
         shutil.rmtree(own)
         return kept.exists()
 
-    def _export_of(self, deployed: Deployed) -> Path:
+    def _kept(self, deployed: Deployed, kind: _Kind) -> Path:
         listed = "".join(f"{file.sha256} {file.path}\n" for file in deployed.files)
-        digest = hashlib.sha256(f"{_EXPORTER}\n{listed}".encode()).hexdigest()
-        return self._exports / f"{digest}.onnx"
+        made_by = _EXPORTER
+        if kind is _PACKAGE:
+            machine = f"{environment.cpu_name()} {environment.cpu_flags()}"
+            made_by = f"{_EXPORTER} {kind.name} {version('torch')} {machine}"
+        digest = hashlib.sha256(f"{made_by}\n{listed}".encode()).hexdigest()
+        return self._exports / f"{digest}{kind.ending}"
 
-    def _prune_exports(self) -> None:
-        found = sorted(self._exports.glob("*.onnx"), key=lambda file: file.stat().st_mtime)
+    def _prune_exports(self, kind: _Kind) -> None:
+        found = sorted(self._exports.glob(f"*{kind.ending}"), key=lambda file: file.stat().st_mtime)
         for old in found[:-_MAX_EXPORTS]:
             old.unlink(missing_ok=True)
+
+
+def _kind_of(deployed: Deployed) -> _Kind | None:
+    """Say what is run of the version if that can be had; None: the module itself."""
+    options = deployed.options
+    if options.runtime == "aotinductor" or (options.runtime == "auto" and options.is_compiled):
+        return _PACKAGE
+    return None if options.runtime == "torch" else _GRAPH
 
 
 def _own_folder(parent: Path) -> tuple[Path, int]:

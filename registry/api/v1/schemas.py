@@ -746,7 +746,7 @@ class Tuning(Answer):
     """What a job found best; deployments on such machines go by it where they leave it open."""
 
     device_class: str = Field(description="The processor and its cores, or the GPU.")
-    runtime: Literal["onnxruntime", "torch"]
+    runtime: Literal["onnxruntime", "torch", "aotinductor"]
     threads: int
     max_batch_size: int
     summary: dict[str, Any] = Field(

@@ -1,6 +1,7 @@
 """Tuning: real processes of real models, and how one of several settings is chosen."""
 
 import json
+import shutil
 
 import pytest
 
@@ -69,6 +70,28 @@ def test_every_setting_is_measured_and_one_is_chosen(tmp_path):
     assert [*result.files.iterdir()] == []
     last = [one for one in result.events if one["event"] == "progress"][-1]
     assert (last["done"], last["total"], last["step"]) == (12, 12, "tune")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_machine_code_is_measured_beside_the_rest(tmp_path):
+    model = write_cnn(tmp_path / "model")
+    runtimes = ["aotinductor", "onnxruntime"]
+    code, result, log = tuned(tmp_path / "job", model, runtimes=runtimes, batch_sizes=[4])
+    assert code == 0, log
+    said = result.report["summary"]
+    assert [one["runtime"] for one in said["tried"]] == runtimes
+    assert all(one["rounds"] == 3 for one in said["tried"])
+
+
+def test_what_cannot_be_compiled_is_noted(tmp_path):
+    model = write_lstm(tmp_path / "model")
+    runtimes = ["aotinductor", "torch"]
+    code, result, log = tuned(tmp_path / "job", model, runtimes=runtimes, batch_sizes=[4])
+    assert code == 0, log
+    said = result.report["summary"]
+    assert [one["runtime"] for one in said["tried"]] == ["torch"]
+    assert any("could not compile it" in one["detail"] for one in said["warnings"])
 
 
 def test_an_onnx_file_is_not_run_by_torch(tmp_path, graph):

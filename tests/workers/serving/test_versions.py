@@ -4,13 +4,14 @@ import asyncio
 import io
 import json
 import math
+import shutil
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from registry.errors import Invalid
+from registry.errors import Invalid, Unavailable
 from tests.workers.ml import little
 from tests.workers.serving import yard as y
 from workers.ml import myz
@@ -24,6 +25,7 @@ from workers.serving.messages import Tensor
 pytestmark = pytest.mark.slow
 
 PATIENT = {"deadline_ms": 600_000}
+COMPILES = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 
 
 def files_of(folder):
@@ -52,9 +54,14 @@ def until():
 
 
 @pytest.mark.parametrize(
-    ("runtime", "platform"), [("auto", "onnxruntime_onnx"), ("torch", "pytorch")]
+    ("runtime", "platform", "used"),
+    [
+        ("auto", "onnxruntime_onnx", "onnxruntime/cpu"),
+        ("torch", "pytorch", "torch/cpu"),
+        pytest.param("aotinductor", "pytorch", "aotinductor/cpu", marks=COMPILES),
+    ],
 )
-def test_a_torch_classifier_answers_as_torch_does(tmp_path, yard, runtime, platform):
+def test_a_torch_classifier_answers_as_torch_does(tmp_path, yard, runtime, platform, used):
     folder = little.write_cnn(tmp_path / "cnn")
     image = images(5)
     expected = torch_says(folder, {"image": image})
@@ -65,14 +72,17 @@ def test_a_torch_classifier_answers_as_torch_does(tmp_path, yard, runtime, platf
         async with yard.plane() as plane:
             assert await served(plane, "a/cnn") == platform
             tensor = Tensor("image", "UINT8", image.shape, image.tobytes())
-            _, (logits,) = await y.ask(plane, "a/cnn", tensor)
+            response, (logits,) = await y.ask(plane, "a/cnn", tensor)
+            assert response.parameters["modelyard_runtime"] == used
             assert np.allclose(logits, expected, atol=1e-4)
             rows = [{"image": one.tolist()} for one in image]
             said = await plane.predict(y.ALICE, "a/cnn", "", rows, until())
             assert [row["label"] for row in said.rows] == [labels[at] for at in expected.argmax(1)]
             with pytest.raises(Invalid, match="28 x 28"):
                 await plane.predict(y.ALICE, "a/cnn", "", [{"image": [1, 2, 300]}], until())
-        assert len(list((yard.root / "serving" / "exports").glob("*.onnx"))) == (runtime == "auto")
+        exports = yard.root / "serving" / "exports"
+        assert len(list(exports.glob("*.onnx"))) == (runtime == "auto")
+        assert len(list(exports.glob("*.pt2"))) == (runtime == "aotinductor")
 
     asyncio.run(go())
 
@@ -108,6 +118,21 @@ def test_a_coded_version_is_served(tmp_path, yard):
             tensor = Tensor("image", "UINT8", image.shape, image.tobytes())
             _, (logits,) = await y.ask(plane, "a/cnn", tensor)
             assert np.allclose(logits, expected, atol=1e-4)
+
+    asyncio.run(go())
+
+
+def test_what_cannot_be_compiled_is_run_otherwise_unless_it_was_asked_for(tmp_path, yard):
+    """An LSTM is compiled for one length of text; a tuning may be of another machine."""
+    files = files_of(little.write_lstm(tmp_path / "lstm"))
+
+    async def go():
+        yard.route("a/tuned", yard.version("a/tuned", 1, files, is_compiled=True, **PATIENT))
+        yard.route("a/asked", yard.version("a/asked", 1, files, runtime="aotinductor", **PATIENT))
+        async with yard.plane() as plane:
+            assert await served(plane, "a/tuned") == "onnxruntime_onnx"
+            with pytest.raises(Unavailable, match=r"one length of text only.*auto"):
+                await plane.load(y.ALICE, "a/asked")
 
     asyncio.run(go())
 

@@ -66,13 +66,6 @@ def compile_package(subject: Subject, file: Path) -> None:
             _inductor.aoti_compile_and_package(trace(subject), package_path=str(file))
 
 
-def open_package(file: Path) -> Opened:
-    from torch import _inductor  # noqa: PLC0415 - loads compilers
-
-    opened: Opened = _inductor.aoti_load_package(str(file))
-    return opened
-
-
 @contextmanager
 def _without_modes() -> Iterator[None]:
     """Let the compiler copy its files without their modes, which the sandbox lets nobody change."""

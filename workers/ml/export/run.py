@@ -12,6 +12,7 @@ from workers.ml import environment
 from workers.ml.export import programs, stablehlo, torchscript
 from workers.ml.export.subject import Opened, Subject, difference, subject_of
 from workers.ml.formats import open_model
+from workers.ml.infer.engines import open_package
 from workers.ml.infer.runtime import load_runtime
 from workers.ml.infer.sessions import first_line
 from workers.ml.job import Job
@@ -30,7 +31,7 @@ class _Way(NamedTuple):
 _WAYS: Mapping[str, _Way] = {
     "torchscript": _Way(torchscript.write, torchscript.open_again, traces_steps=True),
     "pt2": _Way(programs.write, programs.open_again, traces_steps=False),
-    "aotinductor": _Way(programs.compile_package, programs.open_package, traces_steps=False),
+    "aotinductor": _Way(programs.compile_package, open_package, traces_steps=False),
     "stablehlo": _Way(stablehlo.write, stablehlo.open_again, traces_steps=False),
 }
 

@@ -1,6 +1,6 @@
 """What computes: a torch module, or an ONNX Runtime session; both take and give plain arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +82,36 @@ class ProgramEngine(TorchEngine):
             )
             for port in self._ports
         }
+
+
+class CompiledEngine:
+    """Runs a package of AOTInductor: machine code for a processor, with the weights in it."""
+
+    name = "aotinductor/cpu"
+
+    def __init__(self, package: Path, input_names: Sequence[str], output_name: str) -> None:
+        self._opened = open_package(package)
+        self._inputs = list(input_names)
+        self._output = output_name
+
+    @property
+    def input_names(self) -> list[str]:
+        return self._inputs
+
+    @torch.inference_mode()
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self._inputs]
+        answer = self._opened(*tensors)
+        first = answer[0] if isinstance(answer, tuple | list) else answer
+        return {self._output: first.float().numpy()}
+
+
+def open_package(file: Path) -> Callable[..., Any]:
+    """Load a package of AOTInductor: tensors in, a tensor out."""
+    from torch import _inductor  # noqa: PLC0415 - loads compilers
+
+    opened: Callable[..., Any] = _inductor.aoti_load_package(str(file))
+    return opened
 
 
 class OnnxEngine:
