@@ -1,28 +1,29 @@
 """`python -m benchmarks.served.caller`: many clients in one process, told by lines of JSON.
 
-Each client sends its request again as soon as the answer is there. Bare sockets under one `epoll`
-for HTTP, and gRPC's own client for gRPC; the same for every contender. What the processes of the
-contender computed meanwhile is read from /proc at the edges of the time that counts.
+Each client sends its request again as soon as the answer is there, over bare sockets under one
+`epoll`; the same for every contender. What the processes of the contender computed meanwhile is
+read from /proc at the edges of the time that counts.
 """
 
-import asyncio
 import base64
 import json
 import os
 import select
-import socket
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.served.asking import outputs_of
+from benchmarks.served.connections import PATIENCE_SECONDS, Connection, GrpcConnection
+from workers.serving.protos import inference_pb2 as messages
 
 WARM_SECONDS = 0.2
-PATIENCE_SECONDS = 20.0
-_READ_BYTES = 1 << 20
 
 
 def tree_of(root: int) -> list[int]:
@@ -47,70 +48,25 @@ def cpu_seconds(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-class Connection:
-    """One client: what it still has to send, and what has come back."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)  # noqa: FBT003 - its only argument
-        self.left = memoryview(b"")
-        self.received = bytearray()
-        self.wanted = 0
-        self.began = 0.0
-
-    def send(self) -> bool:
-        """Send what goes now; say whether that was all."""
-        while self.left:
-            try:
-                self.left = self.left[self.socket.send(self.left) :]
-            except BlockingIOError:
-                return False
-        return True
-
-    def read(self) -> bytes | None:
-        """Take what has come; give the whole answer once it is there."""
-        part = self.socket.recv(_READ_BYTES)
-        if not part:
-            raise ConnectionError("the server closed the connection")
-        self.received += part
-        if not self.wanted:
-            head, mark, _ = self.received.partition(b"\r\n\r\n")
-            if not mark:
-                return None
-            length = next(
-                int(line.partition(b":")[2])
-                for line in bytes(head).lower().split(b"\r\n")
-                if line.startswith(b"content-length:")
-            )
-            self.wanted = len(head) + 4 + length
-        if len(self.received) < self.wanted:
-            return None
-        answer = bytes(self.received)
-        self.received.clear()
-        self.wanted = 0
-        return answer
-
-
 class Callers:
-    """Clients over HTTP, each of which asks again as soon as it has its answer."""
+    """Clients, each of which asks again as soon as it has its answer."""
 
-    def __init__(self, port: int, request: bytes, clients: int) -> None:
-        self.request = request
+    def __init__(self, clients: Sequence[Connection]) -> None:
         self.poll = select.epoll()
-        self.known: dict[int, Connection] = {}
-        for _ in range(clients):
-            one = Connection(port)
-            self.known[one.socket.fileno()] = one
-            self.poll.register(one.socket.fileno(), select.EPOLLIN)
+        self.known = {one.socket.fileno(): one for one in clients}
         self.taken: list[float] = []
         self.bad = 0
         self.first = b""
-        for one in self.known.values():
+        for number, one in self.known.items():
+            self.poll.register(number, select.EPOLLIN)
             self.ask(one)
 
     def ask(self, one: Connection) -> None:
-        one.left, one.began = memoryview(self.request), time.perf_counter()
+        one.ask()
+        one.began = time.perf_counter()
+        self._send(one)
+
+    def _send(self, one: Connection) -> None:
         if not one.send():
             self.poll.modify(one.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
@@ -131,10 +87,11 @@ class Callers:
             return
         answer = one.read()
         if answer is None:
+            self._send(one)
             return
         self.taken.append(time.perf_counter() - one.began)
-        self.first = self.first or answer
-        self.bad += not answer.startswith(b"HTTP/1.1 200")
+        self.first = self.first or answer.data
+        self.bad += not answer.good
         self.ask(one)
 
     def close(self) -> None:
@@ -144,7 +101,27 @@ class Callers:
 
 
 def over_http(port: int, request: bytes, clients: int, seconds: float, root: int) -> dict[str, Any]:
-    callers = Callers(port, request, clients)
+    said, first = _call([Connection(port, request) for _ in range(clients)], seconds, root)
+    head, _, body = first.partition(b"\r\n\r\n")
+    return {**said, "answer": _read_answer(head, body)}
+
+
+def over_grpc(
+    port: int, request: bytes, clients: int, seconds: float, root: int, token: str
+) -> dict[str, Any]:
+    said, first = _call(
+        [GrpcConnection(port, request, token) for _ in range(clients)], seconds, root
+    )
+    answer: list[float] | str = first[:300].decode(errors="replace")
+    if not said["bad"]:
+        response = messages.ModelInferResponse.FromString(first)
+        answer = np.frombuffer(response.raw_output_contents[0], np.float32).tolist()
+    return {**said, "answer": answer}
+
+
+def _call(clients: Sequence[Connection], seconds: float, root: int) -> tuple[dict[str, Any], bytes]:
+    """Measure the calls of these clients; give the first answer too."""
+    callers = Callers(clients)
     try:
         pids = tree_of(root)
         callers.go_on(WARM_SECONDS)
@@ -154,10 +131,7 @@ def over_http(port: int, request: bytes, clients: int, seconds: float, root: int
         spent, cpu = time.perf_counter() - began, cpu_seconds(pids) - before
     finally:
         callers.close()
-    head, _, body = callers.first.partition(b"\r\n\r\n")
-    taken = callers.taken
-    measured = _measured(len(taken), callers.bad, taken, spent, cpu)
-    return {**measured, "answer": _read_answer(head, body)}
+    return _measured(len(callers.taken), callers.bad, callers.taken, spent, cpu), callers.first
 
 
 def _read_answer(head: bytes, body: bytes) -> list[float] | str:
@@ -170,62 +144,6 @@ def _read_answer(head: bytes, body: bytes) -> list[float] | str:
     with suppress(ValueError, KeyError, TypeError):
         return [float(one) for one in outputs_of(body, said[0] if said else None)]
     return (head[:200] + body[:300]).decode(errors="replace")
-
-
-def over_grpc(
-    port: int, request: bytes, clients: int, seconds: float, root: int, token: str
-) -> dict[str, Any]:
-    return asyncio.run(_over_grpc(port, request, clients, seconds, root, token))
-
-
-async def _over_grpc(
-    port: int, request: bytes, clients: int, seconds: float, root: int, token: str
-) -> dict[str, Any]:
-    import grpc  # noqa: PLC0415 - of one form alone
-    import numpy as np  # noqa: PLC0415
-
-    from workers.serving.protos import inference_pb2 as messages  # noqa: PLC0415
-
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    pids = tree_of(root)
-    taken: list[float] = []
-    answers: list[bytes] = []
-    counting, bad = False, 0
-    stopping = False
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-
-        async def client() -> None:
-            nonlocal bad
-            while not stopping:
-                began = time.perf_counter()
-                try:
-                    answer = await call(request, metadata=metadata, timeout=PATIENCE_SECONDS)
-                except grpc.aio.AioRpcError as error:
-                    bad += 1
-                    if not answers:
-                        answers.append(str(error.details()).encode())
-                    await asyncio.sleep(0.01)
-                    continue
-                if not answers:
-                    answers.append(answer)
-                if counting:
-                    taken.append(time.perf_counter() - began)
-
-        tasks = [asyncio.create_task(client()) for _ in range(clients)]
-        await asyncio.sleep(WARM_SECONDS)
-        before, began, counting = cpu_seconds(pids), time.perf_counter(), True
-        await asyncio.sleep(seconds)
-        counting = False
-        spent, cpu, done = time.perf_counter() - began, cpu_seconds(pids) - before, len(taken)
-        stopping = True
-        await asyncio.gather(*tasks)
-    answer: list[float] | str = answers[0][:300].decode(errors="replace") if answers else ""
-    if not bad and answers:
-        response = messages.ModelInferResponse.FromString(answers[0])
-        answer = np.frombuffer(response.raw_output_contents[0], np.float32).tolist()
-    return {**_measured(done, bad, taken, spent, cpu), "answer": answer}
 
 
 def _measured(done: int, bad: int, taken: list[float], spent: float, cpu: float) -> dict[str, Any]:
