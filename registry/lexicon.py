@@ -5,7 +5,7 @@ says "sentence embeddings", and the other way round. Nothing here knows of a dat
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -34,19 +34,22 @@ _COMMON: Final = frozenset([
 ])
 # fmt: on
 # A token that no text holds by itself, so that a concept is found by one whole word.
-_CONCEPT_PREFIX: Final = "concept"
+CONCEPT_PREFIX: Final = "concept"
 _CHINESE: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
 _WORDS: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+|[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+")
+# Each begins where a word begins, and gives nothing back: else a long word takes quadratic time.
 _BESIDE_CHINESE: Final = re.compile(
-    "(?<=[\u3400-\u4dbf\u4e00-\u9fff])[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+"
-    "|[^\\W_\u3400-\u4dbf\u4e00-\u9fff]+(?=[\u3400-\u4dbf\u4e00-\u9fff])"
+    "(?<=[\u3400-\u4dbf\u4e00-\u9fff])[^\\W_\u3400-\u4dbf\u4e00-\u9fff]++"
+    "|(?<![^\\W_\u3400-\u4dbf\u4e00-\u9fff])[^\\W_\u3400-\u4dbf\u4e00-\u9fff]++"
+    "(?=[\u3400-\u4dbf\u4e00-\u9fff])"
 )
 _PHRASE: Final = 4
 _CHINESE_PHRASE: Final = 8
 _SHORTEST: Final = 4
 _LONGEST: Final = 32
-# Of what is no longer than this, each word is known.
-LONGEST_KNOWN: Final = 100
+# Longer than this is no word of a name, a summary or a tag, which each have a limit.
+LONGEST_KNOWN: Final = 1000
+_MOST_BYTES: Final = 2000
 # PostgreSQL takes what such a character joins for one path, address or number.
 _JOINED: Final = re.compile(r"[^\w\s,;!?()\"'-]\S")
 # `apache-2.0` it takes apart as it should.
@@ -104,7 +107,7 @@ def _concepts_in(run: str) -> str:
 
 
 def concept_token(name: str) -> str:
-    return _CONCEPT_PREFIX + re.sub(r"[^a-z0-9]", "", name)
+    return CONCEPT_PREFIX + re.sub(r"[^a-z0-9]", "", name)
 
 
 def pairs_of(run: str) -> list[str]:
@@ -200,15 +203,24 @@ def joined_words(text: str) -> set[str]:
 
 
 def words_in(text: str) -> set[str]:
-    """Give the words that a piece of one is looked up among: all but Chinese and bare numbers.
+    """Give the words that a piece of one is looked up among."""
+    return {word for word in _WORDS.findall(text.lower()) if _may_be_known(word)}
 
-    And but the tokens of concepts, which stand among the terms of who never wrote them.
-    """
-    return {
-        word
-        for word in _WORDS.findall(text.lower())
-        if len(word) <= LONGEST_KNOWN and not word.isdigit() and not is_chinese(word)
-    } - _concept_tokens()
+
+def known_among(lexemes: Iterable[str]) -> set[str]:
+    """Give those of an index's own words that a piece of one is looked up among."""
+    return {word for word in lexemes if _WORDS.fullmatch(word) and _may_be_known(word)}
+
+
+def _may_be_known(word: str) -> bool:
+    """Leave out Chinese, bare numbers, what is endless, and the tokens of concepts."""
+    return (
+        len(word) <= LONGEST_KNOWN
+        and len(word.encode()) <= _MOST_BYTES
+        and not word.isdigit()
+        and not is_chinese(word)
+        and word not in _concept_tokens()
+    )
 
 
 def words_of(text: str) -> list[str]:

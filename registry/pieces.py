@@ -19,15 +19,16 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import StrIndex
 from django.db.models.lookups import GreaterThan
 
-from registry.lexicon import LONGEST_KNOWN, is_common, words_of
+from registry.lexicon import CONCEPT_PREFIX, is_common, words_of
 from registry.models import SearchWord
+from registry.models.catalog import WEIGHTS_OF_TEXT
 
 # A piece that more words hold is looked for by its letters.
 _MOST_WORDS: Final = 256
 _SHORTEST: Final = 3
 _FEW_WORDS: Final = 8
-# How words of a `search_text` are marked in the `search_vector`.
-_OF_TEXT: Final = "AC"
+# Longer than this nobody types a piece of something.
+_LONGEST: Final = 100
 
 
 class Held(NamedTuple):
@@ -43,7 +44,7 @@ class Held(NamedTuple):
 
 def holding(text: str) -> Held | None:
     """Give what finds the lower-case text in a `search_text`; None where no words can tell."""
-    pieces = words_of(text) if text.isascii() and len(text) <= LONGEST_KNOWN else []
+    pieces = words_of(text) if text.isascii() and len(text) <= _LONGEST else []
     found: list[set[str]] = []
     common: list[set[str]] = []
     words: list[str] | None = None
@@ -66,14 +67,24 @@ def holding(text: str) -> Held | None:
 
 
 def beginning(word: str) -> SearchQueryCombinable | None:
-    """Give what finds the known words that begin so; None where they are too many to name."""
-    words = _words_with(word, begins=True, ends=False) if word.isascii() else None
-    return None if words is None else _typed_or_any_of(word, words)
+    """Give what finds the known words that begin so, or None where no words can tell.
+
+    Where they are too many to name the index is asked for the beginning, which finds the same.
+    """
+    if not word.isascii():
+        return None
+    words = _words_with(word, begins=True, ends=False)
+    if words is not None:
+        return _typed_or_any_of(word, words)
+    # Tokens of concepts begin with two letters as well, and stand among the terms.
+    weights = "A" if CONCEPT_PREFIX.startswith(word) else WEIGHTS_OF_TEXT
+    begun = WordQuery(f"'{word}':*{weights}", config="simple", search_type="raw")
+    return WordQuery(word, config="simple") | begun
 
 
 def having_any_of(words: Iterable[str]) -> SearchQueryCombinable:
     """Give what finds rows whose `search_text` has one of these words; cards do not count."""
-    return _any_of(words, marked=f":{_OF_TEXT}")
+    return _any_of(words, marked=f":{WEIGHTS_OF_TEXT}")
 
 
 def says(text: str) -> Q:

@@ -38,7 +38,8 @@ BY_MEANING: Final = "by_meaning"
 _TRIGRAM: Final = 3
 _FEW: Final = 200
 _SIMILARITY: Final = 0.2
-_CANDIDATES: Final = 60
+# Those that only others may see are among them, and must push out no other.
+_CANDIDATES: Final = 500
 _SHORTEST_MEANT: Final = 4
 _TRIED: Final = 3
 _MOST_PARTS: Final = 12

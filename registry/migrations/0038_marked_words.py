@@ -27,6 +27,26 @@ def fill(apps: StateApps, editor: BaseDatabaseSchemaEditor) -> None:
         last = found[-1].pk
 
 
+def know(apps: StateApps, editor: BaseDatabaseSchemaEditor) -> None:
+    """Know the words that the index has, and no others: what finds a row comes from that row."""
+    repositories = apps.get_model("registry", "Repository").objects
+    words = apps.get_model("registry", "SearchWord").objects
+    words.all().delete()
+    last = 0
+    with editor.connection.cursor() as cursor:
+        while keys := list(
+            repositories.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:_AT_ONCE]
+        ):
+            cursor.execute(
+                "SELECT DISTINCT lexeme FROM registry_repository, unnest(search_vector)"
+                " WHERE id = ANY(%s) AND weights && %s",
+                [keys, ["A", "C"]],
+            )
+            known = lexicon.known_among(lexeme for (lexeme,) in cursor.fetchall())
+            words.bulk_create([words.model(word=one) for one in known], ignore_conflicts=True)
+            last = keys[-1]
+
+
 class Migration(migrations.Migration):
     """The rows are filled while no index looks on."""
 
@@ -59,6 +79,12 @@ class Migration(migrations.Migration):
                 output_field=django.contrib.postgres.search.SearchVectorField(),
             ),
         ),
+        migrations.AlterField(
+            model_name="searchword",
+            name="word",
+            field=models.CharField(max_length=1000, primary_key=True, serialize=False),
+        ),
+        migrations.RunPython(know, migrations.RunPython.noop, elidable=True),
         migrations.AddIndex(
             model_name="repository",
             index=django.contrib.postgres.indexes.GinIndex(

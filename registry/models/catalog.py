@@ -15,9 +15,11 @@ from django.db.models.functions import Lower, Upper
 from django.utils import timezone
 
 from registry.errors import Saying, Text
-from registry.lexicon import LONGEST_KNOWN
+from registry.lexicon import LONGEST_KNOWN, known_among
 from registry.models.access import Actor, Namespace, Role, User
 
+# How words of a `search_text` are marked in the `search_vector`: A as they stand, C as terms.
+WEIGHTS_OF_TEXT = "AC"
 NAME_PATTERN = r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?$"
 
 
@@ -134,6 +136,19 @@ class RepositoryQuerySet(models.QuerySet["Repository"]):
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows
 
+    def words_of(self, keys: Sequence[int]) -> set[str]:
+        """Give the words of the names, summaries and tags of these, as the index has them.
+
+        What finds a row is thus known from this very row, whoever else has the word.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT lexeme FROM registry_repository, unnest(search_vector)"
+                " WHERE id = ANY(%s) AND weights && %s",
+                [list(keys), list(WEIGHTS_OF_TEXT)],
+            )
+            return known_among(lexeme for (lexeme,) in cursor.fetchall())
+
     def of_keys(self, keys: Sequence[int]) -> Self:
         """Keep these, told to the database as one value: thousands of them cost little so."""
         if not keys:
@@ -176,9 +191,9 @@ class SavedSearch(models.Model):
 class SearchWord(models.Model):
     """A word of some name, summary or tag: what a piece of a word, or a mistyped one, may be of.
 
-    Every word of every `search_text` is here, but for Chinese, bare numbers and endless ones: a
-    piece is looked for among these words, and these in the index of whole words. Whose word it is
-    does not stand here; a correction is shown only with what it finds.
+    Every word of every `search_text` is here as the index has it, but for Chinese and bare
+    numbers: a piece is looked for among these words, and these in the index of whole words. Whose
+    word it is does not stand here; a correction is shown only with what it finds.
     """
 
     word = models.CharField(max_length=LONGEST_KNOWN, primary_key=True)

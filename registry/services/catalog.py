@@ -362,9 +362,14 @@ def refresh_search(repository: Repository) -> None:
     repository.search_terms = lexicon.search_terms_of(repository.full_name, text)
     _touch(repository)
     repository.save(update_fields=["search_text", "search_terms", "updated_at"])
+    known = Repository.objects.words_of([repository.pk])
+    if missing := lexicon.words_in(text) - known:
+        # The database cuts some words elsewhere: `-4bit` is a number and a word for it.
+        repository.search_terms = " ".join([repository.search_terms, *sorted(missing)])
+        repository.save(update_fields=["search_terms"])
+        known = Repository.objects.words_of([repository.pk])
     SearchWord.objects.bulk_create(
-        [SearchWord(word=word) for word in sorted(lexicon.words_in(text))],
-        ignore_conflicts=True,
+        [SearchWord(word=word) for word in sorted(known)], ignore_conflicts=True
     )
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -175,6 +176,65 @@ def test_an_answer_is_the_same_whatever_others_keep_to_themselves(alice, monkeyp
     for name in ("projectx", "widgetx", "cardex"):
         make_model(alice, name, visibility="private", summary="To transform")
     assert answer() == before
+
+
+@pytest.mark.parametrize(
+    ("summary", "q"),
+    [
+        ("x -1qzcretword x", "qz"),
+        ("x -1qzcretword x", "-qz"),
+        ("See -1secretword-kk here", "ecretwor"),
+        ("See -1secretword-kk here", "ecretword-k"),
+        ("See -1secretword-kk here", "here -ecretwor"),
+        ("See -1secretword-kk here", "secretwerd"),
+        ("Of 2.0e5word and ab\N{SUPERSCRIPT TWO}word", "word"),
+        ("<b secretword c> and 1e5secretword", "ecretwor"),
+        ("alpha beta", "alpha\N{SUPERSCRIPT TWO}bexa"),
+    ],
+)
+def test_a_word_that_the_database_cuts_otherwise_tells_nothing(alice, summary, q):
+    """What leads to a row is a word that the index has of that very row."""
+    make_model(alice, "bait", summary=summary)
+    before = found(q)
+    said = "qzcretword secretword word 1e5secretword alpha\N{SUPERSCRIPT TWO}beta"
+    make_model(alice, "private", visibility="private", summary=said)
+    assert found(q) == before
+
+
+def test_how_many_words_others_have_tells_nothing(alice, monkeypatch):
+    """Beyond so many words a piece is looked for otherwise, and finds the same."""
+    monkeypatch.setattr(pieces, "_MOST_WORDS", 3)
+    long = "x" * 120
+    make_model(alice, "bait", summary=f"{long}rojectq")
+    make_version(alice, make_model(alice, "carded", summary="A"), {"README.md": b"zqsecret zq"})
+    for name in ("zqa", "zqb", "zqc", "rojectqa", "rojectqb"):
+        make_model(alice, name, summary="Of many")
+    before = [set(names(q=q)) for q in ("zq", "rojectq")]
+    make_model(alice, "zqd", visibility="private", summary="rojectqc rojectqd")
+    assert [set(names(q=q)) for q in ("zq", "rojectq")] == before
+    assert before == [{"zqa", "zqb", "zqc", "carded"}, {"bait", "rojectqa", "rojectqb"}]
+
+
+def test_many_near_words_push_out_no_other(alice):
+    for number in range(59):
+        make_model(alice, f"projec{'aaaa'[: number % 4]}{number:02}xx")
+    make_model(alice, "projxxty")
+    before = found("projecty")
+    make_model(alice, "projectx", visibility="private")
+    assert found("projecty") == before == (["projxxty"], {"how": "corrected", "q": "projxxty"})
+
+
+@pytest.mark.parametrize("word", ["4bitter", "8-4bit", "5bar", "secretword"])
+def test_words_that_the_database_cuts_are_found(alice, word):
+    make_model(alice, "odd", summary="A -4bitter 3-4bitter of 8-4bit, 2e-5bar <b secretword c>")
+    assert names(q=word) == ["odd"]
+
+
+def test_an_endless_word_is_indexed_in_no_time(alice):
+    began = time.monotonic()
+    card = {"README.md": b"a" * 100_000}
+    make_version(alice, make_model(alice, "endless", summary="A"), card)
+    assert time.monotonic() - began < 3
 
 
 def test_no_stem_and_no_concept_passes_for_a_word(alice):
