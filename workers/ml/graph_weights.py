@@ -34,7 +34,9 @@ TURNED: Final = "_Transposed"
 GATES_OF_ONNX: Final = (0, 2, 3, 1)
 """Where ONNX has the gates of torch's LSTM: i, f, c, o are i, o, f, c there."""
 
-_MAX_SCALES: Final = 1 << 24
+_MAX_SCALES: Final = 1 << 20
+WIDEST_ROW: Final = 1 << 22
+"""How long rows are put back at most, for a whole one is read."""
 _BYTES: Final = 2
 _MATRIX: Final = 2
 # So many dimensions has what is moved over an image; its first one counts what it finds.
@@ -60,6 +62,8 @@ _QUANTIZED: Final = {
 # And which is a bias, that the scales of this input and of the weight belong to.
 _BIASED: Final = {"QLinearConv": (8, 1, 4), "QGemm": (6, 1, 4)}
 _IN_BLOCKS: Final = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3)}
+# Inputs that say of blocks what is not read here: the order of the columns.
+_UNREAD: Final = {"MatMulNBits": (4,), "GatherBlockQuantized": ()}
 _LSTMS: Final = frozenset({"LSTM", "DynamicQuantizeLSTM"})
 _GATES: Final = 4
 _LOOKED_AT: Final = frozenset({"Cast", *_QUANTIZED, *_IN_BLOCKS, *_LSTMS})
@@ -87,9 +91,10 @@ def of_graph(path: Path, size: int, read: ReadRange) -> list[Stored]:
     walk = onnx.Walk(size, read)
     found: dict[str, Stored] = {}
     nodes: list[_Node] = []
+    beside = _Beside(path)
     for item in walk.fields(0, size):
         for part in walk.inner(item) if item.number == 7 else ():
-            if part.number == 5 and (stored := _initializer(walk, part, path, read)):
+            if part.number == 5 and (stored := _initializer(walk, part, beside, read)):
                 found.setdefault(stored.name, stored)
             elif part.number == 1 and (node := _node(walk, part)).operator in _LOOKED_AT:
                 nodes.append(node)
@@ -103,17 +108,21 @@ def _put_all_back(found: dict[str, Stored], nodes: Sequence[_Node]) -> None:
         for node in nodes
         if node.operator == "Cast" and node.inputs and node.outputs
     }
+    # Scales and zero points go at last: several weights may share them.
+    spent: set[str] = set()
     for node in nodes:
         if node.operator in _BIASED:
             _put_back_bias(found, node.named(_BIASED[node.operator]))
         if node.operator in _QUANTIZED and not node.numbers.get("block_size"):
             places, axis = _QUANTIZED[node.operator]
-            _put_back(found, node.named(places), _axis_of(node, axis))
-        if node.operator in _IN_BLOCKS:
+            spent |= _put_back(found, node.named(places), _axis_of(node, axis))
+        if node.operator in _IN_BLOCKS and not any(node.named(_UNREAD[node.operator])):
             data, scale, zero = node.named(_IN_BLOCKS[node.operator])
-            _put_blocks_back(found, node, [data, widened.get(scale, scale), zero])
+            spent |= _put_blocks_back(found, node, [data, widened.get(scale, scale), zero])
     for names, axis in _rounded(found):
-        _put_back(found, names, axis)
+        spent |= _put_back(found, names, axis)
+    for name in spent:
+        found.pop(name, None)
     for node in nodes:
         if node.operator in _LSTMS:
             _order_gates(found, node)
@@ -144,6 +153,32 @@ def _node(walk: Any, part: Any) -> _Node:
     return _Node(operator, name, inputs, outputs, numbers)
 
 
+class _Beside:
+    """The files beside a graph, each opened once."""
+
+    def __init__(self, graph: Path) -> None:
+        self._folder = graph.parent.resolve()
+        self._opened: dict[Path, ReadRange] = {}
+
+    def open(self, location: str, name: str) -> tuple[ReadRange, int]:
+        """Give what reads a file, and how long it is.
+
+        Raises:
+            Invalid: the weight of this `name` would lie elsewhere, or nowhere.
+
+        """
+        path = (self._folder / location).resolve()
+        if not path.is_relative_to(self._folder) or not path.is_file():
+            raise Invalid(
+                "The weight {name!r} lies in a file that is not there.",
+                code="missing_file",
+                name=name[:200],
+            )
+        if path not in self._opened:
+            self._opened[path] = reader(path)
+        return self._opened[path], path.stat().st_size
+
+
 class _Said(NamedTuple):
     """What a graph says of an initializer: its fields, and those that may come more than once."""
 
@@ -169,7 +204,7 @@ def _said_of(walk: Any, part: Any) -> _Said:
     return said
 
 
-def _initializer(walk: Any, part: Any, path: Path, read: ReadRange) -> Stored | None:
+def _initializer(walk: Any, part: Any, beside: _Beside, read: ReadRange) -> Stored | None:
     fields, shape, listed, outside = _said_of(walk, part)
     dtype = myz.TYPES.get(fields[2].value if 2 in fields else 0)
     name = walk.text(fields[8]) if 8 in fields else ""
@@ -178,7 +213,7 @@ def _initializer(walk: Any, part: Any, path: Path, read: ReadRange) -> Stored | 
     elements = math.prod(shape)
     size = -(-elements * TENSOR_BITS[dtype] // 8)
     if 14 in fields and fields[14].value == _EXTERNAL:
-        return _outside(path, name, dtype, tuple(shape), size, outside)
+        return _outside(Stored(name, dtype, tuple(shape), size, read), outside, beside)
     # Numbers that lie packed as they are in memory: raw ones, floats, doubles.
     for number, kind in ((9, dtype), (4, "F32"), (10, "F64")):
         held = fields.get(number)
@@ -222,28 +257,14 @@ def _entry(walk: Any, field: Any) -> tuple[str, str]:
     return said.get(1, ""), said.get(2, "")
 
 
-def _outside(
-    path: Path,
-    name: str,
-    dtype: str,
-    shape: tuple[int, ...],
-    size: int,
-    said: Mapping[str, str],
-) -> Stored:
+def _outside(weight: Stored, said: Mapping[str, str], beside: _Beside) -> Stored:
     """Find a weight that lies in a file beside the graph, and nowhere else."""
-    folder = path.parent.resolve()
-    beside = (folder / said.get("location", "")).resolve()
-    offset, length = said.get("offset", "0"), said.get("length", str(size))
-    if not beside.is_relative_to(folder) or not beside.is_file():
-        raise Invalid(
-            "The weight {name!r} lies in a file that is not there.",
-            code="missing_file",
-            name=name[:200],
-        )
-    if not offset.isdecimal() or not length.isdecimal() or int(length) != size:
-        raise malformed("The weight {name!r} has no sensible place.", name=name[:200])
-    low = int(offset[:18])
-    return Stored(name, dtype, shape, size, within(reader(beside), low, low + size))
+    read, held = beside.open(said.get("location", ""), weight.name)
+    offset, length = said.get("offset", "0"), said.get("length", str(weight.size))
+    low = int(offset[:18]) if offset.isdecimal() else held
+    if not length.isdecimal() or int(length[:18]) != weight.size or low + weight.size > held:
+        raise malformed("The weight {name!r} has no sensible place.", name=weight.name[:200])
+    return replace(weight, read=within(read, low, low + weight.size))
 
 
 # --- Weights that are quantized as a whole, or by channel -----------------------------------------
@@ -277,21 +298,28 @@ def _made_of(name: str, endings: Sequence[str] = _MADE) -> str:
     return name
 
 
-def _put_back(found: dict[str, Stored], names: Sequence[str], axis: int) -> None:
-    """Let a quantized weight stand under the name of the one that it was made of."""
+def _put_back(found: dict[str, Stored], names: Sequence[str], axis: int) -> set[str]:
+    """Let a quantized weight stand under the name of the one that it was made of.
+
+    Gives the names of what says how, which is no weight itself.
+    """
     whole, scale, zero = (found.get(name) for name in names)
     base = _made_of(names[0])
     if whole is None or scale is None or _is_missing(names[2], zero) or base in found:
-        return
-    if not whole.is_numeric:
-        return
+        return set()
+    if not whole.is_numeric or whole.scaled is not None:
+        return set()
+    place = axis + len(whole.shape) if axis < 0 else axis
+    if scale.elements not in {1, *whole.shape[max(0, place) : place + 1]}:
+        return set()
     scales = _all(scale)
     zeros = np.zeros(1) if zero is None else _all(zero)
     scaled = None if scales is None or zeros is None else _scaled(whole, scales, zeros, axis)
-    if scaled is not None:
-        for name in names:
-            found.pop(name, None)
-        found[base] = replace(whole, name=base, scaled=scaled)
+    if scaled is None:
+        return set()
+    del found[names[0]]
+    found[base] = replace(whole, name=base, scaled=scaled)
+    return set(names[1:])
 
 
 def _is_missing(name: str, stored: Stored | None) -> bool:
@@ -337,31 +365,44 @@ def _all(stored: Stored) -> Numbers | None:
 # --- Weights in blocks of few bits, each with a scale ---------------------------------------------
 
 
-def _put_blocks_back(found: dict[str, Stored], node: _Node, names: Sequence[str]) -> None:
+def _put_blocks_back(found: dict[str, Stored], node: _Node, names: Sequence[str]) -> set[str]:
     """Let a packed matrix or table stand under the name of the one that it was made of.
 
-    A row is a row of blocks, the first code of a byte in its lowest bits, as ONNX Runtime's own
-    documentation has it: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+    Gives the names of what says how. A row is a row of blocks, the first code of a byte in its
+    lowest bits, as ONNX Runtime has it:
+    https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
     """
     data, scale, zero = (found.get(name) for name in names)
     bits, block = node.numbers.get("bits", 4), node.numbers.get("block_size", 128)
     base = _packed_of(names[0], node, bits)
     if data is None or scale is None or _is_missing(names[2], zero) or base in found:
-        return
-    if data.dtype != "U8" or bits not in {2, 4, 8}:
-        return
+        return set()
+    if bits not in {2, 4, 8} or not _is_bytes(data) or not (zero is None or _is_bytes(zero)):
+        return set()
+    helpers = {
+        which: found.get(f"{base}_{which}")
+        for which in ("rows", "shape", "start", "end")
+        if base != names[0]
+    }
     if node.operator == "MatMulNBits":
         rows, width = node.numbers.get("N", 0), node.numbers.get("K", 0)
     else:
-        rows = data.shape[0] if len(data.shape) == _MATRIX and data.is_numeric else 0
-        width = next(iter(_sizes(found.get(f"{base}_end"))), rows and data.shape[1] * 8 // bits)
-    shape = _sizes(found.get(f"{base}_shape")) or (rows, width)
+        rows = data.shape[0] if len(data.shape) == _MATRIX else 0
+        width = next(iter(_sizes(helpers.get("end"))), rows and data.shape[1] * 8 // bits)
+    shape = _sizes(helpers.get("shape")) or (rows, width)
     blocks = _Blocks.of(data, scale, zero, bits=bits, block=block, rows=rows, width=width)
     if blocks is None or math.prod(shape) != rows * width:
-        return
-    for name in (*names, *(f"{base}_{which}" for which in ("rows", "shape", "start", "end"))):
-        found.pop(name, None)
+        return set()
+    del found[names[0]]
     found[base] = computed(base, f"U{bits}", shape, blocks.between)
+    said = {one.name for one in helpers.values() if one is not None and one.dtype == "I64"}
+    return {*names[1:], *said}
+
+
+def _is_bytes(stored: Stored) -> bool:
+    """Say whether it is bytes as they lie in the file, and nothing that was put back."""
+    as_stored = not stored.is_computed and stored.scaled is None
+    return stored.dtype == "U8" and stored.is_numeric and as_stored
 
 
 def _packed_of(name: str, node: _Node, bits: int) -> str:
@@ -406,8 +447,9 @@ class _Blocks(NamedTuple):
         width: int,
     ) -> "_Blocks | None":
         """Give None where the sizes do not belong together."""
-        if min(rows, width, block) <= 0 or not data.is_numeric or not scales.is_numeric:
+        if min(rows, width, block) <= 0 or width > WIDEST_ROW or not scales.is_numeric:
             return None
+        block = min(block, width)
         row_bytes, row_scales = data.elements // rows, scales.elements // rows
         row_zeros = -(-row_scales * bits // 8)
         fits = (
@@ -415,7 +457,7 @@ class _Blocks(NamedTuple):
             and row_scales * rows == scales.elements
             and row_bytes * 8 // bits >= width
             and (row_scales - 1) * block < width <= row_scales * block
-            and (zeros is None or (zeros.dtype == "U8" and zeros.elements == rows * row_zeros))
+            and (zeros is None or zeros.elements == rows * row_zeros)
         )
         if not fits:
             return None
@@ -456,7 +498,7 @@ def _order_gates(found: dict[str, Stored], node: _Node) -> None:
     turner = _Turner()
     *matrices, bias = (one for one in taken if one is not None)
     for matrix, which in zip(matrices, ("weight_ih_l0", "weight_hh_l0"), strict=True):
-        if len(matrix.shape) != 1 + _MATRIX or matrix.shape[0] != 1 or not matrix.is_numeric:
+        if len(matrix.shape) != 1 + _MATRIX or matrix.shape[0] != 1 or not _can_move(matrix):
             return
         flat = replace(matrix, shape=matrix.shape[1:])
         if node.operator == "DynamicQuantizeLSTM":
@@ -467,7 +509,7 @@ def _order_gates(found: dict[str, Stored], node: _Node) -> None:
             return
         made.append(_reordered(flat, f"{layer}.{which}", flat.shape, 0))
     gates = made[0].shape[0]
-    if bias.shape != (1, 2 * gates) or not bias.is_numeric:
+    if bias.shape != (1, 2 * gates) or not _can_move(bias):
         return
     made.append(_reordered(bias, f"{layer}.bias_ih_l0", (gates,), 0))
     made.append(_reordered(bias, f"{layer}.bias_hh_l0", (gates,), gates))
@@ -475,6 +517,11 @@ def _order_gates(found: dict[str, Stored], node: _Node) -> None:
         for name in names:
             del found[name]
         found.update((one.name, one) for one in made)
+
+
+def _can_move(stored: Stored) -> bool:
+    """Say whether its numbers stay what they are as float32."""
+    return stored.is_numeric and stored.dtype != "F64"
 
 
 def _reordered(source: Stored, name: str, shape: tuple[int, ...], begin: int) -> Stored:

@@ -13,7 +13,7 @@ from registry.formats.bounded_json import parse_json
 from registry.formats.facts import malformed
 from registry.formats.weights import Chosen
 from workers.ml import myz
-from workers.ml.graph_weights import of_graph
+from workers.ml.graph_weights import WIDEST_ROW, of_graph
 from workers.ml.stored import Numbers, ReadRange, Stored, computed, reader, within
 
 _MAX_TENSORS: Final = 1_000_000
@@ -82,13 +82,16 @@ def _packed_weight(
 ) -> Stored | None:
     """Give what the numbers stand for; None where the shapes do not belong together."""
     bits = 8 if zeros is None else 4
-    if numbers.dtype != ("I8" if zeros is None else "U8") or not scales.is_numeric:
+    parts = [numbers, scales, *([] if zeros is None else [zeros])]
+    if any(not one.is_numeric or one.is_computed or one.scaled for one in parts):
+        return None
+    if numbers.dtype != ("I8" if zeros is None else "U8"):
         return None
     if not len(numbers.shape) == len(scales.shape) == _MATRIX or not numbers.elements:
         return None
     rows, width, groups = *numbers.shape, scales.shape[1]
     width = width * 8 // bits
-    if scales.shape[0] != rows or not groups or width % groups:
+    if scales.shape[0] != rows or not groups or width % groups or width > WIDEST_ROW:
         return None
     if zeros is not None and (zeros.shape != scales.shape or zeros.dtype != "U8"):
         return None

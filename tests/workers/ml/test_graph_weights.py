@@ -222,3 +222,75 @@ def test_a_graph_that_lies_of_its_weights_is_read_all_the_same(
     for stored in found.values():
         if stored.is_numeric:
             assert len(stored.between(0, stored.elements)) == stored.elements
+
+
+def blocks(inputs: list[str], **said: int) -> Any:
+    given = {"N": 2, "K": 2, "bits": 8, "block_size": 2, **said}
+    return helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", **given)
+
+
+PACKED = {"w_int8": np.full((2, 1, 2), 130, "u1"), "w_scale": np.ones((2, 1), "f4")}
+
+
+@pytest.mark.parametrize("block", [10**9, 1 << 62])
+def test_a_block_is_no_longer_than_a_row(tmp_path: Path, block: int) -> None:
+    node = blocks(["x", "w_int8", "w_scale"], block_size=block)
+    found = read(saved(tmp_path / "a.onnx", [node], PACKED, 2))
+    assert numbers(found["w"]) == pytest.approx(2.0)
+
+
+def test_columns_in_another_order_are_left_as_they_are(tmp_path: Path) -> None:
+    node = blocks(["x", "w_int8", "w_scale", "", "order"])
+    weights = {**PACKED, "order": np.array([1, 0], "i4")}
+    assert "w" not in read(saved(tmp_path / "a.onnx", [node], weights, 2))
+
+
+def test_what_was_put_back_is_no_packed_data(tmp_path: Path) -> None:
+    looked_up = {"bits": 8, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
+    names = ("w_int8_int8", "w_int8")
+    nodes = [
+        helper.make_node(
+            "GatherBlockQuantized", [name, "x", f"{name}_scale"], [f"{name}_out"], **looked_up
+        )
+        for name in names
+    ]
+    weights = {"w_int8_int8": np.full((2, 4), 130, "u1")}
+    weights |= {f"{name}_scale": np.ones((2, 1), "f4") for name in names}
+    found = read(saved(tmp_path / "a.onnx", nodes, weights, 2))
+    assert numbers(found["w_int8"]) == pytest.approx(2.0)
+
+
+def test_weights_may_share_their_scale_and_zero_point(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", [f"{name}_quantized", "s", "z"], [name])
+        for name in ("a", "b")
+    ]
+    weights = {f"{name}_quantized": np.full((2, 2), 3, "u1") for name in ("a", "b")}
+    weights |= {"s": np.array(0.5, "f4"), "z": np.array(5, "u1")}
+    found = read(saved(tmp_path / "a.onnx", nodes, weights, 2))
+    assert set(found) == {"a", "b"}
+    for stored in found.values():
+        assert numbers(stored) == pytest.approx(-1.0)
+
+
+def test_a_weight_outside_is_no_larger_than_its_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(64))
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1, 1, 1 << 40])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="data")
+    path = saved(tmp_path / "a.onnx", [helper.make_node("Identity", ["x"], ["y"])], {}, 2)
+    model = onnx.load(path)
+    model.graph.initializer.append(tensor)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(RegistryError, match="no sensible place"):
+        read(path)
+
+
+def test_a_product_that_is_scaled_is_none_of_the_weight(tmp_path: Path) -> None:
+    weight = RNG.standard_normal((8, 16)).astype("f4")
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1, alpha=0.5)
+    plain = saved(tmp_path / "plain.onnx", [node], {"w": weight}, 16)
+    packed = tmp_path / "packed.onnx"
+    quantize_weights(plain, packed, Options(bits=8, block=16))
+    (found,) = read(packed)
+    assert found == "w_alpha"

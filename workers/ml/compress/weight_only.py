@@ -244,12 +244,12 @@ class _Writer:
     ) -> Rounded:
         transposed = bool(_input_axis(self.graph, layer))
         weight_NK = torch.from_numpy(np.array(values if transposed else values.T))
-        if layer.operator == "Gemm":
-            weight_NK = weight_NK * float(attribute(node, "alpha", 1.0))
+        share = float(attribute(node, "alpha", 1.0)) if layer.operator == "Gemm" else 1.0
+        weight_NK = weight_NK * share
         outputs, inputs = weight_NK.shape
         bits, block = self.options.bits, self.options.block
         codes_NK, grid, told = self._round(weight_NK, bits, curvature_KK, layer)
-        weight = layer.weight
+        weight = layer.weight if share == 1.0 else f"{layer.weight}_alpha"
         if not transposed:
             turned = weight.removesuffix(TURNED)
             weight = turned if turned != weight else f"{weight}{TURNED}"
