@@ -30,13 +30,18 @@ TELLING_FLAGS = (
 @functools.cache
 def cpu_flags() -> tuple[str, ...]:
     """Name the instruction sets that decide how fast tensors are multiplied."""
-    found: set[str] = set()
+    found = all_cpu_flags()
+    return tuple(flag for flag in TELLING_FLAGS if flag in found)
+
+
+@functools.cache
+def all_cpu_flags() -> tuple[str, ...]:
+    """Name all that the processor can, which machine code is compiled for."""
     for line in _cpu_info():
         name, _, value = line.partition(":")
         if name.strip() in {"flags", "Features"}:
-            found.update(value.split())
-            break
-    return tuple(flag for flag in TELLING_FLAGS if flag in found)
+            return tuple(sorted({*value.split()}))
+    return ()
 
 
 def cpu_name() -> str:

@@ -261,6 +261,7 @@ def _made(
     kind, name = ("onnx", "model.onnx") if runtime == ONNX else (COMPILED, "model.pt2")
     left = max(10.0, min(_PREPARE_SECONDS, deadline - time.monotonic()))
     reason = "it took too long"
+    (work / "report.json").unlink(missing_ok=True)
     process = subprocess.Popen(  # noqa: S603 - no shell, and a program of our own
         [*_PREPARE, str(source), str(work), kind],
         stdout=subprocess.DEVNULL,

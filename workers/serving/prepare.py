@@ -22,6 +22,8 @@ from workers.ml.infer.runtime import EMBEDDING, Runtime, load_runtime
 from workers.ml.probes import NOWHERE, probe_rows
 
 REPORT = "report.json"
+# What the machine lacks may be there tomorrow.
+_NOT_OF_THE_MODEL = frozenset({"missing_compiler"})
 _ROWS = (2, 1, 5)
 
 
@@ -33,7 +35,10 @@ def main(source: Path, target: Path, kind: str) -> None:
         off = prepare(source, target / name)
         report = {"made": True, "reason": "", "off_by": off}
     except RegistryError as error:
-        report = {"made": False, "reason": error.detail}
+        again = error.reason in _NOT_OF_THE_MODEL
+        report = {"made": False, "reason": error.detail, "again": again}
+    except (MemoryError, OSError) as error:
+        report = {"made": False, "reason": f"{type(error).__name__}: {error}"[:500], "again": True}
     except Exception as error:  # noqa: BLE001 - exporters raise whatever their compilers do
         report = {"made": False, "reason": f"{type(error).__name__}: {error}"[:500]}
     (target / REPORT).write_text(json.dumps(report), encoding="utf-8")

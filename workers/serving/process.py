@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -216,6 +217,8 @@ class ModelProcess:
     def _start(self, theirs: socket.socket, threads: int) -> subprocess.Popen[bytes]:
         with theirs:
             own = self.folder / "tmp"
+            # What a process unpacks there stays when it is killed.
+            shutil.rmtree(own, ignore_errors=True)
             own.mkdir(mode=0o700, parents=True, exist_ok=True)
             sandbox.hand_over(self.folder, [own])
             return sandbox.start(

@@ -137,48 +137,44 @@ class Shelf:
     def _find(self, deployed: Deployed, laid: Laid) -> Laid:
         runtime = deployed.options.runtime
         if _kind_of(deployed) is _PACKAGE:
-            package = self._make(deployed, laid.folder, _PACKAGE)
+            package, why = self._make(deployed, laid.folder, _PACKAGE)
             if package is not None:
                 return laid._replace(package=package)
             if runtime == "aotinductor":
-                raise self._has_none(deployed, _PACKAGE)
+                raise Unavailable(
+                    "This version cannot be compiled here ({problem}); choose the runtime auto.",
+                    code="export_failed",
+                    problem=why,
+                )
         if runtime == "torch":
             return laid
         named = _graph_in(deployed.files)
         if named is not None:
             return laid._replace(onnx=laid.model / named)
-        graph = self._make(deployed, laid.folder, _GRAPH)
+        graph, _ = self._make(deployed, laid.folder, _GRAPH)
         if graph is None and runtime == "onnxruntime":
-            raise self._has_none(deployed, _GRAPH)
+            raise Unavailable(
+                "This version cannot be exported to ONNX; choose the runtime auto.",
+                code="export_failed",
+            )
         return laid._replace(onnx=graph)
 
-    def _has_none(self, deployed: Deployed, kind: _Kind) -> Unavailable:
-        why = self._kept(deployed, kind).with_suffix(_NONE).read_text(encoding="utf-8")
-        if kind is _PACKAGE:
-            return Unavailable(
-                "This version cannot be compiled here ({problem}); choose the runtime auto.",
-                code="export_failed",
-                problem=why,
-            )
-        return Unavailable(
-            "This version cannot be exported to ONNX; choose the runtime auto.",
-            code="export_failed",
-        )
-
-    def _make(self, deployed: Deployed, folder: Path, kind: _Kind) -> Path | None:
-        """Put what the runtime takes beside the version; None where there is no such thing."""
+    def _make(self, deployed: Deployed, folder: Path, kind: _Kind) -> tuple[Path | None, str]:
+        """Put what the runtime takes beside the version, or say why there is no such thing."""
         kept = self._kept(deployed, kind)
+        none = kept.with_suffix(_NONE)
         with self._exporting:
-            given_up = kept.with_suffix(_NONE).exists()
-            if given_up or not (kept.exists() or self._export(folder, kept, kind)):
-                return None
+            if none.exists():
+                return None, none.read_text(encoding="utf-8")
+            if not kept.exists() and (why := self._export(folder, kept, kind)):
+                return None, why
         made = folder / f"model{kind.ending}"
         shutil.copyfile(kept, made)
         made.chmod(0o444)
-        return made
+        return made, ""
 
-    def _export(self, folder: Path, kept: Path, kind: _Kind) -> bool:
-        """Have it made in a process of its own; give whether it is there now."""
+    def _export(self, folder: Path, kept: Path, kind: _Kind) -> str:
+        """Have it made in a process of its own; give why it is not there now."""
         if self._stopping:
             raise Unavailable("The server is stopping; try again.", code="stopping")
         own = folder / "out"
@@ -204,24 +200,26 @@ class Shelf:
         if self._stopping:
             raise Unavailable("The server is stopping; try again.", code="stopping")
         report = _read_report(own / "report.json")
-        made = own / f"model{kind.ending}"
+        made, reason = own / f"model{kind.ending}", ""
         if report.get("made") is True and made.is_file() and not made.is_symlink():
             partial = kept.with_suffix(f".{self._models.name}")
             shutil.copyfile(made, partial, follow_symlinks=False)
             partial.replace(kept)
             self._prune_exports(kind)
         else:
-            reason = clean_text(report.get("reason") or errors.decode(errors="replace")[-300:])
-            kept.with_suffix(_NONE).write_text(reason, encoding="utf-8")
+            said = clean_text(report.get("reason") or errors.decode(errors="replace")[-300:])
+            reason = said or "it was ended"
+            if report.get("again") is not True:
+                kept.with_suffix(_NONE).write_text(reason, encoding="utf-8")
             logger.warning("A version is run otherwise, as there is no %s: %s", kind.name, reason)
         shutil.rmtree(own)
-        return kept.exists()
+        return reason
 
     def _kept(self, deployed: Deployed, kind: _Kind) -> Path:
         listed = "".join(f"{file.sha256} {file.path}\n" for file in deployed.files)
         made_by = _EXPORTER
         if kind is _PACKAGE:
-            machine = f"{environment.cpu_name()} {environment.cpu_flags()}"
+            machine = f"{environment.cpu_name()} {environment.all_cpu_flags()}"
             made_by = f"{_EXPORTER} {kind.name} {version('torch')} {machine}"
         digest = hashlib.sha256(f"{made_by}\n{listed}".encode()).hexdigest()
         return self._exports / f"{digest}{kind.ending}"

@@ -122,6 +122,42 @@ def test_a_coded_version_is_served(tmp_path, yard):
     asyncio.run(go())
 
 
+@COMPILES
+def test_machine_code_is_given_nothing_that_it_was_not_compiled_for(tmp_path, yard):
+    """It looks at no shape itself, and would read what lies behind: the inputs of others."""
+    files = files_of(little.write_encoder(tmp_path / "encoder"))
+
+    def inputs(*shapes):
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return [
+            Tensor(name, "INT64", shape, np.ones(shape, np.int64).tobytes())
+            for name, shape in zip(names, shapes, strict=True)
+        ]
+
+    async def go():
+        yard.route("a/enc", yard.version("a/enc", 1, files, runtime="aotinductor", **PATIENT))
+        async with yard.plane() as plane:
+            await served(plane, "a/enc")
+            good = inputs((1, 8), (1, 8), (1, 8))
+            response, _ = await y.ask(plane, "a/enc", *good, seconds=600)
+            assert response.parameters["modelyard_runtime"] == "aotinductor/cpu"
+            for shapes in (
+                [(2, 8), (2, 3), (2, 8)],
+                [(2, 8), (1, 8), (2, 8)],
+                [(1, 1), (1, 1), (1, 1)],
+                [(1, 41), (1, 41), (1, 41)],
+            ):
+                with pytest.raises(Invalid):
+                    await y.ask(plane, "a/enc", *inputs(*shapes), seconds=600)
+            unknown = np.full((1, 8), 5000, np.int64).tobytes()
+            wrong = Tensor("input_ids", "INT64", (1, 8), unknown)
+            with pytest.raises(Invalid):
+                await y.ask(plane, "a/enc", wrong, *good[1:], seconds=600)
+            await y.ask(plane, "a/enc", *good, seconds=600)
+
+    asyncio.run(go())
+
+
 def test_what_cannot_be_compiled_is_run_otherwise_unless_it_was_asked_for(tmp_path, yard):
     """An LSTM is compiled for one length of text; a tuning may be of another machine."""
     files = files_of(little.write_lstm(tmp_path / "lstm"))

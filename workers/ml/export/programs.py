@@ -1,5 +1,6 @@
 """Programs of torch.export: as a `.pt2` file, and compiled by AOTInductor for this machine."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,7 +14,9 @@ import torch
 
 from registry.errors import Invalid
 from workers.ml.export.subject import Opened, Subject
+from workers.ml.infer.engines import PACKAGE_INPUTS
 
+MOST = 1 << 31
 _COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -62,8 +65,34 @@ def compile_package(subject: Subject, file: Path) -> None:
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         from torch import _inductor  # noqa: PLC0415 - reads the environment as it is imported
 
+        program = trace(subject)
+        said = {PACKAGE_INPUTS: json.dumps(_inputs_of(program))}
         with _without_modes():
-            _inductor.aoti_compile_and_package(trace(subject), package_path=str(file))
+            _inductor.aoti_compile_and_package(
+                program,
+                package_path=str(file),
+                inductor_configs={"aot_inductor.metadata": said},
+            )
+
+
+def _inputs_of(program: Any) -> list[dict[str, Any]]:
+    """Say what each input has to be: an axis is a size, or a name with the least and the most.
+
+    One row alone is what the export was held to; of other axes torch takes one for a fixed size.
+    """
+    listed = []
+    for name in program.graph_signature.user_inputs:
+        (node,) = [one for one in program.graph.nodes if one.name == name]
+        value = node.meta["val"]
+        axes: list[Any] = []
+        for at, size in enumerate(value.shape):
+            if isinstance(size, int):
+                axes.append(size)
+                continue
+            bounds = program.range_constraints[size.node.expr]
+            axes.append([str(size), 2 if at else 1, min(int(bounds.upper), MOST)])
+        listed.append({"dtype": str(value.dtype).removeprefix("torch."), "axes": axes})
+    return listed
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What computes: a torch module, or an ONNX Runtime session; both take and give plain arrays."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from workers.ml.infer.feeders import Feeds
 from workers.ml.infer.sessions import first_line, open_session
 from workers.ml.program import Program
 
+PACKAGE_INPUTS = "inputs"
+"""Where a package says what its inputs have to be."""
 _DTYPES = {
     "tensor(bool)": np.dtype(np.bool_),
     "tensor(uint8)": np.dtype(np.uint8),
@@ -85,14 +88,21 @@ class ProgramEngine(TorchEngine):
 
 
 class CompiledEngine:
-    """Runs a package of AOTInductor: machine code for a processor, with the weights in it."""
+    """Runs a package of AOTInductor: machine code for a processor, with the weights in it.
+
+    That code looks at no shape: what is given to it has to be what it was compiled for, or it
+    reads what lies behind.
+    """
 
     name = "aotinductor/cpu"
 
     def __init__(self, package: Path, input_names: Sequence[str], output_name: str) -> None:
         self._opened = open_package(package)
+        self._taken = json.loads(self._opened.get_metadata()[PACKAGE_INPUTS])
         self._inputs = list(input_names)
         self._output = output_name
+        if len(self._taken) != len(self._inputs):
+            raise Invalid("The package takes other inputs.", code="bad_config")
 
     @property
     def input_names(self) -> list[str]:
@@ -101,17 +111,42 @@ class CompiledEngine:
     @torch.inference_mode()
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         tensors = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self._inputs]
+        self._check(tensors)
         answer = self._opened(*tensors)
         first = answer[0] if isinstance(answer, tuple | list) else answer
         return {self._output: first.float().numpy()}
 
+    def _check(self, tensors: Sequence[torch.Tensor]) -> None:
+        sizes: dict[str, int] = {}
+        for name, tensor, taken in zip(self._inputs, tensors, self._taken, strict=True):
+            fits = (
+                str(tensor.dtype) == f"torch.{taken['dtype']}"
+                and tensor.dim() == len(taken["axes"])
+                and all(map(_is_within, tensor.shape, taken["axes"]))
+                and all(
+                    sizes.setdefault(axis[0], size) == size
+                    for size, axis in zip(tensor.shape, taken["axes"], strict=True)
+                    if isinstance(axis, list)
+                )
+            )
+            if not fits:
+                raise Invalid(
+                    "Input {name!r} of the shape {shape} is not what the model was compiled for.",
+                    code="run_failed",
+                    name=name,
+                    shape=list(tensor.shape),
+                )
 
-def open_package(file: Path) -> Callable[..., Any]:
-    """Load a package of AOTInductor: tensors in, a tensor out."""
+
+def _is_within(size: int, axis: int | list[Any]) -> bool:
+    return size == axis if isinstance(axis, int) else axis[1] <= size <= axis[2]
+
+
+def open_package(file: Path) -> Any:
+    """Load a package of AOTInductor, which is called with tensors, and looks at no shape."""
     from torch import _inductor  # noqa: PLC0415 - loads compilers
 
-    opened: Callable[..., Any] = _inductor.aoti_load_package(str(file))
-    return opened
+    return _inductor.aoti_load_package(str(file))
 
 
 class OnnxEngine:
