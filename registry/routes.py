@@ -5,6 +5,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import PurePosixPath
 from threading import Lock
 
@@ -90,17 +91,20 @@ class Route:
 
 
 class _FilesOfVersions:
-    """The files of versions that were asked for lately; those of a version that is ready stay."""
+    """The files of versions that were asked for lately; those of a version that is ready stay.
+
+    A key alone may come again, where a database is put back to what it was before.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._known: OrderedDict[int, tuple[ServedFile, ...]] = OrderedDict()
+        self._known: OrderedDict[tuple[int, datetime], tuple[ServedFile, ...]] = OrderedDict()
 
     def of(self, versions: Iterable[Version]) -> Mapping[int, tuple[ServedFile, ...]]:
-        asked = {version.pk: version for version in versions}
+        asked = {(version.pk, version.created_at): version for version in versions}
         with self._lock:
-            found = {key: self._known[key] for key in asked if key in self._known}
-        missing = [version for key, version in asked.items() if key not in found]
+            found = {key[0]: self._known[key] for key in asked if key in self._known}
+        missing = [version for version in asked.values() if version.pk not in found]
         if not missing:
             return found
         read = {
@@ -111,7 +115,8 @@ class _FilesOfVersions:
             for key, files in openable_files(missing).items()
         }
         with self._lock:
-            self._known.update(read)
+            for version in missing:
+                self._known[version.pk, version.created_at] = read[version.pk]
             while len(self._known) > _REMEMBERED_VERSIONS:
                 self._known.popitem(last=False)
         return {**found, **read}

@@ -3,6 +3,7 @@
 import pickle
 import threading
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from registry.authenticate import Visit, actor_from_token, actors_of, digest_of
 from registry.models import (
     ANONYMOUS,
     Alias,
+    Artifact,
     Deployment,
     Endpoint,
     LineageEdge,
@@ -329,6 +331,17 @@ def test_what_is_said_wins_over_what_was_measured():
     # What was measured of one runtime says nothing of the other.
     Deployment.objects.update(options={"runtime": "torch"})
     assert served_with() == (1, 32, "torch")
+
+
+def test_files_are_not_those_of_another_version_that_had_the_key():
+    """As after a database was put back to what it was before."""
+    _, version = deployed(UserFactory())
+    ((one,),) = [route.deployments for route in read_routes()]
+    Version.objects.filter(pk=version.pk).update(created_at=version.created_at - timedelta(1))
+    weights = Artifact.objects.get(revision=version.revision, path="model.safetensors")
+    Artifact.objects.filter(revision=version.revision).exclude(pk=weights.pk).delete()
+    ((other,),) = [route.deployments for route in read_routes()]
+    assert len(one.files) > len(other.files) == 1
 
 
 def test_tuned_routes_cost_one_query_more(django_assert_num_queries):
