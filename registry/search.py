@@ -226,12 +226,9 @@ def _is_answer(
     if few == [] and reading.how != BY_MEANING:
         return bool(query.cursor) and not meant
     # One of the first has the words, most of the time.
-    first = [found] if few is None else [_of(few[:_LOOKED_AT]), _of(few[:_RANKED])]
+    of_keys = Repository.objects.of_keys
+    first = [found] if few is None else [of_keys(few[:_LOOKED_AT]), of_keys(few[:_RANKED])]
     return all(any(has_word(word, rows) for rows in first) for word in reading.unproved)
-
-
-def _of(keys: Sequence[int]) -> RepositoryQuerySet:
-    return Repository.objects.of_keys(keys)
 
 
 @contextmanager

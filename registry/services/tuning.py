@@ -4,7 +4,7 @@ Deployments whose options leave it open go by them (`registry.routes`), and so d
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, get_args
 
 from django.db import transaction
 from django.utils import timezone
@@ -14,9 +14,10 @@ from registry.errors import Invalid
 from registry.models import Actor, Job, Tuning, Version
 from registry.permissions import require
 from registry.recipes import MAX_BATCH_SIZE, MAX_THREADS
+from registry.recipes.tuning import TunedRuntime
 from registry.serving_options import Tuned
 
-RUNTIMES = ("onnxruntime", "torch", "aotinductor")
+RUNTIMES: Final[tuple[str, ...]] = get_args(TunedRuntime)
 _LONGEST_CLASS = 200
 
 

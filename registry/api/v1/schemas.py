@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from registry.api.v1.requests import Body, Query
 from registry.errors import Unfit
 from registry.recipes import REFERENCE_PATTERN
+from registry.recipes.tuning import TunedRuntime
 from registry.services.announcements import EVENTS
 from registry.services.lineage import Relation
 from registry.serving_options import ServingOptions
@@ -746,7 +747,7 @@ class Tuning(Answer):
     """What a job found best; deployments on such machines go by it where they leave it open."""
 
     device_class: str = Field(description="The processor and its cores, or the GPU.")
-    runtime: Literal["onnxruntime", "torch", "aotinductor"]
+    runtime: TunedRuntime
     threads: int
     max_batch_size: int
     summary: dict[str, Any] = Field(
