@@ -28,7 +28,7 @@ from benchmarks.vocabulary import (  # noqa: E402
     describe,
     slug_of,
 )
-from registry.lexicon import search_terms_of, terms_of, words_in  # noqa: E402
+from registry.lexicon import search_terms_of, terms_of, word_pairs_in, words_in  # noqa: E402
 from registry.models import (  # noqa: E402
     Alias,
     Artifact,
@@ -136,6 +136,7 @@ def _repositories(
                 updated_at=now - timedelta(seconds=chance.randrange(10**7)),
                 search_text=text,
                 search_terms=search_terms_of(full_name, text),
+                word_pairs=word_pairs_in(text),
                 card_text=fact["card"],
                 card_terms=terms_of(fact["card"]),
             )

@@ -7,8 +7,10 @@ says "sentence embeddings", and the other way round. Nothing here knows of a dat
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
+from zlib import crc32
 
 import rjieba
 
@@ -221,6 +223,23 @@ def _may_be_known(word: str) -> bool:
         and not is_chinese(word)
         and word not in _concept_tokens()
     )
+
+
+def word_pairs_in(text: str) -> list[int]:
+    """Give the numbers of the words that stand side by side in a text, with no space between."""
+    return sorted(
+        {
+            pair_number(*pair)
+            for token in text.lower().split()
+            for pair in pairwise(_WORDS.findall(token))
+            if not is_chinese("".join(pair))
+        }
+    )
+
+
+def pair_number(word: str, following: str) -> int:
+    """Give what stands for two words side by side: 32 bits with a sign, as few others have."""
+    return crc32(f"{word} {following}".encode()) - 2**31
 
 
 def words_of(text: str) -> list[str]:

@@ -68,7 +68,7 @@ def _condition(one: Narrowing) -> Q:
     if one.field == "name":
         # The text that is searched holds the name.
         held = holding(lowered)
-        near = Q(search_vector=held.words) if held else Q(search_text__contains=lowered)
+        near = held.rows if held else Q(search_text__contains=lowered)
         return near & Q(name__icontains=text)
     if one.field == "tag":
         return Q(pk__in=_tagged(one).values("repository_id"))

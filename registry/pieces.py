@@ -8,8 +8,9 @@ It is looked for in names, summaries and tags alone: else a piece would find a c
 somebody's name has that word, be it one that only others may see.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import reduce
+from itertools import pairwise, product
 from operator import and_
 from typing import Final, NamedTuple
 
@@ -19,12 +20,13 @@ from django.db.models import F, Q, QuerySet, Value
 from django.db.models.functions import StrIndex
 from django.db.models.lookups import GreaterThan
 
-from registry.lexicon import CONCEPT_PREFIX, is_common, words_of
+from registry.lexicon import CONCEPT_PREFIX, is_common, pair_number, words_of
 from registry.models import SearchWord
 from registry.models.catalog import WEIGHTS_OF_TEXT
 
 # A piece that more words hold is looked for by its letters.
 _MOST_WORDS: Final = 256
+_MOST_PAIRS: Final = 512
 _SHORTEST: Final = 3
 _FEW_WORDS: Final = 8
 # Longer than this nobody types a piece of something.
@@ -34,12 +36,21 @@ _LONGEST: Final = 100
 class Held(NamedTuple):
     """`words` finds all that may hold the text; if they are not `enough`, more than what does.
 
-    A single word that `is_unknown` stands in no text, nor in a word of one.
+    So does any of each `pairs`, which fewer rows have. A single word that `is_unknown` stands in no
+    text, nor in a word of one.
     """
 
     words: SearchQueryCombinable
     is_enough: bool
     is_unknown: bool
+    pairs: Sequence[Sequence[int]] = ()
+
+    @property
+    def rows(self) -> Q:
+        """Give what finds the rows that may hold the text, by the narrower of the two."""
+        if not self.pairs:
+            return Q(search_vector=self.words)
+        return reduce(and_, (Q(word_pairs__overlap=any_of) for any_of in self.pairs))
 
 
 def holding(text: str) -> Held | None:
@@ -47,11 +58,14 @@ def holding(text: str) -> Held | None:
     pieces = words_of(text) if text.isascii() and len(text) <= _LONGEST else []
     found: list[set[str]] = []
     common: list[set[str]] = []
+    meant: list[set[str]] = []
     words: list[str] | None = None
     for place, piece in enumerate(pieces):
         begins = place > 0 or not text.startswith(piece)
         ends = place < len(pieces) - 1 or not text.endswith(piece)
         words = _words_with(piece, begins=begins, ends=ends)
+        # A bare number is meant as it stands where it does not go on.
+        meant.append({piece, *(words or ())} if words is not None or (begins and ends) else set())
         if words is not None:
             # What nearly every text has tells nothing beside other words.
             tells = not any(map(is_common, words or [piece]))
@@ -63,7 +77,12 @@ def holding(text: str) -> Held | None:
     if pieces == [text]:
         return Held(_typed_or_any_of(text, words or ()), is_enough=True, is_unknown=not words)
     # What is found is compared with the text, whoever's words have led there.
-    return Held(reduce(and_, map(_any_of, asked)), is_enough=False, is_unknown=False)
+    return Held(
+        reduce(and_, map(_any_of, asked)),
+        is_enough=False,
+        is_unknown=False,
+        pairs=_pairs_of(text, meant),
+    )
 
 
 def beginning(word: str) -> SearchQueryCombinable | None:
@@ -90,6 +109,20 @@ def having_any_of(words: Iterable[str]) -> SearchQueryCombinable:
 def says(text: str) -> Q:
     """Compare a row's text with this one; there is an index for it, and this goes past that."""
     return Q(GreaterThan(StrIndex(F("search_text"), Value(text)), 0))
+
+
+def _pairs_of(text: str, meant: Sequence[Collection[str]]) -> list[list[int]]:
+    """Give for each place where two words meet what stands for these, where all can be named.
+
+    A text that has a space is left to its words: only what stands together has numbers.
+    """
+    if len(text.split()) > 1:
+        return []
+    return [
+        [pair_number(word, following) for word, following in product(before, after)]
+        for before, after in pairwise(meant)
+        if 0 < len(before) * len(after) <= _MOST_PAIRS
+    ]
 
 
 def _words_with(piece: str, *, begins: bool, ends: bool) -> list[str] | None:

@@ -206,7 +206,7 @@ def _word(word: str) -> _Found:
         # Rows that have it as whole words are few, most of the time, and need no other look.
         rows = Repository.objects.filter(search_vector=whole).whichever("pk", limit=_FEW + 1)
         if len(rows) <= _FEW:
-            written = says(word) & Q(search_vector=held.words)
+            written = says(word) & held.rows
             return _Found(written | Q(pk__in=[key for (key,) in rows]) if rows else written)
     return _Found(Q(search_text__contains=word) | Q(search_vector=whole))
 

@@ -258,6 +258,8 @@ class Repository(models.Model):
     # Concepts and Chinese words of both, and the pieces of the name (see registry/lexicon.py).
     search_terms = models.TextField(blank=True, db_default="")
     card_terms = models.TextField(blank=True, db_default="")
+    # Which words of `search_text` stand side by side, as numbers: most pieces of names have two.
+    word_pairs = ArrayField(models.IntegerField(), default=list, db_default=[], blank=True)
     # The letters tell whose word it is: A and C are words of `search_text`, B stems of them, D is
     # of the card.
     search_vector: Any = models.GeneratedField(
@@ -304,6 +306,7 @@ class Repository(models.Model):
                 fastupdate=False,
             ),
             GinIndex(fields=["search_vector"], name="repository_search_words", fastupdate=False),
+            GinIndex(fields=["word_pairs"], name="repository_word_pairs", fastupdate=False),
             GinIndex(fields=["labels"], name="repository_labels"),
             models.Index(
                 Upper("base_model"), condition=~Q(base_model=""), name="repository_upper_base"

@@ -360,8 +360,9 @@ def refresh_search(repository: Repository) -> None:
     text = " ".join(word for word in words if word).lower()[:_SEARCHED_CHARACTERS]
     repository.search_text = text
     repository.search_terms = lexicon.search_terms_of(repository.full_name, text)
+    repository.word_pairs = lexicon.word_pairs_in(text)
     _touch(repository)
-    repository.save(update_fields=["search_text", "search_terms", "updated_at"])
+    repository.save(update_fields=["search_text", "search_terms", "word_pairs", "updated_at"])
     known = Repository.objects.words_of([repository.pk])
     if missing := lexicon.words_in(text) - known:
         # The database cuts some words elsewhere: `-4bit` is a number and a word for it.
