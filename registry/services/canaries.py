@@ -21,7 +21,13 @@ from registry import queue
 from registry.models import Actor, AuditAction, Deployment, DeploymentRole, Endpoint
 from registry.models.serving import FULL_WEIGHT
 from registry.services.catalog import lock_repository
-from registry.services.deployments import deployments_of, give_share, record_change, touch
+from registry.services.deployments import (
+    deployments_of,
+    give_share,
+    leaves_room,
+    record_change,
+    touch,
+)
 from registry.services.replicas import DeploymentStanding, Replica, read_standings
 
 STEPS = (1, 5, 25, 50, FULL_WEIGHT)
@@ -169,7 +175,8 @@ def _review(row: Deployment, said: Sequence[Mapping[str, Any]], now: datetime) -
     others = _since(canary, replicas, others_there)
     seconds = (now - datetime.fromisoformat(canary.trial["since"])).total_seconds()
     verdict = judge(ours, others, seconds=seconds)
-    if verdict == "wait":
+    step = _step_after(canary.weight)
+    if verdict == "wait" or (verdict == "widen" and not leaves_room(step, others_there)):
         return False
     evidence = {
         "canary": ours.described(),
@@ -250,12 +257,16 @@ def _since(
     return total
 
 
+def _step_after(weight: int) -> int:
+    return next((step for step in STEPS if step > weight), FULL_WEIGHT)
+
+
 def _widen(
     endpoint: Endpoint, canary: Deployment, others: list[Deployment], evidence: dict[str, Any]
 ) -> None:
     touch(endpoint)
     before = canary.weight
-    step = next((step for step in STEPS if step > before), FULL_WEIGHT)
+    step = _step_after(before)
     # The next look takes down what is counted at the new weight.
     canary.trial = {"begun": True} if step < FULL_WEIGHT else {}
     if step == FULL_WEIGHT:

@@ -219,8 +219,8 @@ def deploy(  # noqa: PLR0913 - a deployment is this wide
     and that it agrees where a shadow tries it.
 
     Raises:
-        Conflict: the version is not ready, is deployed there already, or may not answer callers
-            of the endpoint.
+        Conflict: the version is not ready, is deployed there already, may not answer callers
+            of the endpoint, or its weight leaves nothing to others that answer.
         QuotaExceeded: the namespace has as many deployments as it may.
 
     """
@@ -551,19 +551,48 @@ def _lock(endpoint: Endpoint, expected_etag: str | None = None) -> Endpoint:
 def give_share(deployment: Deployment, weight: int, others: Sequence[Deployment]) -> None:
     """Give a deployment its part; the others share the rest as they shared what they had.
 
-    Where nothing else answers, it answers everything.
+    What answers goes on answering one percent at least, unless the deployment is given all. Where
+    nothing else answers, it answers everything.
+
+    Raises:
+        Conflict: the rest is too little for so many others.
+
     """
     answering = [one for one in others if one.weight]
     if answering:
-        rest, total = FULL_WEIGHT - weight, sum(one.weight for one in answering)
-        parts = {one.pk: one.weight * rest // total for one in answering}
-        for one in sorted(answering, key=lambda one: -one.weight)[: rest - sum(parts.values())]:
-            parts[one.pk] += 1
+        if not leaves_room(weight, answering):
+            raise Conflict(
+                "{weight} percent leave less than one percent for each of the {others} "
+                "deployments that answer too; give it less, or everything.",
+                code="no_share_left",
+                weight=weight,
+                others=len(answering),
+            )
+        parts = _parts_of(FULL_WEIGHT - weight, answering)
         for one in answering:
             _set(one, weight=parts[one.pk])
     elif weight:
         weight = FULL_WEIGHT
     _set(deployment, weight=weight)
+
+
+def leaves_room(weight: int, others: Iterable[Deployment]) -> bool:
+    """Say whether a part leaves each of the others that answer one percent, or is everything."""
+    answering = sum(1 for one in others if one.weight)
+    return weight == FULL_WEIGHT or FULL_WEIGHT - weight >= answering
+
+
+def _parts_of(rest: int, answering: Sequence[Deployment]) -> dict[int, int]:
+    """Cut what is left into parts like those that deployments had, none of them 0 by rounding."""
+    total = sum(one.weight for one in answering)
+    least = 1 if rest else 0
+    parts = {one.pk: max(least, one.weight * rest // total) for one in answering}
+    for one in sorted(answering, key=lambda one: -one.weight)[: max(0, rest - sum(parts.values()))]:
+        parts[one.pk] += 1
+    while sum(parts.values()) > rest:
+        # What the smallest were lifted by, the largest have less.
+        parts[max(parts, key=lambda key: parts[key])] -= 1
+    return parts
 
 
 def _set(deployment: Deployment, *, weight: int, role: str | None = None) -> None:
@@ -572,7 +601,7 @@ def _set(deployment: Deployment, *, weight: int, role: str | None = None) -> Non
     decided = deployment.role == DeploymentRole.CANARY and weight in {0, FULL_WEIGHT}
     if decided or deployment.role == DeploymentRole.LIVE:
         # Whoever takes a canary's requests away, or promotes something, ends its trial; and where
-        # it answers everything, nothing is left to hold it against.
+        # it answers everything, nothing is left to hold it against. No share comes to 0 by itself.
         deployment.trial = {}
     deployment.save(update_fields=["weight", "role", "trial"])
 

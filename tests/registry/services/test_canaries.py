@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry import queue
+from registry.errors import Conflict
 from registry.models import Alias, Deployment, Event
 from registry.services.canaries import Counted, judge, review_canaries
 from registry.services.deployments import (
@@ -342,6 +343,57 @@ def test_whoever_takes_its_requests_away_ends_its_trial(owner, live, canary, tra
     assert traffic.review() == 0
     promote(actor=actor, deployment=canary)
     assert Deployment.objects.get(pk=canary.pk).trial == {}
+
+
+# --- Small shares --------------------------------------------------------------------------------
+
+
+def deployed(owner, model, number, **more):
+    while model.versions.count() < number:
+        make_version(owner, model)
+    actor = actor_of(owner)
+    return deploy(actor=actor, model="olga/classifier", version=str(number), **more)
+
+
+def test_a_canary_that_widens_takes_no_other_share_away(owner, model, live, canary, traffic):
+    other = deployed(owner, model, 3, role="canary", widens=True)
+    assert weights() == [("live", 98), ("canary", 1), ("canary", 1)]
+    for percent in (5, 25, 50):
+        traffic.review()
+        traffic.answers(live, 1000)
+        traffic.answers(other, 60)
+        assert traffic.review() == 1
+        assert weights() == [("live", 99 - percent), ("canary", 1), ("canary", percent)]
+        assert Deployment.objects.get(pk=canary.pk).trial
+    # The one that was let alone still goes on by itself.
+    traffic.review()
+    traffic.answers(live, 1000)
+    traffic.answers(canary, 60)
+    assert traffic.review() == 1
+    assert Event.objects.filter(action="canary.widen").latest("pk").data["deployment"] == canary.pk
+
+
+def test_a_small_live_share_outlasts_a_canary(owner, model, live, traffic):
+    small = deployed(owner, model, 2)
+    split_traffic(actor=actor_of(owner), endpoint=live.endpoint, weights={live.pk: 99, small.pk: 1})
+    canary = deployed(owner, model, 3, role="canary", widens=True)
+    assert weights() == [("live", 98), ("live", 1), ("canary", 1)]
+    traffic.review()
+    traffic.answers(live, 1000)
+    traffic.answers(canary, 60, failures=60)
+    assert traffic.review() == 1
+    assert weights() == [("live", 99), ("live", 1), ("canary", 0)]
+
+
+def test_a_share_that_leaves_others_nothing_is_refused(owner, model, live):
+    small = deployed(owner, model, 2)
+    split_traffic(actor=actor_of(owner), endpoint=live.endpoint, weights={live.pk: 99, small.pk: 1})
+    with pytest.raises(Conflict) as refused:
+        deployed(owner, model, 3, role="canary", weight=99)
+    assert refused.value.reason == "no_share_left"
+    assert weights() == [("live", 99), ("live", 1)]
+    deployed(owner, model, 3, role="canary", weight=98)
+    assert weights() == [("live", 1), ("live", 1), ("canary", 98)]
 
 
 def test_without_word_from_serving_nothing_moves(canary, traffic):
