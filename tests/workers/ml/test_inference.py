@@ -388,3 +388,145 @@ def test_numbers_of_a_dataset_are_its_own_names_for_a_model_too(tmp_path):
     }
     measured = run_job(tmp_path / "measured", recipe, model=model, dataset=dataset)
     assert measured.metric("accuracy")["value"] == result.metric("accuracy")["value"] == 1
+
+
+# --- answers as they are --------------------------------------------------------------------------
+
+
+def write_graph(folder, nodes, outputs, *, inputs=(("x", TensorProto.FLOAT, ["n", 3]),)):
+    folder.mkdir()
+    graph = helper.make_graph(
+        [helper.make_node(op, taken, given, **more) for op, taken, given, more in nodes],
+        "graph",
+        [helper.make_tensor_value_info(*one) for one in inputs],
+        [helper.make_tensor_value_info(*one) for one in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def both_forms(folder, model, dataset, **recipe):
+    """Run over a dataset into either form, whose rows must say the same."""
+    inputs = {"model": model, "dataset": dataset}
+    plain = run_job(folder / "plain", infer_recipe(**recipe), **inputs)
+    table = run_job(folder / "table", infer_recipe(format="parquet", **recipe), **inputs)
+    rows = pq.read_table(table.files / "predictions.parquet").to_pylist()
+    names = {name for row in lines(plain) for name in row}
+    assert rows == [{**dict.fromkeys(names), **row} for row in lines(plain)]
+    return plain
+
+
+@pytest.mark.parametrize("numbers", [[1e-9, 3e-7, 0.12345678], [0.1, 1e30, -65504.125]])
+def test_floats_are_written_to_the_last_bit_and_no_further(tmp_path, numbers):
+    model = write_echo(tmp_path / "model")
+    dataset = write_rows(tmp_path / "rows", [numbers])
+    found = both_forms(tmp_path, model, dataset)
+    (row,) = lines(found)
+    assert np.array(row["output"], np.float32).tolist() == np.float32(numbers).tolist()
+    text = (found.files / "predictions.jsonl").read_text()
+    assert "0.10000000149" not in text
+
+
+def test_a_score_is_that_of_a_live_answer(tmp_path):
+    model = write_echo(tmp_path / "model", labels=["cat", "dog", "owl"])
+    dataset = write_rows(tmp_path / "rows", [[0.0, 1 / 3, 0.0]])
+    (row,) = lines(both_forms(tmp_path, model, dataset))
+    powers = np.exp(np.float32([0.0, 1 / 3, 0.0]).astype(np.float64) - float(np.float32(1 / 3)))
+    assert row["score"] == powers.max() / powers.sum()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "numbers"),
+    [
+        (TensorProto.INT64, np.int64, [2**53 + 1, -1, 0]),
+        (TensorProto.UINT64, np.uint64, [2**64 - 1, 1, 0]),
+        (TensorProto.BOOL, np.bool_, [True, False, True]),
+    ],
+)
+def test_whole_numbers_stay_whole(tmp_path, kind, dtype, numbers):
+    model = tmp_path / "model"
+    many = {
+        "value": helper.make_tensor("", kind, [3], np.array(numbers, dtype)),
+    }
+    nodes = [
+        ("Constant", [], ["c"], many),
+        ("Shape", ["x"], ["s"], {}),
+        ("Expand", ["c", "s"], ["y"], {}),
+    ]
+    write_graph(model, nodes, [("y", kind, ["n", 3])])
+    dataset = write_rows(tmp_path / "rows", PLAIN)
+    rows = lines(both_forms(tmp_path, model, dataset))
+    assert [row["output"] for row in rows] == [numbers, numbers]
+
+
+def test_an_output_of_text_is_written_as_text(tmp_path):
+    model = write_graph(
+        tmp_path / "model",
+        [("Cast", ["x"], ["y"], {"to": TensorProto.STRING})],
+        [("y", TensorProto.STRING, ["n", 3])],
+    )
+    dataset = write_rows(tmp_path / "rows", PLAIN)
+    first, _ = lines(both_forms(tmp_path, model, dataset))
+    assert first["output"] == ["3", "0", "1"]
+
+
+def test_every_output_is_written_under_its_name(tmp_path):
+    model = write_graph(
+        tmp_path / "model",
+        [
+            ("Neg", ["x"], ["y"], {}),
+            ("ArgMax", ["x"], ["row"], {"axis": 1, "keepdims": 0}),
+            ("ReduceSum", ["x"], ["all"], {"keepdims": 0}),
+            ("Transpose", ["x"], ["state"], {}),
+        ],
+        [
+            ("y", TensorProto.FLOAT, ["n", 3]),
+            ("row", TensorProto.INT64, ["n"]),
+            ("all", TensorProto.FLOAT, []),
+            ("state", TensorProto.FLOAT, [3, "n"]),
+        ],
+    )
+    dataset = write_rows(tmp_path / "rows", [*PLAIN, ODD[0]])
+    found = both_forms(tmp_path, model, dataset, batch_size=2)
+    assert lines(found)[:2] == [
+        {"split": "test", "row": 0, "y": [-3.0, 0.0, -1.0], "output_row": 0},
+        {"split": "test", "row": 1, "y": [0.0, -3.0, -1.0], "output_row": 1},
+    ]
+    assert lines(found)[2]["y"][0] is None
+    assert found.report["summary"]["rows_not_finite"] == 1
+    described = json.loads((found.files / "dataset.json").read_text())
+    assert list(described["columns"]) == ["split", "row", "y", "output_row"]
+
+
+def test_what_a_classifier_says_beside_its_classes_is_kept(tmp_path):
+    model = write_graph(
+        tmp_path / "model",
+        [("Identity", ["x"], ["scores"], {}), ("Neg", ["x"], ["label"], {})],
+        [("scores", TensorProto.FLOAT, ["n", 3]), ("label", TensorProto.FLOAT, ["n", 3])],
+    )
+    (model / "config.json").write_text(json.dumps({"labels": ["cat", "dog", "owl"]}))
+    dataset = write_rows(tmp_path / "rows", PLAIN, labels=[0, 1])
+    first, _ = lines(both_forms(tmp_path, model, dataset))
+    assert (first["label"], first["actual"]) == ("cat", "cat")
+    assert first["output_label"] == [-3.0, 0.0, -1.0]
+
+
+def test_an_output_that_is_not_of_rows_is_refused(tmp_path):
+    model = write_graph(
+        tmp_path / "model",
+        [("ReduceSum", ["x"], ["y"], {"keepdims": 0})],
+        [("y", TensorProto.FLOAT, [])],
+    )
+    dataset = write_rows(tmp_path / "rows", PLAIN)
+    assert refusal(tmp_path / "job", infer_recipe(), model=model, dataset=dataset) == "bad_config"
+
+
+def test_labels_of_a_later_split_are_kept(tmp_path):
+    model = write_echo(tmp_path / "model", labels=["cat", "dog", "owl"])
+    dataset = write_rows(tmp_path / "rows", PLAIN)
+    labelled = {"x": np.array(PLAIN, np.float32), "label": np.array([0, 2])}
+    save_file(labelled, dataset / "train.safetensors")
+    rows = lines(both_forms(tmp_path, model, dataset, split=None))
+    assert [row.get("actual") for row in rows] == [None, None, "cat", "owl"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import orjson
 import yaml
 from numpy.typing import NDArray
 
@@ -34,7 +35,7 @@ from workers.ml.data import (
 )
 from workers.ml.formats import open_model
 from workers.ml.infer.parquet import write_parquet
-from workers.ml.infer.runtime import Answer, Runtime, load_runtime
+from workers.ml.infer.runtime import Answer, Runtime, Values, load_runtime
 from workers.ml.job import Job, Part, PartDone
 from workers.ml.report import Metric, Report
 from workers.ml.statistics import probabilities, wilson
@@ -43,7 +44,9 @@ FILE_NAME = "predictions.jsonl"
 PARQUET_NAME = "predictions.parquet"
 _STATE = "predictions.json"
 _SAVE_SECONDS = 2.0
-_DECIMALS = 6
+# Floats are written by the fewest digits that give the same number of their dtype, integers and
+# texts as they are, and what is not finite as null.
+_AS_IT_IS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 _BATCHES_PER_BLOCK = 8
 
 
@@ -116,8 +119,9 @@ def run(job: Job, recipe: recipes.InferRecipe) -> Report:
     if job.part.of > 1:
         _give(job, path)
         return report
+    columns = _first_columns(path)
     name = _keep(job, path, step, predicted)
-    _describe(job, recipe, name, predicted, report)
+    _describe(job, recipe, name, predicted, report, columns)
     return report
 
 
@@ -188,7 +192,9 @@ def _join(job: Job, parts: Sequence[PartDone]) -> tuple[Path, Predicted]:
 def _keep(job: Job, path: Path, step: recipes.Predict, predicted: Predicted) -> str:
     """Move the predictions to where the new version's files go, in the form that was asked for."""
     if step.format == "parquet":
-        write_parquet(path, job.files / PARQUET_NAME, job.events, predicted.rows)
+        is_vectors = predicted.answers == "embedding"
+        target = job.files / PARQUET_NAME
+        write_parquet(path, target, job.events, predicted.rows, is_vectors=is_vectors)
         (job.checkpoints / _STATE).unlink(missing_ok=True)
         path.unlink()
         return PARQUET_NAME
@@ -262,33 +268,33 @@ class _Writer:
             if size <= 0:
                 return
             rows = {column: values[:size] for column, values in rows.items()}  # noqa: PLW2901
-            output = self._runtime.run_block(rows, split, self._step.batch_size)
-            records = self._records(output, _actual(classes, rows, done), done)
+            outputs = self._runtime.answer_block(rows, split, self._step.batch_size)
+            records = self._records(outputs, _actual(classes, rows, done), done)
             done.rows += size
             done.rows_in_all += size
             yield b"".join(
-                json.dumps(
-                    {"split": span.split, "row": first + at, **record},
-                    ensure_ascii=False,
-                    allow_nan=False,
-                ).encode()
-                + b"\n"
+                orjson.dumps({"split": span.split, "row": first + at, **record}, option=_AS_IT_IS)
                 for at, record in enumerate(records)
             )
 
     def _records(
-        self, output: NDArray[Any], actual: NDArray[np.int64] | None, done: Done
+        self, outputs: Mapping[str, Values], actual: NDArray[np.int64] | None, done: Done
     ) -> Iterator[dict[str, Any]]:
+        columns = _columns(outputs, self._runtime)
         if self._labels is None:
-            name = "embedding" if self._runtime.answers == "embedding" else "output"
-            done.unclear += int((~_finite(output)).sum())
-            return ({name: _plain(vector)} for vector in output)
-        scores = probabilities(output)
+            clear = np.logical_and.reduce([_finite(values) for values in columns.values()])
+            done.unclear += int((~clear).sum())
+            return _beside(columns)
+        first = next(iter(outputs.values()))
+        scores = probabilities(np.asarray(first))
         clear = _finite(scores)
         done.unclear += int((~clear).sum())
         if actual is not None:
             done.right += int((clear & (scores.argmax(1) == actual)).sum())
-        return _classes(scores, clear, self._labels.names, actual)
+        classes = _classes(scores, clear, self._labels.names, actual)
+        if not columns:
+            return classes
+        return ({**one, **more} for one, more in zip(classes, _beside(columns), strict=True))
 
     def _save(self, out: IO[bytes], done: Done) -> None:
         out.flush()
@@ -312,9 +318,51 @@ def _actual(
     return actual
 
 
-def _finite(numbers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Say of each row whether all its numbers are finite."""
-    return np.asarray(np.isfinite(numbers.reshape(len(numbers), -1)).all(1))
+def _columns(outputs: Mapping[str, Values], runtime: Runtime) -> dict[str, Values]:
+    """Name the columns of outputs: the only one as it always was, several by their own names.
+
+    The classes of a first output have columns of their own. A name that such a column or the place
+    of the row has already is written with `output_` before it.
+    """
+    names = list(outputs)
+    if runtime.answers == "embedding":
+        return {"embedding": outputs[names[0]]}
+    taken = {"split", "row"}
+    if runtime.answers == "classes":
+        taken |= {"label", "label_index", "score", "actual"}
+        names = names[1:]
+    elif len(runtime.engine.row_outputs) == 1:
+        return {"output": outputs[names[0]]}
+    columns: dict[str, Values] = {}
+    for name in names:
+        own = name
+        while own in taken:
+            own = f"output_{own}"
+        taken.add(own)
+        columns[own] = outputs[name]
+    return columns
+
+
+def _beside(columns: Mapping[str, Values]) -> Iterator[dict[str, Any]]:
+    """Put what several outputs say of one row beside each other."""
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, map(_plain, values), strict=True))
+
+
+def _finite(values: Values) -> NDArray[np.bool_]:
+    """Say of each row whether all its numbers are finite; what is no number is clear."""
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind != "f":
+            return np.ones(len(values), np.bool_)
+        return np.asarray(np.isfinite(values.reshape(len(values), -1)).all(1))
+    return np.array([_is_finite(value) for value in values], np.bool_)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    found = np.asarray(value)
+    return found.dtype.kind != "f" or bool(np.isfinite(found).all())
 
 
 def _classes(
@@ -327,20 +375,19 @@ def _classes(
         best = int(scores_K.argmax())
         record: dict[str, Any] = {"label": None, "label_index": None, "score": None}
         if clear_B[at]:
-            score = round(float(scores_K[best]), _DECIMALS)
-            record = {"label": names[best], "label_index": best, "score": score}
+            record = {"label": names[best], "label_index": best, "score": float(scores_K[best])}
         if actual is not None:
             record["actual"] = names[actual[at]] if actual[at] >= 0 else None
         yield record
 
 
-def _plain(vector: NDArray[Any]) -> Any:
-    rounded = np.round(vector.astype(np.float64), _DECIMALS)
-    finite = np.isfinite(rounded)
-    if finite.all():
-        return rounded.tolist()
-    nothing: Any = None
-    return np.where(finite, rounded.astype(object), nothing).tolist()
+def _plain(value: Any) -> Any:
+    """Give a value as it is written: floats and arrays keep their dtype, which says how."""
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype.kind in "OUS" else np.ascontiguousarray(value)
+    if isinstance(value, np.generic) and value.dtype.kind != "f":
+        return value.item()
+    return value
 
 
 def _read_state(file: Path) -> Done:
@@ -401,19 +448,33 @@ def _report(job: Job, predicted: Predicted, size_bytes: int) -> Report:
     return Report("infer", metrics, described, message, summary)
 
 
+def _first_columns(path: Path) -> list[str]:
+    """Name the columns of predictions by the first of them, if there is any."""
+    with path.open("rb") as lines:
+        first = lines.readline()
+    return list(json.loads(first)) if first else []
+
+
 def _describe(
-    job: Job, recipe: recipes.InferRecipe, name: str, predicted: Predicted, report: Report
+    job: Job,
+    recipe: recipes.InferRecipe,
+    name: str,
+    predicted: Predicted,
+    report: Report,
+    columns: Sequence[str],
 ) -> None:
     """Write dataset.json and a card, so that the predictions are a dataset like any other."""
     kinds = {
         "classes": {"label": "string", "label_index": "int64", "score": "float64"},
         "embedding": {"embedding": "list[float64]"},
-        "tensors": {"output": "list"},
+        "tensors": {} if columns else {"output": "list"},
     }
+    known = {"split": "string", "row": "int64", **kinds[predicted.answers]}
+    others = {column: "list" for column in columns if column not in {*known, "actual"}}
     described = {
         "task": "predictions",
         "labels": predicted.labels,
-        "columns": {"split": "string", "row": "int64", **kinds[predicted.answers]},
+        "columns": {**known, **others},
         "splits": {"predictions": predicted.rows},
     }
     for role, given in job.inputs.items():

@@ -38,6 +38,11 @@ class Engine(Protocol):
     @property
     def input_names(self) -> list[str]: ...
 
+    @property
+    def row_outputs(self) -> list[str]:
+        """Name the outputs that say something of single rows, as far as the model tells."""
+        ...
+
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]: ...
 
 
@@ -59,6 +64,10 @@ class TorchEngine:
     @property
     def input_names(self) -> list[str]:
         return self._inputs
+
+    @property
+    def row_outputs(self) -> list[str]:
+        return [self._output]
 
     @torch.inference_mode()
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
@@ -107,6 +116,10 @@ class CompiledEngine:
     @property
     def input_names(self) -> list[str]:
         return self._inputs
+
+    @property
+    def row_outputs(self) -> list[str]:
+        return [self._output]
 
     @torch.inference_mode()
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
@@ -164,6 +177,18 @@ class OnnxEngine:
     @property
     def input_names(self) -> list[str]:
         return [taken.name for taken in self._session.get_inputs()]
+
+    @property
+    def row_outputs(self) -> list[str]:
+        sizes = {taken.shape[0] for taken in self._session.get_inputs() if taken.shape}
+        first, *others = self._session.get_outputs()
+        # Of a fixed size that no input has, such as the layers of a state.
+        of_rows = [
+            one.name
+            for one in others
+            if not one.shape or not isinstance(one.shape[0], int) or one.shape[0] in sizes
+        ]
+        return [first.name, *of_rows]
 
     def inputs(self) -> dict[str, tuple[np.dtype[Any], list[int | str | None]]]:
         """Tell each input's type and shape; a free axis is a name or nothing."""

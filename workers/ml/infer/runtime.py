@@ -1,6 +1,7 @@
 """One loaded version: rows in, answers out, whatever its format and preprocessing."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from workers.ml.texts import load_tokenizer, longest_text, pool
 from workers.ml.vocabulary import load_vocabulary
 
 Answer = Literal["classes", "embedding", "tensors"]
+# What an output says of rows: a tensor, or a list of whatever else a graph may give.
+Values = NDArray[Any] | list[Any]
 EMBEDDING = "sentence_embedding"
 DEFAULT_COLUMNS = {"image": "image", "text": "text", "label": "label"}
 
@@ -48,6 +51,27 @@ class Runtime:
 
     def run_block(self, rows: Rows, split: Split, batch_size: int) -> NDArray[Any]:
         """Run many rows in batches; texts of like length together, as padding costs like words."""
+        order, batches = self._batches(rows, batch_size)
+        joined = np.concatenate([self.run(batch, split) for batch in batches])
+        restored = np.empty_like(joined)
+        restored[order] = joined
+        return restored
+
+    def answer_block(self, rows: Rows, split: Split, batch_size: int) -> dict[str, Values]:
+        """Run many rows in batches, as `run_block`, and keep every output under its name.
+
+        The first is what `compute` makes of it. What says nothing of single rows is left out, and
+        what is there beside an embedding, which is of tokens.
+        """
+        order, batches = self._batches(rows, batch_size)
+        found: dict[str, list[Values]] = {}
+        for batch in batches:
+            for name, values in self._answers(self.feeder.feeds(batch, split)).items():
+                found.setdefault(name, []).append(values)
+        return {name: _restored(parts, order) for name, parts in found.items()}
+
+    def _batches(self, rows: Rows, batch_size: int) -> tuple[NDArray[np.int64], Iterator[Rows]]:
+        """Cut rows into batches of like length; give the order in which they are taken, too."""
         lengths = [
             [len(value or "") for value in rows[column]]
             for column in self.feeder.columns
@@ -55,17 +79,37 @@ class Runtime:
         ]
         count = len(next(iter(rows.values())))
         order = np.argsort(lengths[0], kind="stable") if lengths else np.arange(count)
-        outputs = [
-            self.run(_take(rows, order[low : low + batch_size]), split)
-            for low in range(0, count, batch_size)
-        ]
-        joined = np.concatenate(outputs)
-        restored = np.empty_like(joined)
-        restored[order] = joined
-        return restored
+        places = (order[low : low + batch_size] for low in range(0, count, batch_size))
+        return order, (_take(rows, some) for some in places)
 
     def compute(self, feeds: Feeds) -> NDArray[Any]:
-        output = next(iter(self.engine.run(feeds).values()))
+        return self._first(next(iter(self.engine.run(feeds).values())), feeds)
+
+    def _answers(self, feeds: Feeds) -> dict[str, Values]:
+        outputs = self.engine.run(feeds)
+        first = next(iter(outputs))
+        outputs[first] = self._first(outputs[first], feeds)
+        if self.answers == "embedding":
+            return {first: outputs[first]}
+        count = len(next(iter(feeds.values())))
+        kept: dict[str, Values] = {}
+        for name in self.engine.row_outputs:
+            shape = _shape_of(outputs[name])
+            if not shape and name != first:
+                continue
+            if shape[:1] != (count,):
+                raise Invalid(
+                    "The output {name!r} has the shape {shape} for {rows} rows; predictions take "
+                    "one value for each row.",
+                    code="bad_config",
+                    name=name,
+                    shape=list(shape),
+                    rows=count,
+                )
+            kept[name] = outputs[name]
+        return kept
+
+    def _first(self, output: NDArray[Any], feeds: Feeds) -> NDArray[Any]:
         if self.answers == "embedding" and output.ndim == 3:
             return pool(output, feeds["attention_mask"])
         if self.answers == "classes" and output.shape[1:] != (len(self.labels),):
@@ -76,6 +120,25 @@ class Runtime:
                 labels=len(self.labels),
             )
         return output
+
+
+def _shape_of(values: Values) -> tuple[int, ...]:
+    return values.shape if isinstance(values, np.ndarray) else (len(values),)
+
+
+def _restored(parts: Sequence[Values], order: NDArray[np.int64]) -> Values:
+    """Put the values of batches back into the order of the rows."""
+    shapes = {part.shape[1:] if isinstance(part, np.ndarray) else None for part in parts}
+    if len(shapes) == 1 and None not in shapes:
+        joined = np.concatenate(parts)
+        restored = np.empty_like(joined)
+        restored[order] = joined
+        return restored
+    # Of another size in each batch, or no tensor at all, such as a map of classes.
+    values: list[Any] = [None] * len(order)
+    for place, value in zip(order, itertools.chain.from_iterable(parts), strict=True):
+        values[place] = value
+    return values
 
 
 def load_runtime(
