@@ -10,7 +10,7 @@ import pytest
 from tests.workers.serving import yard as y
 from workers.serving.batcher import Answer
 from workers.serving.messages import Tensor
-from workers.serving.shadow import agree
+from workers.serving.shadow import Scales, agree
 
 
 async def _compared(plane, deployed):
@@ -121,6 +121,21 @@ LOST = {"label_index": 0, "score": float("nan")}
         ("run", answered([*LONG, *LONG * 0]), answered([*LONG * 2, *LONG * 0]), 0, True),
         ("run", answered(LONG * np.nan), answered(LONG * np.nan), 0, True),
         ("run", answered(LONG), answered(LONG * np.nan), 0, False),
+        # Nothing beside small numbers is nothing, but beside large ones it is noise.
+        ("run", answered([[0.004]]), answered([[0.0]]), 0, False),
+        ("run", answered([[0.009]]), answered([[-0.0009]]), 0, False),
+        ("run", answered([[0.004, 1.0]]), answered([[0.0, 1.0]]), 0, True),
+        ("run", answered([[0.004, 0.1]]), answered([[0.0, 0.1]]), 0, False),
+        ("run", answered([[1e-9]]), answered([[1.02e-9]]), 0, True),
+        ("run", answered([[np.nan, 2.0]]), answered([[np.nan, 2.05]]), 0, True),
+        ("run", answered(np.zeros((0, 3))), answered(np.zeros((0, 3))), 0, True),
+        ("run", answered(2.0), answered(2.05), 0, True),
+        ("rows", said([{"y": 0.004}]), said([{"y": 0.0}]), 0, False),
+        ("rows", said([{"y": [0.004, 1.0]}]), said([{"y": [0.0, 1.0]}]), 0, True),
+        ("rows", said([{"y": {"a": 1.0}}]), said([{"y": {"a": 1.01}}]), 0, True),
+        ("rows", said([{"y": {"a": 1.0}}]), said([{"y": {"b": 1.0}}]), 0, False),
+        ("rows", said([{"y": 40}]), said([{"y": 41}]), 0, False),
+        ("rows", said([{"y": 1.0}]), said([{"y": 1.0}, {"y": 1.0}]), 0, False),
         ("rows", said([{"label_index": 0, "score": 0.9}]), said([LOST]), 0, False),
         ("rows", said([LOST]), said([LOST]), 0, True),
         ("rows", said([{"label_index": 1, "score": 0.9}]), said([{"label_index": 1}]), 0, True),
@@ -136,3 +151,28 @@ LOST = {"label_index": 0, "score": float("nan")}
 )
 def test_answers_agree(verb, live, shadow, labels, expected):
     assert agree(verb, live, shadow, labels=labels) is expected
+
+
+@pytest.mark.parametrize("verb", ["run", "rows"])
+def test_how_large_answers_are_is_learned_from_those_before(verb):
+    scales = Scales()
+
+    def alike(live, shadow):
+        def form(y):
+            return answered([[y]]) if verb == "run" else said([{"y": y}])
+
+        return agree(verb, form(live), form(shadow), labels=0, scales=scales)
+
+    # Of answers about 0.004, one of zero is none of them.
+    for live in (0.003, 0.004, 0.005, 0.004):
+        assert not alike(live, 0.0)
+        assert alike(live, live * 1.04)
+    # Where they are about 3, what lies near zero is as rough as the others.
+    for live in (2.0, 3.0, 4.0) * 10:
+        assert alike(live, live + 0.1)
+    assert alike(0.004, 0.0)
+    assert alike(0.0, 0.02)
+    assert not alike(0.0, 0.05)
+    # One that is far out makes the others no rougher.
+    alike(1e6, 1e6)
+    assert not alike(0.0, 0.05)
