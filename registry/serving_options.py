@@ -13,6 +13,7 @@ Runtime = Literal["auto", "onnxruntime", "torch", "aotinductor"]
 
 DEFAULT_THREADS = 1
 DEFAULT_BATCH_SIZE = 32
+DEFAULT_SHADOW_PERCENT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,17 @@ class ServingOptions(Frozen):
             json_schema_extra=ADVANCED,
         ),
     ] = False
+
+    shadow_time_percent: Annotated[
+        int,
+        _whole(
+            "Time of a shadow in percent",
+            "The gate of a shadow asks that it computes three of four requests in at most so much "
+            "of the time that the live version takes.",
+            10,
+            10_000,
+        ),
+    ] = DEFAULT_SHADOW_PERCENT
 
     def settled(self, tuned: Tuned | None) -> "SettledOptions":
         """Fill in what was left open: by a tuning, where it is of the runtime that computes."""

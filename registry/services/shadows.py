@@ -7,6 +7,7 @@ from django.db import transaction
 
 from registry import queue
 from registry.models import Deployment, DeploymentRole
+from registry.routes import read_options
 from registry.services.catalog import lock_repository
 from registry.services.deployments import deployments_of
 from registry.services.gate import COUNTED
@@ -40,7 +41,11 @@ def _gather(row: Deployment, said: Sequence[Mapping[str, Any]]) -> bool:
         return False
     pair = [shadow.serves.pk, answering.serves.pk]
     kept: dict[str, Any] = shadow.trial if shadow.trial.get("pair") == pair else {"pair": pair}
-    fresh = _add(kept, _counts_of(said, shadow.pk, pair))
+    percent = read_options(shadow.options).shadow_time_percent
+    if kept.get("time_percent", percent) != percent:
+        # Another limit was set: what agreed still does, but what was in time may not be any more.
+        kept = {**kept, "timed": 0, "in_time": 0}
+    fresh = _add({**kept, "time_percent": percent}, _counts_of(said, shadow.pk, pair, percent))
     if fresh == shadow.trial:
         return False
     shadow.trial = fresh
@@ -49,17 +54,25 @@ def _gather(row: Deployment, said: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _counts_of(
-    said: Sequence[Mapping[str, Any]], deployment_id: int, pair: Sequence[int]
+    said: Sequence[Mapping[str, Any]], deployment_id: int, pair: Sequence[int], percent: int
 ) -> dict[str, dict[str, int]]:
-    """Give what each replica counted of a shadow beside one version."""
+    """Give what each replica counted of a shadow beside one version, with one limit of time."""
     return {
-        str(status.get("id", "")): {name: int(one.get(name, 0)) for name in COUNTED}
+        _place(str(status.get("id", "")), one): {name: int(one.get(name, 0)) for name in COUNTED}
         for status in said
         for model in status.get("models", [])
         if model.get("deployment_id") == deployment_id
         for one in model.get("shadow", [])
         if [one.get("version_id"), one.get("beside_version_id")] == list(pair)
+        # A process of the previous release knows no limit, and counts nothing by it.
+        and one.get("time_percent", percent) == percent
     }
+
+
+def _place(replica: str, one: Mapping[str, Any]) -> str:
+    """Name what counts by itself: each limit at each process."""
+    percent = one.get("time_percent")
+    return replica if percent is None else f"{replica}:{percent}"
 
 
 def _add(kept: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
@@ -74,4 +87,4 @@ def _add(kept: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> di
             total[name] += max(0, now[name] - before.get(name, 0))
         seen[replica] = dict(now)
     seen = dict(list(seen.items())[-_REMEMBERED:])
-    return {"pair": kept["pair"], **total, "seen": seen}
+    return {"pair": kept["pair"], "time_percent": kept["time_percent"], **total, "seen": seen}

@@ -482,6 +482,11 @@ class DeployForm(forms.Form):
         required=False,
         help_text=_("While the version is loaded; each answer names the version that gave it."),
     )
+    shadow_time_percent = _option(
+        "shadow_time_percent",
+        _("Time of a shadow, percent"),
+        _("It is promoted if it computes in at most so much of the live version's time."),
+    )
     reason = forms.CharField(
         label=_("Reason"),
         required=False,

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_noop, pgettext_lazy
 
 from registry.errors import Conflict
 from registry.models import AuditAction, Deployment, Endpoint, Event, Version, Visibility
-from registry.services.gate import evidence_of
+from registry.services.gate import Evidence, evidence_of
 from registry.services.succession import require_taking
 from registry.web.snippets import Snippet
 from registry.web.wording import DEPLOYMENT_ROLES
@@ -312,10 +312,11 @@ def _evidence(said: Any) -> str:
 
 VERDICTS: Final = {
     "allow": pgettext_lazy("verdict on a shadow", "may be promoted"),
-    "block": pgettext_lazy("verdict on a shadow", "agrees too seldom"),
+    "differs": pgettext_lazy("verdict on a shadow", "agrees too seldom"),
+    "slow": pgettext_lazy("verdict on a shadow", "too slow"),
     "undecided": pgettext_lazy("verdict on a shadow", "not decided yet"),
 }
-VERDICT_TONES: Final = {"allow": "good", "block": "bad", "undecided": "now"}
+VERDICT_TONES: Final = {"allow": "good", "differs": "bad", "slow": "bad", "undecided": "now"}
 
 
 def shadow_of(deployment: Deployment) -> dict[str, Any] | None:
@@ -333,11 +334,22 @@ def shadow_of(deployment: Deployment) -> dict[str, Any] | None:
             **counts,
             "ratio": f"{evidence.latency_ratio:.2f}",
         }
-    return {
-        "words": words,
-        "verdict": VERDICTS[evidence.verdict],
-        "tone": VERDICT_TONES[evidence.verdict],
-    }
+    if evidence.timed:
+        timed = _("%(in_time)s of %(timed)s in at most %(percent)s %% of the live time") % {
+            "in_time": evidence.in_time,
+            "timed": evidence.timed,
+            "percent": evidence.time_percent,
+        }
+        words = f"{words}; {timed}"
+    found = _verdict_of(evidence)
+    return {"words": words, "verdict": VERDICTS[found], "tone": VERDICT_TONES[found]}
+
+
+def _verdict_of(evidence: Evidence) -> str:
+    """Say what the evidence allows, or which part of it does not."""
+    if evidence.agreement_verdict == "block":
+        return "differs"
+    return "slow" if evidence.latency_verdict == "block" else evidence.verdict
 
 
 def needs_reason(deployment: Deployment, present: Sequence[Deployment]) -> bool:

@@ -64,6 +64,9 @@ class Comparison:
     failed: int = 0
     live_ns: int = 0
     shadow_ns: int = 0
+    # Requests that both computed in batches of one size, and those of them in time.
+    timed: int = 0
+    in_time: int = 0
     scales: Scales = field(default_factory=Scales)
 
 
@@ -72,7 +75,8 @@ class Shadows:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._found: dict[tuple[int, int, int], Comparison] = {}
+        # By the deployment, both versions, and the percent of the live time that it may take.
+        self._found: dict[tuple[int, int, int, int], Comparison] = {}
         self._flying: dict[int, asyncio.Task[None]] = {}
 
     def follow(self, entry: Entry, target: Target, work: Work, answer: Answer) -> None:
@@ -124,9 +128,16 @@ class Shadows:
         found.agreed += agree(work.verb, answer, own, labels=labels, scales=found.scales)
         found.live_ns += answer.compute_ns
         found.shadow_ns += own.compute_ns
+        if answer.batch_size == own.batch_size and answer.compute_ns > 0:
+            # A copy is computed alone: what was joined with others has taken its time with them.
+            percent = shadow.deployed.options.shadow_time_percent
+            found.timed += 1
+            found.in_time += 100 * own.compute_ns <= percent * answer.compute_ns
 
     def _comparison(self, shadow: Target, target: Target) -> Comparison:
-        key = shadow.deployed.id, shadow.deployed.version_id, target.deployed.version_id
+        tried = shadow.deployed
+        percent = tried.options.shadow_time_percent
+        key = tried.id, tried.version_id, target.deployed.version_id, percent
         return self._found.setdefault(key, Comparison())
 
     def counted(self, deployment_id: int) -> list[dict[str, int]]:
@@ -135,13 +146,16 @@ class Shadows:
             {
                 "version_id": version,
                 "beside_version_id": beside,
+                "time_percent": percent,
                 "compared": one.compared,
                 "agreed": one.agreed,
                 "failed": one.failed,
                 "live_ns": one.live_ns,
                 "shadow_ns": one.shadow_ns,
+                "timed": one.timed,
+                "in_time": one.in_time,
             }
-            for (deployment, version, beside), one in self._found.items()
+            for (deployment, version, beside, percent), one in self._found.items()
             if deployment == deployment_id
         ]
 

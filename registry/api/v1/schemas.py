@@ -1239,8 +1239,11 @@ class RollBack(Body):
     )
 
 
+ShadowVerdict = Literal["allow", "block", "undecided"]
+
+
 class ShadowEvidence(Answer):
-    """Copies of requests, how many were answered alike, and whether that allows to promote it."""
+    """Copies of requests, how many were answered alike and in time, and what that allows."""
 
     compared: int
     agreed: int
@@ -1249,7 +1252,23 @@ class ShadowEvidence(Answer):
     latency_ratio: float | None = Field(
         description="How long it computes, as a share of what the live version takes."
     )
-    verdict: Literal["allow", "block", "undecided"]
+    timed: int = Field(
+        description="Requests that it and the live version computed in batches of one size."
+    )
+    in_time: int = Field(
+        description="Those of them that it computed in at most `time_percent` of the live "
+        "version's time."
+    )
+    time_percent: int = Field(description="Its option `shadow_time_percent`.")
+    agreement_verdict: ShadowVerdict = Field(
+        description="Whether the answers prove that 95 percent agree."
+    )
+    latency_verdict: ShadowVerdict = Field(
+        description="Whether the times prove that 75 percent are in time."
+    )
+    verdict: ShadowVerdict = Field(
+        description="`allow` where both allow, `block` where one blocks."
+    )
 
 
 class Deployment(Answer):

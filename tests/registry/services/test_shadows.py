@@ -10,6 +10,7 @@ from registry.models import Deployment, Event
 from registry.routes import read_routes
 from registry.services.catalog import set_alias
 from registry.services.deployments import (
+    change_deployment,
     deploy,
     deployments_of,
     promote,
@@ -20,6 +21,7 @@ from registry.services.gate import evidence_of, judge
 from registry.services.proposals import approve_proposal, propose_alias
 from registry.services.shadows import gather_evidence
 from registry.services.sharing import set_grant
+from registry.serving_options import ServingOptions
 from tests.factories import UserFactory, actor_of, make_model, make_version
 
 pytestmark = pytest.mark.django_db
@@ -65,13 +67,13 @@ def shadow(owner):
     return deploy(actor=actor_of(owner), model="olga/classifier", version="2", role="shadow")
 
 
-def tell(shadow, compared, agreed, *, replica="shadow-test", beside=None):
+def tell(shadow, compared, agreed, *, replica="shadow-test", beside=None, **more):
     live = shadow.endpoint.deployments.get(role="live").version_id
     pair = (shadow.version_id, beside or live)
-    return count(shadow, compared, agreed, pair=pair, replica=replica)
+    return count(shadow, compared, agreed, pair=pair, replica=replica, **more)
 
 
-def count(shadow, compared, agreed, *, pair, replica):
+def count(shadow, compared, agreed, *, pair, replica, in_time=None, percent=200):
     counted = {
         "version_id": pair[0],
         "beside_version_id": pair[1],
@@ -80,6 +82,9 @@ def count(shadow, compared, agreed, *, pair, replica):
         "failed": 0,
         "live_ns": 1000 * compared,
         "shadow_ns": 500 * compared,
+        "timed": compared,
+        "in_time": compared if in_time is None else in_time,
+        "time_percent": percent,
     }
     models = [{"deployment_id": shadow.pk, "state": "ready", "shadow": [counted]}]
     queue.report_replica(replica, {"id": replica, "models": models}, 30)
@@ -107,6 +112,63 @@ def test_a_shadow_that_differs_is_blocked_unless_somebody_says_why(owner, shadow
     assert refused.value.reason == "shadow_blocked"
     promote(actor=actor_of(owner), deployment=shadow, reason="The labels changed.")
     assert evidence_of(Deployment.objects.get(pk=shadow.pk)) is None
+
+
+def test_a_shadow_that_agrees_but_takes_too_long_is_blocked(owner, shadow):
+    actor = actor_of(owner)
+    found = tell(shadow, 400, 400, in_time=100)
+    assert (found.agreement_verdict, found.latency_verdict) == ("allow", "block")
+    with pytest.raises(Conflict, match="100 of 400 requests in at most 200 percent") as refused:
+        promote(actor=actor, deployment=shadow)
+    assert refused.value.reason == "shadow_too_slow"
+    promote(actor=actor, deployment=shadow, reason="It is worth the wait.")
+    said = Event.objects.filter(action="deployment.promote").latest("pk").data["shadow"]
+    assert (said["in_time"], said["latency_verdict"], said["verdict"]) == (100, "block", "block")
+
+
+@pytest.mark.parametrize(
+    ("in_time", "timed", "verdict"),
+    [
+        (0, 0, "undecided"),
+        (15, 15, "undecided"),
+        (30, 30, "allow"),
+        # One in ten may be the machine's doing, as long as it is not more.
+        (180, 200, "allow"),
+        (300, 400, "undecided"),
+        (200, 400, "block"),
+        (0, 4, "block"),
+    ],
+)
+def test_both_shares_have_to_be_proven(shadow, in_time, timed, verdict):
+    found = tell(shadow, timed, timed, in_time=in_time)
+    assert found.latency_verdict == verdict
+    assert found.verdict == (verdict if timed >= 200 or verdict == "block" else "undecided")
+
+
+def test_another_limit_of_time_asks_for_times_anew(owner, shadow):
+    assert tell(shadow, 400, 400).verdict == "allow"
+    options = ServingOptions(shadow_time_percent=100)
+    change_deployment(actor=actor_of(owner), deployment=shadow, options=options)
+    changed = Deployment.objects.get(pk=shadow.pk)
+    found = evidence_of(changed)
+    assert (found.compared, found.timed, found.verdict) == (400, 0, "undecided")
+    # What a process still counts by the limit of before says nothing, and is added up once.
+    assert tell(changed, 500, 500).timed == 0
+    found = tell(changed, 60, 60, in_time=20, percent=100)
+    assert (found.compared, found.timed, found.in_time) == (460, 60, 20)
+    change_deployment(actor=actor_of(owner), deployment=shadow, options=ServingOptions())
+    found = tell(Deployment.objects.get(pk=shadow.pk), 520, 520)
+    assert (found.compared, found.timed) == (580, 120)
+
+
+def test_a_process_of_the_release_before_says_nothing_of_times(shadow):
+    live = shadow.endpoint.deployments.get(role="live").version_id
+    old = {"version_id": shadow.version_id, "beside_version_id": live, "compared": 9, "agreed": 9}
+    models = [{"deployment_id": shadow.pk, "state": "ready", "shadow": [old]}]
+    queue.report_replica("shadow-old", {"id": "shadow-old", "models": models}, 30)
+    gather_evidence()
+    found = evidence_of(Deployment.objects.get(pk=shadow.pk))
+    assert (found.compared, found.timed) == (9, 0)
 
 
 def test_what_was_counted_is_added_up_once(shadow):

@@ -49,6 +49,7 @@ def form(**fields):
         "deadline_ms": 30_000,
         "idle_seconds": 0,
         "queue_size": 256,
+        "shadow_time_percent": 200,
         "threads": "",
         "runtime": "auto",
     }
@@ -135,6 +136,31 @@ def test_a_shadow_that_compared_nothing_says_so(as_owner, owner, served):
     page = text_of(as_owner)
     assert "no answers were compared yet" in page
     assert "of the time" not in page
+
+
+@pytest.mark.parametrize(
+    ("agreed", "in_time", "verdict"),
+    [(400, 400, "may be promoted"), (400, 90, "too slow"), (90, 400, "agrees too seldom")],
+)
+def test_what_a_shadow_did_is_on_the_page(as_owner, owner, served, agreed, in_time, verdict):
+    make_version(owner, served.repository)
+    shadow = deploy(actor=actor_of(owner), model="olga/classifier", version="3", role="shadow")
+    (live,) = served.deployments.filter(weight=100)
+    shadow.trial = {
+        "pair": [shadow.version_id, live.version_id],
+        "time_percent": 200,
+        "compared": 400,
+        "agreed": agreed,
+        "live_ns": 100,
+        "shadow_ns": 150,
+        "timed": 400,
+        "in_time": in_time,
+    }
+    shadow.save()
+    page = text_of(as_owner)
+    assert f"{agreed} of 400 alike, 1.50 of the time" in page
+    assert f"{in_time} of 400 in at most 200 % of the live time" in page
+    assert verdict in page
 
 
 def test_an_unknown_change_is_none(as_owner, served):

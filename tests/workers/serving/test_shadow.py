@@ -37,6 +37,7 @@ def test_a_shadow_is_asked_the_same_and_answers_nobody(yard, factor, agrees):
             )
             assert found["agreed"] == (found["compared"] if agrees else 0)
             assert found["shadow_ns"] > 0
+            assert (found["timed"], found["time_percent"]) == (found["compared"], 200)
             (said,) = [one for one in plane.status()["models"] if one["role"] == "shadow"]
             assert said["shadow"][0]["version_id"] == shadow.version_id
 
@@ -79,6 +80,25 @@ def test_a_shadow_that_fails_or_hangs_hurts_nobody(yard):
             assert time.monotonic() - began < 10
             found = await _compared(plane, shadow)
             assert (found["failed"], found["agreed"]) == (found["compared"], 0)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("percent", [10, 10_000])
+def test_each_request_is_timed_beside_the_live_one(yard, percent):
+    async def go():
+        live = yard.version("a/double", 1, y.linear())
+        options = {"role": "shadow", "weight": 0, "shadow_time_percent": percent}
+        shadow = yard.version("a/double", 2, y.linear(), **options)
+        yard.route("a/double", live, shadow)
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/double", y.floats([[1, 2]]), version="2")
+            while sum(one["timed"] for one in plane.shadows.counted(shadow.id)) < 20:
+                await y.ask(plane, "a/double", y.floats([[1, 2]]))
+            (found,) = plane.shadows.counted(shadow.id)
+            # Both compute the same: hardly one is ten times as quick, or a hundred times as slow.
+            share = found["in_time"] / found["timed"]
+            assert share < 0.25 if percent == 10 else share > 0.75
 
     asyncio.run(go())
 
