@@ -5,7 +5,8 @@ time after it has answered enough of them for long enough. Evidence is what serv
 counted since the step began of what the endpoint's traffic brought: how many requests, how many
 that failed by the deployment's own fault, how long the others took. Calls that name a version, and
 what was refused for its input or for the caller's own short patience, are no part of it. A canary
-that fails more often, or is slower, gives its requests back at once.
+that fails more often, or is slower, gives its requests back at once. What no process could load
+gets no requests to be judged by; it gives them back when it is not loaded after a step's time.
 """
 
 import math
@@ -171,9 +172,23 @@ def _review(row: Deployment, said: Sequence[Mapping[str, Any]], now: datetime) -
         _begin(canary, replicas, serving, now)
         return False
     _keep_first_sights(canary, replicas)
+    return _decide(endpoint, canary, others_there, replicas, now)
+
+
+def _decide(
+    endpoint: Endpoint,
+    canary: Deployment,
+    others_there: list[Deployment],
+    replicas: Sequence[Replica],
+    now: datetime,
+) -> bool:
+    """Widen or take back a canary whose step has begun, if that may be by now."""
     ours = _since(canary, replicas, [canary])
     others = _since(canary, replicas, others_there)
     seconds = (now - datetime.fromisoformat(canary.trial["since"])).total_seconds()
+    if seconds >= STEP_SECONDS and (problem := _why_not_loaded(canary, replicas)) is not None:
+        _take_back(endpoint, canary, others_there, cause="load_failed", reason=problem)
+        return True
     verdict = judge(ours, others, seconds=seconds)
     step = _step_after(canary.weight)
     if verdict == "wait" or (verdict == "widen" and not leaves_room(step, others_there)):
@@ -184,7 +199,7 @@ def _review(row: Deployment, said: Sequence[Mapping[str, Any]], now: datetime) -
         "seconds": round(seconds, 1),
     }
     if verdict == "roll_back":
-        _take_back(endpoint, canary, others_there, evidence)
+        _take_back(endpoint, canary, others_there, evidence=evidence)
     else:
         _widen(endpoint, canary, others_there, evidence)
     return True
@@ -283,8 +298,22 @@ def _widen(
     )
 
 
+def _why_not_loaded(canary: Deployment, replicas: Iterable[Replica]) -> str | None:
+    """Say why no process that was told of a canary could load it; None where one may yet."""
+    assert canary.serves is not None
+    told = [
+        one
+        for replica in replicas
+        for one in replica.standings
+        if (one.deployment_id, one.version) == (canary.pk, canary.serves.number)
+    ]
+    if not told or any(one.state != "failed" for one in told):
+        return None
+    return told[0].detail
+
+
 def _take_back(
-    endpoint: Endpoint, canary: Deployment, others: list[Deployment], evidence: dict[str, Any]
+    endpoint: Endpoint, canary: Deployment, others: list[Deployment], **why: Any
 ) -> None:
     touch(endpoint)
     before = canary.weight
@@ -297,5 +326,5 @@ def _take_back(
         canary,
         canary.serves,
         before=before,
-        evidence=evidence,
+        **why,
     )

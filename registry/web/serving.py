@@ -279,6 +279,11 @@ _LINES: Final = {
 }
 
 
+_NOT_LOADED: Final = gettext_noop(
+    "%(version)s could not be loaded: from %(before)s %% back to 0 %%"
+)
+
+
 def _said(event: Event) -> str:
     data = event.data
     names = {
@@ -289,6 +294,8 @@ def _said(event: Event) -> str:
         "alias": event.target.rpartition("@")[2],
     }
     said = _LINES.get(AuditAction(event.action), gettext_noop("Endpoint changed"))
+    if data.get("cause") == "load_failed":
+        said = _NOT_LOADED
     return _(said) % names
 
 

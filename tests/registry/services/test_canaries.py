@@ -18,6 +18,7 @@ from registry.services.deployments import (
     roll_back,
     split_traffic,
 )
+from registry.web.serving import history_of
 from tests.factories import UserFactory, actor_of, make_model, make_version
 
 pytestmark = pytest.mark.django_db
@@ -85,6 +86,8 @@ class Traffic:
         self.now = timezone.now()
         self.started = {"one": self.now - timedelta(days=1)}
         self.counts = {}
+        # What each process says of a deployment that it cannot load.
+        self.failed = {}
 
     def answers(self, deployment, requests, failures=0, mean_ms=2.0, at="one"):
         place = at, deployment.pk, _number(deployment)
@@ -111,7 +114,8 @@ class Traffic:
                     {
                         "deployment_id": row.pk,
                         "version": number,
-                        "state": "ready",
+                        "state": "failed" if (name, row.pk) in self.failed else "ready",
+                        "reason": self.failed.get((name, row.pk), ""),
                         "trial": {
                             "answered": one.requests - one.failures,
                             "ns": one.total_ns,
@@ -343,6 +347,37 @@ def test_whoever_takes_its_requests_away_ends_its_trial(owner, live, canary, tra
     assert traffic.review() == 0
     promote(actor=actor, deployment=canary)
     assert Deployment.objects.get(pk=canary.pk).trial == {}
+
+
+# --- Not loaded ----------------------------------------------------------------------------------
+
+
+def test_a_canary_that_cannot_be_loaded_is_taken_back(live, canary, traffic):
+    traffic.failed["one", canary.pk] = "Its weights are cut short."
+    assert traffic.review() == 0
+    # The first attempts may fail for reasons that pass.
+    assert traffic.review(seconds=10) == 0
+    traffic.answers(live, 1000)
+    assert traffic.review() == 1
+    assert weights() == [("live", 100), ("canary", 0)]
+    said = Event.objects.get(action="canary.roll_back").data
+    assert (said["before"], said["cause"]) == (1, "load_failed")
+    assert said["reason"] == "Its weights are cut short."
+    assert Deployment.objects.get(pk=canary.pk).trial == {}
+    (line,) = [one for one in history_of(live.endpoint) if "back to 0 %" in one.text]
+    assert line.text == "v2 could not be loaded: from 1 % back to 0 %"
+    assert (line.reason, line.evidence) == ("Its weights are cut short.", "")
+
+
+def test_a_canary_that_one_process_can_load_goes_on(live, canary, traffic):
+    traffic.started["two"] = traffic.started["one"]
+    traffic.failed["one", canary.pk] = "No compiler is there."
+    assert traffic.review() == 0
+    assert traffic.review() == 0
+    traffic.answers(live, 1000)
+    traffic.answers(canary, 60, at="two")
+    assert traffic.review() == 1
+    assert weights() == [("live", 95), ("canary", 5)]
 
 
 # --- Small shares --------------------------------------------------------------------------------
