@@ -75,6 +75,23 @@ def env_issuer(name: str) -> str:
     return text
 
 
+def env_grpc(name: str) -> str:
+    """Read where callers reach gRPC: `grpcs://host:port` behind TLS, else `grpc://` or neither."""
+    text = env_text(name)
+    if not text:
+        return ""
+    problem = "must look like grpcs://models.example.org:443, grpc:// or host:port without TLS"
+    try:
+        url = urlsplit(text if "://" in text else f"grpc://{text}")
+        has_port = url.port is not None and url.port > 0
+    except ValueError as error:
+        raise BadSetting(name, f"{problem}: {error}") from error
+    plain = not (url.path.strip("/") or url.query or url.fragment) and "@" not in url.netloc
+    if url.scheme not in {"grpc", "grpcs"} or not url.hostname or not has_port or not plain:
+        raise BadSetting(name, problem)
+    return f"{url.scheme}://{url.netloc}"
+
+
 def env_ports(name: str, default: str) -> frozenset[int]:
     texts = env_list(name, default)
     try:

@@ -7,6 +7,7 @@ from config.environment import (
     BadSetting,
     env_bool,
     env_database,
+    env_grpc,
     env_int,
     env_issuer,
     env_list,
@@ -72,7 +73,7 @@ INFER_PORT = env_int("MODELYARD_INFER_PORT", default=8080, low=1, high=65535)
 GRPC_PORT = env_int("MODELYARD_GRPC_PORT", default=8081, low=1, high=65535)
 # Where callers reach those two, for pages: empty is the host of the page with the ports above.
 INFER_URL = env_text("MODELYARD_INFER_URL").rstrip("/")
-GRPC_ADDRESS = env_text("MODELYARD_GRPC_ADDRESS")
+GRPC_ADDRESS = env_grpc("MODELYARD_GRPC_ADDRESS")
 DEBUG = env_bool("MODELYARD_DEBUG", default=False)
 # Proxies whose word on the client's address is taken; by default nobody's.
 TRUSTED_PROXIES = env_networks("MODELYARD_TRUSTED_PROXIES")

@@ -70,6 +70,7 @@ class Playground:
         return {
             "infer": address.rest,
             "grpc": address.grpc,
+            "grpc_is_secure": address.grpc_is_secure,
             "registry": host.rstrip("/"),
             "endpoint": self.endpoint.full_name,
             "model": self.repository.full_name,

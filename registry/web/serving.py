@@ -35,7 +35,9 @@ class Address:
     """Where the serving process of this installation answers, as a visitor of `host` reaches it."""
 
     rest: str
+    # A host and a port, which clients of gRPC take without a scheme.
     grpc: str
+    grpc_is_secure: bool = False
 
     @classmethod
     def seen_from(cls, host: str) -> "Address":
@@ -43,9 +45,11 @@ class Address:
         parts = urlsplit(host)
         name = parts.hostname or "127.0.0.1"
         bare = f"[{name}]" if ":" in name else name
+        grpc = urlsplit(settings.GRPC_ADDRESS)
         return cls(
             rest=settings.INFER_URL or f"http://{bare}:{settings.INFER_PORT}",
-            grpc=settings.GRPC_ADDRESS or f"{bare}:{settings.GRPC_PORT}",
+            grpc=grpc.netloc or f"{bare}:{settings.GRPC_PORT}",
+            grpc_is_secure=grpc.scheme == "grpcs",
         )
 
 
@@ -189,7 +193,11 @@ print(answer["model_version"], answer["parameters"])"""
 def _at(address: Address) -> str:
     """Write where the client of Triton finds the server: it takes no scheme, but a path."""
     web = urlsplit(address.rest)
-    return f'"{web.netloc}{web.path}"' + (", ssl=True" if web.scheme == "https" else "")
+    return f'"{web.netloc}{web.path}"{_tls(secure=web.scheme == "https")}'
+
+
+def _tls(*, secure: bool) -> str:
+    return ", ssl=True" if secure else ""
 
 
 def _grpc(address: Address, name: str, *, private: bool) -> str:
@@ -197,7 +205,7 @@ def _grpc(address: Address, name: str, *, private: bool) -> str:
 import tritonclient.grpc as triton
 from tritonclient.utils import triton_to_np_dtype
 
-client = triton.InferenceServerClient("{address.grpc}")
+client = triton.InferenceServerClient("{address.grpc}"{_tls(secure=address.grpc_is_secure)})
 name = "{name}"{_headers(private=private)}
 
 # One input of zeros for each that the model takes

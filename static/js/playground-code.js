@@ -184,7 +184,7 @@ class Writer {
     const found = this.tensors();
     const { spec } = this;
     const web = new URL(spec.infer);
-    const secure = kind === "http" && web.protocol === "https:" ? ", ssl=True" : "";
+    const secure = (kind === "http" ? web.protocol === "https:" : spec.grpc_is_secure) ? ", ssl=True" : "";
     const at = kind === "http" ? web.host + web.pathname.replace(/\/$/, "") : spec.grpc;
     const headers = spec.private ? ["headers = {\"authorization\": f\"Bearer {os.environ['MODELYARD_TOKEN']}\"}"] : [];
     const listed = kind === "http" ? 'get_response()["outputs"]' : "get_response().outputs";

@@ -60,6 +60,12 @@ OIDC = {"MODELYARD_OIDC_ISSUER": "https://login.example.org", "MODELYARD_OIDC_CL
         ("MODELYARD_QUOTA_JOBS", {"MODELYARD_QUOTA_JOBS": "many"}),
         ("MODELYARD_RATE_REQUESTS", {"MODELYARD_RATE_REQUESTS": "1.5"}),
         ("MODELYARD_RATE_WRITES", {"MODELYARD_RATE_WRITES": "-1"}),
+        ("MODELYARD_GRPC_ADDRESS", {"MODELYARD_GRPC_ADDRESS": "https://models.example.org:443"}),
+        ("MODELYARD_GRPC_ADDRESS", {"MODELYARD_GRPC_ADDRESS": "models.example.org"}),
+        ("MODELYARD_GRPC_ADDRESS", {"MODELYARD_GRPC_ADDRESS": "grpcs://models.example.org:many"}),
+        ("MODELYARD_GRPC_ADDRESS", {"MODELYARD_GRPC_ADDRESS": "grpcs://:443"}),
+        ("MODELYARD_GRPC_ADDRESS", {"MODELYARD_GRPC_ADDRESS": "grpc://models.example.org:1/ml"}),
+        ("MODELYARD_GRPC_ADDRESS", {"MODELYARD_GRPC_ADDRESS": "grpcs://[::1:443"}),
     ],
 )
 def test_a_bad_value_stops_the_start_and_is_named(name, variables, tmp_path):
@@ -90,3 +96,16 @@ def test_older_secret_keys_come_from_a_variable_or_a_file(tmp_path):
     by_name = {"MODELYARD_SECRET_KEY_FALLBACKS": f"{old} {older}"}
     assert read("SECRET_KEY_FALLBACKS", tmp_path, **by_name) == [old, older]
     assert read("SECRET_KEY_FALLBACKS", tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("", ""),
+        ("models.example.org:8081", "grpc://models.example.org:8081"),
+        ("grpc://[::1]:8081", "grpc://[::1]:8081"),
+        ("grpcs://models.example.org:443/", "grpcs://models.example.org:443"),
+    ],
+)
+def test_where_grpc_is_may_be_said_with_tls_or_without(said, found, tmp_path):
+    assert read("GRPC_ADDRESS", tmp_path, MODELYARD_GRPC_ADDRESS=said) == found

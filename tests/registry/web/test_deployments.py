@@ -202,7 +202,8 @@ def test_what_replicas_say_is_on_the_page(as_owner, served):
 
 
 def test_calls_are_written_for_what_the_version_takes(as_owner, served, settings):
-    settings.INFER_URL, settings.GRPC_ADDRESS = "https://models.example.org", "grpc.example.org:9"
+    settings.INFER_URL = "https://models.example.org"
+    settings.GRPC_ADDRESS = "grpc://grpc.example.org:9"
     Version.objects.update(config={"preprocessing": {"kind": "words", "columns": {"text": "line"}}})
     page = text_of(as_owner)
     assert "https://models.example.org/predict/olga/classifier" in page
@@ -251,6 +252,23 @@ def test_the_client_of_triton_is_given_the_path_and_the_scheme(
     settings.INFER_URL = address
     page = unescape(re.sub("<[^>]+>", "", text_of(as_owner)))
     assert f"client = triton.InferenceServerClient({written})\n" in page
+
+
+@pytest.mark.parametrize(
+    ("address", "written"),
+    [
+        ("grpcs://models.example.org:443", '"models.example.org:443", ssl=True'),
+        ("grpc://models.example.org:8081", '"models.example.org:8081"'),
+        ("", '"testserver:8081"'),
+    ],
+)
+def test_the_code_for_grpc_says_whether_there_is_tls(as_owner, served, settings, address, written):
+    settings.GRPC_ADDRESS = address
+    page = unescape(re.sub("<[^>]+>", "", text_of(as_owner)))
+    code = page[page.index("import tritonclient.grpc") :]
+    assert code[code.index("client = ") :].startswith(
+        f"client = triton.InferenceServerClient({written})\n"
+    )
 
 
 def test_a_followed_alias_moves_for_a_reason_and_the_endpoint_remembers(as_owner, owner, model):

@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html import unescape
+from pathlib import Path
 
 import pytest
 from django.test import Client
@@ -198,3 +201,38 @@ def test_visitors_try_public_models_without_a_key(owner, model):
     assert described(Client())["private"] is False
     Repository.objects.filter(pk=model.pk).update(visibility=Visibility.INTERNAL)
     assert Client().get(PAGE).status_code == 404
+
+
+CODE = """
+import { clientCode } from "./playground-code.mjs";
+const { spec, rows } = JSON.parse(process.argv[2]);
+const found = clientCode(spec, "1", rows, spec.takes.ports);
+console.log(JSON.stringify(Object.fromEntries(found.map(({ key, code }) => [key, code]))));
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+@pytest.mark.parametrize(
+    ("address", "written"),
+    [
+        ("grpcs://models.example.org:443", '"models.example.org:443", ssl=True'),
+        ("grpc://models.example.org:8081", '"models.example.org:8081"'),
+        ("", '"testserver:8081"'),
+    ],
+)
+def test_the_code_of_a_call_says_whether_grpc_has_tls(  # noqa: PLR0917 - fixtures
+    as_owner, owner, model, settings, tmp_path, address, written
+):
+    settings.INFER_URL, settings.GRPC_ADDRESS = "https://models.example.org", address
+    add(owner, model, port("x", "float32", -1, 2))
+    put_up(owner)
+    script = Path(settings.BASE_DIR) / "static" / "js" / "playground-code.js"
+    shutil.copy(script, tmp_path / "playground-code.mjs")
+    (tmp_path / "code.mjs").write_text(CODE)
+    asked = json.dumps({"spec": described(as_owner), "rows": [{"x": [1, 2]}]})
+    done = subprocess.run(
+        ["node", "code.mjs", asked], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert f"triton.InferenceServerClient({written})\n" in found["triton-grpc"]
+    assert 'InferenceServerClient("models.example.org", ssl=True)\n' in found["triton-http"]
