@@ -203,6 +203,8 @@ def test_replicas_say_how_they_are_until_they_fall_silent():
     while "two" in (said := {replica["id"]: replica for replica in queue.read_replicas()}):
         pass
     assert said["one"]["models"] == 3
+    # Nobody who reads what replicas say after this finds one that says no models.
+    queue.report_replica("one", {"id": "one"}, 0.001)
 
 
 # --- Siblings ------------------------------------------------------------------------------------
