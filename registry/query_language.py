@@ -148,6 +148,22 @@ def parse(query: str) -> Asked:
     return Asked(words=words, narrowings=narrowings)
 
 
+def without(query: str, is_gone: Callable[[Narrowing], bool]) -> str:
+    """Leave fields out of a query, and every other term as it was typed.
+
+    Raises:
+        Invalid: the query cannot be read.
+
+    """
+    kept, at = [], 0
+    for term in _terms(query):
+        if term.field and is_gone(_narrowing(term)):
+            kept.append(query[at : term.start].strip())
+            at = term.end
+    kept.append(query[at:].strip())
+    return " ".join(piece for piece in kept if piece)
+
+
 # --- Terms --------------------------------------------------------------------------------------
 
 
@@ -157,6 +173,7 @@ class _Term:
     field: str
     text: str
     text_start: int
+    end: int
     negated: bool
     quoted: bool
 
@@ -176,7 +193,13 @@ def _terms(query: str) -> list[_Term]:
         text, end, quoted = _value(query, at)
         found.append(
             _Term(
-                start=start, field=field, text=text, text_start=at, negated=negated, quoted=quoted
+                start=start,
+                field=field,
+                text=text,
+                text_start=at,
+                end=end,
+                negated=negated,
+                quoted=quoted,
             )
         )
         at = end

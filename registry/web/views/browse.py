@@ -1,8 +1,9 @@
 """Finding models and datasets: search, facets, sort and pages, all of it in the address."""
 
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -18,7 +19,7 @@ from registry.errors import Invalid, RegistryError
 from registry.meaning import is_by_words_alone
 from registry.models import Actor, SavedSearch
 from registry.pages import Page
-from registry.query_language import MAX_CHARACTERS, METRICS, parse
+from registry.query_language import MAX_CHARACTERS, METRICS, Narrowing, parse, without
 from registry.recommend import suited_to_need
 from registry.search import SearchQuery, search_repositories
 from registry.services.searches import PARAMETERS, delete_search, save_search
@@ -43,7 +44,6 @@ class Choice:
 # What "Fits my hardware" asks for, by the fields of the form.
 _FITS: Final = {"fits_memory": "memory:<={}MB", "fits_latency": "latency:<={}ms"}
 _DEVICES: Final = ("cpu", "cuda")
-_HARDWARE: Final = re.compile(r"(?:^|\s)(?:memory|latency|device):\S+", re.IGNORECASE)
 
 
 @require_safe
@@ -70,6 +70,7 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
         order = query.order
     except Invalid as error:
         refusal, page, order = error, Page([]), asked["sort"]
+    hardware = _hardware(asked["q"]) if not refusal else {}
     context = {
         "kind": kind,
         "plural": f"{kind}s",
@@ -81,6 +82,7 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
         "sorts": _sorts(with_words=not refusal and bool(query.asked.text)),
         "order": order,
         "narrowed": any(asked[name] for name in ("q", "label", *_FACETS)),
+        "without_label": _address(asked, label=None),
         "older": _address(asked, cursor=page.next_cursor) if page.next_cursor else "",
         "is_first": not query.cursor,
         "suited": suited_to_need(page.items)
@@ -91,8 +93,8 @@ def repositories(request: HttpRequest, kind: str) -> HttpResponse:
         and not query.cursor
         and is_by_words_alone(query.asked),
         "address": request.build_absolute_uri("/").rstrip("/"),
-        "hardware": _hardware(asked["q"]) if not refusal else {},
-        "devices": _DEVICES,
+        "hardware": hardware,
+        "devices": _devices(hardware),
         "saved": _saved(actor, kind),
         "this_search": _address(asked)[1:],
         "max_characters": MAX_CHARACTERS,
@@ -114,28 +116,55 @@ def _marked(query: str, refusal: Invalid) -> tuple[str, str, str] | None:
 def _fitting(request: HttpRequest) -> str:
     """Put what the form says of somebody's machine into the words of the search."""
     kept = {name: request.GET.get(name, "").strip() for name in PARAMETERS}
-    terms = [_HARDWARE.sub("", kept["q"]).strip()]
+    # A query that cannot be read stays: its page says where and why.
+    with suppress(Invalid):
+        kept["q"] = without(kept["q"], lambda one: bool(_shown_as(one)))
+    terms = [kept["q"]]
     for name, term in _FITS.items():
         if given := request.GET.get(name, "").strip():
-            terms.append(term.format(given))
-    if (device := request.GET.get("fits_device", "")) in _DEVICES:
-        terms.append(f"device:{device}")
+            terms.append(term.format(_number(given)))
+    if device := request.GET.get("fits_device", "").replace('"', "").strip():
+        terms.append(f"device:{device}" if device in _DEVICES else f'device:"{device}"')
     kept["q"] = " ".join(term for term in terms if term)
-    return _address(kept)
+    return request.path + _address(kept)
+
+
+def _number(given: str) -> str:
+    """Write a number as a query has it; what is none stays one word, which is refused there."""
+    try:
+        number = Decimal(given)
+    except InvalidOperation:
+        number = Decimal("NaN")
+    is_plain = number.is_finite() and abs(number.adjusted()) <= MAX_CHARACTERS
+    return f"{number:f}" if is_plain else "".join(given.split())
+
+
+def _shown_as(one: Narrowing) -> str:
+    """Name the field of the form that shows a field of the query, if one does."""
+    if one.negated:
+        return ""
+    if one.field == "device":
+        return "device"
+    if one.bounds is None or one.bounds.high is None:
+        return ""
+    return {METRICS["memory"]: "memory", METRICS["latency"]: "latency"}.get(one.detail, "")
 
 
 def _hardware(query: str) -> dict[str, str]:
     """Read back what the form said, for its fields."""
     found = {}
     for one in parse(query).narrowings:
-        high = one.bounds.high if one.bounds else None
-        if one.field == "device":
-            found["device"] = one.text.lower()
-        elif one.detail == METRICS["memory"] and high is not None:
-            found["memory"] = f"{high / 1e6:g}"
-        elif one.detail == METRICS["latency"] and high is not None:
-            found["latency"] = f"{high:g}"
+        name, high = _shown_as(one), one.bounds.high if one.bounds else None
+        if name == "device":
+            found[name] = one.text.lower() if one.text.lower() in _DEVICES else one.text
+        elif name and high is not None:
+            found[name] = f"{high / 1e6:g}" if name == "memory" else f"{high:g}"
     return found
+
+
+def _devices(hardware: Mapping[str, str]) -> list[str]:
+    """List the devices to choose from, with the one that the query names."""
+    return list(dict.fromkeys([*_DEVICES, *filter(None, [hardware.get("device")])]))
 
 
 def _saved(actor: Actor, kind: str) -> list[SavedSearch]:
