@@ -231,20 +231,28 @@ def compare_config(actor: Actor, before: Version, after: Version) -> list[Settin
 
 
 def flat_config(version: Version) -> dict[str, str]:
+    return {name: _text_of(value) for name, value in settings_of(version).items()}
+
+
+def settings_of(version: Version) -> dict[str, Any]:
+    """Give the values of config.json by their paths; null is a text here, for it is there."""
     return dict(_flat(_plain_config(version), "", 0))
+
+
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _plain_config(version: Version) -> dict[str, Any]:
     return {name: value for name, value in version.config.items() if name != "signature"}
 
 
-def _flat(value: Any, path: str, depth: int) -> Iterable[tuple[str, str]]:
+def _flat(value: Any, path: str, depth: int) -> Iterable[tuple[str, Any]]:
     if isinstance(value, dict) and value and depth < _SETTING_DEPTH:
         for name, inner in value.items():
             yield from _flat(inner, f"{path}.{name}" if path else str(name), depth + 1)
     else:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield path[:_SETTING_CHARACTERS], text
+        yield path[:_SETTING_CHARACTERS], "null" if value is None else value
 
 
 def compare_tags(before: Version, after: Version) -> list[Setting]:

@@ -1,50 +1,51 @@
-"""Up to six versions beside each other: facts, numbers, tags, settings and files, row by row."""
+"""Up to six versions beside each other as people read them; the change of two numbers."""
 
+import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, Final
 
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
-from registry.models import Actor, Alias, Artifact, Evaluation, Tag, Version, is_better
-from registry.services.diffs import flat_config, visible_datasets
-from registry.services.versions import may_read_files
+from registry.models import Actor, Version, is_better
+from registry.services import beside
 from registry.web import wording
 
-MOST: Final = 6
 _MOST_ROWS: Final = 300
+_MOST_PORTS: Final = 20
 _SHOWN_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one version says, and whether it is the best of a row of numbers."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
-    """One fact of each version; `best` marks where a number is best."""
+    """One fact of each version."""
 
     name: str
-    values: Sequence[str]
-    best: Sequence[bool] = ()
+    cells: Sequence[Cell]
+    differs: bool
     is_code: bool = False
-
-    @property
-    def differs(self) -> bool:
-        return len(set(self.values)) > 1
-
-    @property
-    def cells(self) -> list[tuple[str, bool]]:
-        best = self.best or [False] * len(self.values)
-        shown = [_short(value) for value in self.values]
-        return list(zip(shown, best, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Rows of one kind, and how many are alike and left out."""
+    """Rows of one kind, how many are alike and left out, and how many are too many to show."""
 
     title: str
     lines: Sequence[Line]
-    hidden: int
+    alike: int
+    cut: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,150 +61,113 @@ class Number:
 
 
 def sections(actor: Actor, versions: Sequence[Version], *, only_differences: bool) -> list[Section]:
-    """Gather what is said of each version, in a fixed number of queries."""
-    if not versions:
-        return []
-    found = [
-        (_("Facts"), _facts(versions)),
-        (_("Metrics"), _metrics(actor, versions)),
-        (_("Tags"), _tags(versions)),
-        ("config.json", _config(actor, versions)),
-        (_("Files"), _files(versions)),
-    ]
+    """Say what is known of each version."""
+    found = beside.lay_out(actor, versions, only_differences=only_differences, most=_MOST_ROWS)
+    titles = {
+        "facts": _("Facts"),
+        "metrics": _("Metrics"),
+        "tags": _("Tags"),
+        "config": "config.json",
+        "files": _("Files"),
+    }
     return [
-        _section(title, lines, only_differences=only_differences and len(versions) > 1)
-        for title, lines in found
-        if lines
+        Section(
+            title=titles[one.part],
+            lines=[_line(one.part, line) for line in one.lines],
+            alike=one.alike,
+            cut=one.cut,
+        )
+        for one in found
     ]
+
+
+def _line(part: beside.Part, line: beside.Line) -> Line:
+    name, say, exact = _wording_of(part, line)
+    texts = [say(value) if value is not None else "" for value in line.values]
+    if line.differs and exact is not None:
+        texts = _told_apart(texts, [exact(v) if v is not None else "" for v in line.values])
+    best = line.best or [False] * len(texts)
+    return Line(
+        name=name,
+        cells=[Cell(text=_short(text), best=one) for text, one in zip(texts, best, strict=True)],
+        differs=line.differs,
+        is_code=part in {"tags", "config", "files"},
+    )
+
+
+def _told_apart(texts: Sequence[str], exact: Sequence[str]) -> list[str]:
+    """Say more of values that read alike and are not."""
+    kinds = Counter(text for text, _exact in set(zip(texts, exact, strict=True)))
+    return [
+        f"{text} ({more})" if text and kinds[text] > 1 else text
+        for text, more in zip(texts, exact, strict=True)
+    ]
+
+
+_Say = Callable[[Any], str]
+
+
+def _wording_of(part: beside.Part, line: beside.Line) -> tuple[str, _Say, _Say | None]:
+    """Give the name of a line, how its values read, and how those that read alike do."""
+    if part == "facts":
+        return _facts()[line.name]
+    if part == "metrics":
+        place = " · ".join(one for one in (line.dataset or "", line.split) if one)
+        name = wording.metric_name(line.name)
+        return (
+            f"{name} ({place})" if place else name,
+            lambda value: wording.value_text(value, line.unit, line.name),
+            repr,
+        )
+    if part == "files":
+        return line.name, _file_text, lambda held: str(held["sha256"])
+    return line.name, _plain, None
+
+
+def _facts() -> Mapping[str, tuple[str, _Say, _Say | None]]:
+    """Give each fact its name, its reading, and its exact reading where that one rounds."""
+    return {
+        "variant": (_("Variant"), str, None),
+        "aliases": (_("Aliases"), lambda names: ", ".join(f"@{one}" for one in names), None),
+        "state": (_("State"), wording.state_name, None),
+        "message": (_("What changed"), str, None),
+        "created_by": (_("Author"), str, None),
+        "created_at": (_("Created"), _moment_text, datetime.isoformat),
+        "job_kind": (_("Made by"), lambda kind: str(wording.JOB_KINDS.get(kind)), None),
+        "size_bytes": (_("Size"), wording.size_text, _grouped),
+        "parameters_count": (_("Parameters"), wording.count_text, _grouped),
+        "formats": (_("Formats"), ", ".join, None),
+        "inputs": (_("Inputs"), _ports, None),
+        "outputs": (_("Outputs"), _ports, None),
+    }
+
+
+def _moment_text(moment: datetime) -> str:
+    return date_format(moment, "DATETIME_FORMAT")
+
+
+def _grouped(count: int) -> str:
+    return f"{count:,}"
+
+
+def _ports(ports: Sequence[Mapping[str, Any]]) -> str:
+    told = [
+        f"{port['name']}: {port['dtype']}[{', '.join(map(str, port['shape'] or ()))}]"
+        for port in ports[:_MOST_PORTS]
+    ]
+    return ", ".join([*told, *(["…"] if len(ports) > _MOST_PORTS else [])])
+
+
+def _file_text(held: Mapping[str, Any]) -> str:
+    return f"{wording.size_text(held['size_bytes'])} · {held['sha256'][:8]}"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _short(text: str) -> str:
-    """Shorten what is shown; it was compared whole."""
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
-
-
-def _section(title: str, lines: Sequence[Line], *, only_differences: bool) -> Section:
-    kept = [line for line in lines if line.differs] if only_differences else list(lines)
-    shown = kept[:_MOST_ROWS]
-    return Section(title=title, lines=shown, hidden=len(lines) - len(shown))
-
-
-def _facts(versions: Sequence[Version]) -> list[Line]:
-    aliases: dict[int, list[str]] = {}
-    for alias in Alias.objects.filter(version__in=versions).order_by("name"):
-        aliases.setdefault(alias.version_id, []).append(f"@{alias.name}")
-    facts: Sequence[tuple[str, Callable[[Version], str]]] = (
-        (_("Variant"), lambda one: one.variant),
-        (_("Aliases"), lambda one: ", ".join(aliases.get(one.pk, []))),
-        (_("State"), lambda one: wording.state_name(one.state)),
-        (_("What changed"), lambda one: one.message),
-        (_("Author"), lambda one: one.created_by.username if one.created_by else ""),
-        (_("Created"), lambda one: date_format(one.created_at, "DATETIME_FORMAT")),
-        (_("Made by"), lambda one: str(wording.JOB_KINDS.get(one.job.kind)) if one.job else ""),
-        (_("Size"), lambda one: wording.size_text(one.size_bytes)),
-        (_("Parameters"), lambda one: wording.count_text(one.parameters_count)),
-        (_("Formats"), lambda one: ", ".join(one.formats)),
-        (_("Inputs"), lambda one: _ports(one, "inputs")),
-        (_("Outputs"), lambda one: _ports(one, "outputs")),
-    )
-    lines = [Line(name=name, values=[say(one) for one in versions]) for name, say in facts]
-    return [line for line in lines if any(line.values)]
-
-
-def _ports(version: Version, side: str) -> str:
-    return ", ".join(
-        f"{port.get('name')}: {port.get('dtype')}[{', '.join(map(str, port.get('shape') or ()))}]"
-        for port in version.signature.get(side, [])[:20]
-    )
-
-
-def _metrics(actor: Actor, versions: Sequence[Version]) -> list[Line]:
-    rows = (
-        Evaluation.objects.filter(version__in=versions)
-        .select_related("dataset_version__repository__namespace")
-        .defer("details")
-        .order_by("measured", "created_at", "pk")
-    )
-    seen = visible_datasets(actor, rows)
-    found: dict[tuple[str, str, str, str], dict[int, float]] = {}
-    for row in rows:
-        dataset = row.dataset_version
-        on = dataset.ref if dataset is not None and dataset.pk in seen else ""
-        key = row.metric, row.unit, row.split, on
-        found.setdefault(key, {})[row.version_id] = row.value
-    return [_metric(key, [held.get(one.pk) for one in versions]) for key, held in found.items()]
-
-
-def _metric(key: tuple[str, str, str, str], values: Sequence[float | None]) -> Line:
-    metric, unit, split, on = key
-    place = " · ".join(part for part in (on, split) if part)
-    name = wording.metric_name(metric)
-    return Line(
-        name=f"{name} ({place})" if place else name,
-        values=[
-            "" if value is None else wording.value_text(value, unit, metric) for value in values
-        ],
-        best=_best(metric, values),
-    )
-
-
-def _best(metric: str, values: Sequence[float | None]) -> list[bool]:
-    """Mark the best of several, where one knows which way is up."""
-    known = [value for value in values if value is not None]
-    if len(set(known)) < 2:
-        return [False] * len(values)
-    best = known[0]
-    for value in known[1:]:
-        verdict = is_better(metric, best, value)
-        if verdict is None and value != best:
-            return [False] * len(values)
-        best = value if verdict else best
-    return [value == best for value in values]
-
-
-def _tags(versions: Sequence[Version]) -> list[Line]:
-    return _lines_of(
-        versions, Tag.objects.filter(version__in=versions).values_list("version", "key", "value")
-    )
-
-
-def _config(actor: Actor, versions: Sequence[Version]) -> list[Line]:
-    rows = [
-        (one.pk, name, value)
-        for one in versions
-        if may_read_files(actor, one)
-        for name, value in flat_config(one).items()
-    ]
-    return _lines_of(versions, rows)
-
-
-def _files(versions: Sequence[Version]) -> list[Line]:
-    revisions = {one.revision_id: one for one in versions}
-    rows = Artifact.objects.filter(revision__in=revisions).values_list(
-        "revision", "path", "blob__size_bytes", "blob__sha256"
-    )
-    of_revision: dict[int, list[tuple[str, str]]] = {}
-    for revision, path, size, sha256 in rows.order_by("path")[: MOST * 2000]:
-        said = f"{wording.size_text(size)} · {sha256[:8]}"
-        of_revision.setdefault(revision, []).append((path, said))
-    return _lines_of(
-        versions,
-        [
-            (one.pk, path, said)
-            for one in versions
-            for path, said in of_revision.get(one.revision_id, [])
-        ],
-    )
-
-
-def _lines_of(versions: Sequence[Version], rows: Any) -> list[Line]:
-    found: dict[str, dict[int, str]] = {}
-    for version, name, value in rows:
-        found.setdefault(name, {})[version] = value
-    return [
-        Line(name=name, values=[held.get(one.pk, "") for one in versions], is_code=True)
-        for name, held in sorted(found.items())
-    ]
 
 
 def pairs(versions: Sequence[Version]) -> list[tuple[Version, Version]]:

@@ -239,6 +239,8 @@ API: Mapping[str, Line] = {
     f"{_ONE}/proposals/{{number}}/decline": {"post": ("maintain", 200, {"note": "no"})},
     f"{_ONE}/proposals/{{number}}/withdraw": {"post": ("withdraw", 200)},
     f"{_ONE}/lineage": {"get": ("see", 200)},
+    # It names no version, which only those who see the repository are told.
+    f"{_ONE}/compare": {"get": ("see", 400)},
     f"{_ONE}/similar": {"get": ("see", 200)},
     f"{_ONE}/restore": {"post": ("deleted", 200, {})},
     # --- versions

@@ -56,6 +56,21 @@ def test_diff_of_weights(command, classifier, alice, home, server, token):
     assert there == "The weights are the same, byte for byte.\n"
 
 
+def test_compare_sets_versions_beside_each_other(command, classifier, alice):
+    make_version(alice, make_model(alice, "other"), {"README.md": b"# one\n"})
+    names = ("alice/classifier@1", "alice/classifier", "alice/other@1")
+    said = command.run("compare", *names).out.splitlines()
+    assert "tags\twords\tone\ttwo\t" in said
+    assert any(line.startswith("files\tREADME.md\t") for line in said)
+    found = command.json("compare", *names[:2], "--differences-only")
+    lines = [line for section in found["sections"] for line in section["lines"]]
+    assert [one["number"] for one in found["versions"]] == [1, 2]
+    assert all(line["differs"] for line in lines)
+    once = command.run("compare", names[0], names[0], status=1)
+    assert "is named twice" in once.err
+    assert "alice/none" in command.run("compare", names[0], "alice/none", status=3).err
+
+
 def test_a_comparison_that_fails_says_why(home, server, token, classifier):
     def fail():
         wait_until(lambda: Job.objects.filter(state="queued").exists(), "the job")

@@ -127,6 +127,16 @@ class Client:
         path, params = self._pair(before, after, kind)
         return self.transport.call("GET", path, params=params)
 
+    def compare(
+        self, first: str, *others: str, differences_only: bool = False, kind: Kind = "model"
+    ) -> Any:
+        """Set two to six versions beside each other, line by line, of one model or of several."""
+        references = [parse_reference(name) for name in (first, *others)]
+        versions = [f"{one.repository}@{one.selector.removeprefix('@')}" for one in references]
+        path = f"{self._home(references[0], kind)}/compare"
+        params = {"version": versions, "differences_only": differences_only}
+        return self.transport.call("GET", path, params=params)
+
     def diff_weights(
         self,
         before: str,

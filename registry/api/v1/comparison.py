@@ -1,13 +1,15 @@
 """What changed from one version to another, as the API says it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from registry.api.v1 import wire
 from registry.errors import Text
 from registry.models import Actor, Version
-from registry.services import diffs
+from registry.services import beside, diffs
 from registry.services.diffs import Setting, TextDiff, WeightsDiff
+
+_MOST_LINES: Final = 1000
 
 
 def compare_versions(actor: Actor, before: Version, after: Version) -> dict[str, Any]:
@@ -38,6 +40,36 @@ def compare_versions(actor: Actor, before: Version, after: Version) -> dict[str,
         "size_bytes": {"before": before.size_bytes, "after": after.size_bytes},
         "metrics": diffs.compare_metrics(actor, before, after),
         "weights": weights_body(diffs.compare_weights(actor, before, after), tensors=False),
+    }
+
+
+def line_up(actor: Actor, versions: Sequence[Version], *, only_differences: bool) -> dict[str, Any]:
+    """Set versions beside each other, as far as `actor` may see them."""
+    found = beside.lay_out(actor, versions, only_differences=only_differences, most=_MOST_LINES)
+    return {
+        "versions": [wire.version_name(version) for version in versions],
+        "sections": [
+            {
+                "name": section.part,
+                "lines": [_line_body(section.part, line) for line in section.lines],
+                "alike_count": section.alike,
+                "cut_count": section.cut,
+            }
+            for section in found
+        ],
+    }
+
+
+def _line_body(part: str, line: beside.Line) -> dict[str, Any]:
+    measured = part == "metrics"
+    return {
+        "name": line.name,
+        "values": line.values,
+        "differs": line.differs,
+        "best": line.best if measured else None,
+        "unit": line.unit if measured else None,
+        "split": line.split if measured else None,
+        "dataset": line.dataset,
     }
 
 

@@ -702,6 +702,46 @@ class Diff(Answer):
     weights: KnownWeights
 
 
+class SideBySideQuery(Query):
+    version: list[str] = Field(
+        [],
+        max_length=100,
+        description="Two to six, each once: a number, an `@alias`, `latest`, or "
+        "`namespace/name@version` of another one.",
+    )
+    differences_only: bool = Field(default=False, description="Leave out lines that are alike.")
+
+
+class SideBySideLine(Answer):
+    """A value for each version, in their order; null where it has none.
+
+    `best` marks where a number is best, where one knows which way is up; it is there for metrics,
+    as are their unit and what they were measured on.
+    """
+
+    name: str
+    values: list[Any]
+    differs: bool
+    best: list[bool] | None
+    unit: str | None
+    split: str | None
+    dataset: str | None
+
+
+class SideBySideSection(Answer):
+    """`alike_count` are lines left out as asked; `cut_count` those past the first 1,000."""
+
+    name: Literal["facts", "metrics", "tags", "config", "files"]
+    lines: list[SideBySideLine]
+    alike_count: int
+    cut_count: int
+
+
+class SideBySide(Answer):
+    versions: list[VersionName]
+    sections: list[SideBySideSection]
+
+
 class NewEvaluation(Body):
     """A number that somebody declares; numbers of our own jobs are marked as measured."""
 

@@ -50,6 +50,7 @@ def _repository_paths(kind: str) -> Iterator[URLPattern]:
             proposals.ProposalWithdraw,
         ),
         f"{one}/lineage": (f"{kind}-lineage", versions.LineageOne),
+        f"{one}/compare": (f"{kind}-compare", versions.SideBySide),
         f"{one}/similar": (f"{kind}-similar", repositories.SimilarList),
         f"{one}/restore": (f"{kind}-restore", repositories.RepositoryRestore),
         f"{one}/versions": (f"{kind}-versions", versions.VersionList),

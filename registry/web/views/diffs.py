@@ -9,8 +9,8 @@ from django.views.decorators.http import require_POST, require_safe
 
 from registry.errors import RegistryError
 from registry.models import Actor, Kind, Repository, Version
-from registry.recipes import parse_reference
 from registry.services import catalog, diffs
+from registry.services.beside import MOST, find_named
 from registry.web import beside, changes, history
 from registry.web.refusals import words_of
 from registry.web.views.versions import find_version
@@ -97,8 +97,8 @@ def compare_page(request: HttpRequest, kind: str, namespace: str, name: str) -> 
     actor = actor_of(request)
     repository = catalog.find_repository(actor, kind, namespace, name)
     asked = list(dict.fromkeys(one.strip() for one in request.GET.getlist("v") if one.strip()))
-    found = [_named(actor, kind, repository, text) for text in asked[: beside.MOST]]
-    versions = [version for version in found if version is not None]
+    found = [_named(actor, repository, text) for text in asked[:MOST]]
+    versions = list({one.pk: one for one in found if one is not None}.values())
     only = request.GET.get("only") == "differences"
     context: dict[str, Any] = {
         "repository": repository,
@@ -106,7 +106,7 @@ def compare_page(request: HttpRequest, kind: str, namespace: str, name: str) -> 
         "plural": f"{kind}s",
         "versions": versions,
         "missing": [text[:200] for text, one in zip(asked, found, strict=False) if one is None],
-        "too_many": len(asked) > beside.MOST,
+        "too_many": len(asked) > MOST,
         "only": only,
         "sections": beside.sections(actor, versions, only_differences=only),
         "steps": beside.pairs(versions),
@@ -115,13 +115,9 @@ def compare_page(request: HttpRequest, kind: str, namespace: str, name: str) -> 
     return render(request, "version/beside.html", context)
 
 
-def _named(actor: Actor, kind: str, repository: Repository, text: str) -> Version | None:
-    """Find what a part of the address names: a version, an alias, or one of another repository."""
+def _named(actor: Actor, repository: Repository, text: str) -> Version | None:
+    """Find what a part of the address names, if there is such a version for this person."""
     try:
-        if "/" not in text:
-            return catalog.find_version(actor, repository, text)
-        reference = parse_reference(text)
-        other = catalog.find_repository(actor, kind, reference.namespace, reference.name)
-        return catalog.find_version(actor, other, reference.version)
+        return find_named(actor, repository, text)
     except RegistryError:
         return None

@@ -328,6 +328,68 @@ def test_two_versions_are_compared(api, alice, model):
     problem_of(api.get(f"{MODEL}/versions/1/diff/9"), 404, "version_not_found")
 
 
+def beside(api, *versions, model=MODEL, **query):
+    return api.get(f"{model}/compare", query={"version": versions, **query})
+
+
+def test_versions_are_set_beside_each_other(api, alice, model):
+    make_version(alice, model, {"a": b"1", "b": b"2"}, tags={"x": "1", "y": "1"})
+    make_version(alice, model, {"a": b"1", "b": b"3"}, tags={"x": "2", "y": "1"})
+    other = make_version(alice, make_model(alice, "other"), {"a": b"1", "b": b"2"})
+    api.put(f"{MODEL}/aliases/champion", {"version": 2})
+    for number, value in ((1, 0.9501), (2, 0.9504)):
+        api.post(f"{MODEL}/versions/{number}/evaluations", {"metric": "accuracy", "value": value})
+    said = beside(api, "1", "@champion", "alice/other").json()
+    names = [(one["name"], one["number"]) for one in said["versions"]]
+    assert names == [("classifier", 1), ("classifier", 2), ("other", other.number)]
+    lines = {(s["name"], line["name"]): line for s in said["sections"] for line in s["lines"]}
+    assert lines["metrics", "accuracy"]["values"] == [0.9501, 0.9504, None]
+    assert lines["metrics", "accuracy"]["best"] == [False, True, False]
+    assert lines["tags", "x"]["values"] == ["1", "2", None]
+    assert lines["facts", "aliases"]["values"] == [[], ["champion"], []]
+    assert lines["facts", "size_bytes"]["values"] == [2, 2, 2]
+    digests = [held["sha256"] for held in lines["files", "b"]["values"]]
+    assert digests[0] == digests[2] != digests[1]
+    assert not lines["files", "a"]["differs"]
+
+    only = beside(api, "alice/classifier@1", "2", differences_only="true").json()
+    kept = {s["name"]: [line["name"] for line in s["lines"]] for s in only["sections"]}
+    assert (kept["metrics"], kept["tags"], kept["files"]) == (["accuracy"], ["x"], ["b"])
+    assert "size_bytes" not in kept["facts"]
+    assert {s["name"]: s["alike_count"] for s in only["sections"]}["tags"] == 1
+
+
+def test_versions_beside_each_other_are_named_well(api, alice, bob, model):
+    for _ in range(7):
+        make_version(alice, model, {})
+    make_version(alice, make_model(alice, "hidden", visibility="private"), {})
+    assert len(beside(api, *"123456").json()["versions"]) == 6
+    problem_of(beside(api, *"1234567"), 400, "wrong_length")
+    problem_of(beside(api, "1"), 400, "wrong_length")
+    problem_of(beside(api), 400, "wrong_length")
+    problem_of(beside(api, "1", "1"), 400, "repeated")
+    problem_of(beside(api, "7", "latest"), 400, "repeated")
+    problem_of(beside(api, "1", "alice/classifier@1"), 400, "repeated")
+    problem_of(beside(api, "1", "no name/at@all@"), 400, "bad_reference")
+    problem_of(beside(api, "1", "99"), 404, "version_not_found")
+    problem_of(beside(api, "1", "@none"), 404, "version_not_found")
+    problem_of(beside(api, "1", "2", differences_only="perhaps"), 400, "invalid")
+    theirs = api_of(bob)
+    hidden = problem_of(beside(theirs, "1", "alice/hidden@1"), 404, "model_not_found")
+    nothing = problem_of(beside(theirs, "1", "alice/nothing@1"), 404, "model_not_found")
+    assert hidden["detail"].replace("hidden", "nothing") == nothing["detail"]
+    problem_of(beside(theirs, "1", "2", model="models/alice/hidden"), 404, "model_not_found")
+    assert beside(api, "1", "alice/hidden@1").status_code == 200
+
+
+def test_what_archived_versions_hold_is_not_told_beside_others(api, alice, bob, model):
+    make_version(alice, model, {"config.json": b'{"labels": ["cat"]}'})
+    make_version(alice, model, {"config.json": b'{"labels": ["secret"]}'})
+    api.patch(f"{MODEL}/versions/1", {"state": "archived"})
+    assert "cat" in beside(api, "1", "2").content.decode()
+    assert "cat" not in beside(api_of(bob), "1", "2").content.decode()
+
+
 def test_numbers_are_declared_and_listed(api, alice, bob, model):
     make_version(alice, model, {})
     make_version(alice, make_model(alice, "private-digits", kind="dataset", visibility="private"))

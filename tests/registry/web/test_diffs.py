@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from registry.models import Job, JobState
+from registry.models import Blob, Job, JobState, Version
 from registry.services import jobs, weights
+from registry.services.beside import MOST
 from registry.services.diffs import WeightsDiff, compare_files, compare_texts
 from registry.services.results import Outcome
 from registry.services.versions import EvaluationSpec, add_evaluations
 from registry.web import changes
-from registry.web.beside import MOST
 from registry.web.history import TIMES
 from tests.factories import actor_of, make_model, make_version, safetensors_bytes
 
@@ -245,6 +245,55 @@ def test_a_difference_after_what_is_shown_is_one(as_owner, owner):
     page = as_owner.get("/models/olga/long/compare?v=1&v=2&only=differences").content.decode()
     assert "template" in page
     assert "x" * 301 not in page
+
+
+def test_what_rounds_alike_is_a_difference(as_owner, owner):
+    repository = make_model(owner, "close")
+    ports = [{"name": f"x{n}", "dtype": "float32", "shape": [1]} for n in range(24)]
+    for end in (1, 2):
+        version = make_version(owner, repository, {})
+        changed = [*ports[:-1], {**ports[-1], "shape": [end]}]
+        Version.objects.filter(pk=version.pk).update(
+            size_bytes=10_000_000 + end,
+            parameters_count=22_000_000 + end,
+            signature={"inputs": changed, "outputs": ports},
+            config={"of": end, "text": "1" if end == 1 else 1, "none": None},
+        )
+        add_evaluations(
+            actor=actor_of(owner),
+            version=version,
+            evaluations=[
+                EvaluationSpec(metric="accuracy", value=(9500 + end) / 10_000, unit="share")
+            ],
+        )
+    page = as_owner.get("/models/olga/close/compare?v=1&v=2&only=differences").content.decode()
+    for words in ("95.0% (0.9501)", "95.0% (0.9502)", "10.0 MB (10,000,001)", "(22,000,002)"):
+        assert words in page, words
+    assert ">Inputs<" in page
+    assert ">Outputs<" not in page
+    assert ">text<" in page, "a number is no text"
+    assert ">none<" not in page
+
+
+def test_files_are_compared_by_their_whole_digests(as_owner, owner):
+    repository = make_model(owner, "same")
+    for end in (b"1", b"2"):
+        make_version(owner, repository, {"a.bin": end})
+    for number, blob in enumerate(Blob.objects.filter(artifacts__path="a.bin").order_by("pk")):
+        Blob.objects.filter(pk=blob.pk).update(sha256=f"{'ab' * 31}0{number}")
+    page = as_owner.get("/models/olga/same/compare?v=1&v=2&only=differences").content.decode()
+    assert f"{'ab' * 31}00" in page
+    assert f"{'ab' * 31}01" in page
+
+
+def test_rows_past_the_limit_are_not_called_alike(as_owner, owner):
+    repository = make_model(owner, "wide")
+    for value in (1, 2):
+        config = {f"s{n:03}": value for n in range(305)}
+        make_version(owner, repository, {"config.json": json.dumps(config).encode()})
+    page = as_owner.get("/models/olga/wide/compare?v=1&v=2&only=differences").content.decode()
+    assert "5 more lines than are shown" in page
+    assert "5 alike" not in page
 
 
 def test_versions_stand_beside_each_other(as_owner, owner, pair):

@@ -20,6 +20,7 @@ COMMANDS = {
     "info": ("catalogue", "Show what is known about a model."),
     "versions": ("catalogue", "List the versions of a model, newest first."),
     "diff": ("history", "Say what changed from one version to another."),
+    "compare": ("history", "Set up to six versions beside each other."),
     "restore": ("history", "Make an old version the newest again."),
     "push": ("transfer", "Make the files of a folder the next version of a model."),
     "pull": ("transfer", "Lay the files of a version out in a folder."),

@@ -1,5 +1,6 @@
-"""What became of a model over its versions: diff, restore."""
+"""What became of a model over its versions: diff, compare, restore."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,6 +130,50 @@ def _row(row: Any) -> tuple[object, ...]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--differences-only", is_flag=True, help="Leave out what is alike.")
+@dataset_option
+@shared_options
+def compare(
+    session: Session, *, names: tuple[str, ...], differences_only: bool, kind: Kind
+) -> None:
+    """Set two to six versions beside each other, which may be of several models.
+
+    \b
+    modelyard compare team/classifier@1 team/classifier@2 team/classifier@champion
+    modelyard compare team/classifier@1 other/classifier@3 --differences-only
+    """  # noqa: D301
+    with session.client() as client:
+        found = client.compare(*names, differences_only=differences_only, kind=kind)
+    if session.as_json:
+        print_json(found)
+        return
+    named = [f"{one['namespace']}/{one['name']}@{one['number']}" for one in found["versions"]]
+    print_table(("kind", "name", *named), _beside(found["sections"]))
+    if cut := sum(section["cut_count"] for section in found["sections"]):
+        echo(f"and {cut} more lines that are not shown")
+
+
+def _beside(sections: Any) -> Iterator[tuple[object, ...]]:
+    for section in sections:
+        for line in section["lines"]:
+            on = [line[part] for part in ("dataset", "split", "unit") if line[part]]
+            name = f"{line['name']} ({', '.join(on)})" if on else line["name"]
+            yield section["name"], name, *map(_value, line["values"])
+
+
+def _value(value: Any) -> str:
+    """Write a value whole, so that two that differ do not read alike."""
+    if isinstance(value, dict) and "sha256" in value:
+        return f"{size_text(value['size_bytes'])} {value['sha256']}"
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 @click.command()

@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from registry.api.pagination import page_response
 from registry.api.standing import standing_headers
 from registry.api.v1 import schemas, wire
-from registry.api.v1.comparison import compare_versions, weights_body
+from registry.api.v1.comparison import compare_versions, line_up, weights_body
 from registry.api.v1.openapi import operation
 from registry.api.v1.requests import wrong_field
 from registry.api.v1.resource import Resource, created, idempotent, no_content
@@ -25,7 +25,7 @@ from registry.models import (
 )
 from registry.pages import Page, check_limit, decode_cursor, encode_cursor
 from registry.recipes import parse_reference
-from registry.services import blobs, catalog, deletion, diffs, exports, versions
+from registry.services import beside, blobs, catalog, deletion, diffs, exports, versions
 from registry.services.lineage import trace
 from registry.services.savings import find_shared
 
@@ -422,3 +422,17 @@ class WeightsDiff(VersionDiff):
         if found.job is None:
             return Response(body)
         return created(body, reverse("api:job", args=[found.job.pk]), status=202)
+
+
+class SideBySide(Resource):
+    @operation(
+        "line_up_{kind}_versions",
+        "Set two to six versions beside each other, of this {kind} and of others.",
+        {200: schemas.SideBySide},
+        query=schemas.SideBySideQuery,
+        public=True,
+    )
+    def get(self, request: Request, **_: str) -> Response:
+        asked = self.query(schemas.SideBySideQuery)
+        found = beside.find_all(self.actor, self.repository(), asked.version)
+        return Response(line_up(self.actor, found, only_differences=asked.differences_only))
