@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from django.db.models import Exists, OuterRef
+from django.contrib.postgres.expressions import ArraySubquery
+from django.db.models import Exists, OuterRef, QuerySet
 from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
@@ -31,10 +32,14 @@ from registry.web import charts, wording
 PAGE = 20
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 COUNTED = 10_000
-_DEEPEST = 4
+# How many steps down from the main line a page goes at once, and how many rows it finds there.
+_GENERATIONS = 12
+_MOST_BELOW = 800
 # Of how many of the newest versions more is asked than which they are.
 _RECENT = 1000
 _MOST_VARIANTS = 200
+# What a page leaves out below a version is counted so far; the template writes it so too.
+_COUNTED_BELOW = 100
 # Among how many of the next variants those are looked for whose origin is not here.
 _WINDOW = 200
 Numbers = Mapping[str, Evaluation]
@@ -50,6 +55,8 @@ class Row:
     numbers: Numbers
     before: "Row | None" = None
     largest_bytes: int = 1
+    # How many variants of it are not on the page, up to one more than is counted.
+    more: int = 0
 
     @property
     def quality(self) -> Evaluation | None:
@@ -114,11 +121,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """One page of rows, newest first, and where the older ones begin."""
+    """One page of rows, newest first, and where the older ones begin.
+
+    `below` is the version whose variants they are; None: they begin with the main line.
+    """
 
     rows: Sequence[Row]
     older: int | None = None
     quality_metric: str = ""
+    below: Version | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +191,14 @@ def newest(repository: Repository) -> VersionQuerySet:
     return Version.objects.filter(repository=repository, number__gt=since).live()
 
 
+@dataclass(kw_only=True)
+class _Tree:
+    """Variants by the version that they were made from, and how many of a version are left out."""
+
+    of: dict[int, list[Version]] = field(default_factory=lambda: defaultdict(list))
+    more: dict[int, int] = field(default_factory=dict)
+
+
 def history(
     repository: Repository,
     aliases: Sequence[Alias],
@@ -187,12 +206,62 @@ def history(
     *,
     archived: bool = False,
 ) -> History:
-    """Read one page of the history in a fixed number of queries."""
+    """Read one page of the history in a number of queries that its length does not change."""
     # One more than shown: it says whether there are older ones, and what the last is compared to.
     page = _line(repository, before, archived=archived)
     shown, rest = page[:PAGE], page[PAGE:]
-    variants = _variants(repository, shown, archived=archived)
-    numbers = numbers_of([*page, *(v for group in variants.values() for v in group)])
+    tree = _variants(repository, shown, archived=archived)
+    numbers = numbers_of([*page, *(v for group in tree.of.values() for v in group)])
+    rows, tops = _rows(repository, aliases, shown, tree, numbers)
+    if rest:
+        tops.append(Row(version=rest[0], depth=0, aliases=[], numbers=numbers[rest[0].pk]))
+    main = [row for row in tops if not row.version.variant]
+    for newer, older in pairwise(main):
+        newer.before = older
+    return History(
+        rows=rows,
+        older=shown[-1].number if rest else None,
+        quality_metric=_quality_metric(rows),
+    )
+
+
+def history_below(
+    repository: Repository,
+    aliases: Sequence[Alias],
+    origin: Version,
+    before: int | None = None,
+    *,
+    archived: bool = False,
+) -> History:
+    """Read a page of what was made from one version: its variants older than number `before`."""
+    own_edges = _edges(repository, archived=True).filter(parent=origin)
+    since = (
+        None
+        if before is None
+        else own_edges.filter(child__number=before).values_list("pk", flat=True).first()
+    )
+    tree = _variants(repository, [origin], archived=archived, before=since)
+    numbers = numbers_of([origin, *(v for group in tree.of.values() for v in group)])
+    # What is left out of its own variants stands on the next page.
+    more = tree.more.pop(origin.pk, 0)
+    rows, _tops = _rows(repository, aliases, [origin], tree, numbers)
+    own = tree.of.get(origin.pk, [])
+    return History(
+        rows=rows,
+        older=own[-1].number if more and own else None,
+        quality_metric=_quality_metric(rows),
+        below=origin,
+    )
+
+
+def _rows(
+    repository: Repository,
+    aliases: Sequence[Alias],
+    shown: Sequence[Version],
+    tree: _Tree,
+    numbers: Mapping[int, Numbers],
+) -> tuple[list[Row], list[Row]]:
+    """Put variants under what they were made from; give all rows, and those at the left."""
     named: dict[int, list[str]] = defaultdict(list)
     for alias in aliases:
         named[alias.version_id].append(alias.name)
@@ -206,23 +275,22 @@ def history(
             aliases=named[version.pk],
             numbers=numbers[version.pk],
             before=origin,
+            more=tree.more.get(version.pk, 0),
         )
         rows.append(row)
-        for variant in variants.get(version.pk, []):
+        for variant in tree.of.get(version.pk, []):
             add(variant, depth + 1, row)
         return row
 
     tops = [add(version, 0, None) for version in shown]
-    if rest:
-        tops.append(Row(version=rest[0], depth=0, aliases=[], numbers=numbers[rest[0].pk]))
-    main = [row for row in tops if not row.version.variant]
-    for newer, older in pairwise(main):
-        newer.before = older
     largest = max((row.version.size_bytes for row in rows), default=1)
     for row in rows:
         row.largest_bytes = largest
-    quality = next((row.quality.metric for row in rows if row.quality), "")
-    return History(rows=rows, older=shown[-1].number if rest else None, quality_metric=quality)
+    return rows, tops
+
+
+def _quality_metric(rows: Sequence[Row]) -> str:
+    return next((row.quality.metric for row in rows if row.quality), "")
 
 
 def _line(repository: Repository, before: int | None, *, archived: bool) -> list[Version]:
@@ -252,36 +320,61 @@ def _line(repository: Repository, before: int | None, *, archived: bool) -> list
 
 
 def _variants(
-    repository: Repository, origins: Sequence[Version], *, archived: bool
-) -> dict[int, list[Version]]:
-    """Group variants by the version they were made from, variants of variants included."""
-    found: dict[int, list[Version]] = defaultdict(list)
+    repository: Repository,
+    origins: Sequence[Version],
+    *,
+    archived: bool,
+    before: int | None = None,
+) -> _Tree:
+    """Group variants by the version they were made from, variants of variants included.
+
+    Of the edges from `origins` those older than `before` are followed. Where a limit cuts, it is
+    counted what is left out.
+    """
+    tree = _Tree()
     frontier = [version.pk for version in origins]
     seen = set(frontier)
-    for _depth in range(_DEEPEST):
-        edges = (
-            LineageEdge.objects.filter(
-                parent__in=frontier,
-                role=LineageRole.WEIGHTS,
-                child__repository=repository,
-                child__deleted_at=None,
-            )
-            .exclude(child__variant="")
-            .select_related("child__created_by", "child__job")
-            .order_by("-pk")
-        )
-        if not archived:
-            edges = edges.exclude(child__state=VersionState.ARCHIVED)
-        edges = edges[:_MOST_VARIANTS]
-        frontier = []
+    for _generation in range(_GENERATIONS):
+        room = min(_MOST_VARIANTS, _MOST_BELOW + len(origins) - len(seen))
+        if not frontier or room <= 0:
+            break
+        rows = _edges(repository, archived=archived).filter(parent__in=frontier)
+        if before is not None:
+            rows = rows.filter(pk__lt=before)
+        rows = rows.select_related("child__created_by", "child__job").order_by("-pk")
+        edges = list(rows[: room + 1])
+        if len(edges) > room:
+            edges.pop()
+            tree.more |= _left_out(repository, frontier, archived=archived, before=edges[-1].pk)
+        frontier, before = [], None
         for edge in edges:
             if edge.child_id not in seen:
                 seen.add(edge.child_id)
-                found[edge.parent_id].append(edge.child)
+                tree.of[edge.parent_id].append(edge.child)
                 frontier.append(edge.child_id)
-        if not frontier:
-            break
-    return found
+    if frontier:
+        tree.more |= _left_out(repository, frontier, archived=archived)
+    return tree
+
+
+def _edges(repository: Repository, *, archived: bool) -> QuerySet[LineageEdge]:
+    """Keep the edges to variants that are there."""
+    rows = LineageEdge.objects.filter(
+        role=LineageRole.WEIGHTS, child__repository=repository, child__deleted_at=None
+    ).exclude(child__variant="")
+    return rows if archived else rows.exclude(child__state=VersionState.ARCHIVED)
+
+
+def _left_out(
+    repository: Repository, origins: Sequence[int], *, archived: bool, before: int | None = None
+) -> dict[int, int]:
+    """Count the variants of each version that a page has no room for, as far as anybody reads."""
+    rows = _edges(repository, archived=archived).filter(parent=OuterRef("pk"))
+    if before is not None:
+        rows = rows.filter(pk__lt=before)
+    some = rows.order_by("-pk").values("pk")[: _COUNTED_BELOW + 1]
+    counted = Version.objects.filter(pk__in=origins).annotate(below=ArraySubquery(some))
+    return {pk: len(below) for pk, below in counted.values_list("pk", "below") if below}
 
 
 def quality_chart(

@@ -44,9 +44,8 @@ def grouped(number: int | None) -> str:
 
 
 @register.filter
-def capped(number: int) -> str:
+def capped(number: int, most: int = history.COUNTED) -> str:
     """Write a count that was cut off where nobody reads on."""
-    most = history.COUNTED
     return f"{most:,}+" if number > most else grouped(number)
 
 

@@ -205,12 +205,13 @@ class RepositoryPage:
     def _versions(self) -> Details:
         before = self.request.GET.get("before", "")
         archived = self.request.GET.get("archived") == "1"
-        found = history.history(
-            self.repository,
-            self.aliases,
-            int(before[:9]) if before.isdecimal() else None,
-            archived=archived,
-        )
+        since = int(before[:9]) if before.isdecimal() else None
+        if (origin := self._origin()) is not None:
+            found = history.history_below(
+                self.repository, self.aliases, origin, since, archived=archived
+            )
+        else:
+            found = history.history(self.repository, self.aliases, since, archived=archived)
         return {
             "history": found,
             "archived": archived,
@@ -221,6 +222,11 @@ class RepositoryPage:
             "chart_y": _axis_name(found.quality_metric),
             "jobs": history.running_jobs(self.actor, self.repository),
         }
+
+    def _origin(self) -> Version | None:
+        """Find the version whose variants alone are asked for."""
+        number = self.request.GET.get("below", "")
+        return catalog.find_version(self.actor, self.repository, number) if number else None
 
     def _files(self) -> Details:
         if self.latest is None:
