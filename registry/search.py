@@ -144,7 +144,7 @@ def search_repositories(
             answer takes longer than a second.
 
     """
-    _check(query)
+    check_query(query)
     limit = check_limit(query.limit)
     if with_facets is None:
         with_facets = not query.cursor
@@ -271,7 +271,13 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f}ms"
 
 
-def _check(query: SearchQuery) -> None:
+def check_query(query: SearchQuery) -> None:
+    """Pass when a query is one that can be answered.
+
+    Raises:
+        Invalid: what is asked for, a filter or the sort order is not understood.
+
+    """
     if query.order not in SORTS:
         raise _invalid(
             "sort", "{sort!r} is not one of {choices}.", sort=query.sort, choices=", ".join(SORTS)

@@ -318,7 +318,7 @@ API: Mapping[str, Line] = {
     "/api/v1/tokens/{token}": {"delete": ("of contributor", 204)},
     "/api/v1/searches": {
         "get": ("signed in", 200),
-        "post": ("signed in, write", 201, {"name": "mine", "query": "q=tiny"}),
+        "post": ("signed in, write anywhere", 201, {"name": "mine", "query": "q=tiny"}),
     },
     "/api/v1/searches/{search}": {"delete": ("contributor's own", 204)},
     "/api/v1/namespaces": {

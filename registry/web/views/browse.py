@@ -22,7 +22,7 @@ from registry.pages import Page
 from registry.query_language import MAX_CHARACTERS, METRICS, Narrowing, parse, without
 from registry.recommend import suited_to_need
 from registry.search import SearchQuery, search_repositories
-from registry.services.searches import PARAMETERS, delete_search, save_search
+from registry.services.searches import PARAMETERS, delete_search, kept_by, save_search
 from registry.web import wording
 from registry.web.refusals import words_of
 from registry.web.visitor import actor_of, anybody, signed_in
@@ -170,7 +170,7 @@ def _devices(hardware: Mapping[str, str]) -> list[str]:
 def _saved(actor: Actor, kind: str) -> list[SavedSearch]:
     if actor.is_anonymous:
         return []
-    return list(SavedSearch.objects.filter(user_id=actor.person_id, kind=kind).order_by("name"))
+    return list(kept_by(actor).filter(kind=kind).order_by("name"))
 
 
 @signed_in

@@ -185,6 +185,35 @@ def test_members_see_the_quotas_and_administrators_set_them(api, alice, admin):
         problem_of(theirs.patch("namespaces/alice/quota", bad), 400, "invalid")
 
 
+@pytest.mark.parametrize("place", [{"model": "alice/one"}, {"namespace": "alice"}])
+def test_a_limited_token_reaches_no_saved_search(api, alice, place):
+    kept = api.post("searches", {"name": "plan", "query": "q=merger"}).json()
+    make_model(alice, "one")
+    made = api.post("tokens", {"name": "ci", "scopes": ["read", "write"], **place}).json()
+    limited = Api(made["token"])
+    assert limited.get("searches").json()["items"] == []
+    problem_of(limited.delete(f"searches/{kept['id']}"), 404, "search_not_found")
+    problem_of(limited.post("searches", {"name": "x", "query": "q=a"}), 403, "denied")
+    assert [one["name"] for one in api.get("searches").json()["items"]] == ["plan"]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("sort=foo", "bad_filter"),
+        ("sort=relevance", "bad_filter"),
+        ("sort=relevance&q=task:translation", "bad_filter"),
+        ("q=%00x", "bad_filter"),
+        ("owner=a%00", "bad_filter"),
+        ("q=nothing:5", "bad_query"),
+    ],
+)
+def test_a_search_that_its_page_would_refuse_is_not_kept(api, query, code):
+    problem_of(api.post("searches", {"name": "bad", "query": query}), 400, code)
+    assert api.get("searches").json()["items"] == []
+    assert api.client.get(f"/models?{query}").status_code == 400
+
+
 def test_a_search_of_very_many_fields_is_refused_by_field(api):
     wanted = {"kind": "model", "name": "many", "query": "q=a&" + "q=b&" * 60}
     problem = problem_of(api.post("searches", wanted), 400, "too_long")

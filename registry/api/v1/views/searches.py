@@ -9,7 +9,6 @@ from registry.api.pagination import page_response
 from registry.api.v1 import schemas, wire
 from registry.api.v1.openapi import operation
 from registry.api.v1.resource import Resource, created, idempotent, no_content
-from registry.models import SavedSearch
 from registry.pages import Page, check_limit, newest_first
 from registry.services import searches
 
@@ -24,7 +23,7 @@ class SearchList(Resource):
     )
     def get(self, request: Request) -> Response:
         asked = self.query(schemas.Paging)
-        own = SavedSearch.objects.filter(user_id=self.user_id)
+        own = searches.kept_by(self.actor).filter(user_id=self.user_id)
         found, after = newest_first(own, "searches", check_limit(asked.limit), asked.cursor)
         return page_response(request, Page([wire.search_body(row) for row in found], after))
 
