@@ -84,6 +84,8 @@ class LineageEdge(models.Model):
     job = models.ForeignKey(
         "registry.Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
+    # The child repeats the parent: it was registered as the same files once more.
+    restores = models.BooleanField(default=False, db_default=False)
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:

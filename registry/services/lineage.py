@@ -21,7 +21,6 @@ from registry.models import (
     Repository,
     Version,
 )
-from registry.services.versions import RESTORED
 
 Relation = Literal[
     "trained_on",
@@ -89,7 +88,7 @@ def trace(actor: Actor, version: Version, *, depth: int = DEPTH) -> Graph:
             graph.is_cut |= _goes_on(actor, frontier, ahead=ahead)
     # Those beside the way too: what is drawn is all that lies between the versions that are.
     rows = LineageEdge.objects.filter(child__in=graph.nodes, parent__in=graph.nodes)
-    described = _described(actor, rows.order_by("pk")[: 4 * MOST], graph.nodes)
+    described = _described(actor, rows.order_by("pk")[: 4 * MOST])
     graph.edges = [*described, *_evaluated(actor, graph)]
     graph.bases = _bases(actor, version.repository)
     return graph
@@ -158,9 +157,7 @@ def _goes_on(actor: Actor, frontier: Iterable[int], *, ahead: bool) -> bool:
     return more.exists()
 
 
-def _described(
-    actor: Actor, rows: Iterable[LineageEdge], nodes: Mapping[int, Version]
-) -> list[Edge]:
+def _described(actor: Actor, rows: Iterable[LineageEdge]) -> list[Edge]:
     """Say of each edge what it was, with the job and whether its recipe gave the same again."""
     edges = list(rows)
     ids = {edge.job_id for edge in edges if edge.job_id is not None}
@@ -177,7 +174,7 @@ def _described(
             Edge(
                 child=edge.child_id,
                 parent=edge.parent_id,
-                relation=_relation(edge, recipe, nodes[edge.child_id]),
+                relation=_relation(edge, recipe),
                 role=edge.role,
                 job=job,
                 methods=_methods(recipe) if job else (),
@@ -226,8 +223,10 @@ _BY_KIND: Final[Mapping[str, Relation]] = {
 }
 
 
-def _relation(edge: LineageEdge, recipe: Mapping[str, Any], child: Version) -> Relation:
+def _relation(edge: LineageEdge, recipe: Mapping[str, Any]) -> Relation:
     """Say in one word how a version came from another one."""
+    if edge.restores:
+        return "restored_from"
     kind = str(recipe.get("kind", ""))
     if edge.role in _BY_ROLE:
         return _BY_ROLE[edge.role]
@@ -235,8 +234,7 @@ def _relation(edge: LineageEdge, recipe: Mapping[str, Any], child: Version) -> R
         return "computed_from" if kind == "infer" else "trained_on"
     if "distill" in _methods(recipe):
         return "distilled_from"
-    restored = edge.job_id is None and child.message.startswith(RESTORED)
-    return _BY_KIND.get(kind, "restored_from" if restored else "made_from")
+    return _BY_KIND.get(kind, "made_from")
 
 
 def _evaluated(actor: Actor, graph: Graph) -> list[Edge]:

@@ -63,7 +63,6 @@ from registry.storage import default_storage
 
 CARD_PATH = "README.md"
 # How the message of a version begins that repeats an older one.
-RESTORED = "Restores version "
 CONFIG_PATH = "config.json"
 MAX_FILES = 10_000
 # Pages show the declared numbers of a version together.
@@ -140,7 +139,8 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     `files` maps paths to blobs that the caller has shown to be theirs to use. A version without
     files registers metadata alone. With a `variant` it stands beside the main line: it never
     becomes the latest. The same job yields the same version of a variant, however
-    often it asks. `restores` is the number of the version that it repeats.
+    often it asks. `restores` is the number of the version that it repeats, which is its one
+    parent then.
 
     Raises:
         Invalid: a path, a file's header or a field is wrong; nothing was written.
@@ -197,7 +197,13 @@ def create_version(  # noqa: PLR0913 - a version is this wide
             for key, value in labelled.items()
         )
         LineageEdge.objects.bulk_create(
-            LineageEdge(child=version, parent=parent.version, role=parent.role, job=job)
+            LineageEdge(
+                child=version,
+                parent=parent.version,
+                role=parent.role,
+                job=job,
+                restores=restores is not None,
+            )
             for parent in parents
         )
         _add_evaluations(version, evaluations, measured=job is not None, job=job, actor=actor)
@@ -255,7 +261,7 @@ def restore_as_new(*, actor: Actor, version: Version, message: object = "") -> V
         actor=actor,
         repository=repository,
         files={row.path: row.blob for row in artifacts},
-        message=f"{RESTORED}{version.number}" + (f": {said}" if said else "."),
+        message=f"Restores version {version.number}" + (f": {said}" if said else "."),
         tags=dict(version.tags.values_list("key", "value")),
         source=version.source,
         parents=[ParentSpec(version=version, role=role)],

@@ -1,9 +1,12 @@
 """Where versions came from across models: how, by which recipe, and whether it holds."""
 
+from importlib import import_module
+
 import pytest
+from django.apps import apps
 from django.test import Client
 
-from registry.models import Job, JobState, Namespace, Repository
+from registry.models import Job, JobState, LineageEdge, Namespace, Repository
 from registry.services import lineage
 from registry.services.lineage import data_of, trace
 from registry.services.versions import (
@@ -136,6 +139,42 @@ def test_what_was_measured_and_restored_is_there_too(alice, family):
     made(alice, family["base"].repository)
     again = restore_as_new(actor=actor_of(alice), version=family["base"])
     assert (again.ref, "restored_from", "alice/base@1") in said(trace(actor_of(alice), again))
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_what_is_restored_is_no_matter_of_words(alice, kind):
+    api, repository = api_of(alice), make_model(alice, "net", kind=kind)
+    old = make_version(alice, repository, {"a.txt": b"1"})
+    make_version(alice, repository, {"a.txt": b"2"})
+    again = restore_as_new(actor=actor_of(alice), version=old)
+    address = f"{kind}s/alice/net/versions"
+    assert api.patch(f"{address}/{again.number}", {"message": "Better"}).status_code == 200
+    role = "weights" if kind == "model" else "data"
+    body = {
+        "message": "Restores version 1.",
+        "parents": [{"kind": kind, "version": "alice/net@1", "role": role}],
+    }
+    told = api.post(address, body).json()["number"]
+    graph = trace(actor_of(alice), old)
+    found = {graph.nodes[edge.child].number: edge.relation for edge in graph.edges}
+    assert found[again.number] == "restored_from"
+    assert found[told] != "restored_from"
+
+
+def test_messages_of_older_rows_are_believed_once(alice):
+    repository = make_model(alice, "net")
+    old, other = (make_version(alice, repository, {"a.txt": b"1"}) for _ in range(2))
+    messages = ["Restores version 1.", "Restores version 1: two is worse", "Restores version 2."]
+    messages += ["Restores version 11.", "I restore: Restores version 1."]
+    for message in messages:
+        made(alice, repository, (old, "weights"), message=message)
+    made(alice, repository, (old, "weights"), message="Restores version 1.", variant="x")
+    elsewhere = make_model(alice, "elsewhere")
+    made(alice, elsewhere, (old, "weights"), message="Restores version 1.")
+    import_module("registry.migrations.0040_restored_edges").mark(apps, None)
+    marked = LineageEdge.objects.filter(restores=True).order_by("pk")
+    assert [edge.child.message for edge in marked] == messages[:2]
+    assert other.child_edges.count() == 0
 
 
 def test_names_that_go_in_circles_end(alice):
