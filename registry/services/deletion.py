@@ -222,7 +222,7 @@ def restore_version(*, actor: Actor, version: Version) -> Version:
         row.deleted_at = None
         row.updated_at = timezone.now()
         row.save(update_fields=["deleted_at", "updated_at"])
-        find_latest(repository)
+        find_latest(repository, back=row)
         take_room(repository.namespace, Version.objects.filter(pk=row.pk))
         record_event(actor, AuditAction.VERSION_RESTORE, repository=repository, target=row.ref)
     return row

@@ -33,6 +33,7 @@ from registry.models import (
     Tag,
     Verdict,
     Version,
+    VersionQuerySet,
     VersionState,
 )
 from registry.permissions import require
@@ -62,7 +63,6 @@ from registry.services.texts import check_text, invalid_field
 from registry.storage import default_storage
 
 CARD_PATH = "README.md"
-# How the message of a version begins that repeats an older one.
 CONFIG_PATH = "config.json"
 MAX_FILES = 10_000
 # Pages show the declared numbers of a version together.
@@ -77,6 +77,9 @@ _BESIDE_DATA = (".md", "license", "license.txt", "notice", "dataset.json", "conf
 _CARD_BYTES = 1 << 20
 _CONFIG_BYTES = 1 << 20
 _CARD_SEARCHED_CHARACTERS = 20_000
+# The columns of a repository that repeat a card, and in how many cards they are looked for.
+_FROM_CARDS = ("license", "task", "library", "base_model")
+_CARDS_READ = 8
 _MAX_PORTS = 1000
 _MAX_DIMENSIONS = 64
 
@@ -506,18 +509,23 @@ def _follow_main_line(repository: Repository, version: Version, card: Card | Non
         repository.latest_number = version.number
     if card is None:
         return
+    for name, value in _said_by(card).items():
+        if value:
+            setattr(repository, name, value)
+    if card.summary and not repository.summary:
+        repository.summary = card.summary[: DESCRIBABLE["summary"]]
+    _let_be_found(repository, card)
+
+
+def _said_by(card: Card) -> dict[str, str]:
+    """Give the columns of a repository that repeat what a card says, or nothing."""
     said = {
         "license": card.license,
         "task": card.task,
         "library": card.library,
         "base_model": card.base_models[0] if card.base_models else "",
     }
-    for name, value in said.items():
-        if value:
-            setattr(repository, name, value[: DESCRIBABLE[name]])
-    if card.summary and not repository.summary:
-        repository.summary = card.summary[: DESCRIBABLE["summary"]]
-    _let_be_found(repository, card)
+    return {name: value[: DESCRIBABLE[name]] for name, value in said.items()}
 
 
 def _let_be_found(repository: Repository, card: Card | None) -> None:
@@ -660,10 +668,16 @@ def describe_version(
                     "{name!r} cannot be changed; there are message, state and state_reason.",
                     name=name,
                 )
+        was_archived = row.state == VersionState.ARCHIVED
         lifecycle.change_standing(row, changes, judge=judge_version)
         row.updated_at = timezone.now()
         row.save()
-        find_latest(repository)
+        is_archived = row.state == VersionState.ARCHIVED
+        find_latest(
+            repository,
+            gone=row if is_archived and not was_archived else None,
+            back=row if was_archived and not is_archived else None,
+        )
         record_event(
             actor,
             AuditAction.VERSION_DESCRIBE,
@@ -679,10 +693,13 @@ def _deleted(version: Version) -> NotFound:
     return NotFound("{version} was deleted.", code="version_not_found", version=version.ref)
 
 
-def find_latest(repository: Repository) -> None:
+def find_latest(
+    repository: Repository, *, gone: Version | None = None, back: Version | None = None
+) -> None:
     """Let the columns of a locked repository repeat its newest main-line version.
 
     That is one that can be used; where none can yet, the newest that is there shows what comes.
+    `gone` was just deleted or archived, `back` is there again.
     """
     line = Version.objects.live().filter(repository=repository).main_line().order_by("-number")
     latest = line.usable().first()
@@ -695,11 +712,57 @@ def find_latest(repository: Repository) -> None:
     carded = line.exclude(state=VersionState.ARCHIVED).filter(revision__artifacts__path=CARD_PATH)
     told, labels = carded.first(), repository.labels
     _let_be_found(repository, _card_of(told.revision_id) if told else None)
+    changed = _follow_cards(repository, carded, gone=gone, back=back)
     repository.updated_at = timezone.now()
     set_quality(repository)
     repository.save()
-    if repository.labels != labels:
+    if changed or repository.labels != labels:
         refresh_search(repository)
+
+
+def _follow_cards(
+    repository: Repository,
+    carded: VersionQuerySet,
+    *,
+    gone: Version | None,
+    back: Version | None,
+) -> bool:
+    """Say what the cards say now, where the columns say what the cards said before.
+
+    What somebody wrote there by hand stays. Tells whether anything changed.
+    """
+    moved = gone or back
+    if moved is None or moved.variant:
+        return False
+    now = dict(carded.values_list("number", "revision")[: _CARDS_READ + 1])
+    before = {number: key for number, key in now.items() if number != moved.number}
+    if gone is not None:
+        before[gone.number] = gone.revision_id
+    cards: dict[int, Card | None] = {}
+    old, new = (_said_by_line(revisions, cards) for revisions in (before, now))
+    changes = {
+        name: new[name]
+        for name in new
+        if new[name] != old[name] and getattr(repository, name) == old[name]
+    }
+    for name, value in changes.items():
+        setattr(repository, name, value)
+    return bool(changes)
+
+
+def _said_by_line(revisions: Mapping[int, int], cards: dict[int, Card | None]) -> dict[str, str]:
+    """Give what the newest card says, and where it says nothing, the one before it."""
+    said = dict.fromkeys(_FROM_CARDS, "")
+    for number in sorted(revisions, reverse=True)[:_CARDS_READ]:
+        key = revisions[number]
+        if key not in cards:
+            cards[key] = _card_of(key)
+        card = cards[key]
+        if card is not None:
+            said = {name: said[name] or value for name, value in _said_by(card).items()}
+        if all(said.values()):
+            break
+    return said
 
 
 def delete_version(*, actor: Actor, version: Version, expected_etag: str | None = None) -> None:
@@ -719,7 +782,7 @@ def delete_version(*, actor: Actor, version: Version, expected_etag: str | None 
         check_etag(expected_etag, row.etag, version.ref)
         require_unheld(Version.objects.filter(pk=row.pk))
         Version.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
-        find_latest(repository)
+        find_latest(repository, gone=None if row.state == VersionState.ARCHIVED else row)
         free_room(repository.namespace, Version.objects.filter(pk=version.pk))
         record_event(actor, AuditAction.VERSION_DELETE, repository=repository, target=version.ref)
 
