@@ -171,7 +171,7 @@ def test_messages_of_older_rows_are_believed_once(alice):
     made(alice, repository, (old, "weights"), message="Restores version 1.", variant="x")
     elsewhere = make_model(alice, "elsewhere")
     made(alice, elsewhere, (old, "weights"), message="Restores version 1.")
-    import_module("registry.migrations.0040_restored_edges").mark(apps, None)
+    import_module("registry.migrations.0039_restored_edges").mark(apps, None)
     marked = LineageEdge.objects.filter(restores=True).order_by("pk")
     assert [edge.child.message for edge in marked] == messages[:2]
     assert other.child_edges.count() == 0

@@ -27,7 +27,7 @@ def fill(apps: StateApps, editor: BaseDatabaseSchemaEditor) -> None:
 class Migration(migrations.Migration):
     """The rows are filled while no index looks on."""
 
-    dependencies = [("registry", "0038_marked_words")]
+    dependencies = [("registry", "0039_restored_edges")]
 
     operations = [
         migrations.AddField(
