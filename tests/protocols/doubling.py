@@ -29,6 +29,8 @@ from workers.serving.rpc import serve_calls
 
 MODEL = "lab/double"
 TOKEN = "my_token"
+# Of a caller who may call until "lab/last" was asked.
+LAST_TOKEN = "my_last_token"
 BODY_BYTES = 4 * 1024 * 1024
 MAX_CALLS = 64
 
@@ -41,6 +43,7 @@ class Doubling:
         self.cancelled = threading.Event()
         self.last = None
         self.loaded = True
+        self.tokens = {TOKEN}
 
     def live(self):
         return True
@@ -55,7 +58,7 @@ class Doubling:
         if authorization is None:
             self.address = address
             return ANONYMOUS
-        if authorization != f"Bearer {TOKEN}":
+        if authorization.removeprefix("Bearer ") not in self.tokens:
             raise Unauthenticated("The token is not known.")
         return Actor(user_id=1, username="ann")
 
@@ -66,7 +69,7 @@ class Doubling:
             raise Denied("Not with this token.")
         if model == "lab/broken":
             raise ZeroDivisionError
-        known = {MODEL, "lab/slow"} | (set() if actor.is_anonymous else {"lab/secret"})
+        known = {MODEL, "lab/slow", "lab/last"} | (set() if actor.is_anonymous else {"lab/secret"})
         if model not in known or version not in {"", "3", "@production"}:
             raise NotFound("There is no model {name} that you may call.", name=model)
 
@@ -80,6 +83,8 @@ class Doubling:
             except asyncio.CancelledError:
                 self.cancelled.set()
                 raise
+        if request.model == "lab/last":
+            self.tokens.discard(LAST_TOKEN)
         outputs = [self._double(one) for one in request.inputs]
         if request.outputs:
             outputs = [one for one in outputs if one.name in request.outputs]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.local.waiting import wait_until
-from tests.protocols.doubling import BODY_BYTES, MODEL, Fronted, serving
+from tests.protocols.doubling import BODY_BYTES, LAST_TOKEN, MODEL, Fronted, serving
 from tests.protocols.wire import Wire
 from workers.serving.calls import REFUSED
 from workers.serving.protos import inference_pb2 as pb
@@ -144,6 +144,24 @@ def test_a_stream_with_a_message_that_is_refused_says_why(channel, fronted, limi
     if not limit:
         fronted.bounds.held -= fronted.bounds.held_bytes
     wait_until(lambda: fronted.bounds.held == 0, "the room to be free again")
+
+
+def test_a_stream_ends_where_its_token_is_revoked(channel, served):
+    served.plane.tokens.add(LAST_TOKEN)
+    last_answered = threading.Event()
+
+    def asked():
+        yield message("lab/last")
+        last_answered.wait(30)
+        yield message(MODEL)
+
+    stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+    answers = stream(asked(), timeout=60, metadata=[("authorization", f"Bearer {LAST_TOKEN}")])
+    next(answers)
+    last_answered.set()
+    with pytest.raises(grpc.RpcError) as raised:
+        next(answers)
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_a_header_that_goes_no_further_is_refused(fronted):

@@ -11,10 +11,11 @@ import grpc
 import pytest
 
 from registry.errors import Invalid, TooLarge, Unavailable
-from tests.protocols.doubling import BODY_BYTES, MAX_CALLS, MODEL
+from tests.protocols.doubling import BODY_BYTES, LAST_TOKEN, MAX_CALLS, MODEL
 from tests.protocols.wire import Wire
 from workers.serving import calls
 from workers.serving.budget import Bounds, own_bytes
+from workers.serving.http2 import END_STREAM, Kind
 from workers.serving.protos import inference_pb2 as pb
 from workers.serving.rpc import SERVICE, STREAM, STREAM_WINDOW, read_call
 
@@ -226,10 +227,38 @@ def test_a_message_that_is_long_in_coming_holds_up_nobody(channel):
     assert waiting.result(30)
 
 
-def talking(channel):
+def talking(channel, **more):
     """Begin a stream that stays open; give what to say on it, and its answers."""
     said = queue.SimpleQueue()
-    return said, channel.stream_stream(f"/{SERVICE}/{STREAM}")(iter(said.get, None), timeout=60)
+    stream = channel.stream_stream(f"/{SERVICE}/{STREAM}")
+    return said, stream(iter(said.get, None), timeout=60, **more)
+
+
+def test_a_stream_ends_where_its_token_is_revoked(channel, served):
+    served.plane.tokens.add(LAST_TOKEN)
+    said, answers = talking(channel, metadata=[("authorization", f"Bearer {LAST_TOKEN}")])
+    for model in (MODEL, "lab/last"):
+        said.put(request(b"a", model=model))
+        assert not pb.ModelStreamInferResponse.FromString(next(answers)).error_message
+    said.put(request(b"a"))
+    with pytest.raises(grpc.RpcError) as raised:
+        next(answers)
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    said.put(None)
+    wait_until(lambda: served.bounds.held == 0)
+
+
+def test_a_call_whose_token_is_revoked_while_its_message_comes_is_refused(served):
+    served.plane.tokens.add(LAST_TOKEN)
+    with Wire(served.grpc_port) as wire:
+        number = wire.begin("ModelInfer", [("authorization", f"Bearer {LAST_TOKEN}")])
+        body = request(b"a" * 100)
+        whole = b"\0" + len(body).to_bytes(4, "big") + body
+        wire.frame(Kind.DATA, 0, number, whole[:50])
+        wait_until(lambda: served.bounds.held == len(body))
+        served.plane.tokens.discard(LAST_TOKEN)
+        wire.frame(Kind.DATA, END_STREAM, number, whole[50:])
+        assert wire.end_of(number)["grpc-status"] == "16"
 
 
 def test_a_stream_that_stands_still_gives_its_place_up_where_there_is_no_other(

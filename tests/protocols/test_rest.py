@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from tests.local.waiting import wait_until
-from tests.protocols.doubling import BODY_BYTES, MODEL, TOKEN
+from tests.protocols.doubling import BODY_BYTES, LAST_TOKEN, MODEL, TOKEN
 from workers.serving.budget import BEGIN_SECONDS, own_bytes
+from workers.serving.protos import inference_pb2 as pb
 
 INFER = f"/v2/models/{MODEL}/infer"
 GOOD = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1, 2.5]]}]}
@@ -492,6 +493,38 @@ def test_bad_calls_end_with_their_status(http, method, frames, code):
     messages, trailers = web(http, method, *frames)
     assert (messages, trailers["grpc-status"]) == ([], code)
     assert trailers["grpc-message"]
+
+
+def asked(model):
+    message = pb.ModelInferRequest(model_name=model, raw_input_contents=[b"a"])
+    message.inputs.add(name="x", datatype="UINT8", shape=[1])
+    return framed(message.SerializeToString())
+
+
+def test_a_call_of_many_messages_ends_where_its_token_is_revoked(http, served):
+    served.plane.tokens.add(LAST_TOKEN)
+    frames = [asked("lab/last"), *[asked(MODEL)] * 300]
+    bearer = {"authorization": f"Bearer {LAST_TOKEN}"}
+    messages, trailers = web(http, "ModelStreamInfer", *frames, **bearer)
+    assert trailers["grpc-status"] == "16"
+    # Those that were under way are answered.
+    assert 1 <= len(messages) < 100
+
+
+def test_who_hangs_up_in_a_call_of_many_messages_is_no_longer_computed_for(served):
+    served.plane.started.clear()
+    served.plane.cancelled.clear()
+    body = asked("lab/slow") * 300
+    head = (
+        "POST /inference.GRPCInferenceService/ModelStreamInfer HTTP/1.1\r\nHost: a\r\n"
+        f"Content-Type: application/grpc-web+proto\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    one = socket.create_connection(("127.0.0.1", served.port), 30)
+    one.sendall(head.encode() + body)
+    assert served.plane.started.wait(10)
+    one.close()
+    assert served.plane.cancelled.wait(10)
+    wait_until(lambda: served.rest.bounds.held == 0, "the room to be free again")
 
 
 def test_a_bomb_in_a_frame_is_refused(http):

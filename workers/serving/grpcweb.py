@@ -6,8 +6,9 @@ import binascii
 import re
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 
 import grpc
 
@@ -38,20 +39,17 @@ async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
     try:
         body = await exchange.body()
         messages = await _read(exchange, body, text=writer.text)
-        said = exchange.header(b"authorization")
-        call = Call(
-            plane,
-            await plane.identify(said, None if said else exchange.address),
-            time.monotonic() + read_timeout(exchange.headers.get(b"grpc-timeout")),
-        )
+        deadline = time.monotonic() + read_timeout(exchange.headers.get(b"grpc-timeout"))
+        identify = partial(_call, plane, exchange, deadline)
+        call = await identify()
         if method == STREAM:
-            await _stream(call, _each(messages, exchange.holding.bounds), writer)
+            work = _stream(identify, _each(messages, exchange.holding.bounds), writer)
+            await exchange.unless_gone(work)
         elif method not in UNARY:
             detail = f"The method {method[:80]!r} is not offered."
             await writer.end(Refusal(grpc.StatusCode.UNIMPLEMENTED, detail))
         else:
-            work = _answer(call, UNARY[method], messages)
-            answer = await exchange.unless_gone(work)
+            answer = await exchange.unless_gone(_answer(call, UNARY[method], messages))
             exchange.holding.hold(len(answer))
             await writer.message(answer)
             await writer.end(None)
@@ -62,6 +60,11 @@ async def answer_grpcweb(plane: Plane, exchange: Exchange, method: str) -> None:
         await writer.end(Refusal.of(error))
 
 
+async def _call(plane: Plane, exchange: Exchange, deadline: float) -> Call:
+    said = exchange.header(b"authorization")
+    return Call(plane, await plane.identify(said, None if said else exchange.address), deadline)
+
+
 async def _answer(call: Call, method: Unary, messages: list[Data]) -> bytes:
     if len(messages) != 1:
         raise Invalid("A call has one message; {count} came.", count=len(messages))
@@ -70,9 +73,11 @@ async def _answer(call: Call, method: Unary, messages: list[Data]) -> bytes:
 
 
 async def _stream(
-    call: Call, messages: AsyncIterator[tuple[Data, Holding]], writer: "_Writer"
+    identify: Callable[[], Awaitable[Call]],
+    messages: AsyncIterator[tuple[Data, Holding]],
+    writer: "_Writer",
 ) -> None:
-    async with aclosing(stream_infer(call, messages)) as answers:
+    async with aclosing(stream_infer(identify, messages)) as answers:
         async for answer in answers:
             await writer.message(answer.SerializeToString())
             # What it holds of the budget it does until the client has taken it.

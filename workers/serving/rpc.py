@@ -13,6 +13,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
@@ -371,11 +372,16 @@ async def _stream_one(call: Call, came: InferCall, holding: Holding) -> Message:
 
 
 async def stream_infer(
-    call: Call, messages: AsyncIterable[tuple[Data, Holding]]
+    identify: Callable[[], Awaitable[Call]], messages: AsyncIterable[tuple[Data, Holding]]
 ) -> AsyncGenerator[Message, None]:
     """Answer requests as they come, several at once and in their order.
 
-    What each holds of the budget, then what its answer does, is given back once that is taken.
+    Who calls is found out for each, since a stream may outlive its token. What each holds of the
+    budget, then what its answer does, is given back once that is taken.
+
+    Raises:
+        Unauthenticated: the token is no longer good; what was asked before is answered.
+
     """
     under_way: asyncio.Queue[tuple[asyncio.Task[Message], Holding] | None] = asyncio.Queue(
         STREAM_WINDOW
@@ -384,8 +390,8 @@ async def stream_infer(
     async def take_in() -> None:
         try:
             async for one, holding in messages:
-                work = _stream_one(call, _read_held(one, holding), holding)
-                task = asyncio.create_task(work)
+                call, came = await _take_over(identify, one, holding)
+                task = asyncio.create_task(_stream_one(call, came, holding))
                 try:
                     await under_way.put((task, holding))
                 except asyncio.CancelledError:
@@ -415,9 +421,11 @@ def _give_up(task: asyncio.Task[Message], holding: Holding) -> None:
     holding.release()
 
 
-def _read_held(body: Data, holding: Holding) -> InferCall:
+async def _take_over(
+    identify: Callable[[], Awaitable[Call]], body: Data, holding: Holding
+) -> tuple[Call, InferCall]:
     try:
-        return read_call(body)
+        return await identify(), read_call(body)
     except BaseException:
         holding.release()
         raise
@@ -496,9 +504,11 @@ def serve_calls(plane: Plane, bounds: Bounds, *, max_calls: int) -> CallServer:
 
 def _unary(plane: Plane, method: Unary) -> Handler:
     async def handle(rpc: Rpc) -> None:
-        call = await _call(plane, rpc)
+        await _call(plane, rpc)
         body, holding = await rpc.first()
         try:
+            # Messages may take long to come, and tokens be revoked meanwhile.
+            call = await _call(plane, rpc)
             message = await method.answer(call, method.read(body))
             answer = message.SerializeToString()
             # Neither stays for as long as the client takes for the answer.
@@ -513,8 +523,8 @@ def _unary(plane: Plane, method: Unary) -> Handler:
 
 def _stream(plane: Plane) -> Handler:
     async def handle(rpc: Rpc) -> None:
-        call = await _call(plane, rpc)
-        async with aclosing(stream_infer(call, rpc)) as answers:
+        await _call(plane, rpc)
+        async with aclosing(stream_infer(partial(_call, plane, rpc), rpc)) as answers:
             async for answer in answers:
                 await rpc.write(answer.SerializeToString())
         rpc.end(None)

@@ -1,6 +1,7 @@
 """`python -m workers.serving` as it runs: its ports, who may call, what it does when parts fail."""
 
 import os
+import queue
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import grpc
 import httpx
 import pytest
 from django.utils import timezone
@@ -19,6 +21,8 @@ from registry.queue import announce_routes, read_replicas
 from tests.factories import make_token
 from tests.workers.serving import yard as y
 from tests.workers.serving.servers import CALL, deploy, outputs, wait_until
+from workers.serving.protos import inference_pb2 as pb
+from workers.serving.rpc import SERVICE, STREAM
 
 # Each starts a server, and that starts models.
 pytestmark = pytest.mark.slow
@@ -47,11 +51,29 @@ def test_a_model_answers_those_who_may_read_it_until_they_may_not(start, owner, 
     served = wait_until(lambda: [one for said in read_replicas() for one in said["models"]])
     assert served[0]["endpoint"] == name
 
-    Token.objects.update(revoked_at=timezone.now())
-    began = time.monotonic()
-    wait_until(lambda: server.call(name, token).status_code == 401)
-    assert time.monotonic() - began < 5
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        said = queue.SimpleQueue()
+        answers = channel.stream_stream(f"/{SERVICE}/{STREAM}")(
+            iter(said.get, None), metadata=[("authorization", f"Bearer {token}")]
+        )
+        said.put(message(name))
+        assert pb.ModelStreamInferResponse.FromString(next(answers)).infer_response.outputs
+        Token.objects.update(revoked_at=timezone.now())
+        began = time.monotonic()
+        wait_until(lambda: server.call(name, token).status_code == 401)
+        said.put(message(name))
+        with pytest.raises(grpc.RpcError) as refused:
+            next(answers)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert time.monotonic() - began < 5
+        said.put(None)
     assert server.stop() == 0
+
+
+def message(model):
+    asked = pb.ModelInferRequest(model_name=model, raw_input_contents=[bytes(4)])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+    return asked.SerializeToString()
 
 
 def test_an_alias_moves_under_load_without_a_failed_request(start, owner):
