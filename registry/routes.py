@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -72,6 +72,12 @@ class Route:
     visibility: str
     sticky: bool
     deployments: tuple[Deployed, ...]
+
+    @property
+    def version_ids(self) -> frozenset[int]:
+        """The versions that may answer by it."""
+        siblings = (one.sibling for one in self.deployments)
+        return frozenset(one.version_id for one in (*self.deployments, *siblings) if one)
 
     def may_be_called_by(self, actor: Actor) -> bool:
         """Say whether the model exists for `actor`: as `Repository.objects.visible_to` has it."""
@@ -162,6 +168,14 @@ def read_routes(device_class: str = "") -> tuple[Route, ...]:
         )
         for endpoint in endpoints.values()
     )
+
+
+def find_withdrawn(version_ids: Collection[int]) -> frozenset[int]:
+    """Give those of some versions that must answer nobody any more: deleted, archived, refused."""
+    if not version_ids:
+        return frozenset()
+    usable = Version.objects.usable().filter(pk__in=version_ids, repository__deleted_at=None)
+    return frozenset(version_ids).difference(usable.values_list("pk", flat=True))
 
 
 def _versions_of(rows: Iterable[Deployment]) -> Mapping[int, Version]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ from registry.models import (
     Version,
     VersionState,
 )
-from registry.routes import find_deployed, read_options, read_routes
+from registry.routes import find_deployed, find_withdrawn, read_options, read_routes
 from registry.serving_options import ServingOptions, SettledOptions, Tuned
 from tests.factories import UserFactory, make_model, make_token, make_version
 
@@ -135,6 +136,21 @@ def test_what_must_not_run_is_not_routed(state):
     version.save()
     assert read_routes()[0].deployments == ()
     assert find_deployed(read_routes()[0], str(version.number)) is None
+
+
+def test_what_must_not_run_is_withdrawn(django_assert_num_queries):
+    owner = UserFactory()
+    versions = [deployed(owner, name)[1] for name in ("good", "bad", "deleted", "lost", "old")]
+    good, bad, deleted, lost, old = versions
+    Version.objects.filter(pk=bad.pk).update(state="quarantined")
+    Version.objects.filter(pk=deleted.pk).update(deleted_at=timezone.now())
+    Repository.objects.filter(pk=lost.repository_id).update(deleted_at=timezone.now())
+    Version.objects.filter(pk=old.pk).update(state="deprecated")
+    asked = {one.pk for one in versions} | {0}
+    with django_assert_num_queries(1):
+        assert find_withdrawn(asked) == asked - {good.pk, old.pk}
+    with django_assert_num_queries(0):
+        assert find_withdrawn(()) == frozenset()
 
 
 def test_a_file_that_can_run_code_is_not_served():

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,11 @@ class DataPlane:
         self._entries: dict[str, Entry] = {}
         self._changing: dict[str, asyncio.Task[None]] = {}
         self._remembered: dict[tuple[int, str], tuple[float, Deployed | None]] = {}
-        self._tables = Tables(self._take_routes, device_class=self.device_class)
+        # Read by the thread of the tables, and so replaced as a whole.
+        self._answering: frozenset[int] = frozenset()
+        self._tables = Tables(
+            self._take_routes, answering=lambda: self._answering, device_class=self.device_class
+        )
         self._visitors = Visitors()
         self._counted: dict[Place, Counters] = {}
         self._stopping = False
@@ -179,40 +183,43 @@ class DataPlane:
 
     # --- routes -----------------------------------------------------------------------------------
 
-    def _take_routes(self, routes: tuple[Route, ...]) -> None:
+    def _take_routes(self, routes: tuple[Route, ...], withdrawn: frozenset[int]) -> None:
         """Take over what the thread has read; called from there."""
         try:
-            self._loop.call_soon_threadsafe(self.apply, routes)
+            self._loop.call_soon_threadsafe(self.apply, routes, withdrawn)
         except RuntimeError:
             logger.info("Routes came after the end.")
 
-    def apply(self, routes: Sequence[Route]) -> None:
-        """Let requests go by new routes; a version that is not warm yet is waited for first."""
+    def apply(self, routes: Sequence[Route], withdrawn: Collection[int] = frozenset()) -> None:
+        """Let requests go by new routes; a version that is not warm yet is waited for first.
+
+        Meanwhile the one before answers, unless it is of another model or was withdrawn.
+        """
         if self._stopping:
             return
         entries = {}
         for route in routes:
             name = route.name.lower()
             known = self._entries.get(name)
+            before = _still_allowed(known, route, withdrawn)
+            answers = any(one.served.is_ready for one in before)
             if known is not None and known.route == route:
+                if before != known.active:
+                    known.activate(before if answers else known.with_traffic)
                 entries[name] = known
                 continue
             entry = Entry(route, self._targets_of(route))
             entries[name] = entry
-            wanted = [one for one in entry.with_traffic if not one.served.is_ready]
-            answers = known is not None and any(one.served.is_ready for one in known.active)
-            if wanted and answers:
-                assert known is not None
-                entry.activate(known.active)
+            if answers and not all(one.served.is_ready for one in entry.with_traffic):
+                entry.activate(before)
                 self._change_over(name, entry)
         self._entries = entries
         self._remembered = {}
-        self.fleet.keep(
-            {
-                one.served.key
-                for entry in entries.values()
-                for one in (*entry.targets, *entry.active)
-            }
+        targets = self._all_targets()
+        self.fleet.keep({one.served.key for one in targets})
+        siblings = (one.sibling for one in targets)
+        self._answering = frozenset(
+            one.deployed.version_id for one in (*targets, *siblings) if one is not None
         )
         self._preload()
         self._applied.set()
@@ -611,8 +618,12 @@ class DataPlane:
     async def unload(self, actor: Actor, model: str) -> None:
         """Take the versions of an endpoint out of memory, until somebody loads them again."""
         entry = self._managed(actor, model)
-        for one in entry.targets:
+        changing = self._changing.pop(model.lower(), None)
+        if changing is not None:
+            changing.cancel()
+        for one in (*entry.targets, *entry.active):
             self.fleet.put_to_sleep(one.served, away=True)
+        entry.activate(entry.with_traffic)
 
     def _managed(self, actor: Actor, model: str) -> Entry:
         """Find an endpoint that the caller may load and unload: those who may deploy there."""
@@ -661,6 +672,27 @@ class DataPlane:
                 queue.report_replica, self.replica, self.status(), _REPORT_LASTS_SECONDS
             )
             await asyncio.sleep(_REPORT_SECONDS)
+
+
+def _still_allowed(known: Entry | None, route: Route, withdrawn: Collection[int]) -> list[Target]:
+    """Give what answers at an endpoint and may go on with it until its new versions are loaded.
+
+    A name alone may have passed to another endpoint, or that to another model.
+    """
+    if known is None or (known.route.endpoint_id, known.route.repository_id) != (
+        route.endpoint_id,
+        route.repository_id,
+    ):
+        return []
+    if not withdrawn:
+        return known.active
+    return [
+        replace(one, sibling=None)
+        if one.sibling is not None and one.sibling.deployed.version_id in withdrawn
+        else one
+        for one in known.active
+        if one.deployed.version_id not in withdrawn
+    ]
 
 
 def _counted_by(entries: Sequence[Entry]) -> list[Counters]:

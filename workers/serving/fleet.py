@@ -217,9 +217,9 @@ class Fleet:
 
     def wake(self, served: Served) -> "asyncio.Task[None]":
         """Load a version; whoever asks meanwhile waits for the same."""
+        served.put_away = False
+        served.state = State.LOADING
         if served.loading is None:
-            served.put_away = False
-            served.state = State.LOADING
             served.loading_since = time.monotonic()
             served.expected_seconds = self.shelf.expected_seconds(served.deployed)
             served.loading = asyncio.get_running_loop().create_task(self._load(served))
@@ -235,6 +235,8 @@ class Fleet:
         if served.is_ready:
             return
         await asyncio.shield(self.wake(served))
+        if served.put_away:
+            raise _unloaded()
         if not served.is_ready:
             raise self._failed(served)
 
@@ -253,6 +255,7 @@ class Fleet:
                 )
             async with self._gate:
                 began = time.monotonic()
+                self._check_wanted(served)
                 self._check_room(served)
                 self._make_room(_estimate(served), beside=served)
                 process = await self._open(served, served.laid)
@@ -268,6 +271,9 @@ class Fleet:
             self._give_up(served, error)
         else:
             served.loading = None
+            if served.put_away:
+                self.put_to_sleep(served, away=True)
+                return
             if process.ended:
                 self._ended(served, process)
                 return
@@ -320,6 +326,9 @@ class Fleet:
 
     def _give_up(self, served: Served, error: Exception) -> None:
         served.loading = None
+        if served.put_away:
+            self.put_to_sleep(served, away=True)
+            return
         served.state = State.FAILED
         if isinstance(error, RegistryError):
             served.failure = error
@@ -376,17 +385,17 @@ class Fleet:
     def put_to_sleep(self, served: Served, *, away: bool = False) -> None:
         """End the process of a version; the next request wakes it, but when it is put away."""
         served.put_away = away
-        process, served.process = served.process, None
-        if served.loading is not None:
-            served.process = process
-            return
-        served.state = State.ASLEEP
-        served.memory_bytes = 0
-        served.batcher.detach()
-        if process is not None:
-            process.kill()
+        # What is being loaded ends once it is, unless somebody wants it again by then.
+        if served.loading is None:
+            process, served.process = served.process, None
+            served.memory_bytes = 0
+            served.batcher.detach()
+            if process is not None:
+                process.kill()
+        if away or served.loading is None:
+            served.state = State.ASLEEP
         if away:
-            served.batcher.fail_all(Unavailable("The model was unloaded.", code="unloaded"))
+            served.batcher.fail_all(_unloaded())
 
     def _make_room(self, needed: int, *, beside: Served) -> None:
         """Let those sleep that were not called for longest, until the rest fits."""
@@ -406,6 +415,16 @@ class Fleet:
 
     def _is_idle(self, served: Served) -> bool:
         return served.is_ready and not served.batcher.pending
+
+    def _check_wanted(self, served: Served) -> None:
+        """Pass unless a version was put away while it waited to be loaded.
+
+        Raises:
+            Unavailable: it was.
+
+        """
+        if served.put_away:
+            raise _unloaded()
 
     def _check_room(self, served: Served) -> None:
         """Pass when a version fits beside those that cannot sleep now; one alone always does.
@@ -488,6 +507,10 @@ class Fleet:
         for process in self._processes:
             process.kill()
             await process.wait_until_gone()
+
+
+def _unloaded() -> Unavailable:
+    return Unavailable("The model was unloaded.", code="unloaded")
 
 
 def _estimate(served: Served) -> int:

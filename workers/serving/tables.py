@@ -18,7 +18,7 @@ from registry.errors import RegistryError, Unauthenticated, Unavailable
 from registry.models import ANONYMOUS, Actor
 from registry.queue import RouteListener
 from registry.rates import network_of
-from registry.routes import Route, read_routes
+from registry.routes import Route, find_withdrawn, read_routes
 
 REFRESH_SECONDS = 2.0
 # So long tokens are believed that could not be looked up again.
@@ -36,9 +36,15 @@ class Tables:
     """Routes and tokens as they were last read, and the thread that reads them."""
 
     def __init__(
-        self, on_routes: Callable[[tuple[Route, ...]], None], *, device_class: str = ""
+        self,
+        on_routes: Callable[[tuple[Route, ...], frozenset[int]], None],
+        *,
+        answering: Callable[[], frozenset[int]],
+        device_class: str = "",
     ) -> None:
+        """Begin with nothing; routes come with those of the versions `answering` that must not."""
         self._on_routes = on_routes
+        self._answering = answering
         self._device_class = device_class
         self._lock = threading.Lock()
         # Tokens in use: the digest to its actor, and when it was used.
@@ -140,7 +146,10 @@ class Tables:
 
     def read(self) -> None:
         """Read both tables anew."""
+        answering = self._answering()
         routes = read_routes(self._device_class)
+        # What answers until another version is loaded is in no route any more.
+        withdrawn = find_withdrawn(answering.difference(*(one.version_ids for one in routes)))
         with self._lock:
             known = [*self._tokens]
             self._reading += 1
@@ -153,7 +162,7 @@ class Tables:
                 else:
                     self._tokens.pop(digest, None)
             self._read_at = time.monotonic()
-        self._on_routes(routes)
+        self._on_routes(routes, withdrawn)
 
 
 def secret_of(authorization: str | None) -> str | None:

@@ -435,6 +435,69 @@ def test_a_deployment_that_cannot_be_loaded_holds_up_no_other(yard):
     asyncio.run(go())
 
 
+def test_an_endpoint_of_the_same_name_answers_with_nothing_of_the_one_before(yard):
+    async def go():
+        yard.route("a/m", yard.version("b/private", 1, y.linear(7.0)))
+        other = yard.version("a/public", 1, BROKEN)
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/m", y.floats([[1]]))
+            before = yard.routes["a/m"]
+            for change in ({"endpoint_id": 8}, {"repository_id": 8}):
+                plane.apply([before])
+                await y.ask(plane, "a/m", y.floats([[1]]))
+                after = replace(before, visibility="public", deployments=(other,), **change)
+                plane.apply([after])
+                with pytest.raises(Unavailable):
+                    await y.ask(plane, "a/m", y.floats([[1]]), actor=y.BOB)
+
+    asyncio.run(go())
+
+
+def test_a_version_that_was_withdrawn_does_not_answer_until_another_can(yard):
+    async def go():
+        bad = yard.version("a/m", 1, y.linear(1.0), weight=50)
+        broken = yard.version("a/m", 2, BROKEN, weight=50)
+        moved = replace(broken, id=bad.id)
+        yard.route("a/m", bad, broken)
+        before = yard.routes["a/m"]
+        withdrawn = {bad.version_id}
+        async with yard.plane() as plane:
+            for after in (replace(before, deployments=(one,)) for one in (broken, moved)):
+                # What is left out of the routes for another reason answers until then.
+                for told in ([(after, ()), (after, withdrawn)], [(after, withdrawn)]):
+                    plane.apply([before])
+                    async with asyncio.timeout(30):
+                        await _in_the_end(plane, "a/m")
+                    for route, which in told:
+                        plane.apply([route], which)
+                        if not which:
+                            response, _ = await y.ask(plane, "a/m", y.floats([[1]]))
+                            assert response.version == "1"
+                    with pytest.raises(Unavailable):
+                        await y.ask(plane, "a/m", y.floats([[1]]))
+
+    asyncio.run(go())
+
+
+def test_a_sibling_that_was_withdrawn_does_not_answer_meanwhile(yard):
+    async def go():
+        variant = yard.version("a/m", 3, y.linear(3.0), weight=0)
+        live = yard.version("a/m", 1, y.linear(1.0), weight=50)
+        plain = yard.version("a/m", 2, y.linear(2.0), weight=50, idle_seconds=600)
+        yard.route("a/m", live, replace(plain, sibling=replace(variant, id=0)))
+        broken = yard.version("a/m", 4, BROKEN, weight=50)
+        async with yard.plane() as plane:
+            plane.fleet.shelf.record_seconds(plain, 61.5)
+            await y.until(lambda: any(one.is_ready for one in plane.fleet.all))
+            route = yard.routes["a/m"]
+            plane.apply([replace(route, deployments=(live, broken))], {variant.version_id})
+            (entry,) = plane._entries.values()
+            assert all(one.sibling is None for one in entry.active)
+            assert {one.served.version for one in entry.active} == {"1", "2"}
+
+    asyncio.run(go())
+
+
 def test_what_could_not_be_loaded_answers_once_it_can(yard, monkeypatch):
     monkeypatch.setattr("workers.serving.dataplane._RETRY_SECONDS", 0.01)
 
@@ -889,6 +952,57 @@ def test_named_fields_go_through_labels_and_shapes(yard):
                 with pytest.raises(Invalid):
                     await plane.predict(y.ALICE, "a/m", "", [odd], until)
             assert _served(plane, "a/m").process is process
+
+    asyncio.run(go())
+
+
+def test_what_is_unloaded_while_it_is_loaded_stays_away(yard):
+    async def go():
+        deployed = yard.version("a/m", 1, y.linear(), deadline_ms=300_000)
+        yard.route("a/m", deployed)
+        async with yard.plane() as plane:
+            (served,) = plane.fleet.all
+            waiting = asyncio.create_task(y.ask(plane, "a/m", y.floats([[1]]), seconds=300))
+            loading = asyncio.create_task(plane.load(y.ALICE, "a/m"))
+            await y.until(lambda: served.batcher.pending)
+            await plane.unload(y.ALICE, "a/m")
+            for one in (waiting, loading):
+                with pytest.raises(Unavailable) as refused:
+                    await one
+                assert refused.value.reason == "unloaded"
+            await y.until(lambda: served.loading is None)
+            (listed,) = await plane.index(y.ALICE, ready_only=False)
+            assert (listed["state"], listed["reason"]) == ("UNAVAILABLE", "unloaded")
+            assert plane.fleet.held_bytes == 0
+            assert served.process is None
+            with pytest.raises(Unavailable, match="unloaded"):
+                await y.ask(plane, "a/m", y.floats([[1]]))
+            # Whoever loads it again while it is on its way out has it.
+            await plane.load(y.ALICE, "a/m")
+            plane.fleet.put_to_sleep(served)
+            again = plane.fleet.wake(served)
+            await plane.unload(y.ALICE, "a/m")
+            await plane.load(y.ALICE, "a/m")
+            assert again.done()
+            assert (await y.ask(plane, "a/m", y.floats([[1]])))[1][0].tolist() == [[2]]
+
+    asyncio.run(go())
+
+
+def test_what_is_unloaded_while_a_version_changes_answers_no_more(yard):
+    async def go():
+        old = yard.version("a/m", 1, y.linear(1.0))
+        new = replace(yard.version("a/m", 2, y.linear(2.0)), id=old.id)
+        yard.route("a/m", old)
+        async with yard.plane() as plane:
+            await y.ask(plane, "a/m", y.floats([[1]]))
+            yard.route("a/m", new)
+            plane.apply([*yard.routes.values()])
+            await plane.unload(y.ALICE, "a/m")
+            with pytest.raises(Unavailable, match="unloaded"):
+                await y.ask(plane, "a/m", y.floats([[1]]))
+            await plane.load(y.ALICE, "a/m")
+            assert (await y.ask(plane, "a/m", y.floats([[1]])))[0].version == "2"
 
     asyncio.run(go())
 

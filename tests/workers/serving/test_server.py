@@ -16,7 +16,7 @@ import httpx
 import pytest
 from django.utils import timezone
 
-from registry.models import Alias, Token
+from registry.models import Alias, Token, Version, VersionState
 from registry.queue import announce_routes, read_replicas
 from tests.factories import make_token
 from tests.workers.serving import yard as y
@@ -111,6 +111,31 @@ def test_an_alias_moves_under_load_without_a_failed_request(start, owner):
         seen = {one for call in calls for one in call.result()}
     numbers = [str(version.number) for version in versions]
     assert seen == {(200, numbers[0], 6.0), (200, numbers[1], 15.0)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": VersionState.QUARANTINED},
+        {"state": VersionState.ARCHIVED},
+        {"deleted_at": timezone.now()},
+    ],
+    ids=["quarantined", "archived", "deleted"],
+)
+def test_what_is_withdrawn_answers_no_more_though_nothing_can_take_its_place(start, owner, change):
+    repository, (bad, lost) = deploy(owner, "moving", y.linear(2.0), y.unknown())
+    token = make_token(owner)
+    server = start()
+    name = repository.full_name
+    assert outputs(server.call(name, token)) == [6.0]
+    Alias.objects.update(version=lost)
+    announce_routes()
+    wait_until(lambda: [one for said in read_replicas() for one in said["models"] if one["reason"]])
+    assert outputs(server.call(name, token)) == [6.0]
+    Version.objects.filter(pk=bad.pk).update(**change)
+    began = time.monotonic()
+    wait_until(lambda: server.call(name, token).status_code == 503)
+    assert time.monotonic() - began < 5
 
 
 def test_while_the_database_is_away_what_is_known_goes_on(start, owner, double, home):

@@ -158,6 +158,17 @@ def normalising():
     return _saved(graph)
 
 
+def unknown():
+    """Give a model that nothing can run: of an operator that there is not."""
+    graph = helper.make_graph(
+        [helper.make_node("Unknown", ["x"], ["y"])],
+        "unknown",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows"])],
+    )
+    return _saved(graph)
+
+
 def shouting():
     """Give texts back as they came."""
     graph = helper.make_graph(
@@ -207,11 +218,13 @@ class Yard:
         )
 
     def route(self, name, *deployments, visibility="private", sticky=False):
+        known = self.routes.get(name)
+        number = known.endpoint_id if known else len(self.routes) + 1
         self.routes[name] = Route(
             name=name,
-            endpoint_id=len(self.routes) + 1,
+            endpoint_id=number,
             namespace_id=1,
-            repository_id=len(self.routes) + 1,
+            repository_id=number,
             visibility=visibility,
             sticky=sticky,
             deployments=deployments,
