@@ -44,6 +44,7 @@ class Doubling:
         self.last = None
         self.loaded = True
         self.tokens = {TOKEN}
+        self.patience_seconds = 30.0
 
     def live(self):
         return True
@@ -72,6 +73,10 @@ class Doubling:
         known = {MODEL, "lab/slow", "lab/last"} | (set() if actor.is_anonymous else {"lab/secret"})
         if model not in known or version not in {"", "3", "@production"}:
             raise NotFound("There is no model {name} that you may call.", name=model)
+
+    def patience(self, actor, model):
+        self._find(actor, model, "")
+        return self.patience_seconds
 
     async def infer(self, request):
         self.last = request

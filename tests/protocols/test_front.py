@@ -87,6 +87,11 @@ def test_who_hangs_up_in_the_middle_of_a_body_is_no_failure_of_the_replica(front
 
 
 @pytest.mark.usefixtures("uncounted")
+def test_a_refusal_before_the_body_was_read_passes_through(fronted):
+    answer = httpx.post(f"{fronted.url}/v2/models/no/such/infer", content=bytes(BODY_BYTES - 10))
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
 def test_a_body_that_turns_out_too_long_is_the_callers_fault(fronted):
     head = b"POST /v2/models/%b/infer HTTP/1.1\r\nHost: a\r\n" % MODEL.encode()
     part = b"100000\r\n%b\r\n" % bytes(1 << 20)

@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import os
+import signal
 import socket
 import struct
 import time
@@ -279,6 +281,87 @@ def test_a_body_without_a_length_has_the_same_limit(served):
     chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
     status, _ = quickly(lambda: raw(served, head, *[chunk] * 40))
     assert status == 413
+
+
+@pytest.mark.parametrize("where", ["/v2/models/no/such/infer", "/predict/no/such"])
+@pytest.mark.parametrize(
+    "said", ["Content-Length: 3000000", "Transfer-Encoding: chunked", "Authorization: Bearer x"]
+)
+def test_nothing_is_read_of_a_long_body_that_no_model_is_for(served, where, said):
+    lines = [f"POST {where} HTTP/1.1", "Host: a", said]
+    if "Transfer" not in said:
+        lines[2:] = dict.fromkeys([said, "Content-Length: 3000000"])
+    status, body = quickly(lambda: raw(served, "\n".join([*lines, "", ""])))
+    assert status == (401 if "Bearer" in said else 404)
+    assert json.loads(body)["error"]
+
+
+def test_a_token_that_is_revoked_while_a_body_comes_is_refused(served):
+    served.plane.tokens.add(LAST_TOKEN)
+    body = json.dumps(GOOD).encode()
+    head = post(len(body), f"Authorization: Bearer {LAST_TOKEN}").replace("\n", "\r\n")
+    with socket.create_connection(("127.0.0.1", served.port), 30) as one:
+        one.sendall(head.encode() + body[:-1])
+        wait_until(lambda: served.bounds.held == len(body), "the body to begin")
+        served.plane.tokens.discard(LAST_TOKEN)
+        one.sendall(body[-1:])
+        with one.makefile("rb") as lines:
+            assert lines.readline().split()[1] == b"401"
+
+
+def numbers(count):
+    one = {"name": "x", "datatype": "FP32", "shape": [1, count], "data": [0.125] * count}
+    return json.dumps({"inputs": [one]}).encode()
+
+
+@pytest.fixture
+def stopped_reader(served, http):
+    """Give a server whose reader reads nothing until it is told to."""
+    wait_until(lambda: served.bounds.held == 0, "earlier tests")
+    assert http.post(INFER, content=numbers(20_000)).is_success
+    reader = served.rest.reader._process.pid
+    os.kill(reader, signal.SIGSTOP)
+    yield lambda: os.kill(reader, signal.SIGCONT)
+    os.kill(reader, signal.SIGCONT)
+    wait_until(lambda: served.bounds.held == 0, "the room to be free again")
+
+
+def test_who_sends_much_json_holds_up_nobody_else(served, http, stopped_reader):
+    large, small = numbers(200_000), numbers(20_000)
+    done = []
+
+    def call(body, name, headers):
+        assert http.post(INFER, content=body, headers=headers).is_success
+        done.append(name)
+
+    with ThreadPoolExecutor(5) as pool:
+        calls = [pool.submit(call, large, "greedy", {}) for _ in range(4)]
+        wait_until(lambda: served.bounds.held >= 4 * len(large), "the bodies to be there")
+        calls.append(pool.submit(call, small, "other", BEARER))
+        wait_until(lambda: served.bounds.held >= 4 * len(large) + len(small), "the other one")
+        stopped_reader()
+        for one in calls:
+            one.result()
+    assert done.index("other") <= 2
+
+
+def test_who_waits_to_be_read_waits_no_longer_than_for_the_model(
+    served, http, stopped_reader, monkeypatch
+):
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(http.post, INFER, content=numbers(100_000))
+        wait_until(lambda: served.bounds.held, "the first one to be there")
+        monkeypatch.setattr(served.plane, "patience_seconds", 0.1)
+        answer = http.post(INFER, content=numbers(20_000), headers=BEARER)
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+        stopped_reader()
+        assert first.result().is_success
+
+
+def test_what_waited_to_be_read_has_so_much_less_time_to_be_answered(served, http):
+    began = time.monotonic()
+    assert http.post(INFER, content=numbers(20_000)).is_success
+    assert began < served.plane.last.came_at < time.monotonic()
 
 
 @pytest.mark.parametrize("length", ["1000", "-5", "abc", "99999999999999999999", "1.5", "0x10"])

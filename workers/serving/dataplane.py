@@ -56,6 +56,7 @@ from workers.serving.router import Entry, Target
 from workers.serving.shadow import Shadows
 from workers.serving.shelf import Shelf
 from workers.serving.tables import Tables, Visitors, secret_of
+from workers.serving.turns import turn_of
 
 EXTENSIONS = (
     *("binary_tensor_data", "model_configuration"),
@@ -66,10 +67,10 @@ MAX_ROWS = 4096
 _REMEMBERED_SECONDS = 2.0
 _MAX_REMEMBERED = 256
 _RETRY_SECONDS = 5.0
+# Where no deployment says how long a call may take.
+_PATIENCE_SECONDS = 30.0
 _REPORT_SECONDS = 2.0
 _REPORT_LASTS_SECONDS = 8.0
-# Whoever has a thousand addresses does not get a thousand turns.
-UNKNOWN_TURNS = 64
 _MAX_COUNTED = 4096
 # What a deployment answers for that has passed the checks of its inputs.
 _FAULTS = frozenset({"crashed", "load_failed", "out_of_memory", "queue_full", "run_failed"})
@@ -382,6 +383,17 @@ class DataPlane:
 
     # --- calls ------------------------------------------------------------------------------------
 
+    def patience(self, actor: Actor, model: str) -> float:
+        """Say for how many seconds a call of a model may wait before that has it.
+
+        Raises:
+            NotFound: there is no such model for the caller.
+
+        """
+        entry = self._entry(actor, model)
+        targets = (*entry.active, *entry.targets)
+        return max((one.served.deadline_seconds for one in targets), default=_PATIENCE_SECONDS)
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Compute tensors, which the codec has checked."""
         entry = self._entry(request.actor, request.model)
@@ -392,8 +404,11 @@ class DataPlane:
             target = chosen or await self._target(request.actor, request.model, "")
         served = target.served
         future: asyncio.Future[Answer] = self._loop.create_future()
-        turn = _turn_of(request.actor)
-        work = Work("run", turn, request.deadline, future, target.counters, request.inputs)
+        deadline = request.deadline
+        if request.came_at and served.is_ready:
+            deadline = min(deadline, request.came_at + served.deadline_seconds)
+        turn = turn_of(request.actor)
+        work = Work("run", turn, deadline, future, target.counters, request.inputs)
         answer = await self._compute(entry, target, work, named=bool(request.version))
         outputs = answer.outputs
         if request.outputs:
@@ -461,7 +476,7 @@ class DataPlane:
         future: asyncio.Future[Answer] = self._loop.create_future()
         work = Work(
             verb,
-            _turn_of(actor),
+            turn_of(actor),
             deadline,
             future,
             target.counters,
@@ -800,14 +815,6 @@ def _find(route: Route, version: str, device_class: str) -> Deployed | None:
 
 def _caller_of(actor: Actor) -> Hashable:
     return actor.user_id or actor.ip
-
-
-def _turn_of(actor: Actor) -> int:
-    """Say whose turn a request takes: everybody has one, and all that are unknown a few together.
-
-    Nobody could know which address shares one with them, so nobody can aim for somebody's turn.
-    """
-    return actor.user_id or -1 - hash(actor.ip) % UNKNOWN_TURNS
 
 
 def _is_fault(error: RegistryError, seconds: float, limit: float) -> bool:

@@ -81,6 +81,12 @@ class Exchange:
             raise Invalid("{header} is no number of bytes.", header=name.decode().title())
         return int(value)
 
+    @property
+    def may_be_long(self) -> bool:
+        """Whether the head leaves it open that much comes behind it."""
+        size = self.count(b"content-length")
+        return size is None or size > THREAD_FROM_BYTES or b"content-encoding" in self.headers
+
     async def body(self) -> bytes:
         """Read the body, unpacked.
 

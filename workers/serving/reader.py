@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Hashable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ import orjson
 from registry.errors import Invalid, NotFound, RegistryError, TooLarge, Unavailable, pack
 from workers.serving.codec import Asked, read_infer
 from workers.serving.messages import Data, Tensor
+from workers.serving.turns import Turns
 
 # From this size on it is worth the way there and back.
 APART_FROM_BYTES = 64 * 1024
@@ -32,21 +34,24 @@ _KINDS: dict[str, type[RegistryError]] = {
 
 
 class Reader:
-    """The server's end: one body at a time, in the order in which they come."""
+    """The server's end: one body at a time, its callers in turns."""
 
     def __init__(self) -> None:
         self._process: Process | None = None
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
         self._ending: set[asyncio.Task[Any]] = set()
 
-    async def read(self, body: bytes, json_bytes: int | None) -> Asked:
+    async def read(
+        self, body: bytes, json_bytes: int | None, *, caller: Hashable, until: float
+    ) -> Asked:
         """Read a call as `read_infer` does, beside the server.
 
         Raises:
-            Invalid, TooLarge: what that raises; Unavailable: the process ended meanwhile.
+            Invalid, TooLarge: what that raises; DeadlineExceeded: others took their turns until
+            then; Unavailable: the process ended meanwhile.
 
         """
-        async with self._turn:
+        async with self._turns.turn(caller, until):
             try:
                 async with asyncio.timeout(_SECONDS):
                     return await self._ask(body, json_bytes)

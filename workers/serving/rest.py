@@ -34,6 +34,7 @@ from workers.serving.metrics import exposition
 from workers.serving.plane import Plane
 from workers.serving.reader import APART_FROM_BYTES, Reader
 from workers.serving.rpc import SERVICE, refuse_load_parameters
+from workers.serving.turns import turn_of
 
 MAX_TEXTS = 2048
 MAX_ROWS = 10_000
@@ -103,27 +104,38 @@ class Rest:
         said = exchange.header(b"authorization")
         return await self.plane.identify(said, None if said else exchange.address)
 
-    async def infer(self, exchange: Exchange, where: Mapping[str, str]) -> None:
+    async def _come_in(self, exchange: Exchange, model: str) -> tuple[Actor, bytes]:
+        """Read the body of a call; of a long one nothing, where the caller has no such model."""
+        if exchange.may_be_long:
+            self.plane.patience(await self.actor(exchange), model)
         body = await exchange.body()
+        # Only now: it may have taken long to come, and its token be revoked meanwhile.
+        return await self.actor(exchange), body
+
+    async def infer(self, exchange: Exchange, where: Mapping[str, str]) -> None:
+        model = where["model"]
+        actor, body = await self._come_in(exchange, model)
         length = exchange.count(_LENGTH)
-        actor = await self.actor(exchange)
         version = read_version(where["version"])
+        began, came_at = time.monotonic(), 0.0
         if length == 0:
-            asked = await self._read_raw(actor, where["model"], version, memoryview(body))
+            asked = await self._read_raw(actor, model, version, memoryview(body))
         elif APART_FROM_BYTES < (len(body) if length is None else length) <= MAX_JSON_BYTES:
-            asked = await self.reader.read(body, length)
+            came_at, until = began, began + self.plane.patience(actor, model)
+            asked = await self.reader.read(body, length, caller=turn_of(actor), until=until)
             exchange.holding.hold(sum(len(one.data) for one in asked.inputs))
         else:
             asked = read_infer(memoryview(body), length)
         request = InferRequest(
-            model=where["model"],
+            model=model,
             version=version,
             id=asked.id,
             inputs=asked.inputs,
             outputs=asked.outputs,
             parameters=asked.parameters,
             actor=actor,
-            deadline=time.monotonic() + asked.timeout_seconds,
+            deadline=began + asked.timeout_seconds,
+            came_at=came_at,
         )
         response = await exchange.unless_gone(self.plane.infer(request))
         size = sum(len(one.data) for one in response.outputs)
@@ -217,8 +229,8 @@ class Rest:
 
     async def predict(self, exchange: Exchange, where: Mapping[str, str]) -> None:
         """Answer rows of named fields: one object, or a list of them."""
-        body = await exchange.body()
-        actor, version = await self.actor(exchange), read_version(where["version"])
+        actor, body = await self._come_in(exchange, where["model"])
+        version = read_version(where["version"])
         rows, several = await _beside(body, _read_rows, exchange, body)
         found = await exchange.unless_gone(
             self.plane.predict(actor, where["model"], version, rows, math.inf)

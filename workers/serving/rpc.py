@@ -244,6 +244,8 @@ def _read_varint(view: memoryview, place: int) -> tuple[int, int]:
 async def _infer(call: Call, came: InferCall) -> Message:
     asked = came.message
     if came.typed_bytes > _THREAD_FROM_BYTES:
+        # Not for who has no such model.
+        call.plane.patience(call.actor, asked.model_name)
         body, raw = await asyncio.to_thread(_read_infer, came)
     else:
         body, raw = _read_infer(came)

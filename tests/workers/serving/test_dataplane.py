@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import time
@@ -23,10 +24,10 @@ from registry.errors import (
     Unavailable,
 )
 from tests.workers.serving import yard as y
-from workers.serving.dataplane import UNKNOWN_TURNS, _turn_of
 from workers.serving.fleet import State
 from workers.serving.messages import MAX_STRINGS, Tensor, pack_strings, unpack_strings
 from workers.serving.protos.model_config_pb2 import ModelConfig
+from workers.serving.turns import UNKNOWN_TURNS, turn_of
 
 
 def _served(plane, name):
@@ -577,6 +578,26 @@ def test_a_caller_that_leaves_is_not_computed_for(yard):
     asyncio.run(go())
 
 
+def test_a_deadline_counts_from_when_a_request_came(yard):
+    async def go():
+        yard.route("a/m", yard.version("a/m", 1, y.linear(), deadline_ms=300_000))
+        async with yard.plane() as plane:
+            assert plane.patience(y.ALICE, "a/m") == 300
+            with pytest.raises(NotFound):
+                plane.patience(y.BOB, "a/m")
+            now = time.monotonic()
+            request = y.InferRequest("a/m", [y.floats([[1]])], y.ALICE, math.inf)
+            request.came_at = now - 301
+            # While it is loaded, nobody's time runs out.
+            await plane.infer(request)
+            with pytest.raises(DeadlineExceeded):
+                await plane.infer(request)
+            request.came_at = now
+            await plane.infer(request)
+
+    asyncio.run(go())
+
+
 def test_one_caller_with_many_requests_does_not_hold_up_another(yard):
     async def go():
         yard.route("a/m", yard.version("a/m", 1, y.linear(), max_batch_size=1), visibility="public")
@@ -607,12 +628,12 @@ def test_callers_without_a_token_have_turns_by_their_address(yard):
             turns = {}
             for number in range(200):
                 actor = await plane.identify(None, f"198.51.100.{number}")
-                turns.setdefault(_turn_of(actor), actor)
+                turns.setdefault(turn_of(actor), actor)
             # However many addresses somebody has, they have no more turns than these.
             assert 32 < len(turns) <= UNKNOWN_TURNS
             busy, other, *_ = turns.values()
             near = [await plane.identify(None, f"2001:db8::{one}") for one in (1, 2)]
-            assert _turn_of(near[0]) == _turn_of(near[1])
+            assert turn_of(near[0]) == turn_of(near[1])
             await y.ask(plane, "a/count", y.numbers([1]), actor=busy)
             done = []
 

@@ -97,6 +97,7 @@ OVER_HTTP = {
     "deep lists": (DOUBLE, b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
     "no JSON": (DOUBLE, b"\xff" * 1000, 400),
     "a model that is not": ("/v2/models/no/such/infer", {"inputs": [tensor()]}, 404),
+    "a long body for a model that is not": ("/v2/models/no/such/infer", bytes(30 << 20), 404),
     "a version that is not": (
         "/v2/models/{owner}/double/versions/99/infer",
         {"inputs": [tensor()]},

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import time
@@ -9,15 +10,21 @@ import time
 import numpy as np
 import pytest
 
-from registry.errors import Invalid, TooLarge
+from registry.errors import DeadlineExceeded, Invalid, TooLarge
 from workers.serving.codec import read_infer
 from workers.serving.reader import Reader
+from workers.serving.turns import Turns
 
 
 def body_of(count, **more):
     data = np.random.default_rng(0).integers(0, 10, count).tolist()
     one = {"name": "x", "datatype": "INT64", "shape": [count], "data": data, **more}
     return json.dumps({"inputs": [one], "id": "7", "outputs": [{"name": "y"}]}).encode()
+
+
+async def read(reader, body, json_bytes=None, *, caller=1, seconds=60):
+    until = time.monotonic() + seconds
+    return await reader.read(body, json_bytes, caller=caller, until=until)
 
 
 def reading(story):
@@ -40,7 +47,7 @@ def test_it_reads_what_the_server_would_read():
     bodies = [(body_of(1000), None), (head + bytes(8), len(head))]
 
     async def story(reader):
-        return [await reader.read(*one) for one in bodies]
+        return [await read(reader, *one) for one in bodies]
 
     for found, (body, length) in zip(reading(story), bodies, strict=True):
         expected = read_infer(memoryview(body), length)
@@ -62,7 +69,7 @@ def test_it_refuses_as_the_server_would():
         found = []
         for body in bodies:
             with pytest.raises((Invalid, TooLarge)) as refused:
-                await reader.read(body, None)
+                await read(reader, body)
             found.append(refused.value)
         return found
 
@@ -82,7 +89,7 @@ def test_others_are_answered_while_a_million_numbers_are_read():
     body = body_of(1_500_000)
 
     async def story(reader):
-        await reader.read(body_of(10), None)
+        await read(reader, body_of(10))
         turns = 0
 
         async def others():
@@ -93,7 +100,7 @@ def test_others_are_answered_while_a_million_numbers_are_read():
 
         beside = asyncio.create_task(others())
         began = time.process_time()
-        await reader.read(body, None)
+        await read(reader, body)
         spent = time.process_time() - began
         beside.cancel()
         return turns, spent
@@ -109,22 +116,46 @@ def test_others_are_answered_while_a_million_numbers_are_read():
 
 def test_a_reader_that_dies_is_started_again():
     async def story(reader):
-        await reader.read(body_of(10), None)
+        await read(reader, body_of(10))
         os.kill(reader._process.pid, signal.SIGKILL)
         await reader._process.wait()
-        return await reader.read(body_of(20), None)
+        return await read(reader, body_of(20))
 
     assert reading(story).inputs[0].shape == (20,)
 
 
 def test_who_is_cancelled_leaves_nothing_behind_for_the_next():
     async def story(reader):
-        await reader.read(body_of(10), None)
-        task = asyncio.create_task(reader.read(body_of(1_000_000), None))
+        await read(reader, body_of(10))
+        task = asyncio.create_task(read(reader, body_of(1_000_000)))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return await reader.read(body_of(30), None)
+        return await read(reader, body_of(30))
 
     assert reading(story).inputs[0].shape == (30,)
+
+
+def test_callers_take_turns_whatever_they_ask_for():
+    async def story():
+        turns, done = Turns(), []
+
+        async def one(name, until=math.inf):
+            async with turns.turn(name, until):
+                done.append(name)
+
+        async with turns.turn("a", math.inf):
+            tasks = [asyncio.create_task(one(name)) for name in "aaabbc"]
+            late = asyncio.create_task(one("d", time.monotonic()))
+            gone = asyncio.create_task(one("e"))
+            with pytest.raises(DeadlineExceeded):
+                await late
+            gone.cancel()
+        # One whose turn has just come leaves: it goes on to the next.
+        tasks.pop(3).cancel()
+        await asyncio.gather(*tasks)
+        async with turns.turn("f", time.monotonic()):
+            return "".join(done)
+
+    assert asyncio.run(story()) == "caba" + "a"
