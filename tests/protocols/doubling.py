@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import uvloop
 
-from registry.errors import Denied, NotFound, RateLimited, Unauthenticated
+from registry.errors import Denied, NotFound, NotLoaded, RateLimited, Unauthenticated
 from registry.models import ANONYMOUS, Actor
 from tests.ports import free_port
 from workers.serving.budget import Bounds
@@ -45,6 +45,9 @@ class Doubling:
         self.loaded = True
         self.tokens = {TOKEN}
         self.patience_seconds = 30.0
+        # How often somebody asked for what is not loaded, and whether it has been meanwhile.
+        self.wakings = 0
+        self.has_woken = False
 
     def live(self):
         return True
@@ -68,9 +71,14 @@ class Doubling:
             raise RateLimited("Wait {retry_after} s.", retry_after=7)
         if model == "lab/refused":
             raise Denied("Not with this token.")
+        if model == "lab/asleep" and not self.has_woken:
+            self.wakings += 1
+            raise NotLoaded("It comes in {retry_after} s.", retry_after=60)
         if model == "lab/broken":
             raise ZeroDivisionError
-        known = {MODEL, "lab/slow", "lab/last"} | (set() if actor.is_anonymous else {"lab/secret"})
+        known = {MODEL, "lab/slow", "lab/last", "lab/asleep"} | (
+            set() if actor.is_anonymous else {"lab/secret"}
+        )
         if model not in known or version not in {"", "3", "@production"}:
             raise NotFound("There is no model {name} that you may call.", name=model)
 
@@ -193,9 +201,9 @@ class Served:
 
 
 class Fronted:
-    """A front before one replica, which is the plane that doubles."""
+    """A front before replicas, each a plane that doubles."""
 
-    def __init__(self, served) -> None:
+    def __init__(self, *served) -> None:
         self.bounds = Bounds(BODY_BYTES, 4 * BODY_BYTES)
         self.port, self.grpc_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -211,11 +219,20 @@ class Fronted:
     async def begin(self):
         self.loop = asyncio.get_running_loop()
         self.front = Front(self.bounds)
-        status = {"id": "one", "address": "127.0.0.1", "models": []}
-        ports = {"rest_port": self._served.port, "grpc_port": self._served.grpc_port}
-        self.front.pool.hear([{**status, **ports}])
+        self.front.pool.hear([self.status(one) for one in self._served])
         await self.front.pool.check_all()
-        assert self.front.pool.up
+        assert len(self.front.pool.up) == len(self._served)
+
+    def status(self, served, *loaded):
+        """Say what a replica says of itself."""
+        one = {"version": 3, "state": "ready", "pending": 0}
+        return {
+            "id": str(served.port),
+            "address": "127.0.0.1",
+            "rest_port": served.port,
+            "grpc_port": served.grpc_port,
+            "models": [{"endpoint": name, **one} for name in loaded],
+        }
 
     async def end(self):
         await self.front.close()

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 
 import grpc
@@ -183,6 +183,41 @@ def test_a_replica_that_fails_by_itself_is_left_out_though_it_is_the_only_one(fr
     assert "modelyard_front_ejections_total 1" in httpx.get(f"{fronted.url}/metrics").text
     answer = httpx.post(f"{fronted.url}/v2/models/{MODEL}/infer", json=GOOD)
     assert answer.is_success
+
+
+@pytest.fixture
+def three():
+    """Give a front before three replicas, and these."""
+    with ExitStack() as stack:
+        served = [stack.enter_context(serving()) for _ in range(3)]
+        yield stack.enter_context(serving(Fronted(*served))), served
+
+
+def over_http(front, _):
+    answer = httpx.post(f"{front.url}/v2/models/lab/asleep/infer", json=GOOD)
+    return answer.json().get("code", "")
+
+
+def over_grpc(_, channel):
+    try:
+        channel.unary_unary(f"/{SERVICE}/ModelInfer")(message("lab/asleep"), timeout=30)
+    except grpc.RpcError as error:
+        return dict(error.trailing_metadata())[REFUSED]
+    return ""
+
+
+@pytest.mark.parametrize("ask", [over_http, over_grpc])
+def test_one_replica_loads_a_model_for_all_who_call_it(three, ask):
+    front, served = three
+    with grpc.insecure_channel(f"127.0.0.1:{front.grpc_port}") as channel:
+        assert [ask(front, channel) for _ in range(6)] == ["not_loaded"] * 6
+        assert sorted(one.plane.wakings for one in served) == [0, 0, 6]
+        # Where another one has it, that answers.
+        other = next(one for one in served if not one.plane.wakings)
+        other.plane.has_woken = True
+        pool = front.front.pool
+        pool.hear([front.status(other, "lab/asleep")])
+        assert ask(front, channel) == ""
 
 
 class Halfway:

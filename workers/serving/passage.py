@@ -20,7 +20,7 @@ import grpc.aio
 from yarl import URL
 
 from registry import queue
-from registry.errors import Invalid, RegistryError, TooLarge, Unavailable
+from registry.errors import Invalid, NotLoaded, RegistryError, TooLarge, Unavailable
 from workers.serving.budget import Bounds
 from workers.serving.calls import REFUSED, CallServer, Ended, Handler, Rpc
 from workers.serving.codec import dump
@@ -231,7 +231,10 @@ class Front:
                 self.pool.retries += 1
                 continue
             # It is loading the model, or on its way out: another one may have it.
-            if answer.status == 503 and again and not passage.is_touched:
+            code = answer.headers.get(REFUSED, "")
+            wait = answer.headers.get("retry-after", "")
+            elsewhere = answer.status == 503 and self._is_elsewhere(model, asked, code, wait)
+            if elsewhere and again and not passage.is_touched:
                 with suppress(Unavailable):
                     self.pool.pick(model, beside=asked)
                     answer.close()
@@ -239,6 +242,16 @@ class Front:
                     continue
             await self._give_back(replica, passage, answer)
             return
+
+    def _is_elsewhere(self, model: str, asked: Sequence[Replica], code: str, wait: str) -> bool:
+        """Say whether another replica may answer what the last of those asked does not now.
+
+        One that is loading the model is noted, and waited for: each other would load it as well.
+        """
+        if not model or code != NotLoaded.code:
+            return True
+        self.pool.promise(asked[-1], model, float(wait) if wait.isdecimal() else 0.0)
+        return self.pool.has_loaded(model, beside=asked)
 
     async def _ask(self, replica: Replica, passage: "_Passage") -> aiohttp.ClientResponse:
         asking = self._request(
@@ -381,7 +394,13 @@ class Front:
                 if not again:
                     raise _broken(replica) from error
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or not again:
+                said = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
+                code, wait = said.get(REFUSED, ""), said.get("retry-after", "")
+                if (
+                    error.code() is not grpc.StatusCode.UNAVAILABLE
+                    or not self._is_elsewhere(model, asked, code, wait)
+                    or not again
+                ):
                     raise
                 try:
                     self.pool.pick(model, beside=asked)

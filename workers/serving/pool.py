@@ -42,6 +42,9 @@ class Replica:
     # What it last said of itself: what waits there, and which models it has loaded.
     pending: int = 0
     loaded: frozenset[str] = frozenset()
+    loading: frozenset[str] = frozenset()
+    # Models that it told a caller it is loading, and until when that may last.
+    promised: dict[str, float] = field(default_factory=dict)
     # Calls of this front that it has not answered.
     in_flight: int = 0
     is_up: bool = False
@@ -64,6 +67,9 @@ class Replica:
     @property
     def load(self) -> int:
         return self.in_flight + self.pending
+
+    def is_loading(self, model: str, now: float) -> bool:
+        return model in self.loading or now < self.promised.get(model, 0.0)
 
     def is_ejected(self, now: float) -> bool:
         return now < self.ejected_until
@@ -105,7 +111,9 @@ class Pool:
             if replica is None:
                 replica = self._known[read.id] = read
                 replica.counted_since = now
-            replica.pending, replica.loaded = read.pending, read.loaded
+            replica.pending = read.pending
+            replica.loaded, replica.loading = read.loaded, read.loading
+            replica.promised = {one: at for one, at in replica.promised.items() if at > now}
             replica.seen_at = now
 
     async def check_all(self) -> None:
@@ -143,6 +151,8 @@ class Pool:
     def pick(self, model: str = "", *, beside: Collection[Replica] = ()) -> Replica:
         """Choose who takes a call: the less busy one of two, of those that have the model loaded.
 
+        Where none has, one that is loading it: each of the others would do so for itself.
+
         Raises:
             Unavailable: no replica answers, or all that do were asked already.
 
@@ -153,8 +163,21 @@ class Pool:
         if not found:
             raise Unavailable("No serving process answers; try again soon.", code="no_replica")
         if model:
-            found = [one for one in found if model.lower() in one.loaded] or found
+            name = model.lower()
+            found = (
+                [one for one in found if name in one.loaded]
+                or [one for one in found if one.is_loading(name, now)]
+                or found
+            )
         return min(_two_of(found), key=lambda one: one.load)
+
+    def has_loaded(self, model: str, *, beside: Collection[Replica] = ()) -> bool:
+        """Say whether another replica has a model loaded, as far as is known."""
+        return any(model.lower() in one.loaded for one in self.up if one not in beside)
+
+    def promise(self, replica: Replica, model: str, seconds: float) -> None:
+        """Note that a replica is loading a model, which its own report may say only later."""
+        replica.promised[model.lower()] = self._clock() + seconds
 
     # --- how they do ------------------------------------------------------------------------------
 
@@ -214,9 +237,12 @@ def _read(status: Mapping[str, Any]) -> Replica | None:
             pending=sum(
                 {(one["endpoint"], one["version"]): int(one["pending"]) for one in models}.values()
             ),
-            loaded=frozenset(
-                str(one["endpoint"]).lower() for one in models if one["state"] == "ready"
-            ),
+            loaded=_in_state("ready", models),
+            loading=_in_state("loading", models),
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _in_state(state: str, models: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    return frozenset(str(one["endpoint"]).lower() for one in models if one["state"] == state)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from registry.errors import Invalid, NotFound, RegistryError
 from registry.models import Actor
 from workers.serving.budget import Bounds
+from workers.serving.calls import REFUSED
 from workers.serving.codec import (
     LONG,
     MAX_JSON_BYTES,
@@ -50,6 +51,8 @@ Handler: TypeAlias = Callable[["Rest", Exchange, Mapping[str, str]], Awaitable[N
 # A name is a namespace and a word after a slash; clients send that slash as it is.
 _MODEL = r"(?P<model>[^/]+(?:/[^/]+)?)(?:/versions/(?P<version>[^/]+))?"
 _LENGTH = b"inference-header-content-length"
+# The code of a refusal, for who passes it on without reading it.
+CODE = REFUSED.encode("ascii")
 
 
 class WrongMethod(RegistryError):  # noqa: N818 - as HTTP names it
@@ -425,7 +428,7 @@ async def refuse(exchange: Exchange, error: Exception) -> None:
     if exchange.started:
         # Too late to say: the answer has begun. Its missing end tells the client.
         return
-    headers: list[Header] = [JSON, (b"cache-control", b"no-store")]
+    headers: list[Header] = [JSON, (b"cache-control", b"no-store"), (CODE, code.encode("ascii"))]
     if (seconds := getattr(error, "retry_after", None)) is not None:
         headers.append((b"retry-after", b"%d" % seconds))
     if status == 401:

@@ -36,9 +36,9 @@ class Yard:
         return {self.pool.pick(model, **more).id for _ in range(count)}
 
 
-def status(name, *, pending=0, models=()):
+def status(name, *, pending=0, models=(), state="ready"):
     said = [
-        {"endpoint": model, "version": 1, "state": "ready", "pending": pending} for model in models
+        {"endpoint": model, "version": 1, "state": state, "pending": pending} for model in models
     ]
     return {"id": name, "host": name, "rest_port": 1, "grpc_port": 2, "models": said}
 
@@ -66,6 +66,24 @@ def test_the_less_busy_of_two_takes_a_call():
     counts = [yard.pool.pick().id for _ in range(300)]
     assert counts.count("c") > counts.count("b") > counts.count("a") == 0
     assert yard.picked(beside=[yard["b"], yard["c"]]) == {"a"}
+
+
+def test_who_is_loading_the_model_is_preferred_where_nobody_has_it():
+    yard = Yard("a", "b", "c")
+    yard.pool.hear([status("b", models=["Lab/One"], state="loading")])
+    assert yard.picked("lab/one") == {"b"}
+    yard.pool.promise(yard["c"], "Lab/Two", 60)
+    assert yard.picked("lab/two") == {"c"}
+    assert yard.picked("lab/two", beside=[yard["c"]]) == {"a", "b"}
+    yard.pool.hear([status("a", models=["lab/one", "lab/two"])])
+    assert yard.picked("lab/one") == yard.picked("lab/two") == {"a"}
+    assert yard.pool.has_loaded("Lab/Two", beside=[yard["b"]])
+    assert not yard.pool.has_loaded("lab/two", beside=[yard["a"]])
+    yard.pool.hear([status("a")])
+    yard.now += 61
+    yard.pool.hear([status("c")])
+    assert yard.picked("lab/two") == {"a", "b", "c"}
+    assert not yard["c"].promised
 
 
 def test_who_has_the_model_loaded_is_preferred():
