@@ -87,6 +87,8 @@ def _probe_gpus() -> list[dict[str, Any]]:
             capture_output=True,
             check=True,
             timeout=_PROBE_SECONDS,
+            # As the sandbox counts them.
+            env={**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
         )
         found = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):

@@ -33,7 +33,16 @@ def session_bytes(session: int) -> int:
     Files they have mapped do not count: the kernel takes those pages back when it needs them.
     Address space does not either: CUDA and memory-mapped weights reserve far more than they use.
     """
-    return sum(_own_bytes(folder) for folder in _PROC.glob("[0-9]*") if _is_in(folder, session))
+    return sum(map(_own_bytes, _folders_of(session)))
+
+
+def session_processes(session: int) -> frozenset[int]:
+    """Give the processes of a session."""
+    return frozenset(int(folder.name) for folder in _folders_of(session))
+
+
+def _folders_of(session: int) -> list[Path]:
+    return [folder for folder in _PROC.glob("[0-9]*") if _is_in(folder, session)]
 
 
 def _is_in(folder: Path, session: int) -> bool:

@@ -157,6 +157,8 @@ def clean_environment(folder: Path, *, threads: int, gpu: int | None) -> dict[st
         "OPENBLAS_NUM_THREADS": count,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
+        # The numbers of nvidia-smi, whatever CUDA would call them.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu),
     }
 

@@ -34,6 +34,7 @@ from registry.errors import (
 from registry.models import ROLE_RANK, Actor, Role
 from registry.routes import Deployed, Route, find_deployed
 from registry.storage import Storage, default_storage
+from workers.device_memory import DeviceMemory, memory_of_gpu
 from workers.devices import gpu_of_server, name_of_gpu
 from workers.memory import machine_bytes
 from workers.ml.environment import class_of_cpu
@@ -133,6 +134,7 @@ class DataPlane:
         memory_bytes: int | None = None,
         arena_bytes: int | None = None,
         gpu: int | None = None,
+        device: DeviceMemory | None = None,
     ) -> None:
         shelf = Shelf(root or Path(settings.HOME_DIR) / "serving", storage or default_storage())
         budget = memory_bytes or settings.SERVING_MEMORY_BYTES or machine_bytes() // 2
@@ -144,6 +146,7 @@ class DataPlane:
             memory_bytes=budget,
             arena_bytes=arena_bytes or settings.SERVING_MAX_BYTES,
             gpu=gpu,
+            device=device or (None if gpu is None else memory_of_gpu(gpu)),
         )
         self.shadows = Shadows(self.fleet)
         self.replica = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
@@ -674,6 +677,8 @@ class DataPlane:
             "started_at": self._started_at,
             "memory_bytes": self.fleet.held_bytes,
             "memory_limit_bytes": self.fleet.memory_bytes,
+            "device_bytes": self.fleet.held.device,
+            "device_limit_bytes": self.fleet.device_bytes,
             "models": [
                 {**_status_of(entry, one), "shadow": self.shadows.counted(one.deployed.id)}
                 for entry in self._entries.values()

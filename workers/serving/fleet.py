@@ -7,10 +7,12 @@ import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 
 from registry.errors import NotLoaded, RegistryError, Unavailable
 from registry.routes import Deployed
+from workers.device_memory import DeviceMemory
 from workers.serving.batcher import Batcher, Work
 from workers.serving.pace import Pace
 from workers.serving.process import Described, ModelProcess, Reply
@@ -33,12 +35,31 @@ _LONGEST_PAUSE_SECONDS = 60.0
 _WELL_SECONDS = 30.0
 # Of versions called by their number, so many that sleep are remembered.
 _MAX_KNOWN = 512
-# What a process holds beside the weights.
+# What a process holds beside the weights, and what it does of a device before any of them.
 _PROCESS_BYTES = 64 * 1024 * 1024
+_CONTEXT_BYTES = 512 * 1024 * 1024
+# A process that was killed gives its part of a device back within so long.
+_LEAVING_SECONDS = 5.0
+# Of a device's memory models hold so much; the rest is for others, and for what none foresaw.
+_DEVICE_SHARE = 0.9
 
 logger = logging.getLogger(__name__)
 
 Key = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held of the machine's memory, and of that of the device which models compute on."""
+
+    machine: int = 0
+    device: int = 0
+
+    def __add__(self, other: "Held") -> "Held":
+        return Held(self.machine + other.machine, self.device + other.device)
+
+
+_NOTHING = Held()
 
 
 class State(StrEnum):
@@ -66,7 +87,9 @@ class Served:
         self.loading_since = 0.0
         self.loaded_at = 0.0
         self.expected_seconds = 0.0
-        self.memory_bytes = 0
+        self.held = _NOTHING
+        # What it held of the device when it was last measured there.
+        self.known_device_bytes: int | None = None
         self.failure: RegistryError | None = None
         self.failures = 0
         self.again_at = 0.0
@@ -82,6 +105,10 @@ class Served:
     @property
     def described(self) -> Described | None:
         return self.batcher.described
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.held.machine
 
     @property
     def is_ready(self) -> bool:
@@ -101,16 +128,25 @@ class Fleet:
     """Loads, keeps and ends the processes of models."""
 
     def __init__(
-        self, shelf: Shelf, *, memory_bytes: int, arena_bytes: int, gpu: int | None = None
+        self,
+        shelf: Shelf,
+        *,
+        memory_bytes: int,
+        arena_bytes: int,
+        gpu: int | None = None,
+        device: DeviceMemory | None = None,
     ) -> None:
         self.memory_bytes = memory_bytes
+        self._device = device
+        self.device_bytes = int(device.total_bytes * _DEVICE_SHARE) if device is not None else 0
         self._arena_bytes = arena_bytes
         self._pace = Pace()
         self._gpu = gpu
         self.shelf = shelf
         self._known: dict[Key, Served] = {}
         self._routed: frozenset[Key] = frozenset()
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        # Of what a device alone knows, what one takes while it is loaded is seen beside no other.
+        self._gate = asyncio.Semaphore(_AT_ONCE if device is None else 1)
         # Exports may wait in them for minutes; tokens are looked up in other threads.
         self._layers = ThreadPoolExecutor(_LAYERS, thread_name_prefix="shelf")
         self._closing = False
@@ -132,15 +168,34 @@ class Fleet:
 
     @property
     def held_bytes(self) -> int:
-        return sum(served.memory_bytes for served in self._known.values())
+        return self.held.machine
 
-    def _claimed_bytes(self, *, beside: Served) -> int:
+    @property
+    def held(self) -> Held:
+        return sum((served.held for served in self._known.values()), _NOTHING)
+
+    def _claimed(self, *, beside: Served) -> Held:
         """Add up what the others hold, or are going to."""
-        return sum(
-            served.memory_bytes or (_estimate(served) if served.loading is not None else 0)
-            for served in self._known.values()
-            if served is not beside
-        )
+        claimed = _NOTHING
+        for served in self._known.values():
+            if served is not beside and (served.held.machine or served.loading is not None):
+                claimed += self._held_or_expected(served)
+        return claimed
+
+    def _held_or_expected(self, served: Served) -> Held:
+        return served.held if served.held.machine else self._expected(served)
+
+    def _expected(self, served: Served) -> Held:
+        """Tell what a version is going to hold, before it can be measured."""
+        weights = _weights(served)
+        device = served.known_device_bytes
+        if device is None:
+            device = 2 * weights + _CONTEXT_BYTES
+        return Held(2 * weights + _PROCESS_BYTES, device if self._device is not None else 0)
+
+    def _is_room_for(self, held: Held) -> bool:
+        there = held.machine <= self.memory_bytes
+        return there and (self._device is None or held.device <= self.device_bytes)
 
     def keep(self, keys: Collection[Key]) -> None:
         """Say which versions requests may be sent to; the others leave when they are idle."""
@@ -242,7 +297,7 @@ class Fleet:
 
     def fits(self, served: Served) -> bool:
         """Say whether a version could be loaded without another one having to go."""
-        return self._claimed_bytes(beside=served) + _estimate(served) <= self.memory_bytes
+        return self._is_room_for(self._claimed(beside=served) + self._expected(served))
 
     async def _load(self, served: Served) -> None:
         try:
@@ -257,9 +312,11 @@ class Fleet:
                 began = time.monotonic()
                 self._check_wanted(served)
                 self._check_room(served)
-                self._make_room(_estimate(served), beside=served)
+                self._make_room(self._expected(served), beside=served)
+                free = await self._free_on_device()
                 process = await self._open(served, served.laid)
-                served.memory_bytes = await asyncio.to_thread(process.held_bytes)
+                served.held = await asyncio.to_thread(self._measure, served, process, free)
+                served.known_device_bytes = served.held.device
             seconds = time.monotonic() - began
             self.shelf.record_seconds(served.deployed, seconds)
         except NotLoaded as error:
@@ -286,7 +343,7 @@ class Fleet:
                 *(served.name, served.version, process.described.runtime),
                 *(served.memory_bytes >> 20, seconds),
             )
-            self._make_room(served.memory_bytes, beside=served)
+            self._make_room(served.held, beside=served)
 
     async def _open(self, served: Served, laid: Laid) -> ModelProcess:
         """Start the process; a model that hangs on made-up rows is started without them."""
@@ -363,7 +420,7 @@ class Fleet:
         if served.process is not process or served.loading is not None:
             return
         served.process = None
-        served.memory_bytes = 0
+        served.held = _NOTHING
         served.state = State.ASLEEP
         served.batcher.detach()
         if self._closing or served.put_away:
@@ -388,7 +445,7 @@ class Fleet:
         # What is being loaded ends once it is, unless somebody wants it again by then.
         if served.loading is None:
             process, served.process = served.process, None
-            served.memory_bytes = 0
+            served.held = _NOTHING
             served.batcher.detach()
             if process is not None:
                 process.kill()
@@ -397,7 +454,7 @@ class Fleet:
         if away:
             served.batcher.fail_all(_unloaded())
 
-    def _make_room(self, needed: int, *, beside: Served) -> None:
+    def _make_room(self, needed: Held, *, beside: Served) -> None:
         """Let those sleep that were not called for longest, until the rest fits."""
         idle = sorted(
             (
@@ -408,7 +465,7 @@ class Fleet:
             key=lambda served: served.batcher.last_used,
         )
         for served in idle:
-            if self._claimed_bytes(beside=beside) + needed <= self.memory_bytes:
+            if self._is_room_for(self._claimed(beside=beside) + needed):
                 return
             logger.info("%s version %s makes room.", served.name, served.version)
             self.put_to_sleep(served)
@@ -434,11 +491,16 @@ class Fleet:
 
         """
         taken = sum(
-            one.memory_bytes or _estimate(one)
-            for one in self._known.values()
-            if one.process is not None and one is not served and not self._is_idle(one)
+            (
+                self._held_or_expected(one)
+                for one in self._known.values()
+                if one.process is not None and one is not served and not self._is_idle(one)
+            ),
+            _NOTHING,
         )
-        if taken and taken + _estimate(served) > self.memory_bytes:
+        together = taken + self._expected(served)
+        is_full = taken.machine and together.machine > self.memory_bytes
+        if is_full or (taken.device and together.device > self.device_bytes):
             raise NotLoaded(
                 "There is no memory for {model} version {version} beside models that are busy; "
                 "try again in {retry_after} s.",
@@ -464,10 +526,38 @@ class Fleet:
         for served in self.all:
             process = served.process
             if served.is_ready and process is not None:
-                held = await asyncio.to_thread(process.held_bytes)
+                held = await asyncio.to_thread(self._measure, served, process)
                 if served.process is process and served.is_ready:
-                    served.memory_bytes = held
+                    served.held = held
+                    served.known_device_bytes = held.device
                     self._make_room(held, beside=served)
+
+    async def _free_on_device(self) -> int:
+        """Measure what is free there, once those have gone that were told to."""
+        if self._device is None:
+            return 0
+        kept = {served.process for served in self._known.values()}
+        leaving = [one.wait_until_gone() for one in self._processes if one not in kept]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVING_SECONDS):
+                await asyncio.gather(*leaving)
+        return await asyncio.to_thread(self._device.free_bytes)
+
+    def _measure(
+        self, served: Served, process: ModelProcess, free_before: int | None = None
+    ) -> Held:
+        """Measure what a model holds; of a device that does not say whose, what it took of it."""
+        machine = process.held_bytes()
+        if self._device is None:
+            return Held(machine)
+        device = process.device_bytes(self._device)
+        if device is None and process.described is not None and process.described.is_on_gpu:
+            if free_before is None:
+                device = served.held.device
+            else:
+                # Somebody else may have given some back meanwhile.
+                device = max(free_before - self._device.free_bytes(), _weights(served))
+        return Held(machine, device or 0)
 
     def _look_after(self, served: Served, now: float) -> None:
         if served.batcher.pending or served.loading is not None:
@@ -513,6 +603,5 @@ def _unloaded() -> Unavailable:
     return Unavailable("The model was unloaded.", code="unloaded")
 
 
-def _estimate(served: Served) -> int:
-    """Tell what a version is going to hold, before it can be measured."""
-    return 2 * sum(file.size_bytes for file in served.deployed.files) + _PROCESS_BYTES
+def _weights(served: Served) -> int:
+    return sum(file.size_bytes for file in served.deployed.files)

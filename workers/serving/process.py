@@ -28,6 +28,7 @@ import orjson
 
 from registry.errors import Invalid, RegistryError, Unavailable, unpack
 from workers import memory, sandbox
+from workers.device_memory import DeviceMemory
 from workers.serving.messages import (
     BYTES,
     ITEM_BYTES,
@@ -365,6 +366,13 @@ class ModelProcess:
     def held_bytes(self) -> int:
         """Measure what the process holds of its own; looks through /proc."""
         return memory.session_bytes(self._process.pid) if self._process is not None else 0
+
+    def device_bytes(self, device: DeviceMemory) -> int | None:
+        """Ask a device what the process holds there; None where it does not say."""
+        if self._process is not None:
+            with suppress(OSError):
+                return device.held_bytes(memory.session_processes(self._process.pid))
+        return None
 
     @property
     def pid(self) -> int:

@@ -467,8 +467,7 @@ def test_a_version_that_was_withdrawn_does_not_answer_until_another_can(yard):
                 # What is left out of the routes for another reason answers until then.
                 for told in ([(after, ()), (after, withdrawn)], [(after, withdrawn)]):
                     plane.apply([before])
-                    async with asyncio.timeout(30):
-                        await _in_the_end(plane, "a/m")
+                    await y.until(lambda: any(one.is_ready for one in plane.fleet.all))
                     for route, which in told:
                         plane.apply([route], which)
                         if not which:
