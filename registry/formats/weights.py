@@ -1,54 +1,145 @@
 """Which files of two versions hold the weights that are to be compared; told by their paths."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 # As they are preferred: what says most of a model first.
 FORMATS: Final = ("safetensors", "myz", "onnx")
-_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-_PROGRAM: Final = "program.safetensors"
+_SHARD: Final = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.safetensors$", re.IGNORECASE)
+# What was converted of a file beside its like, or taken out of a program: often a copy of those.
+_STANDS_IN: Final = re.compile(
+    r"(^|/)program\.safetensors$|\.(bin|ckpt|h5|keras|pkl|pt|pt2|pth)\.(safetensors|onnx)$",
+    re.IGNORECASE,
+)
+_HOLD_WEIGHTS: Final = frozenset(
+    {".safetensors", ".myz", ".onnx", ".gguf", ".npz", ".npy", ".h5", ".keras", ".pt2", ".tflite"}
+    | {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".data", ".onnx_data"}
+)
+# What no graph keeps its numbers in: it has a form of its own.
+_NO_DATA: Final = frozenset(
+    {".safetensors", ".myz", ".onnx", ".gguf", ".npz", ".npy", ".h5", ".keras", ".pt2", ".tflite"}
+    | {".md", ".txt", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".csv", ".tsv", ".cfg", ".ini"}
+    | {".py", ".xml", ".html", ".png", ".jpg", ".jpeg", ".svg"}
+)
+_NAMED_TEXTS: Final = frozenset({"license", "notice", "readme"})
+
+Components = Mapping[str, tuple[str, ...]]
 
 
 class Chosen(NamedTuple):
-    """The files of one version that are read, in order; empty where it has none that could be."""
+    """The files of one version that are read, in order; empty where it has none that could be.
+
+    `parts` names the component that each file is of, where one of both versions has several.
+    """
 
     format: str
     paths: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
 
 NOTHING: Final = Chosen("", ())
 
 
 def choose_weights(before: Collection[str], after: Collection[str]) -> tuple[Chosen, Chosen]:
-    """Choose files of one format where both versions have one, else the best of each."""
+    """Choose all files of one format where both versions have one, else of the best of each."""
     offered = [{name: _of_format(paths, name) for name in FORMATS} for paths in (before, after)]
-    for name in FORMATS:
-        if all(one[name].paths for one in offered):
-            return offered[0][name], offered[1][name]
-    first, second = (
-        next((one[name] for name in FORMATS if one[name].paths), NOTHING) for one in offered
+    shared = next((name for name in FORMATS if all(one[name] for one in offered)), None)
+    formats = [
+        shared or next((name for name in FORMATS if one[name]), NOTHING.format) for one in offered
+    ]
+    found = [one.get(name, []) for one, name in zip(offered, formats, strict=True)]
+    by_path = not all(_are_named_apart(paths) for paths in found)
+    first, second = (_components(paths, by_path=by_path) for paths in found)
+    first, second = _without_copies(first, second), _without_copies(second, first)
+    is_plain = max(len(first), len(second)) <= 1
+    if first and second:
+        first = _beside(first, second)
+    return (
+        _chosen(formats[0], first, is_plain=is_plain),
+        _chosen(formats[1], second, is_plain=is_plain),
     )
-    return first, second
 
 
-def _of_format(paths: Collection[str], name: str) -> Chosen:
-    found = sorted(path for path in paths if path.lower().endswith(f".{name}"))
-    return Chosen(name, _main(found))
+def left_out(paths: Collection[str], chosen: Chosen) -> list[str]:
+    """Name the files that hold weights by their names, and are not among those that are read."""
+    read = {*chosen.paths, *data_of_graphs(paths, chosen)}
+    return sorted(
+        path
+        for path in paths
+        if path not in read and PurePosixPath(path.lower()).suffix in _HOLD_WEIGHTS
+    )
 
 
-def _main(paths: Sequence[str]) -> tuple[str, ...]:
-    """Keep what is opened when the version is run; copies in other precisions stand beside it."""
-    if not paths:
-        return ()
-    highest = min(path.count("/") for path in paths)
-    top = [path for path in paths if path.count("/") == highest]
-    shards = [path for path in top if _SHARD.search(path.lower())]
-    usual = next((p for p in top if PurePosixPath(p).stem.lower() == "model"), None)
-    if usual is not None:
-        return (usual,)
-    if shards:
-        return tuple(shards)
-    rest = [path for path in top if PurePosixPath(path).name != _PROGRAM]
-    return (min(rest or top),)
+def data_of_graphs(paths: Collection[str], chosen: Chosen) -> list[str]:
+    """Name the files beside graphs that their numbers may lie in: only the graphs know which."""
+    if chosen.format != "onnx":
+        return []
+    named = ((path, PurePosixPath(path.lower())) for path in paths)
+    return sorted(
+        path
+        for path, parts in named
+        if parts.suffix not in _NO_DATA and parts.name not in _NAMED_TEXTS
+    )
+
+
+def _of_format(paths: Collection[str], name: str) -> list[str]:
+    return sorted(path for path in paths if path.lower().endswith(f".{name}"))
+
+
+def _stem(path: str) -> str:
+    """Give a file's name as other formats have it too, and all shards of one set."""
+    shard = _SHARD.search(path)
+    return path[: shard.start()] if shard else path.rpartition(".")[0]
+
+
+def _sets(paths: Sequence[str]) -> list[tuple[str, ...]]:
+    """Put the shards of one set together; any other file is by itself."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in paths:
+        shard = _SHARD.search(path)
+        found.setdefault((_stem(path), shard[1] if shard else path), []).append(path)
+    return [tuple(held) for held in found.values()]
+
+
+def _are_named_apart(paths: Sequence[str]) -> bool:
+    stems = [_stem(held[0]) for held in _sets(paths)]
+    return len(stems) == len(set(stems))
+
+
+def _components(paths: Sequence[str], *, by_path: bool) -> Components:
+    return {held[0] if by_path else _stem(held[0]): held for held in _sets(paths)}
+
+
+def _without_copies(held: Components, other: Components) -> Components:
+    """Leave out what stands in for a file of another format, unless both have it."""
+    rest = {
+        name: paths
+        for name, paths in held.items()
+        if name in other or not _STANDS_IN.search(paths[0])
+    }
+    return rest or held
+
+
+def _beside(first: Components, second: Components) -> Components:
+    """Name the main component of the first as that of the second, where neither has a match."""
+    main, other = _main(first), _main(second)
+    if main in second or other in first:
+        return first
+    return {other if name == main else name: paths for name, paths in first.items()}
+
+
+def _main(held: Components) -> str:
+    """Name what is opened when the version is run."""
+    highest = min(paths[0].count("/") for paths in held.values())
+    top = {name: paths for name, paths in held.items() if paths[0].count("/") == highest}
+    usual = [name for name, paths in top.items() if PurePosixPath(paths[0]).stem.lower() == "model"]
+    shards = [name for name, paths in top.items() if _SHARD.search(paths[0])]
+    return min(usual or shards or top)
+
+
+def _chosen(format_name: str, held: Components, *, is_plain: bool) -> Chosen:
+    named = [(path, name) for name, paths in sorted(held.items()) for path in paths]
+    parts = () if is_plain else tuple(name for _path, name in named)
+    return Chosen(format_name, tuple(path for path, _name in named), parts)

@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 from django.utils import timezone
 
 from registry.errors import Text
-from registry.formats.weights import Chosen, choose_weights
-from registry.models import Actor, Kind, Version, WeightDiff, openable_files
+from registry.formats.weights import Chosen, choose_weights, data_of_graphs, left_out
+from registry.models import Actor, Blob, Kind, Version, WeightDiff, openable_files
 
 # Another way to compare makes another key, and is computed again.
-GENERATION: Final = 3
+GENERATION: Final = 4
 KEEP: Final = timedelta(days=90)
 STATES: Final = ("changed", "reshaped", "new", "gone", "renamed", "recast", "equal")
 _MOST_TENSORS: Final = 5000
@@ -35,13 +35,19 @@ _SHAPES: Final = ("shape_before", "shape_after")
 
 
 class Weights(NamedTuple):
-    """The weights of two versions: what they are named by together, and how many bytes they are."""
+    """The weights of two versions: what they are named by together, and how many bytes they are.
+
+    `beside_before` and `beside_after` are files of weights that are not read: those of another
+    format, or what no reader knows.
+    """
 
     key: str
     size_bytes: int
     are_equal: bool
     before: Chosen
     after: Chosen
+    beside_before: tuple[str, ...] = ()
+    beside_after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +76,28 @@ def pair_of(actor: Actor, before: Version, after: Version) -> Pair:
                     version=version.ref,
                 )
             )
-    blobs = [
-        [files[version.pk][path] for path in one.paths]
-        for one, version in zip(chosen, (before, after), strict=True)
+    held = [
+        _held(files[version.pk], one) for one, version in zip(chosen, (before, after), strict=True)
     ]
-    digests = [[blob.sha256 for blob in row] for row in blobs]
+    digests = [[(name, blob.sha256) for name, blob in row] for row in held]
     key = hashlib.sha256(json.dumps([GENERATION, *digests]).encode()).hexdigest()
-    size = sum(blob.size_bytes for row in blobs for blob in row)
-    return Pair(weights=Weights(key, size, digests[0] == digests[1], *chosen))
+    size = sum(blob.size_bytes for row in held for _name, blob in row)
+    beside = (
+        tuple(left_out(files[version.pk], one))
+        for one, version in zip(chosen, (before, after), strict=True)
+    )
+    are_equal = sorted(digests[0]) == sorted(digests[1])
+    return Pair(weights=Weights(key, size, are_equal, *chosen, *beside))
+
+
+def _held(files: Mapping[str, Blob], chosen: Chosen) -> list[tuple[str, Blob]]:
+    """Give all that the numbers may lie in, with the name that it has in the comparison."""
+    parts = chosen.parts or ("",) * len(chosen.paths)
+    named = zip(parts, chosen.paths, strict=True)
+    return [
+        *((part, files[path]) for part, path in named),
+        *((f"/{path}", files[path]) for path in data_of_graphs(files, chosen)),
+    ]
 
 
 def find_known(weights: Weights) -> dict[str, Any] | None:

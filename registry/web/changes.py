@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
 
 from registry.services.diffs import WeightsDiff
+from registry.services.weights import Weights
 from registry.web import history, reports, wording
 
 LISTED: Final = 400
@@ -17,6 +18,7 @@ _MOST_ROWS: Final = 120
 _MOST_COLUMNS: Final = 24
 _MOST_MAPS: Final = 4
 _TOLD_LAYERS: Final = 6
+_TOLD_FILES: Final = 8
 # From which share of a norm on a cell has the next darker shade.
 _SHADES: Final = (0.001, 0.01, 0.1, 0.5)
 _NUMBERED: Final = re.compile(r"^(.*?\b)(\d+)\.(.+)$")
@@ -98,13 +100,17 @@ class Story:
     maps: Sequence[Map]
     layers: Sequence[Layer]
     legend: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    files: Sequence[str] = ()
 
 
 def story_of(found: WeightsDiff) -> Story:
     """Read what is known of two versions' weights."""
     if found.state == "equal":
         same = _("Both hold the same weights, byte for byte.")
-        return Story(sentences=[same], rows=(), hidden=0, maps=(), layers=())
+        if found.weights and (found.weights.beside_before or found.weights.beside_after):
+            same = _("What was compared is the same in both, byte for byte.")
+        files = _files(found.weights)
+        return Story(sentences=[same], rows=(), hidden=0, maps=(), layers=(), files=files)
     summary = reports.table(found.summary)
     tensors = reports.rows(summary.get("tensors"))
     count = int(reports.number(summary.get("tensors_count")) or 0)
@@ -119,7 +125,34 @@ def story_of(found: WeightsDiff) -> Story:
         maps=_maps(tensors),
         layers=_layers(tensors),
         legend=_legend(),
+        files=_files(found.weights),
     )
+
+
+def _files(weights: Weights | None) -> list[str]:
+    """Name the files that were compared, and those that hold weights and were not."""
+    if weights is None:
+        return []
+    before, after = weights.before.paths, weights.after.paths
+    if before == after:
+        said = [_("Compared: %(files)s.") % {"files": _listed(before)}]
+    else:
+        named = {"before": _listed(before), "after": _listed(after)}
+        said = [_("Compared: %(before)s with %(after)s.") % named]
+    if beside := sorted({*weights.beside_before, *weights.beside_after}):
+        said.append(_("Left out: %(files)s.") % {"files": _listed(beside)})
+    return said
+
+
+def _listed(paths: Sequence[str]) -> str:
+    shown = ", ".join(_short(path, 80) for path in paths[:_TOLD_FILES])
+    more = len(paths) - _TOLD_FILES
+    if more <= 0:
+        return shown
+    return ngettext("%(shown)s and %(n)s more", "%(shown)s and %(n)s more", more) % {
+        "shown": shown,
+        "n": f"{more:,}",
+    }
 
 
 # --- In words -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from registry.services.jobs import submit_job
 from registry.services.versions import describe_version
 from tests import factories
 from tests.factories import actor_of, make_token, safetensors_bytes
+from tests.registry.formats import samples
 from tests.workers.ml.little import write_cnn
 from tests.workers.tiny import run_next
 
@@ -115,6 +116,72 @@ def test_equal_weights_need_no_job(owner, model):
     found = diffs.request_weights(actor=actor_of(owner), before=before, after=again)
     assert (found.state, found.job) == ("equal", None)
     assert Job.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ("encoder.safetensors", "decoder.safetensors"),
+        ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"),
+        ("adapter_model.safetensors", "model.safetensors"),
+    ],
+)
+def test_all_components_are_compared(owner, changed, kept):
+    repository = factories.make_model(owner, "pipeline")
+    for value in (1.0, 2.0):
+        files = {changed: safetensors_bytes(w=[value]), kept: safetensors_bytes(w=[5.0])}
+        factories.make_version(owner, repository, files)
+    address = "alice/pipeline/versions/1/diff/2/weights"
+    asked = api(owner, "POST", address)[1]
+    assert asked["state"] == "running"
+    assert asked["compared"] == {
+        "before": sorted([changed, kept]),
+        "after": sorted([changed, kept]),
+    }
+    assert asked["left_out"] == {"before": [], "after": []}
+    run_next()
+    found = api(owner, "GET", address)[1]
+    states = {row["name"]: row["state"] for row in found["tensors"]}
+    assert states == {
+        f"{changed.removesuffix('.safetensors')}:w": "changed",
+        f"{kept.removesuffix('.safetensors')}:w": "equal",
+    }
+
+
+def test_what_only_one_version_has_is_new(owner):
+    repository = factories.make_model(owner, "adapted")
+    base = {"model.safetensors": safetensors_bytes(w=[1.0])}
+    adapter = {"adapter_model.safetensors": safetensors_bytes(lora=[2.0])}
+    factories.make_version(owner, repository, base)
+    factories.make_version(owner, repository, {**base, **adapter})
+    api(owner, "POST", "alice/adapted/versions/1/diff/2/weights")
+    run_next()
+    found = api(owner, "GET", "alice/adapted/versions/1/diff/2/weights")[1]
+    assert found["summary"]["counts"] == {"equal": 1, "new": 1}
+
+
+def test_other_formats_of_the_same_weights_are_left_out_and_named(owner, client):
+    repository = factories.make_model(owner, "mixed")
+    for graph in (samples.onnx(), samples.onnx(opset=18)):
+        files = {"model.safetensors": safetensors_bytes(w=[1.0]), "model.onnx": graph}
+        factories.make_version(owner, repository, files)
+    found = api(owner, "GET", "alice/mixed/versions/1/diff/2/weights")[1]
+    assert found["state"] == "equal"
+    assert found["compared"] == {"before": ["model.safetensors"], "after": ["model.safetensors"]}
+    assert found["left_out"] == {"before": ["model.onnx"], "after": ["model.onnx"]}
+    page = client.get("/models/alice/mixed/versions/1/diff/2").content.decode()
+    assert "What was compared is the same in both, byte for byte." in page
+    assert "Compared: model.safetensors." in page
+    assert "Left out: model.onnx." in page
+
+
+def test_data_beside_a_graph_belongs_to_its_weights(owner):
+    repository = factories.make_model(owner, "outside")
+    for data in (b"1111", b"2222"):
+        files = {"model.onnx": samples.onnx(), "model.onnx.data": data, "README.md": b"# Words"}
+        factories.make_version(owner, repository, files)
+    before, after = pair(repository)
+    assert diffs.compare_weights(actor_of(owner), before, after).state == "unknown"
 
 
 def test_says_why_weights_cannot_be_compared(owner, model):

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -23,18 +24,21 @@ _MATRIX: Final = 2
 def open_tensors(folder: Path, chosen: Chosen, scratch: Path) -> dict[str, Stored]:
     """Give the tensors of some files by their names; of two with one name, the first.
 
-    A coded file is written out into `scratch` before.
+    Where the files are of several components, each name begins with that of its component. A coded
+    file is written out into `scratch` before.
 
     Raises:
         Invalid: a file is malformed.
 
     """
     found: dict[str, Stored] = {}
-    for path in chosen.paths:
-        for stored in _of_file(folder / path, chosen.format, scratch):
+    parts = chosen.parts or ("",) * len(chosen.paths)
+    for at, (path, part) in enumerate(zip(chosen.paths, parts, strict=True)):
+        for stored in _of_file(folder / path, chosen.format, scratch / str(at)):
             if len(found) >= _MAX_TENSORS:
                 raise malformed("The files hold more than {limit} tensors.", limit=_MAX_TENSORS)
-            found.setdefault(stored.name, stored)
+            name = f"{part}:{stored.name}" if part else stored.name
+            found.setdefault(name, replace(stored, name=name) if part else stored)
     _unpack_linear(found)
     return found
 

@@ -148,7 +148,7 @@ class Progress:
 def compare_pair(before: Stored, after: Stored, progress: Progress) -> Change:
     """Compare two tensors of one name."""
     said: dict[str, Any] = {
-        "name": after.name[:_NAME],
+        "name": after.name,
         "dtype_before": before.dtype,
         "dtype_after": after.dtype,
         "shape_before": list(before.shape),
@@ -260,7 +260,7 @@ def compare_tensors(
     """
     found = []
     for name in sorted(before.keys() & after.keys(), key=natural):
-        change = (known or {}).get(name[:_NAME])
+        change = (known or {}).get(name)
         if change is None:
             change = compare_pair(before[name], after[name], progress)
             keep(change)
@@ -290,9 +290,9 @@ def _apart(gone: list[Stored], new: list[Stored], progress: Progress) -> Iterato
         if source is not None:
             moved.add(source.name)
         yield Change(
-            name=one.name[:_NAME],
+            name=one.name,
             state="new" if source is None else "renamed",
-            name_before="" if source is None else source.name[:_NAME],
+            name_before="" if source is None else source.name,
             dtype_before="" if source is None else source.dtype,
             dtype_after=one.dtype,
             shape_before=None if source is None else list(source.shape),
@@ -308,7 +308,7 @@ def _apart(gone: list[Stored], new: list[Stored], progress: Progress) -> Iterato
         if one.name not in moved:
             _, norm, zeros, odd = old[one.name]
             yield Change(
-                name=one.name[:_NAME],
+                name=one.name,
                 state="gone",
                 dtype_before=one.dtype,
                 shape_before=list(one.shape),
@@ -347,11 +347,18 @@ def summarise(changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def _brief(change: Change) -> dict[str, Any]:
-    return {
+    said = {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in asdict(change).items()
         if value not in (None, "")
     }
+    names = {key: _cut(said[key]) for key in ("name", "name_before") if key in said}
+    return {**said, **names}
+
+
+def _cut(name: str) -> str:
+    """Keep the end of a long name: those of one model begin alike."""
+    return name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
 
 
 # --- As a job -------------------------------------------------------------------------------------

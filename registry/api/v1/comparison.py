@@ -8,6 +8,7 @@ from registry.errors import Text
 from registry.models import Actor, Version
 from registry.services import beside, diffs
 from registry.services.diffs import Setting, TextDiff, WeightsDiff
+from registry.services.weights import Weights
 
 _MOST_LINES: Final = 1000
 
@@ -125,6 +126,15 @@ def _setting_body(setting: Setting) -> dict[str, Any]:
     return {"name": setting.name, "before": setting.before, "after": setting.after}
 
 
+def _weight_files(weights: Weights | None) -> dict[str, Any]:
+    if weights is None:
+        return {"compared": None, "left_out": None}
+    return {
+        "compared": {"before": list(weights.before.paths), "after": list(weights.after.paths)},
+        "left_out": {"before": list(weights.beside_before), "after": list(weights.beside_after)},
+    }
+
+
 def weights_body(found: WeightsDiff, *, tensors: bool) -> dict[str, Any]:
     """Say what is known of the weights; all of it, or without a line for each tensor."""
     summary = dict(found.summary or {})
@@ -134,6 +144,7 @@ def weights_body(found: WeightsDiff, *, tensors: bool) -> dict[str, Any]:
         "why": _words(found.why),
         "job": found.job.pk if found.job else None,
         "size_bytes": found.weights.size_bytes if found.weights else None,
+        **_weight_files(found.weights),
         "summary": summary or None,
         **({"tensors": listed} if tensors else {}),
     }

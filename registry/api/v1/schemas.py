@@ -647,13 +647,24 @@ class WeightsSummary(Answer):
     zeros_after: int
 
 
+class WeightFiles(Answer):
+    before: list[str]
+    after: list[str]
+
+
 class KnownWeights(Answer):
-    """`unknown` can be asked for with POST; `running` names the job; `impossible` says why."""
+    """`unknown` can be asked for with POST; `running` names the job; `impossible` says why.
+
+    All weight files of one format are `compared`: `equal` says that those are the same, byte for
+    byte. What holds weights in another format is `left_out`. Both are null where `impossible`.
+    """
 
     state: Literal["equal", "known", "running", "unknown", "impossible"]
     why: str | None
     job: UUID | None
     size_bytes: int | None
+    compared: WeightFiles | None
+    left_out: WeightFiles | None
     summary: WeightsSummary | None
 
 

@@ -330,8 +330,64 @@ def test_a_report_lists_what_changed_before_what_did_not() -> None:
         (
             ["m-00002-of-00002.safetensors", "m-00001-of-00002.safetensors", "x.safetensors"],
             ["a/model.safetensors", "program.safetensors", "other.safetensors"],
-            Chosen("safetensors", ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors")),
-            Chosen("safetensors", ("other.safetensors",)),
+            Chosen(
+                "safetensors",
+                (
+                    "m-00001-of-00002.safetensors",
+                    "m-00002-of-00002.safetensors",
+                    "x.safetensors",
+                ),
+                ("other", "other", "x"),
+            ),
+            Chosen(
+                "safetensors", ("a/model.safetensors", "other.safetensors"), ("a/model", "other")
+            ),
+        ),
+        (
+            ["model.safetensors"],
+            ["model.safetensors", "adapter_model.safetensors"],
+            Chosen("safetensors", ("model.safetensors",), ("model",)),
+            Chosen(
+                "safetensors",
+                ("adapter_model.safetensors", "model.safetensors"),
+                ("adapter_model", "model"),
+            ),
+        ),
+        (
+            ["encoder.safetensors", "decoder.safetensors"],
+            ["encoder.onnx", "decoder.onnx"],
+            Chosen(
+                "safetensors",
+                ("decoder.safetensors", "encoder.safetensors"),
+                ("decoder", "encoder"),
+            ),
+            Chosen("onnx", ("decoder.onnx", "encoder.onnx"), ("decoder", "encoder")),
+        ),
+        (
+            ["model.safetensors", "model-00001-of-00001.safetensors"],
+            ["model.safetensors"],
+            Chosen(
+                "safetensors",
+                ("model-00001-of-00001.safetensors", "model.safetensors"),
+                ("model-00001-of-00001.safetensors", "model.safetensors"),
+            ),
+            Chosen("safetensors", ("model.safetensors",), ("model.safetensors",)),
+        ),
+        (
+            ["model.safetensors", "pytorch_model.bin.safetensors", "program.safetensors"],
+            ["weights.safetensors"],
+            Chosen("safetensors", ("model.safetensors",)),
+            Chosen("safetensors", ("weights.safetensors",)),
+        ),
+        (
+            ["model.safetensors", "program.safetensors"],
+            ["model.safetensors", "program.safetensors"],
+            Chosen(
+                "safetensors", ("model.safetensors", "program.safetensors"), ("model", "program")
+            ),
+            Chosen(
+                "safetensors", ("model.safetensors", "program.safetensors"), ("model", "program")
+            ),
         ),
         (["README.md"], ["model.onnx"], NOTHING, Chosen("onnx", ("model.onnx",))),
     ],
@@ -340,6 +396,42 @@ def test_chooses_files_that_can_be_compared(
     before: list[str], after: list[str], first: Chosen, second: Chosen
 ) -> None:
     assert choose_weights(before, after) == (first, second)
+
+
+def test_components_of_a_model_are_told_apart(tmp_path: Path) -> None:
+    tensors = {"w": RNG.standard_normal((8, 8)).astype("f4")}
+    for folder, change in (("before", 0), ("after", 1)):
+        (tmp_path / folder).mkdir()
+        for part in ("encoder", "decoder"):
+            moved = tensors["w"] + np.float32(change * (part == "encoder"))
+            path = tmp_path / folder / f"{part}.safetensors"
+            save_file({"w": moved}, path)
+            myz.pack(path, path.with_suffix(".myz"))
+    for format_name in ("safetensors", "myz"):
+        paths = [f"{part}.{format_name}" for part in ("encoder", "decoder")]
+        found = compared(
+            *(
+                open_tensors(tmp_path / folder, chosen, tmp_path / format_name / folder)
+                for folder, chosen in zip(
+                    ("before", "after"), choose_weights(paths, paths), strict=True
+                )
+            )
+        )
+        states = {name: one.state for name, one in found.items()}
+        assert states == {"encoder:w": "changed", "decoder:w": "equal"}
+
+
+def test_names_that_end_otherwise_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    long = "x" * 300
+    one, two = np.zeros(2, "f4"), np.ones(2, "f4")
+    before = saved(tmp_path, "before", {f"{long}a": one, f"{long}b": one})
+    after = saved(tmp_path, "after", {f"{long}a": one, f"{long}b": two})
+    changes = compare_tensors(before, after, Progress(0))
+    assert [one.state for one in changes] == ["equal", "changed"]
+    again = compare_tensors(before, after, Progress(0), known={one.name: one for one in changes})
+    assert again == changes
+    said = [row["name"] for row in weightdiff.summarise(changes)["tensors"]]
+    assert [(len(name), name[-2:]) for name in said] == [(300, "xa"), (300, "xb")]
 
 
 @pytest.mark.parametrize("numbers", [3, 5000])

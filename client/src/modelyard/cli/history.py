@@ -69,7 +69,7 @@ def _lines(changed: Any) -> Iterator[str]:
         yield f"It does not take what callers send: {changed['signature']['why']}"
     known = changed["weights"]
     if known["state"] == "equal":
-        yield "The weights are the same, byte for byte."
+        yield _same_weights(known)
     elif known["summary"]:
         yield f"weights: {_counts(known['summary'])}"
     elif known["state"] == "unknown":
@@ -99,14 +99,29 @@ def _counts(summary: Any) -> str:
     return ", ".join(f"{count} {state}" for state, count in summary["counts"].items())
 
 
+def _same_weights(known: Any) -> str:
+    beside = _left_out(known)
+    said = "The weights are the same, byte for byte"
+    return f"{said}; left out: {beside}." if beside else f"{said}."
+
+
+def _left_out(known: Any) -> str:
+    """Name the files of weights that were not compared."""
+    # Older servers do not say it.
+    beside = known.get("left_out") or {"before": [], "after": []}
+    return ", ".join(sorted({*beside["before"], *beside["after"]}))
+
+
 def _print_weights(found: Any) -> None:
     if found["state"] == "equal":
-        echo("The weights are the same, byte for byte.")
+        echo(plain(_same_weights(found)))
     elif found["state"] != "known":
         echo(plain(found["why"] or f"{found['state']}: job {found['job']}"))
     else:
         changed = [row for row in found["tensors"] if row["state"] != "equal"]
         echo(plain(_counts(found["summary"])))
+        if beside := _left_out(found):
+            echo(plain(f"left out: {beside}"))
         print_table(
             ("tensor", "state", "relative", "largest", "cosine", "changed", "zeros"),
             (_row(row) for row in changed[:_SHOWN_TENSORS]),
