@@ -330,15 +330,15 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
 def summarise(changes: Sequence[Change]) -> dict[str, Any]:
     """Count what changed, and list it: what changed first, where not all of it can be listed."""
     counts = Counter(change.state for change in changes)
-    pairs = [one for one in changes if one.norm_before is not None and one.relative is not None]
-    before = sum((one.norm_before or 0.0) ** 2 for one in pairs)
-    apart = sum(((one.relative or 0.0) * (one.norm_before or 0.0)) ** 2 for one in pairs)
+    pairs = [one for one in changes if one.changed is not None]
+    before = math.hypot(*(one.norm_before or 0.0 for one in pairs))
+    apart = math.hypot(*map(_changed_by, pairs))
     listed = sorted(changes, key=lambda change: _ORDER.index(change.state))[:MOST_LISTED]
     kept = {id(change) for change in listed}
     return {
         "tensors_count": len(changes),
         "counts": {state: counts[state] for state in _ORDER if counts[state]},
-        "relative": math.sqrt(apart / before) if before else None,
+        "relative": apart / before if before and math.isfinite(apart) else None,
         "elements": sum(change.elements for change in changes),
         "zeros_before": sum(change.zeros_before or 0 for change in changes),
         "zeros_after": sum(change.zeros_after or 0 for change in changes),
@@ -346,11 +346,18 @@ def summarise(changes: Sequence[Change]) -> dict[str, Any]:
     }
 
 
+def _changed_by(change: Change) -> float:
+    """Give the norm of the difference; what was zero has changed by all that it is now."""
+    if not change.norm_before:
+        return change.norm_after or 0.0
+    return (change.relative or 0.0) * change.norm_before
+
+
 def _brief(change: Change) -> dict[str, Any]:
     said = {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in asdict(change).items()
-        if value not in (None, "")
+        if value not in (None, "") and not (isinstance(value, float) and not math.isfinite(value))
     }
     names = {key: _cut(said[key]) for key in ("name", "name_before") if key in said}
     return {**said, **names}

@@ -312,6 +312,28 @@ def test_a_report_lists_what_changed_before_what_did_not() -> None:
     assert len(said["tensors"]) == weightdiff.MOST_LISTED
 
 
+def test_what_was_zero_before_counts_in_what_changed_of_all(tmp_path: Path) -> None:
+    kept = np.array([3.0, 4.0], "f4")
+    before = saved(tmp_path, "before", {"a": kept, "b": np.zeros(2, "f4")})
+    after = saved(tmp_path, "after", {"a": kept, "b": np.array([6.0, 8.0], "f4")})
+    changes = compare_tensors(before, after, Progress(0))
+    assert weightdiff.summarise(changes)["relative"] == pytest.approx(2.0)
+    onto_zeros = [one for one in changes if one.name == "b"]
+    assert weightdiff.summarise(onto_zeros)["relative"] is None
+
+
+def test_numbers_as_large_as_doubles_are_can_be_summed(tmp_path: Path) -> None:
+    before = saved(tmp_path, "before", {"w": np.array([6e153]), "v": np.array([6e153])})
+    after = saved(tmp_path, "after", {"w": np.array([1.2e154]), "v": np.array([1.2e154])})
+    changes = compare_tensors(before, after, Progress(0))
+    assert weightdiff.summarise(changes)["relative"] == pytest.approx(1.0)
+    larger = saved(tmp_path, "larger", {"w": np.array([1e200]), "v": np.array([1.0])})
+    with np.errstate(over="ignore"):
+        said = weightdiff.summarise(compare_tensors(before, larger, Progress(0)))
+    assert said["relative"] is None
+    json.dumps(said, allow_nan=False)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "first", "second"),
     [
