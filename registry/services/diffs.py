@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import unified_diff
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal, NamedTuple
@@ -22,6 +21,7 @@ from registry.models import (
 from registry.recipes import BASE, DiffRecipe
 from registry.services.compatibility import why_incompatible
 from registry.services.jobs import submit_job
+from registry.services.line_diffs import CONTEXT, Budget, Line, TooDifferentError, changed_lines
 from registry.services.versions import may_read_files
 from registry.services.weights import Weights, find_known, pair_of
 from registry.storage import default_storage
@@ -33,6 +33,8 @@ _TEXTS: Final = frozenset(
 _NAMED_TEXTS: Final = frozenset({"license", "notice", "readme", "dockerfile"})
 _TEXT_BYTES: Final = 256 * 1024
 _TEXT_LINES: Final = 2000
+# What all texts of a comparison may take together: pairs of lines, some 100 ns each.
+_TEXT_PAIRS: Final = 1_600_000
 _SHOWN_LINES: Final = 400
 _SHOWN_CHARACTERS: Final = 500
 _SHOWN_TEXTS: Final = 20
@@ -48,13 +50,6 @@ class FileChange(NamedTuple):
     path: str
     before: Blob | None
     after: Blob | None
-
-
-class Line(NamedTuple):
-    """A line of a text: `+`, `-`, ` ` or `@` for where it stands."""
-
-    sign: str
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +147,8 @@ def compare_texts(
     changes.sort(key=lambda change: (change.path != CARD, change.path))
     if not all(may_read_files(actor, one) for one in (before, after)):
         return []
-    return [_text_diff(change) for change in changes[:_SHOWN_TEXTS]]
+    budget = Budget(_TEXT_PAIRS)
+    return [_text_diff(change, budget) for change in changes[:_SHOWN_TEXTS]]
 
 
 def is_text(path: str) -> bool:
@@ -160,7 +156,7 @@ def is_text(path: str) -> bool:
     return PurePosixPath(name).suffix in _TEXTS or name in _NAMED_TEXTS
 
 
-def _text_diff(change: FileChange) -> TextDiff:
+def _text_diff(change: FileChange, budget: Budget) -> TextDiff:
     blobs = [blob for blob in (change.before, change.after) if blob is not None]
     if any(blob.size_bytes > _TEXT_BYTES for blob in blobs):
         why = Text(
@@ -172,33 +168,27 @@ def _text_diff(change: FileChange) -> TextDiff:
         old, new = (_lines_of(blob) for blob in (change.before, change.after))
     except UnicodeDecodeError:
         return TextDiff(path=change.path, why=Text("It is no text in UTF-8."))
+    try:
+        return _lines_diff(change.path, old, new, budget)
+    except TooDifferentError:
+        why = Text("Comparing it line by line would take too long.")
+        return TextDiff(path=change.path, why=why)
+
+
+def _lines_diff(path: str, old: Sequence[str], new: Sequence[str], budget: Budget) -> TextDiff:
+    budget.take(len(old) + len(new))
     head = _same_at_the_start(old, new)
     tail = _same_at_the_start(old[head:][::-1], new[head:][::-1])
     middle = [len(lines) - head - tail for lines in (old, new)]
     if max(middle) > _TEXT_LINES:
         why = Text("More than {limit} lines changed.", limit=_TEXT_LINES)
-        return TextDiff(path=change.path, why=why)
+        return TextDiff(path=path, why=why)
     # What is the same around is left out before, but for the lines that are shown beside.
-    start, end = max(0, head - 3), max(0, tail - 3)
+    start, end = max(0, head - CONTEXT), max(0, tail - CONTEXT)
     first, second = (lines[start : len(lines) - end] for lines in (old, new))
-    found = [
-        Line(line[0], line[1:][:_SHOWN_CHARACTERS])
-        # The first two name the files, and a text may have lines that look like them.
-        for line in islice(unified_diff(first, second, lineterm="", n=3), 2, None)
-    ]
-    found = [_placed(line, start) if line.sign == "@" else line for line in found]
-    return TextDiff(path=change.path, lines=found[:_SHOWN_LINES], is_cut=len(found) > _SHOWN_LINES)
-
-
-def _placed(line: Line, start: int) -> Line:
-    """Say where a part stands in the whole texts."""
-    where = [
-        f"{part[0]}{int(part[1:].split(',')[0]) + start}"
-        + part[1:].partition(",")[1]
-        + part[1:].partition(",")[2]
-        for part in line.text.strip("@ ").split()
-    ]
-    return Line("@", " ".join(where))
+    found = list(islice(changed_lines(first, second, budget, start=start), _SHOWN_LINES + 1))
+    shown = [Line(line.sign, line.text[:_SHOWN_CHARACTERS]) for line in found[:_SHOWN_LINES]]
+    return TextDiff(path=path, lines=shown, is_cut=len(found) > _SHOWN_LINES)
 
 
 def _lines_of(blob: Blob | None) -> list[str]:

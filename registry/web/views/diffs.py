@@ -40,7 +40,12 @@ def _pair(
 def diff_page(
     request: HttpRequest, kind: str, namespace: str, name: str, number: int, other: int
 ) -> HttpResponse:
-    return _show(request, *_pair(request, kind, namespace, name, number, other))
+    before, after = _pair(request, kind, namespace, name, number, other)
+    if request.GET.get("part") == "weights":
+        # Asked for again and again while a job reads them: the rest is not compared each time.
+        context = _weights_context(actor_of(request), before, after)
+        return render(request, "version/weights.html", context)
+    return _show(request, before, after)
 
 
 def _show(
@@ -49,11 +54,8 @@ def _show(
     """Render what changed; with why the weights could not be compared, if somebody asked."""
     actor, kind = actor_of(request), after.repository.kind
     files = diffs.compare_files(before, after)
-    weights = diffs.compare_weights(actor, before, after)
-    known = weights.state in {"known", "equal"}
     context = {
-        "before": before,
-        "after": after,
+        **_weights_context(actor, before, after, refusal=refusal),
         "repository": after.repository,
         "kind": kind,
         "plural": f"{kind}s",
@@ -63,8 +65,22 @@ def _show(
         "tags": diffs.compare_tags(before, after),
         "numbers": beside.numbers(diffs.compare_metrics(actor, before, after)),
         "signature": diffs.compare_signatures(before, after),
+        "swap_url": history.pair_address("diff", after, before),
+    }
+    return render(request, "version/diff.html", context)
+
+
+def _weights_context(
+    actor: Actor, before: Version, after: Version, *, refusal: str = ""
+) -> dict[str, Any]:
+    weights = diffs.compare_weights(actor, before, after)
+    is_told = weights.state in {"known", "equal"} and after.repository.kind == Kind.MODEL
+    page_url = history.pair_address("diff", before, after)
+    return {
+        "before": before,
+        "after": after,
         "weights": weights,
-        "story": changes.story_of(weights) if known and kind == Kind.MODEL else None,
+        "story": changes.story_of(weights) if is_told else None,
         "may_ask": diffs.may_request(actor),
         "refusal": refusal,
         # Once: what was refused is asked for again by hand.
@@ -72,9 +88,9 @@ def _show(
         and weights.weights is not None
         and weights.weights.size_bytes <= _AT_ONCE_BYTES,
         "ask_url": history.pair_address("compare-weights", before, after),
-        "swap_url": history.pair_address("diff", after, before),
+        "page_url": page_url,
+        "part_url": f"{page_url}{'&' if '?' in page_url else '?'}part=weights",
     }
-    return render(request, "version/diff.html", context)
 
 
 @require_POST

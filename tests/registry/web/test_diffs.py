@@ -8,6 +8,7 @@ from registry.models import Blob, Job, JobState, Version
 from registry.services import jobs, weights
 from registry.services.beside import MOST
 from registry.services.diffs import WeightsDiff, compare_files, compare_texts
+from registry.services.line_diffs import Budget, TooDifferentError, changed_lines
 from registry.services.results import Outcome
 from registry.services.versions import EvaluationSpec, add_evaluations
 from registry.web import changes
@@ -190,6 +191,25 @@ def test_weights_are_asked_for_on_the_page(as_owner, as_stranger, client, pair):
         assert "style=" not in page
 
 
+def test_only_the_weights_are_asked_for_again_while_a_job_reads_them(as_owner, owner, pair):
+    as_owner.post(address(*pair, "/weights"))
+    page = as_owner.get(address(*pair)).content.decode()
+    assert f'hx-get="{address(*pair)}?part=weights"' in page
+    part = as_owner.get(address(*pair) + "?part=weights").content.decode()
+    assert part.lstrip().startswith("<section")
+    assert 'id="weights"' in part
+    assert "A job reads both" in part
+    assert f'hx-get="{address(*pair)}?part=weights"' in part
+    assert f'href="{address(*pair)}"' in part
+    assert "First words." not in part
+    files = {"model.safetensors": safetensors_bytes(w=[5.0])}
+    other = make_version(owner, make_model(owner, "other"), files)
+    there = f"{address(pair[0], other)}?repository=olga%2Fother"
+    as_owner.post(f"{address(pair[0], other, '/weights')}?repository=olga/other")
+    part = as_owner.get(f"{there}&part=weights").content.decode()
+    assert f'hx-get="{there}&amp;part=weights"' in part
+
+
 def test_a_refusal_is_said_once_and_not_asked_for_again(as_owner, pair, settings):
     settings.JOB_MAX_QUEUED = 0
     page = as_owner.post(address(*pair, "/weights")).content.decode()
@@ -220,6 +240,50 @@ def test_a_text_of_the_worst_kind_is_bounded(owner):
     (text,) = compare_texts(actor_of(owner), before, near, files)
     assert (text.added, text.removed) == (1, 0)
     assert text.lines[0].text == "-19998,6 +19998,7"
+
+
+def interleaved(count):
+    """Give texts with very many short matches, each of which is found by going through the rest."""
+    old = [f"line {i * i % 97}" for i in range(count)]
+    new = [part for i in range(count // 2) for part in (old[i], f"only {i}")]
+    return old, new
+
+
+class Counted(str):
+    """A line that counts how often it is looked up."""
+
+    __slots__ = ()
+    looked_up = 0
+
+    def __hash__(self):
+        Counted.looked_up += 1
+        return super().__hash__()
+
+
+def test_lines_are_compared_within_a_budget():
+    old, new = interleaved(2000)
+    budget = Budget(200_000)
+    Counted.looked_up = 0
+    with pytest.raises(TooDifferentError):
+        list(changed_lines([Counted(line) for line in old], new, budget))
+    assert Counted.looked_up <= 200_000 + len(old)
+    assert 0 <= budget.left < 200_000
+    few = changed_lines(old, [*old[:-1], "last"], budget)
+    assert [line.sign for line in few] == ["@", " ", " ", " ", "-", "+"]
+
+
+def test_all_texts_of_a_comparison_share_one_budget(as_owner, owner):
+    repository = make_model(owner, "lines")
+    for lines in interleaved(2000):
+        files = {f"{n}.txt": ("\n".join(lines) + f"\n{n}").encode() for n in range(4)}
+        last = {"small.txt": lines[1].encode()}
+        make_version(owner, repository, {**files, **last})
+    before, after = repository.versions.order_by("number")
+    texts = compare_texts(actor_of(owner), before, after, compare_files(before, after))
+    why = "Comparing it line by line would take too long."
+    assert [text.why and text.why.detail for text in texts] == [why] * 4 + [None]
+    assert [line.text for line in texts[-1].lines] == ["-1 +1", "line 1", "only 0"]
+    assert why in as_owner.get("/models/olga/lines/versions/1/diff/2").content.decode()
 
 
 def test_lines_that_look_like_the_head_of_a_diff_are_lines(owner):
