@@ -19,7 +19,7 @@ from registry.models import (
     is_better,
 )
 from registry.recipes import BASE, DiffRecipe
-from registry.services.compatibility import why_incompatible
+from registry.services.compatibility import why_incompatible, why_untold
 from registry.services.jobs import submit_job
 from registry.services.line_diffs import CONTEXT, Budget, Line, TooDifferentError, changed_lines
 from registry.services.versions import may_read_files
@@ -327,9 +327,14 @@ class Compatibility:
     why: Text | None = None
 
 
-def compare_signatures(before: Version, after: Version) -> Compatibility:
-    why = why_incompatible(before, after)
-    if why is None and not (before.signature and after.signature):
+def compare_signatures(actor: Actor, before: Version, after: Version) -> Compatibility:
+    """Say whether callers of the first may be given the second, as far as `actor` may know.
+
+    Labels lie in config.json: who may not read it of both hears nothing of them, nor a yes.
+    """
+    may_read = all(may_read_files(actor, one) for one in (before, after))
+    why = why_untold(before, after) or why_incompatible(before, after, with_labels=may_read)
+    if why is None and not (may_read and before.signature and after.signature):
         return Compatibility(accepts=None)
     return Compatibility(accepts=why is None, why=why)
 

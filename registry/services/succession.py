@@ -22,7 +22,7 @@ from registry.models import (
     Version,
 )
 from registry.permissions import allowed
-from registry.services.compatibility import why_incompatible
+from registry.services.compatibility import why_incompatible, why_untold
 from registry.services.gate import evidence_of, require_allowed
 
 
@@ -134,7 +134,7 @@ def require_protected(
     if before is None or before.pk == candidate.pk:
         return {}
     before.repository = candidate.repository = repository
-    problem = why_incompatible(before, candidate)
+    problem = why_untold(before, candidate) or why_incompatible(before, candidate)
     if problem is None:
         return {}
     if not reason or not allowed(actor, "maintain", repository):

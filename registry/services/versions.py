@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,6 +167,8 @@ def create_version(  # noqa: PLR0913 - a version is this wide
     except (NotFound, IntegrityError) as error:
         # Nothing is looked for there but the bytes of blobs that were found before.
         raise collected_meanwhile() from error
+    if job is None and restores is None:
+        _require_distinct_ports(facts.config)
     again: dict[str, Any] = {} if restores is None else {"restores": restores}
     with transaction.atomic():
         row = lock_repository(repository)
@@ -435,6 +438,24 @@ def _signature(config: Mapping[str, Any], inspections: Mapping[str, Inspection])
         if facts.get("inputs") and facts.get("outputs"):
             return {"inputs": facts["inputs"], "outputs": facts["outputs"]}
     return {}
+
+
+def _require_distinct_ports(config: Mapping[str, Any]) -> None:
+    """Refuse a declaration that gives one name to two inputs: callers could not send both."""
+    declared = config.get("signature")
+    for side in ("inputs", "outputs"):
+        ports = _declared_ports(declared.get(side)) if isinstance(declared, dict) else None
+        names = Counter(port["name"] for port in ports or ())
+        for name, count in names.items():
+            if count > 1:
+                raise invalid_field(
+                    "files",
+                    "repeated_port",
+                    "config.json: in its signature, two of {side} have the name {name!r}; each "
+                    "needs a name of its own.",
+                    side=side,
+                    name=name[:80],
+                )
 
 
 def _declared_ports(value: object) -> list[dict[str, Any]] | None:

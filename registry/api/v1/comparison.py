@@ -15,7 +15,7 @@ _MOST_LINES: Final = 1000
 
 def compare_versions(actor: Actor, before: Version, after: Version) -> dict[str, Any]:
     """Say what changed, as far as `actor` may see it."""
-    signatures = diffs.compare_signatures(before, after)
+    signatures = diffs.compare_signatures(actor, before, after)
     return {
         "before": wire.version_name(before),
         "after": wire.version_name(after),

@@ -64,7 +64,7 @@ def _show(
         "config": diffs.compare_config(actor, before, after),
         "tags": diffs.compare_tags(before, after),
         "numbers": beside.numbers(diffs.compare_metrics(actor, before, after)),
-        "signature": diffs.compare_signatures(before, after),
+        "signature": diffs.compare_signatures(actor, before, after),
         "swap_url": history.pair_address("diff", after, before),
     }
     return render(request, "version/diff.html", context)

@@ -422,19 +422,21 @@ def _show_proposal(
         ),
         "reason_hint": AliasForm.base_fields["reason"].help_text,
         "numbers": _side_by_side(before, proposal.version),
-        **_what_would_change(before, proposal.version),
+        **_what_would_change(actor, before, proposal.version),
         "may_decide": proposal.is_open and allowed(actor, "maintain", repository),
         "may_withdraw": proposal.is_open and proposal.proposed_by_id == actor.user_id,
     }
     return render(request, "sharing/proposal.html", context, status=422 if refusal else 200)
 
 
-def _what_would_change(before: Version | None, after: Version | None) -> dict[str, Any]:
+def _what_would_change(
+    actor: Actor, before: Version | None, after: Version | None
+) -> dict[str, Any]:
     """Say whether callers of the alias could be given the new version, and where more is said."""
     if before is None or after is None or before.pk == after.pk:
         return {}
     return {
-        "fit": compare_signatures(before, after),
+        "fit": compare_signatures(actor, before, after),
         "diff_url": history.pair_address("diff", before, after),
     }
 

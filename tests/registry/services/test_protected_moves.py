@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from registry.errors import Conflict, Denied
+from registry.errors import Conflict, Denied, Invalid
 from registry.models import Alias, Event
 from registry.services import catalog, proposals
 from registry.services.compatibility import why_incompatible
+from registry.services.diffs import compare_signatures
 from tests.factories import UserFactory, actor_of, make_member, make_model, make_version
 
 pytestmark = pytest.mark.django_db
@@ -112,7 +113,8 @@ def test_labels_are_part_of_what_callers_know(alice, model):
     first = version(model, 1)
     assert "label 0 is 'dog'" in why_incompatible(first, swapped).detail
     assert "3 labels" in why_incompatible(first, more).detail
-    assert why_incompatible(first, unnamed) is None
+    assert "no labels, where callers know 2" in why_incompatible(first, unnamed).detail
+    assert why_incompatible(unnamed, first) is None
     with pytest.raises(Conflict):
         move(alice, model, swapped.number)
 
@@ -122,4 +124,44 @@ def test_labels_by_number_compare_too(alice, model):
     one = make_version(alice, model, {"config.json": json.dumps(named).encode()})
     named["id2label"]["10"] = "d"
     two = make_version(alice, model, {"config.json": json.dumps(named).encode()})
-    assert "label 2 is 'd'" in why_incompatible(one, two).detail
+    assert "label 10 is 'd'" in why_incompatible(one, two).detail
+
+
+def described(user, repository, **config):
+    return make_version(user, repository, {"config.json": json.dumps(config).encode()})
+
+
+def test_labels_have_the_numbers_that_they_are_named_by(alice, model):
+    listed = described(alice, model, labels=["cat", "dog"])
+    same = described(alice, model, id2label={"1": "dog", "0": "cat"})
+    moved = described(alice, model, id2label={"5": "cat", "7": "dog"})
+    far = described(alice, model, id2label={"1000000000": "cat", "10000000000": "dog"})
+    assert why_incompatible(listed, same) is None
+    assert why_incompatible(same, listed) is None
+    assert "no label 0, where callers know 'cat'" in why_incompatible(same, moved).detail
+    assert "no label 5" in why_incompatible(moved, far).detail
+
+
+def test_a_signature_is_not_lost_without_a_reason(alice, model):
+    silent = described(alice, model, labels=["cat", "dog"])
+    with pytest.raises(Conflict, match="does not say what it takes") as refusal:
+        move(alice, model, silent.number)
+    assert refusal.value.reason == "incompatible_signature"
+    move(alice, model, silent.number, reason="All callers read the card")
+    assert at(model) == silent.number
+    told = compare_signatures(actor_of(alice), version(model, 1), silent)
+    assert (told.accepts, told.why.detail) == (
+        False,
+        "it does not say what it takes and gives, which callers rely on",
+    )
+    # Nobody knows what callers of that one send.
+    move(alice, model, 1)
+
+
+def test_one_name_for_two_inputs_is_no_signature(alice, model):
+    twice = ports(image=[None, 28]) * 2
+    with pytest.raises(Invalid, match="two of inputs have the name 'image'"):
+        make_version(alice, model, files(inputs=twice))
+    old = version(model, 2)
+    old.signature = {"inputs": twice, "outputs": ports(logits=[None, 2])}
+    assert "the input 'image' twice" in why_incompatible(version(model, 1), old).detail

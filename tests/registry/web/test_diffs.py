@@ -10,7 +10,7 @@ from registry.services.beside import MOST
 from registry.services.diffs import WeightsDiff, compare_files, compare_texts
 from registry.services.line_diffs import Budget, TooDifferentError, changed_lines
 from registry.services.results import Outcome
-from registry.services.versions import EvaluationSpec, add_evaluations
+from registry.services.versions import EvaluationSpec, add_evaluations, describe_version
 from registry.web import changes
 from registry.web.history import TIMES
 from tests.factories import actor_of, make_model, make_version, safetensors_bytes
@@ -208,6 +208,28 @@ def test_only_the_weights_are_asked_for_again_while_a_job_reads_them(as_owner, o
     as_owner.post(f"{address(pair[0], other, '/weights')}?repository=olga/other")
     part = as_owner.get(f"{there}&part=weights").content.decode()
     assert f'hx-get="{there}&amp;part=weights"' in part
+
+
+def test_labels_of_an_archived_version_are_shown_to_maintainers_alone(as_owner, client, owner):
+    repository = make_model(owner, "named")
+    ports = [{"name": "x", "dtype": "float32", "shape": [4]}]
+    signature = {"inputs": ports, "outputs": ports}
+    one, two = (
+        make_version(
+            owner,
+            repository,
+            {"config.json": json.dumps({"signature": signature, "labels": labels}).encode()},
+        )
+        for labels in (["cat", "dog"], ["cat", "hidden word"])
+    )
+    there = f"/models/olga/named/versions/{one.number}/diff/{two.number}"
+    assert "hidden word" in client.get(there).content.decode()
+    describe_version(actor=actor_of(owner), version=two, changes={"state": "archived"})
+    for address in (there, f"/api/v1{there}"):
+        assert "hidden word" in as_owner.get(there).content.decode()
+        assert "hidden word" not in client.get(address).content.decode()
+    said = client.get(f"/api/v1{there}").json()["signature"]
+    assert (said["accepts"], said["why"]) == (None, None)
 
 
 def test_a_refusal_is_said_once_and_not_asked_for_again(as_owner, pair, settings):

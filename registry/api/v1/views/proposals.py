@@ -111,7 +111,9 @@ def in_full(view: "Resource", proposal: AliasProposal) -> wire.Row:
     )
     present = alias.version if alias else None
     before = present if found.is_open else found.replaced
-    fit = compare_signatures(before, found.version) if before and found.version else None
+    fit = (
+        compare_signatures(view.actor, before, found.version) if before and found.version else None
+    )
     return {
         **wire.proposal_body(found, present.number if present else None),
         "metrics": measured_changes(view.actor, before, found.version),
