@@ -56,7 +56,7 @@ from registry.models.evidence import (
     WeightDiff,
     is_better,
 )
-from registry.models.jobs import Attempt, Job, JobEvent, JobState, Worker
+from registry.models.jobs import MADE_DIGESTS, Attempt, Job, JobEvent, JobState, Worker
 from registry.models.openable import openable_files
 from registry.models.serving import Deployment, DeploymentRole, Endpoint
 from registry.models.vectors import CardVector, make_vector_table
@@ -64,6 +64,7 @@ from registry.models.webhooks import Delivery, DeliveryState, Webhook
 
 __all__ = [
     "ANONYMOUS",
+    "MADE_DIGESTS",
     "MIN_SEGMENTED_BYTES",
     "QUALITY_METRICS",
     "ROLE_RANK",

@@ -1,7 +1,7 @@
 """Background jobs: the row is the truth, the broker's message only wakes a worker."""
 
 import uuid
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from django.db import models
 from django.db.models import Prefetch, Q
@@ -10,6 +10,9 @@ from django.utils import timezone
 from registry.models.access import Actor, Namespace, User
 from registry.models.artifacts import Blob
 from registry.models.catalog import Repository, Version
+
+MADE_DIGESTS: Final = "made_digests"
+"""Where a job's report keeps a digest of each variant that it made, to compare other runs with."""
 
 
 class JobState(models.TextChoices):
@@ -161,9 +164,8 @@ class Job(models.Model):
     @property
     def shown_report(self) -> dict[str, Any]:
         """Give the report without what only those may read who see the result."""
-        if self.result:
-            return dict(self.report)
-        return {name: value for name, value in self.report.items() if name != "reproduction"}
+        hidden = {MADE_DIGESTS} if self.result else {MADE_DIGESTS, "reproduction"}
+        return {name: value for name, value in self.report.items() if name not in hidden}
 
     @property
     def is_finished(self) -> bool:

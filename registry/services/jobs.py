@@ -32,6 +32,7 @@ from registry.errors import (
     unpack,
 )
 from registry.models import (
+    MADE_DIGESTS,
     Actor,
     Attempt,
     AuditAction,
@@ -59,7 +60,7 @@ from registry.services.catalog import (
 )
 from registry.services.fitness import require_fit
 from registry.services.namespaces import find_namespace, hold_namespaces
-from registry.services.reproduction import compare_outcome, require_reproducible
+from registry.services.reproduction import compare_outcome, digests_of, require_reproducible
 from registry.services.results import Outcome, keep_outcome
 from registry.services.versions import require_runnable
 from registry.services.workers import gpu_offered
@@ -171,6 +172,10 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
 
     """
     exact, inputs, namespace, lane = prepare_job(actor=actor, recipe=recipe)
+    if reproduces is not None and set(reproduces.inputs.all()) != set(inputs.values()):
+        raise Conflict(
+            "An input of the job was renamed just now: try again.", code="not_reproducible"
+        )
     with transaction.atomic():
         _require_room(actor)
         _keep_inputs(inputs)
@@ -460,7 +465,17 @@ def reproduce_job(*, actor: Actor, job: Job) -> Job:
     require_scope(actor, "jobs")
     require(actor, "write", job.namespace)
     require_reproducible(job)
-    return submit_job(actor=actor, recipe=job.recipe, reproduces=job)
+    recipe = parse_recipe(job.recipe)
+    try:
+        # Names may lead elsewhere by now: what it read is what is read again.
+        inputs = inputs_of(job, recipe, actor)
+    except NotFound as error:
+        raise Conflict(
+            "You cannot read any more what the job has read, so nothing could be compared.",
+            code="not_reproducible",
+        ) from error
+    exact = recipe.resolved({role: version.ref for role, version in inputs.items()})
+    return submit_job(actor=actor, recipe=exact.to_json(), reproduces=job)
 
 
 def _require_hold(actor: Actor, job: Job) -> None:
@@ -709,6 +724,8 @@ def finish_job(claim: Claim, outcome: Outcome) -> Version | None:
                 inputs=inputs_of(job, claim.recipe, creator),
                 outcome=outcome,
             )
+            if outcome.variants:
+                job.report[MADE_DIGESTS] = digests_of(outcome)
         job.result = version
         _end_attempt(job, "succeeded")
         _end(job, JobState.SUCCEEDED)

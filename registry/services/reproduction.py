@@ -1,10 +1,12 @@
 """A job run again, to see whether it gives the same bytes as before: nothing of it is kept."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from registry.errors import Conflict, Invalid
-from registry.models import Blob, Job, JobState, Version
+from registry.models import MADE_DIGESTS, Blob, Job, JobState, Version
 from registry.services.results import Outcome
 
 # What leaves files. Measurements alone are times and never come out twice the same.
@@ -70,15 +72,31 @@ def compare_outcome(job: Job, outcome: Outcome) -> dict[str, Any]:
         _compare(version, made.get(version.variant, {}))
         for version in Version.objects.filter(job=original).order_by("number")
     ]
-    before = {version["variant"] for version in versions}
-    new = sorted(made.keys() - before)
+    there = {version["variant"] for version in versions}
+    # What has been deleted for good is told by its digest; older jobs have kept none.
+    kept = original.report.get(MADE_DIGESTS)
+    gone = {name: digest for name, digest in (kept or {}).items() if name not in there}
+    new = sorted(made.keys() - there - gone.keys())
+    same = all(version["same"] for version in versions) and all(
+        _digest_of(made.get(name, {})) == digest for name, digest in gone.items()
+    )
     return {
         "of": str(original.pk),
-        "same": bool(versions) and not new and all(version["same"] for version in versions),
+        "same": bool(versions) and not new and same,
         "versions": versions,
         "new_variants": new,
         "machine": _differences(original.report, outcome.report),
     }
+
+
+def digests_of(outcome: Outcome) -> dict[str, str]:
+    """Give what a job keeps of each variant that it made, whatever is deleted of them later."""
+    return {made.variant: _digest_of(made.files) for made in outcome.variants}
+
+
+def _digest_of(files: Mapping[str, Blob]) -> str:
+    compared = [[path, files[path].sha256] for path in sorted(files.keys() - NOT_COMPARED)]
+    return hashlib.sha256(json.dumps(compared).encode()).hexdigest()
 
 
 def _compare(version: Version, found: Mapping[str, Blob]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Jobs that run others again: what they made is compared, and nothing of it is kept."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from registry.errors import Conflict, Denied, Invalid, NotFound
 from registry.models import Artifact, Job, JobState, Version
-from registry.services import jobs
+from registry.services import catalog, jobs
+from registry.services.collection import collect_garbage
 from registry.services.reproduction import compare_outcome
 from registry.services.results import Made, Outcome
 from registry.services.versions import delete_version
@@ -135,6 +137,83 @@ def test_every_version_of_a_job_that_made_several_is_compared(alice, model):
         ("tiny", False),
     ]
     assert (found["same"], found["new_variants"]) == (False, ["new"])
+
+
+def searching(alice, model):
+    """Queue a search as one that was submitted stands there."""
+    rows = make_version(alice, make_model(alice, "digits", kind="dataset"), {"a.csv": b"1"})
+    job = Job.objects.create(
+        kind="search",
+        recipe={
+            "kind": "search",
+            "schema": 1,
+            "model": model.ref,
+            "dataset": rows.ref,
+            "steps": [{"method": "search", "max_accuracy_loss": 0.01}],
+        },
+        queue="cpu",
+        namespace=model.repository.namespace,
+        created_by=alice,
+        max_attempts=1,
+    )
+    job.inputs.set([model, rows])
+    return job
+
+
+def variants(**values):
+    return Outcome(
+        variants=[
+            Made(
+                variant=variant,
+                files={
+                    "README.md": make_blob(f"{variant} {value}".encode()),
+                    "model.safetensors": make_blob(weights(weight=[value])),
+                },
+                message="made",
+            )
+            for variant, value in values.items()
+        ]
+    )
+
+
+def test_what_was_deleted_for_good_since_is_compared_by_its_digest(alice, model):
+    job = run(searching(alice, model), variants(a=1.0, b=2.0))
+    assert "made_digests" in job.report
+    assert "made_digests" not in job.shown_report
+    delete_version(actor=actor_of(alice), version=Version.objects.get(job=job, variant="b"))
+    list(collect_garbage(undo=timedelta(0), keep=timedelta(0)))
+    assert not Version.objects.filter(job=job, variant="b").exists()
+
+    def compared(**values):
+        found = compare_outcome(Job(kind="search", reproduces=job), variants(**values))
+        return found["same"], found["new_variants"], [one["variant"] for one in found["versions"]]
+
+    assert compared(a=1.0, b=2.0) == (True, [], ["a"])
+    assert compared(a=1.0, b=3.0) == (False, [], ["a"])
+    assert compared(a=1.0) == (False, [], ["a"])
+    assert compared(a=1.0, b=2.0, c=3.0) == (False, ["c"], ["a"])
+    # Jobs that ended before digests were kept say nothing of what is gone.
+    job.report.pop("made_digests")
+    job.save()
+    assert compared(a=1.0, b=2.0) == (False, ["b"], ["a"])
+
+
+def test_what_is_run_again_reads_what_the_first_run_read(alice, model, first):
+    catalog.describe_repository(
+        actor=actor_of(alice), repository=model.repository, changes={"name": "renamed"}
+    )
+    other = make_version(alice, make_model(alice, "classifier"), {"config.json": b"{}"})
+    second = jobs.reproduce_job(actor=actor_of(alice), job=first)
+    assert list(second.inputs.all()) == [model] != [other]
+    assert second.recipe["model"] == "alice/renamed@1"
+    assert second.recipe["steps"] == first.recipe["steps"]
+
+
+def test_what_the_first_run_read_has_to_be_there(alice, model, first):
+    delete_version(actor=actor_of(alice), version=model)
+    with pytest.raises(Conflict, match="cannot read any more") as refusal:
+        jobs.reproduce_job(actor=actor_of(alice), job=first)
+    assert refusal.value.reason == "not_reproducible"
 
 
 def test_what_has_no_bytes_to_compare_is_refused(alice, model, first):
