@@ -1,5 +1,6 @@
 """What changed from one version to another: files, texts, settings, tags, numbers, weights."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _SHOWN_TEXTS: Final = 20
 _SHOWN_SETTINGS: Final = 500
 _SETTING_DEPTH: Final = 12
 _SETTING_CHARACTERS: Final = 300
+_DIGEST: Final = 12
 CARD: Final = "README.md"
 
 
@@ -221,16 +223,18 @@ def compare_config(actor: Actor, before: Version, after: Version) -> list[Settin
 
 
 def flat_config(version: Version) -> dict[str, str]:
-    return {name: _text_of(value) for name, value in settings_of(version).items()}
+    return {name: _text_of(value) for name, value in _flat(_plain_config(version), "", 0)}
 
 
 def settings_of(version: Version) -> dict[str, Any]:
     """Give the values of config.json by their paths; null is a text here, for it is there."""
-    return dict(_flat(_plain_config(version), "", 0))
+    found = _flat(_plain_config(version), "", 0)
+    return {name: "null" if value is None else value for name, value in found}
 
 
 def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    is_plain = isinstance(value, str) and not _is_json(value)
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def _plain_config(version: Version) -> dict[str, Any]:
@@ -240,9 +244,30 @@ def _plain_config(version: Version) -> dict[str, Any]:
 def _flat(value: Any, path: str, depth: int) -> Iterable[tuple[str, Any]]:
     if isinstance(value, dict) and value and depth < _SETTING_DEPTH:
         for name, inner in value.items():
-            yield from _flat(inner, f"{path}.{name}" if path else str(name), depth + 1)
+            yield from _flat(inner, _joined(path, name), depth + 1)
     else:
-        yield path[:_SETTING_CHARACTERS], "null" if value is None else value
+        yield path, value
+
+
+def _joined(path: str, name: str) -> str:
+    """Name what lies at a name below a path; a long one has a digest for what is left out of it."""
+    is_plain = name and "." not in name and '"' not in name
+    part = name if is_plain else json.dumps(name, ensure_ascii=False)
+    whole = f"{path}.{part}" if path else part
+    if len(whole) <= _SETTING_CHARACTERS:
+        return whole
+    digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    kept = (_SETTING_CHARACTERS - _DIGEST) // 2 - 1
+    return f"{whole[:kept]}…{digest}…{whole[-kept:]}"
+
+
+def _is_json(text: str) -> bool:
+    """Say whether a text looks like a number, a list or another value that is no plain text."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def compare_tags(before: Version, after: Version) -> list[Setting]:

@@ -620,7 +620,7 @@ class TextDiff(Answer):
 
 
 class SettingChange(Answer):
-    """A value of config.json; null where it is not there."""
+    """A value of config.json; null where it is not there. A text that reads as JSON has quotes."""
 
     name: str
     before: str | None

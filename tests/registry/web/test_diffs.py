@@ -7,7 +7,13 @@ import pytest
 from registry.models import Blob, Job, JobState, Version
 from registry.services import jobs, weights
 from registry.services.beside import MOST
-from registry.services.diffs import WeightsDiff, compare_files, compare_texts
+from registry.services.diffs import (
+    WeightsDiff,
+    compare_config,
+    compare_files,
+    compare_texts,
+    flat_config,
+)
 from registry.services.line_diffs import Budget, TooDifferentError, changed_lines
 from registry.services.results import Outcome
 from registry.services.versions import EvaluationSpec, add_evaluations, describe_version
@@ -321,6 +327,46 @@ def test_lines_that_look_like_the_head_of_a_diff_are_lines(owner):
         "--seed 1",
     ]
     assert [line.text for line in text.lines if line.sign == "+"] == ["--seed 2", "++ b"]
+
+
+def compared(owner, repository, *configs):
+    files = [{"config.json": json.dumps(config).encode()} for config in configs]
+    before, after = (make_version(owner, repository, one) for one in files)
+    return {
+        row.name: (row.before, row.after) for row in compare_config(actor_of(owner), before, after)
+    }
+
+
+def test_a_text_of_a_setting_is_told_from_a_number(owner):
+    repository = make_model(owner, "typed")
+    texts = {"layers": "2", "x": "true", "n": "null", "l": "[1]", "t": "plain", "q": '"a"'}
+    values = {"layers": 2, "x": True, "n": None, "l": [1], "t": "plain", "q": "a"}
+    assert compared(owner, repository, texts, values) == {
+        "layers": ('"2"', "2"),
+        "x": ('"true"', "true"),
+        "n": ('"null"', "null"),
+        "l": ('"[1]"', "[1]"),
+        "q": (r'"\"a\""', "a"),
+    }
+
+
+def test_settings_are_told_apart_by_all_of_their_names(owner):
+    repository = make_model(owner, "named")
+    long = "a" * 300
+    found = compared(owner, repository, {long: {"b": 1, "c": 2}}, {long: {"b": 1, "c": 3}})
+    ((name, change),) = found.items()
+    assert (change, name[-2:], len(name) <= 300) == (("2", "3"), ".c", True)
+    dotted = compared(owner, repository, {"a.b": 1, "a": {"b": 2}}, {"a.b": 1, "a": {"b": 3}})
+    assert dotted == {"a.b": ("2", "3")}
+    nameless = compared(owner, repository, {"b": 1, "": {"b": 2}}, {"b": 1, "": {"b": 3}})
+    assert nameless == {'"".b': ("2", "3")}
+
+
+def test_many_settings_under_a_very_long_name_take_no_copy_of_it_each():
+    version = Version(config={"a" * 400_000: {f"{n:x}": 0 for n in range(50_000)}})
+    found = flat_config(version)
+    assert len(found) == 50_000
+    assert sum(map(len, found)) < 50_000 * 301
 
 
 def test_a_difference_after_what_is_shown_is_one(as_owner, owner):
