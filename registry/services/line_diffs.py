@@ -1,6 +1,6 @@
 """Texts compared line by line, for no more work than there is a budget for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import Match, SequenceMatcher
 from itertools import accumulate
 from typing import Final, NamedTuple
@@ -70,7 +70,8 @@ class _Matcher(SequenceMatcher[str]):
     def __init__(self, old: Sequence[str], new: Sequence[str], budget: Budget) -> None:
         super().__init__(None, old, new)
         self._budget = budget
-        places = self.b2j
+        # Documented, and unknown to the type stubs: where each line of the new text stands.
+        places: Mapping[str, Sequence[int]] = vars(self)["b2j"]
         costs = (1 + len(places.get(line, ())) for line in old)
         self._costs_before = list(accumulate(costs, initial=0))
 

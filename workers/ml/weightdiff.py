@@ -354,13 +354,15 @@ def _changed_by(change: Change) -> float:
 
 
 def _brief(change: Change) -> dict[str, Any]:
-    said = {
+    said: dict[str, Any] = {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in asdict(change).items()
         if value not in (None, "") and not (isinstance(value, float) and not math.isfinite(value))
     }
-    names = {key: _cut(said[key]) for key in ("name", "name_before") if key in said}
-    return {**said, **names}
+    for key in ("name", "name_before"):
+        if key in said:
+            said[key] = _cut(said[key])
+    return said
 
 
 def _cut(name: str) -> str:
