@@ -67,6 +67,31 @@ _UNREAD: Final = {"MatMulNBits": (4,), "GatherBlockQuantized": ()}
 _LSTMS: Final = frozenset({"LSTM", "DynamicQuantizeLSTM"})
 _GATES: Final = 4
 _LOOKED_AT: Final = frozenset({"Cast", *_QUANTIZED, *_IN_BLOCKS, *_LSTMS})
+# Which inputs of a node say where and in which shape it works, and so are no weights.
+_OF_SHAPE: Final = {
+    "ConstantOfShape": (0,),
+    "CumSum": (1,),
+    "Expand": (1,),
+    "Pad": (1, 3),
+    "Reshape": (1,),
+    "Resize": (3,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+    "Unsqueeze": (1,),
+    **dict.fromkeys(
+        [f"Reduce{what}" for what in ("L1", "L2", "Max", "Mean", "Min", "Prod", "Sum")], (1,)
+    ),
+}
+# Such numbers are whole and few.
+_SHAPE_TYPES: Final = frozenset({"I32", "I64"})
+_MOST_DIMENSIONS: Final = 64
+# So many names are remembered of a graph; of a larger one nothing is left out.
+_MOST_USES: Final = 1 << 20
+# Fields of an attribute that hold graphs, whose nodes use what is around them too.
+_GRAPHS: Final = frozenset({6, 11})
 
 
 class _Node(NamedTuple):
@@ -75,6 +100,7 @@ class _Node(NamedTuple):
     inputs: Sequence[str]
     outputs: Sequence[str]
     numbers: Mapping[str, int]
+    has_graphs: bool = False
 
     def named(self, places: Sequence[int]) -> list[str]:
         return [self.inputs[at] if at < len(self.inputs) else "" for at in places]
@@ -91,15 +117,50 @@ def of_graph(path: Path, size: int, read: ReadRange) -> list[Stored]:
     walk = onnx.Walk(size, read)
     found: dict[str, Stored] = {}
     nodes: list[_Node] = []
+    uses = _Uses()
     beside = _Beside(path)
     for item in walk.fields(0, size):
         for part in walk.inner(item) if item.number == 7 else ():
             if part.number == 5 and (stored := _initializer(walk, part, beside, read)):
                 found.setdefault(stored.name, stored)
-            elif part.number == 1 and (node := _node(walk, part)).operator in _LOOKED_AT:
-                nodes.append(node)
+            elif part.number == 1:
+                node = _node(walk, part)
+                uses.add(node)
+                if node.operator in _LOOKED_AT:
+                    nodes.append(node)
     _put_all_back(found, nodes)
-    return _turned_back(found)
+    # Only now: what was put back took its shape from there.
+    return [stored for stored in _turned_back(found) if not uses.are_of_shape(stored)]
+
+
+class _Uses:
+    """What the initializers of a graph are used for."""
+
+    def __init__(self) -> None:
+        self._as_shape: set[str] = set()
+        self._otherwise: set[str] = set()
+        self._all_are_seen = True
+
+    def add(self, node: _Node) -> None:
+        if not self._all_are_seen:
+            return
+        places = _OF_SHAPE.get(node.operator, ())
+        for at, name in enumerate(node.inputs):
+            (self._as_shape if at in places else self._otherwise).add(name)
+        is_too_much = len(self._as_shape) + len(self._otherwise) > _MOST_USES
+        if node.has_graphs or is_too_much:
+            self._all_are_seen = False
+
+    def are_of_shape(self, stored: Stored) -> bool:
+        """Say whether a tensor is nothing but a shape, axes or places, which exporters write."""
+        return (
+            self._all_are_seen
+            and stored.dtype in _SHAPE_TYPES
+            and len(stored.shape) <= 1
+            and stored.elements <= _MOST_DIMENSIONS
+            and stored.name in self._as_shape
+            and stored.name not in self._otherwise
+        )
 
 
 def _put_all_back(found: dict[str, Stored], nodes: Sequence[_Node]) -> None:
@@ -133,6 +194,7 @@ def _node(walk: Any, part: Any) -> _Node:
     outputs: list[str] = []
     operator = name = ""
     numbers: dict[str, int] = {}
+    has_graphs = False
     for field in walk.inner(part):
         if field.number == 1:
             inputs.append(walk.text(field))
@@ -149,8 +211,9 @@ def _node(walk: Any, part: Any) -> _Node:
                     key = walk.text(inner)
                 elif inner.number == 3:
                     value = inner.value
+                has_graphs = has_graphs or inner.number in _GRAPHS
             numbers[key] = value - (1 << 64) if value >= 1 << 63 else value
-    return _Node(operator, name, inputs, outputs, numbers)
+    return _Node(operator, name, inputs, outputs, numbers, has_graphs)
 
 
 class _Beside:

@@ -253,6 +253,45 @@ def test_numbers_that_lie_otherwise_in_a_graph_still_compare(tmp_path: Path) -> 
     assert (found["u"].state, found["u"].max_change) == ("changed", None)
 
 
+def test_shapes_that_an_exporter_writes_are_no_weights(tmp_path: Path) -> None:
+    weight = RNG.standard_normal((4, 3)).astype("f4")
+    constants = {
+        "val_2": np.array([1, 4], "i8"),
+        "axes": np.array([0], "i8"),
+        "ids": np.array([0, 1], "i8"),
+        "both": np.array([1, 3], "i8"),
+        "scale": np.array(0.5, "f4"),
+        "wide": np.ones((2, 2), "i8"),
+        "unused": np.array([7], "i8"),
+    }
+    tensors = [
+        numpy_helper.from_array(values, name) for name, values in {"w": weight, **constants}.items()
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["x", "val_2"], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", "axes"], ["more"]),
+        helper.make_node("Gather", ["more", "ids"], ["some"]),
+        helper.make_node("Reshape", ["some", "both"], ["a"]),
+        helper.make_node("Add", ["a", "both"], ["b"]),
+        helper.make_node("Mul", ["b", "scale"], ["c"]),
+        helper.make_node("Tile", ["c", "wide"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+    ]
+    graph(tmp_path / "model.onnx", tensors, nodes)
+    found = compared(
+        saved(tmp_path, "model", {"w": weight}),
+        opened(tmp_path, "model.onnx", format_name="onnx"),
+    )
+    states = {name: one.state for name, one in found.items()}
+    assert states == {"w": "equal", **dict.fromkeys(constants.keys() - {"val_2", "axes"}, "new")}
+    # What lies in another graph may use them otherwise.
+    branch = helper.make_graph([], "branch", [], [])
+    inside = helper.make_node("If", ["c"], ["e"], then_branch=branch, else_branch=branch)
+    graph(tmp_path / "branched.onnx", tensors, [*nodes, inside])
+    names = opened(tmp_path, "branched.onnx", format_name="onnx").keys()
+    assert names == {"w", *constants}
+
+
 def test_weights_beside_a_graph_are_read_and_nothing_else(tmp_path: Path) -> None:
     weight = numpy_helper.from_array(RNG.standard_normal((4, 3)).astype("f4"), "w")
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
