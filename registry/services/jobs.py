@@ -466,14 +466,7 @@ def reproduce_job(*, actor: Actor, job: Job) -> Job:
     require(actor, "write", job.namespace)
     require_reproducible(job)
     recipe = parse_recipe(job.recipe)
-    try:
-        # Names may lead elsewhere by now: what it read is what is read again.
-        inputs = inputs_of(job, recipe, actor)
-    except NotFound as error:
-        raise Conflict(
-            "You cannot read any more what the job has read, so nothing could be compared.",
-            code="not_reproducible",
-        ) from error
+    inputs = _inputs_again(actor, job, recipe)
     exact = recipe.resolved({role: version.ref for role, version in inputs.items()})
     return submit_job(actor=actor, recipe=exact.to_json(), reproduces=job)
 
@@ -525,6 +518,39 @@ def inputs_of(job: Job, recipe: Recipe, actor: Actor) -> dict[str, Version]:
             )
         found[role] = named
     return {role: found[role] for role in wanted}
+
+
+def _inputs_again(actor: Actor, job: Job, recipe: Recipe) -> dict[str, Version]:
+    """Find the very versions that a job has read: names may lead elsewhere by now."""
+    try:
+        inputs = inputs_of(job, recipe, actor)
+        if _are_told_apart(actor, recipe, inputs):
+            return inputs
+    except NotFound:
+        pass
+    raise Conflict(
+        "You cannot read any more what the job has read, so nothing could be compared.",
+        code="not_reproducible",
+    )
+
+
+def _are_told_apart(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) -> bool:
+    """Say whether no two inputs can have changed places, as a name went from one to the other.
+
+    Raises:
+        NotFound: the old name of one of them leads nowhere.
+
+    """
+    wanted = recipe.references()
+    for role, version in inputs.items():
+        alike = [one for one in inputs if kind_of(one) == kind_of(role)]
+        if len(alike) == 1 or version.ref.lower() == wanted[role].lower():
+            continue
+        old = parse_reference(wanted[role])
+        now = find_repository(actor, Kind(kind_of(role)), old.namespace, old.name)
+        if now.pk != version.repository_id:
+            return False
+    return True
 
 
 def _renamed(actor: Actor, role: str, text: str, rows: Sequence[Version]) -> Version | None:

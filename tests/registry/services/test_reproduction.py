@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from registry.errors import Conflict, Denied, Invalid, NotFound
-from registry.models import Artifact, Job, JobState, Version
+from registry.models import Artifact, Job, JobState, Repository, Version
 from registry.services import catalog, jobs
 from registry.services.collection import collect_garbage
 from registry.services.reproduction import compare_outcome
@@ -207,6 +207,26 @@ def test_what_is_run_again_reads_what_the_first_run_read(alice, model, first):
     assert list(second.inputs.all()) == [model] != [other]
     assert second.recipe["model"] == "alice/renamed@1"
     assert second.recipe["steps"] == first.recipe["steps"]
+
+
+def test_names_that_went_from_one_input_to_another_are_refused(alice, model):
+    other = make_version(alice, make_model(alice, "tuned"))
+    merge = {**COMPRESS, "steps": [{"method": "merge", "others": ["alice/tuned"]}]}
+    job = run(jobs.submit_job(actor=actor_of(alice), recipe=merge), outcome())
+
+    def rename(version, name):
+        repository = Repository.objects.get(pk=version.repository_id)
+        catalog.describe_repository(
+            actor=actor_of(alice), repository=repository, changes={"name": name}
+        )
+
+    rename(model, "first")
+    second = jobs.reproduce_job(actor=actor_of(alice), job=job)
+    assert second.recipe["model"] == "alice/first@1"
+    assert second.recipe["steps"][0]["others"] == ["alice/tuned@1"]
+    rename(other, "classifier")
+    with pytest.raises(Conflict, match="cannot read any more"):
+        jobs.reproduce_job(actor=actor_of(alice), job=job)
 
 
 def test_what_the_first_run_read_has_to_be_there(alice, model, first):
