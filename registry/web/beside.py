@@ -121,7 +121,7 @@ def _wording_of(part: beside.Part, line: beside.Line) -> tuple[str, _Say, _Say |
         )
     if part == "files":
         return line.name, _file_text, lambda held: str(held["sha256"])
-    return line.name, _plain, None
+    return line.name, _plain, _exact if part == "config" else None
 
 
 def _facts() -> Mapping[str, tuple[str, _Say, _Say | None]]:
@@ -164,6 +164,10 @@ def _file_text(held: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _exact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _short(text: str) -> str:
