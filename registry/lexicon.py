@@ -226,15 +226,22 @@ def _may_be_known(word: str) -> bool:
 
 
 def word_pairs_in(text: str) -> list[int]:
-    """Give the numbers of the words that stand side by side in a text, with no space between."""
-    return sorted(
-        {
-            pair_number(*pair)
-            for token in text.lower().split()
-            for pair in pairwise(_WORDS.findall(token))
-            if not is_chinese("".join(pair))
-        }
-    )
+    """Give the numbers of the words that stand side by side in a text, with no space between.
+
+    Signs such as those of `mini²` are letters of a word here, and for the database mostly not: what
+    it takes for words has numbers as well.
+    """
+    pairs: set[tuple[str, str]] = set()
+    for token in text.lower().split():
+        pairs.update(pairwise(_WORDS.findall(token)))
+        if not token.isascii():
+            pairs.update(pairwise(_WORDS.findall("".join(map(_without_sign, token)))))
+    return sorted({pair_number(*pair) for pair in pairs if not is_chinese("".join(pair))})
+
+
+def _without_sign(character: str) -> str:
+    is_sign = character.isalnum() and not (character.isalpha() or character.isdecimal())
+    return " " if is_sign else character
 
 
 def pair_number(word: str, following: str) -> int:

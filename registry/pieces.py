@@ -47,10 +47,14 @@ class Held(NamedTuple):
 
     @property
     def rows(self) -> Q:
-        """Give what finds the rows that may hold the text, by the narrower of the two."""
+        """Give what finds the rows that may hold the text, by the narrower of the two.
+
+        A row without any pair was written by a release that knew none: a name has one at least.
+        """
         if not self.pairs:
             return Q(search_vector=self.words)
-        return reduce(and_, (Q(word_pairs__overlap=any_of) for any_of in self.pairs))
+        paired = reduce(and_, (Q(word_pairs__overlap=any_of) for any_of in self.pairs))
+        return paired | Q(word_pairs=[])
 
 
 def holding(text: str) -> Held | None:
