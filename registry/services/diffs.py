@@ -227,9 +227,15 @@ def flat_config(version: Version) -> dict[str, str]:
 
 
 def settings_of(version: Version) -> dict[str, Any]:
-    """Give the values of config.json by their paths; null is a text here, for it is there."""
+    """Give the values of config.json by their paths.
+
+    Null is a text here, for it is there; that text itself stands in quotes.
+    """
     found = _flat(_plain_config(version), "", 0)
-    return {name: "null" if value is None else value for name, value in found}
+    return {
+        name: _text_of(value) if value is None or value == "null" else value
+        for name, value in found
+    }
 
 
 def _text_of(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Up to six versions beside each other as people read them; the change of two numbers."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from registry.web import wording
 _MOST_ROWS: Final = 300
 _MOST_PORTS: Final = 20
 _SHOWN_CHARACTERS: Final = 300
+# What is longer has its digest to be told by.
+_TOLD_CHARACTERS: Final = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,25 +86,32 @@ def sections(actor: Actor, versions: Sequence[Version], *, only_differences: boo
 
 def _line(part: beside.Part, line: beside.Line) -> Line:
     name, say, exact = _wording_of(part, line)
-    texts = [say(value) if value is not None else "" for value in line.values]
-    if line.differs and exact is not None:
-        texts = _told_apart(texts, [exact(v) if v is not None else "" for v in line.values])
+    texts = [_short(say(value)) if value is not None else "" for value in line.values]
+    if line.differs:
+        exactly = exact or _exact
+        texts = _told_apart(texts, [exactly(v) if v is not None else "" for v in line.values])
     best = line.best or [False] * len(texts)
     return Line(
         name=name,
-        cells=[Cell(text=_short(text), best=one) for text, one in zip(texts, best, strict=True)],
+        cells=[Cell(text=text, best=one) for text, one in zip(texts, best, strict=True)],
         differs=line.differs,
         is_code=part in {"tags", "config", "files"},
     )
 
 
 def _told_apart(texts: Sequence[str], exact: Sequence[str]) -> list[str]:
-    """Say more of values that read alike and are not."""
+    """Say more of values that read alike and are not; of long ones what tells these apart."""
     kinds = Counter(text for text, _exact in set(zip(texts, exact, strict=True)))
     return [
-        f"{text} ({more})" if text and kinds[text] > 1 else text
+        f"{text} ({more if len(more) <= _TOLD_CHARACTERS else _digest(more)})"
+        if text and kinds[text] > 1
+        else text
         for text, more in zip(texts, exact, strict=True)
     ]
+
+
+def _digest(text: str) -> str:
+    return f"SHA-256 {hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
 
 _Say = Callable[[Any], str]
@@ -121,7 +131,7 @@ def _wording_of(part: beside.Part, line: beside.Line) -> tuple[str, _Say, _Say |
         )
     if part == "files":
         return line.name, _file_text, lambda held: str(held["sha256"])
-    return line.name, _plain, _exact if part == "config" else None
+    return line.name, _plain, None
 
 
 def _facts() -> Mapping[str, tuple[str, _Say, _Say | None]]:
@@ -167,7 +177,7 @@ def _plain(value: Any) -> str:
 
 
 def _exact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _short(text: str) -> str:

@@ -1,6 +1,7 @@
 """What changed between two versions, told first and then drawn; up to six beside each other."""
 
 import json
+import re
 
 import pytest
 
@@ -436,6 +437,23 @@ def test_versions_stand_beside_each_other(as_owner, owner, pair):
     assert "kept.bin" not in only
     assert "vision" in only
     assert "same" not in only.partition("config.json")[2].partition("Files")[0].split()
+
+
+def test_what_reads_alike_beside_each_other_is_told_apart(as_owner, owner):
+    repository = make_model(owner, "near")
+    names = [f"label-{number}" for number in range(100)]
+    for config in (
+        {"pad": None, "layers": 2, "labels": names},
+        {"pad": "null", "layers": "2", "labels": [*names[:-1], "other"]},
+    ):
+        make_version(owner, repository, {"config.json": json.dumps(config).encode()})
+    page = as_owner.get("/models/olga/near/compare?v=1&v=2&only=differences").content.decode()
+    cells = page.partition("config.json")[2]
+    for one, other in (("null", "&quot;null&quot;"), ("2 (2)", "2 (&quot;2&quot;)")):
+        assert f">{one}<" in "".join(cells.split("\n")).replace("  ", "")
+        assert other in cells
+    first, second = re.findall(r"SHA-256 ([0-9a-f]{12})", cells)
+    assert first != second
 
 
 def test_at_most_six_and_only_what_may_be_seen(as_stranger, owner, pair):
