@@ -127,7 +127,7 @@ def _wording_of(part: beside.Part, line: beside.Line) -> tuple[str, _Say, _Say |
         return (
             f"{name} ({place})" if place else name,
             lambda value: wording.value_text(value, line.unit, line.name),
-            repr,
+            lambda value: _grouped(int(value)) if value.is_integer() else repr(value),
         )
     if part == "files":
         return line.name, _file_text, lambda held: str(held["sha256"])
@@ -142,7 +142,7 @@ def _facts() -> Mapping[str, tuple[str, _Say, _Say | None]]:
         "state": (_("State"), wording.state_name, None),
         "message": (_("What changed"), str, None),
         "created_by": (_("Author"), str, None),
-        "created_at": (_("Created"), _moment_text, datetime.isoformat),
+        "created_at": (_("Created"), _moment_text, _second_text),
         "job_kind": (_("Made by"), lambda kind: str(wording.JOB_KINDS.get(kind)), None),
         "size_bytes": (_("Size"), wording.size_text, _grouped),
         "parameters_count": (_("Parameters"), wording.count_text, _grouped),
@@ -154,6 +154,10 @@ def _facts() -> Mapping[str, tuple[str, _Say, _Say | None]]:
 
 def _moment_text(moment: datetime) -> str:
     return date_format(moment, "DATETIME_FORMAT")
+
+
+def _second_text(moment: datetime) -> str:
+    return f"{moment:%H:%M:%S %Z}"
 
 
 def _grouped(count: int) -> str:
