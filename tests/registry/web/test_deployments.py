@@ -263,7 +263,7 @@ def test_the_client_of_triton_is_given_the_path_and_the_scheme(
     ],
 )
 def test_the_code_for_grpc_says_whether_there_is_tls(as_owner, served, settings, address, written):
-    settings.GRPC_ADDRESS = address
+    settings.GRPC_ADDRESS, settings.GRPC_PORT = address, 8081
     page = unescape(re.sub("<[^>]+>", "", text_of(as_owner)))
     code = page[page.index("import tritonclient.grpc") :]
     assert code[code.index("client = ") :].startswith(
