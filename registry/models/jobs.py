@@ -76,6 +76,11 @@ class Job(models.Model):
     recipe = models.JSONField()
     namespace = models.ForeignKey(Namespace, on_delete=models.PROTECT, related_name="jobs")
     inputs = models.ManyToManyField(Version, related_name="read_by_jobs", blank=True)
+    # {role: id of the version}, for names go from one repository to another. Jobs that an earlier
+    # release queued have none.
+    input_ids = models.JSONField(
+        default=dict, blank=True, db_default=models.Value({}, models.JSONField())
+    )
     # Whether an input is gone for good that not everybody could see: the recipe still names it.
     lost_hidden_input = models.BooleanField(default=False, db_default=False)
     # The job that this one is a part of, its number among the parts, and the file that it left for

@@ -390,8 +390,8 @@ def compare_weights(actor: Actor, before: Version, after: Version) -> WeightsDif
 
 def _computing(actor: Actor, before: Version, after: Version) -> Job | None:
     """Find the unfinished job that `actor` may see and that compares the two."""
-    named = {"recipe__model": after.ref, f"recipe__{BASE}": before.ref}
-    rows = Job.objects.visible_to(actor).unfinished().filter(kind="diff", **named)
+    reading = {"model": after.pk, BASE: before.pk}
+    rows = Job.objects.visible_to(actor).unfinished().filter(kind="diff", input_ids=reading)
     return rows.order_by("created_at").first()
 
 

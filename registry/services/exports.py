@@ -250,7 +250,7 @@ def _not_made(version: Version, file: str) -> RegistryError:
 def _jobs_of(actor: Actor, version: Version) -> Mapping[str, Job]:
     """Find the unfinished jobs that `actor` may see, by the file that they make."""
     rows = Job.objects.visible_to(actor).unfinished()
-    found = rows.filter(kind="export", recipe__model=version.ref).order_by("-created_at")
+    found = rows.filter(kind="export", inputs=version).order_by("-created_at")
     return {EXPORTED_FILES[row.recipe["steps"][0]["target"]]: row for row in found}
 
 

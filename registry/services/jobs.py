@@ -156,10 +156,8 @@ def prepare_job(*, actor: Actor, recipe: object) -> Prepared:
     return Prepared(exact, inputs, namespace, _choose_queue(exact))
 
 
-def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -> Job:
+def submit_job(*, actor: Actor, recipe: object) -> Job:
     """Queue a recipe; references to versions are made exact, so the job reads what is there now.
-
-    With `reproduces`, what the job makes is compared with what that job made, and not kept.
 
     Raises:
         Invalid: the recipe has unknown, missing or wrong fields, an input that cannot be run, or
@@ -171,11 +169,12 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
             room for the result.
 
     """
-    exact, inputs, namespace, lane = prepare_job(actor=actor, recipe=recipe)
-    if reproduces is not None and set(reproduces.inputs.all()) != set(inputs.values()):
-        raise Conflict(
-            "An input of the job was renamed just now: try again.", code="not_reproducible"
-        )
+    return _queue(actor, prepare_job(actor=actor, recipe=recipe))
+
+
+def _queue(actor: Actor, prepared: Prepared, reproduces: Job | None = None) -> Job:
+    """Write a job; with `reproduces`, what it makes is compared with what that job made."""
+    exact, inputs, namespace, lane = prepared
     with transaction.atomic():
         _require_room(actor)
         _keep_inputs(inputs)
@@ -186,6 +185,7 @@ def submit_job(*, actor: Actor, recipe: object, reproduces: Job | None = None) -
             namespace=namespace,
             queue=lane,
             max_attempts=settings.JOB_MAX_ATTEMPTS,
+            input_ids={role: version.pk for role, version in inputs.items()},
             reproduces=reproduces,
             created_by_id=actor.user_id,
         )
@@ -222,6 +222,7 @@ def _cut(job: Job, count: int, inputs: Iterable[Version]) -> None:
             kind=job.kind,
             recipe=job.recipe,
             namespace=job.namespace,
+            input_ids=job.input_ids,
             queue=job.queue,
             max_attempts=job.max_attempts,
             created_by_id=job.created_by_id,
@@ -468,7 +469,12 @@ def reproduce_job(*, actor: Actor, job: Job) -> Job:
     recipe = parse_recipe(job.recipe)
     inputs = _inputs_again(actor, job, recipe)
     exact = recipe.resolved({role: version.ref for role, version in inputs.items()})
-    return submit_job(actor=actor, recipe=exact.to_json(), reproduces=job)
+    prepared = prepare_job(actor=actor, recipe=exact.to_json())
+    if prepared.inputs != inputs:
+        raise Conflict(
+            "An input of the job was renamed just now: try again.", code="not_reproducible"
+        )
+    return _queue(actor, prepared, reproduces=job)
 
 
 def _require_hold(actor: Actor, job: Job) -> None:
@@ -499,32 +505,31 @@ def inputs_of(job: Job, recipe: Recipe, actor: Actor) -> dict[str, Version]:
         .filter(read_by_jobs=job)
         .select_related("repository__namespace", "revision")
     )
-    found: dict[str, Version] = {}
     wanted = recipe.references()
+    if job.input_ids:
+        by_id = {row.pk: row for row in rows}
+        found = {role: by_id.get(job.input_ids.get(role)) for role in wanted}
+    else:
+        found = _guess_roles(actor, wanted, rows)
+    inputs: dict[str, Version] = {}
     for role, text in wanted.items():
-        for row in rows:
-            if row.repository.kind == kind_of(role) and row.ref.lower() == text.lower():
-                found[role] = row
-    for role, text in wanted.items():
-        if role in found:
-            continue
-        named = _renamed(actor, role, text, [row for row in rows if row not in found.values()])
-        if named is None:
+        version = found[role]
+        if version is None:
             raise NotFound(
                 "{text} cannot be read any more by {user}, who submitted the job.",
                 code="version_not_found",
                 text=text,
                 user=actor.username,
             )
-        found[role] = named
-    return {role: found[role] for role in wanted}
+        inputs[role] = version
+    return inputs
 
 
 def _inputs_again(actor: Actor, job: Job, recipe: Recipe) -> dict[str, Version]:
     """Find the very versions that a job has read: names may lead elsewhere by now."""
     try:
         inputs = inputs_of(job, recipe, actor)
-        if _are_told_apart(actor, recipe, inputs):
+        if job.input_ids or _are_told_apart(actor, job, recipe, inputs):
             return inputs
     except NotFound:
         pass
@@ -534,7 +539,26 @@ def _inputs_again(actor: Actor, job: Job, recipe: Recipe) -> dict[str, Version]:
     )
 
 
-def _are_told_apart(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version]) -> bool:
+# --- Jobs of before their inputs' roles were kept -------------------------------------------------
+
+
+def _guess_roles(
+    actor: Actor, wanted: Mapping[str, str], rows: Sequence[Version]
+) -> dict[str, Version | None]:
+    """Tell inputs by the names in the recipe: first those that still have them."""
+    found: dict[str, Version | None] = {}
+    for role, text in wanted.items():
+        for row in rows:
+            if row.repository.kind == kind_of(role) and row.ref.lower() == text.lower():
+                found[role] = row
+    for role, text in wanted.items():
+        if role not in found:
+            left = [row for row in rows if row not in found.values()]
+            found[role] = _renamed(actor, role, text, left)
+    return found
+
+
+def _are_told_apart(actor: Actor, job: Job, recipe: Recipe, inputs: Mapping[str, Version]) -> bool:
     """Say whether no two inputs can have changed places, as a name went from one to the other.
 
     Raises:
@@ -544,9 +568,13 @@ def _are_told_apart(actor: Actor, recipe: Recipe, inputs: Mapping[str, Version])
     wanted = recipe.references()
     for role, version in inputs.items():
         alike = [one for one in inputs if kind_of(one) == kind_of(role)]
-        if len(alike) == 1 or version.ref.lower() == wanted[role].lower():
+        if len(alike) == 1:
             continue
         old = parse_reference(wanted[role])
+        # Of those that exchange names, one has to be called something else for a while.
+        since = version.repository.redirects.filter(created_at__gte=job.created_at)
+        if since.exclude(namespace__slug__iexact=old.namespace, name__iexact=old.name).exists():
+            return False
         now = find_repository(actor, Kind(kind_of(role)), old.namespace, old.name)
         if now.pk != version.repository_id:
             return False

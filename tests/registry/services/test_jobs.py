@@ -539,6 +539,33 @@ def test_inputs_that_were_renamed_do_not_take_each_other_s_place(alice, model):
     assert jobs.find_inputs(hold) == expected
 
 
+def rename(user, version, name):
+    repository = Repository.objects.get(pk=version.repository_id)
+    catalog.describe_repository(actor=actor_of(user), repository=repository, changes={"name": name})
+
+
+def test_inputs_that_changed_names_with_each_other_keep_their_roles(alice, model):
+    tuned = make_version(alice, make_model(alice, "tuned"))
+    submit(alice, merge("alice/tuned"))
+    rename(alice, model, "moving")
+    rename(alice, tuned, "classifier")
+    rename(alice, model, "tuned")
+    hold = claim()
+    assert jobs.find_inputs(hold) == {"model": model, "other_1": tuned}
+    version = jobs.finish_job(hold, result())
+    assert version.repository_id == model.repository_id
+    parents = LineageEdge.objects.filter(child=version).values_list("parent", "role")
+    assert set(parents) == {(model.pk, "weights"), (tuned.pk, "merged")}
+
+
+def test_a_job_that_an_earlier_release_queued_goes_by_the_names_in_its_recipe(alice, model):
+    tuned = make_version(alice, make_model(alice, "tuned"))
+    job = submit(alice, merge("alice/tuned"))
+    Job.objects.filter(pk=job.pk).update(input_ids={})
+    rename(alice, tuned, "other")
+    assert jobs.find_inputs(claim()) == {"model": model, "other_1": tuned}
+
+
 def test_a_hidden_model_cannot_be_merged_nor_told_from_one_that_is_not_there(alice, model):
     bob = UserFactory(username="bob")
     hidden = make_version(bob, make_model(bob, "secret", visibility="private"))

@@ -209,24 +209,54 @@ def test_what_is_run_again_reads_what_the_first_run_read(alice, model, first):
     assert second.recipe["steps"] == first.recipe["steps"]
 
 
-def test_names_that_went_from_one_input_to_another_are_refused(alice, model):
-    other = make_version(alice, make_model(alice, "tuned"))
+@pytest.fixture
+def tuned(alice):
+    return make_version(alice, make_model(alice, "tuned"))
+
+
+@pytest.fixture
+def merged(alice, model, tuned):
+    """Give a job that merged the model and a tuned one."""
     merge = {**COMPRESS, "steps": [{"method": "merge", "others": ["alice/tuned"]}]}
-    job = run(jobs.submit_job(actor=actor_of(alice), recipe=merge), outcome())
+    return run(jobs.submit_job(actor=actor_of(alice), recipe=merge), outcome())
 
-    def rename(version, name):
-        repository = Repository.objects.get(pk=version.repository_id)
-        catalog.describe_repository(
-            actor=actor_of(alice), repository=repository, changes={"name": name}
-        )
 
-    rename(model, "first")
-    second = jobs.reproduce_job(actor=actor_of(alice), job=job)
+def rename(user, version, name):
+    repository = Repository.objects.get(pk=version.repository_id)
+    catalog.describe_repository(actor=actor_of(user), repository=repository, changes={"name": name})
+
+
+def exchange_names(user, model, tuned):
+    rename(user, model, "moving")
+    rename(user, tuned, "classifier")
+    rename(user, model, "tuned")
+
+
+def test_inputs_keep_their_roles_whatever_became_of_their_names(alice, model, tuned, merged):
+    exchange_names(alice, model, tuned)
+    second = jobs.reproduce_job(actor=actor_of(alice), job=merged)
+    assert second.recipe["model"] == "alice/tuned@1"
+    assert second.recipe["steps"][0]["others"] == ["alice/classifier@1"]
+    hold = jobs.claim_job(worker="w", queues=["cpu"])
+    assert jobs.find_inputs(hold) == {"model": model, "other_1": tuned}
+
+
+def test_names_of_an_older_job_that_went_from_one_input_to_another_are_refused(
+    alice, model, tuned, merged
+):
+    Job.objects.filter(pk=merged.pk).update(input_ids={})
+    merged.refresh_from_db()
+    rename(alice, model, "first")
+    second = jobs.reproduce_job(actor=actor_of(alice), job=merged)
     assert second.recipe["model"] == "alice/first@1"
     assert second.recipe["steps"][0]["others"] == ["alice/tuned@1"]
-    rename(other, "classifier")
+    rename(alice, tuned, "classifier")
     with pytest.raises(Conflict, match="cannot read any more"):
-        jobs.reproduce_job(actor=actor_of(alice), job=job)
+        jobs.reproduce_job(actor=actor_of(alice), job=merged)
+    # Both names are those of the recipe, and each is the other one's.
+    rename(alice, model, "tuned")
+    with pytest.raises(Conflict, match="cannot read any more"):
+        jobs.reproduce_job(actor=actor_of(alice), job=merged)
 
 
 def test_what_the_first_run_read_has_to_be_there(alice, model, first):
