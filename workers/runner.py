@@ -216,18 +216,14 @@ class _Attempt:
     def _write_job(
         self, inputs: dict[str, Version], parts: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        to_name = jobs.inputs_to_name(self.claim.recipe, inputs)
+        names = _insist(lambda: jobs.name_inputs(self.claim, inputs))
         self.folder.write_job(
             {
                 "job_id": str(self.claim.job_id),
                 "recipe": self.claim.recipe.to_json(),
                 "inputs": {
-                    role: {
-                        "path": f"inputs/{role}",
-                        "ref": version.ref,
-                        "may_be_named": role in to_name,
-                    }
-                    for role, version in inputs.items()
+                    role: {"path": f"inputs/{role}", **name._asdict()}
+                    for role, name in names.items()
                 },
                 "part": [self.claim.part or 0, 1 if parts else self.claim.recipe.parts_count],
                 "parts": [{"path": path, "summary": said} for path, said in parts.items()],

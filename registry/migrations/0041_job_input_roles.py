@@ -1,6 +1,6 @@
-"""Keep which version has which role in a job.
+"""Keep which version has which role in a job, and under which names its process was told of them.
 
-Jobs of before, and those that the previous release still queues, do without.
+Jobs of before, and those that the previous release still queues, have neither.
 """
 
 from django.db import migrations, models
@@ -12,9 +12,10 @@ class Migration(migrations.Migration):
     operations = [
         migrations.AddField(
             model_name="job",
-            name="input_ids",
+            name=name,
             field=models.JSONField(
                 blank=True, db_default=models.Value({}, models.JSONField()), default=dict
             ),
-        ),
+        )
+        for name in ("input_ids", "input_names")
     ]

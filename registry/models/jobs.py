@@ -81,6 +81,10 @@ class Job(models.Model):
     input_ids = models.JSONField(
         default=dict, blank=True, db_default=models.Value({}, models.JSONField())
     )
+    # {role: {ref, may_be_named}}: how the last attempt was told of them. Its files may say so.
+    input_names = models.JSONField(
+        default=dict, blank=True, db_default=models.Value({}, models.JSONField())
+    )
     # Whether an input is gone for good that not everybody could see: the recipe still names it.
     lost_hidden_input = models.BooleanField(default=False, db_default=False)
     # The job that this one is a part of, its number among the parts, and the file that it left for

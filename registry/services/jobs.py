@@ -725,6 +725,44 @@ def inputs_to_name(recipe: Recipe, inputs: Mapping[str, Version]) -> frozenset[s
     )
 
 
+class Named(NamedTuple):
+    """How a job's process is told of an input: its name, and whether what it makes may say it."""
+
+    ref: str
+    may_be_named: bool
+
+
+def name_inputs(claim: Claim, inputs: Mapping[str, Version]) -> dict[str, Named]:
+    """Give the names under which a job reads its inputs, and keep them for who runs it again.
+
+    A job that runs another one again is told what that one was told: some files hold names, and
+    the same work has to give the same bytes whatever is called what by then.
+
+    Raises:
+        LeaseLost: the job belongs to another attempt, or has ended.
+
+    """
+    to_name = inputs_to_name(claim.recipe, inputs)
+    names = {role: Named(version.ref, role in to_name) for role, version in inputs.items()}
+    held = Job.objects.filter(pk=claim.job_id, fence=claim.fence, state=JobState.RUNNING)
+    job = held.select_related("reproduces").first()
+    if job is None:
+        raise _lost(claim)
+    if job.reproduces is not None:
+        return _names_before(job.reproduces, names)
+    if not held.update(input_names={role: name._asdict() for role, name in names.items()}):
+        raise _lost(claim)
+    return names
+
+
+def _names_before(original: Job, names: Mapping[str, Named]) -> dict[str, Named]:
+    """Give the names that a job was told; of one that kept none, those of its recipe."""
+    if kept := original.input_names:
+        return {role: Named(**kept[role]) for role in names}
+    submitted = parse_recipe(original.recipe).references()
+    return {role: Named(submitted[role], name.may_be_named) for role, name in names.items()}
+
+
 def record_events(claim: Claim, messages: Sequence[Message]) -> None:
     """Keep what a job said, and tell those who listen; of progress only the last word stays.
 

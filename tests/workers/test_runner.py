@@ -27,7 +27,7 @@ from registry.models import (
     Repository,
     Version,
 )
-from registry.services import jobs
+from registry.services import catalog, jobs
 from registry.storage import default_storage
 from tests import factories
 from tests.factories import actor_of
@@ -122,6 +122,79 @@ def test_the_four_kinds_of_job(owner, digits_dataset):
     )
     assert measured.result == trained
     assert Evaluation.objects.filter(job=measured, version=trained).exists()
+
+
+def change(owner, version, **changes):
+    """Rename the repository of a version, or show it to others; it is read anew."""
+    repository = Repository.objects.get(pk=version.repository_id)
+    catalog.describe_repository(actor=actor_of(owner), repository=repository, changes=changes)
+
+
+def make_cnn(owner, name, folder, **changes):
+    written = write_cnn(folder / name, classes=10, **changes)
+    files = {path.name: path.read_bytes() for path in written.iterdir()}
+    return factories.make_version(owner, factories.make_model(owner, name), files)
+
+
+def run_twice(owner, recipe, between):
+    """Run a recipe, and once more after what happens in between; give how both compare."""
+    first = jobs.submit_job(actor=actor_of(owner), recipe=recipe)
+    run_next()
+    between()
+    second = jobs.reproduce_job(actor=actor_of(owner), job=jobs.find_job(actor_of(owner), first.pk))
+    run_next()
+    second.refresh_from_db()
+    assert (second.state, second.error_detail) == (JobState.SUCCEEDED, "")
+    return second.reproduction
+
+
+@pytest.mark.slow
+def test_predictions_are_the_same_whatever_their_inputs_are_called_now(
+    owner, digits_dataset, tmp_path
+):
+    model = make_cnn(owner, "tiny", tmp_path)
+
+    def rename_and_hide():
+        change(owner, model, name="small")
+        change(owner, digits_dataset, name="numbers", visibility="private")
+
+    recipe = {
+        "kind": "infer",
+        "model": "alice/tiny",
+        "dataset": "alice/digits",
+        "output": "alice/predictions",
+        "steps": [{"method": "predict"}],
+    }
+    found = run_twice(owner, recipe, rename_and_hide)
+    assert {file["path"]: file["same"] for file in found["versions"][0]["files"]} == {
+        "dataset.json": True,
+        "predictions.jsonl": True,
+    }
+    assert found["same"]
+
+
+@pytest.mark.slow
+def test_a_merge_is_the_same_after_its_models_changed_names(owner, digits_dataset, tmp_path):
+    base, tuned = (
+        make_cnn(owner, name, tmp_path, seed=seed) for name, seed in (("tiny", 0), ("tuned", 1))
+    )
+
+    def exchange_names():
+        change(owner, base, name="moving")
+        change(owner, tuned, name="tiny")
+        change(owner, base, name="tuned")
+
+    recipe = {
+        "kind": "compress",
+        "model": "alice/tiny",
+        "steps": [{"method": "merge", "others": ["alice/tuned"], "weights": [0.75, 0.25]}],
+    }
+    found = run_twice(owner, recipe, exchange_names)
+    assert {file["path"]: file["same"] for file in found["versions"][0]["files"]} == {
+        "config.json": True,
+        "model.safetensors": True,
+    }
+    assert found["same"]
 
 
 # --- Processes that do other things than the ML code would --------------------------------------

@@ -259,6 +259,46 @@ def test_names_of_an_older_job_that_went_from_one_input_to_another_are_refused(
         jobs.reproduce_job(actor=actor_of(alice), job=merged)
 
 
+def names_told(hold):
+    told = jobs.name_inputs(hold, jobs.find_inputs(hold))
+    return {role: (name.ref, name.may_be_named) for role, name in told.items()}
+
+
+def test_a_second_run_is_told_the_names_that_the_first_was_told(alice, model, tuned):
+    merge = {**COMPRESS, "steps": [{"method": "merge", "others": ["alice/tuned"]}]}
+    first = jobs.submit_job(actor=actor_of(alice), recipe=merge)
+    # Between its submission and its start: what it is told then is what its files say.
+    rename(alice, tuned, "better")
+    hold = jobs.claim_job(worker="w", queues=["cpu"])
+    told = {"model": ("alice/classifier@1", True), "other_1": ("alice/better@1", True)}
+    assert names_told(hold) == told
+    jobs.finish_job(hold, outcome())
+    rename(alice, tuned, "best")
+    Repository.objects.filter(pk=tuned.repository_id).update(visibility="private")
+    first = jobs.find_job(actor_of(alice), first.pk)
+    jobs.reproduce_job(actor=actor_of(alice), job=first)
+    assert names_told(jobs.claim_job(worker="w", queues=["cpu"])) == told
+
+
+def test_of_an_older_job_the_names_of_its_recipe_are_told(alice, model, merged):
+    assert not merged.input_names
+    rename(alice, model, "first")
+    jobs.reproduce_job(actor=actor_of(alice), job=merged)
+    told = names_told(jobs.claim_job(worker="w", queues=["cpu"]))
+    assert told == {"model": ("alice/classifier@1", True), "other_1": ("alice/tuned@1", True)}
+
+
+def test_names_are_kept_for_the_attempt_that_holds_the_job(alice, model):
+    job = jobs.submit_job(actor=actor_of(alice), recipe=COMPRESS)
+    hold = jobs.claim_job(worker="w", queues=["cpu"])
+    inputs = jobs.find_inputs(hold)
+    Job.objects.filter(pk=job.pk).update(fence=hold.fence + 1)
+    with pytest.raises(jobs.LeaseLost):
+        jobs.name_inputs(hold, inputs)
+    job.refresh_from_db()
+    assert job.input_names == {}
+
+
 def test_what_the_first_run_read_has_to_be_there(alice, model, first):
     delete_version(actor=actor_of(alice), version=model)
     with pytest.raises(Conflict, match="cannot read any more") as refusal:
