@@ -11,6 +11,7 @@ from django.test import Client
 from registry.errors import Conflict, Invalid
 from registry.models import Blob, Derivative, Event, Job, JobState, VersionState
 from registry.services import exports
+from registry.services.catalog import describe_repository
 from registry.services.estimates import estimate_job
 from registry.services.jobs import submit_job
 from registry.services.quotas import take_export
@@ -263,6 +264,15 @@ def test_readers_do_not_have_files_made(owner, version):
     version.repository.save()
     assert api(bob, "POST", file="torchscript.pt")[0] == 404
     assert not Job.objects.exists()
+
+
+def test_a_waiting_job_is_found_after_its_model_was_renamed(owner, version):
+    asked = api(owner, "POST", file="torchscript.pt")[1]
+    describe_repository(
+        actor=actor_of(owner), repository=version.repository, changes={"name": "numbers"}
+    )
+    again = api(owner, "POST", ADDRESS.replace("digits", "numbers"), file="torchscript.pt")[1]
+    assert again["job"] == asked["job"]
 
 
 def test_the_page_has_a_button_and_leads_to_the_job(owner, version):

@@ -7,6 +7,7 @@ from django.test import Client
 from registry.errors import Invalid, NotFound
 from registry.models import Job, JobState, WeightDiff
 from registry.services import diffs, weights
+from registry.services.catalog import describe_repository
 from registry.services.jobs import submit_job
 from registry.services.versions import describe_version
 from tests import factories
@@ -61,6 +62,14 @@ def test_weights_are_compared_by_a_job_and_kept_by_content(owner, model):
     # Anybody who sees both reads it, signed in or not.
     status, diff = api(None, "GET", "alice/digits-cnn/versions/1/diff/2")
     assert diff["weights"]["summary"]["counts"] == found["summary"]["counts"]
+
+
+def test_a_waiting_comparison_is_found_after_its_model_was_renamed(owner, model):
+    asked = api(owner, "POST", "alice/digits-cnn/versions/1/diff/2/weights")[1]
+    describe_repository(actor=actor_of(owner), repository=model, changes={"name": "cnn"})
+    found = api(owner, "POST", "alice/cnn/versions/1/diff/2/weights")[1]
+    assert (found["state"], found["job"]) == ("running", asked["job"])
+    assert api(owner, "GET", "alice/cnn/versions/2/diff/1/weights")[1]["state"] == "unknown"
 
 
 def test_numbers_as_large_as_floats_are_can_be_told(owner, client):
