@@ -7,7 +7,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("registry", "0040_word_pairs")]
+    dependencies = [("registry", "0041_known_word_pairs")]
 
     operations = [
         migrations.AddField(
