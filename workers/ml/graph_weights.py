@@ -21,11 +21,11 @@ from workers.ml.bit_packing import unpack
 from workers.ml.stored import (
     TENSOR_BITS,
     Numbers,
+    OpenFiles,
     ReadRange,
     Scaled,
     Stored,
     computed,
-    reader,
     within,
 )
 
@@ -106,19 +106,20 @@ class _Node(NamedTuple):
         return [self.inputs[at] if at < len(self.inputs) else "" for at in places]
 
 
-def of_graph(path: Path, size: int, read: ReadRange) -> list[Stored]:
-    """Give the weights of an ONNX file.
+def of_graph(path: Path, size: int, files: OpenFiles) -> list[Stored]:
+    """Give the weights of an ONNX file, read through `files` as what lies beside it.
 
     Raises:
         Invalid: it is malformed, or a weight lies in a file that is not there.
 
     """
+    read = files.reader(path)
     onnx.read_onnx(size, read)  # refuses what is malformed
     walk = onnx.Walk(size, read)
     found: dict[str, Stored] = {}
     nodes: list[_Node] = []
     uses = _Uses()
-    beside = _Beside(path)
+    beside = _Beside(path, files)
     for item in walk.fields(0, size):
         for part in walk.inner(item) if item.number == 7 else ():
             if part.number == 5 and (stored := _initializer(walk, part, beside, read)):
@@ -217,11 +218,11 @@ def _node(walk: Any, part: Any) -> _Node:
 
 
 class _Beside:
-    """The files beside a graph, each opened once."""
+    """The files beside a graph."""
 
-    def __init__(self, graph: Path) -> None:
+    def __init__(self, graph: Path, files: OpenFiles) -> None:
         self._folder = graph.parent.resolve()
-        self._opened: dict[Path, ReadRange] = {}
+        self._files = files
 
     def open(self, location: str, name: str) -> tuple[ReadRange, int]:
         """Give what reads a file, and how long it is.
@@ -237,9 +238,7 @@ class _Beside:
                 code="missing_file",
                 name=name[:200],
             )
-        if path not in self._opened:
-            self._opened[path] = reader(path)
-        return self._opened[path], path.stat().st_size
+        return self._files.reader(path), path.stat().st_size
 
 
 class _Said(NamedTuple):

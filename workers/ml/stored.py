@@ -2,10 +2,11 @@
 
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ Raw = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 ReadRange = Callable[[int, int], bytes]
 
+MOST_OPEN: Final = 256
 TENSOR_BITS: Final = {**safetensors.DTYPE_BITS, "C128": 128, "U4": 4, "I4": 4, "U2": 2, "I2": 2}
 # Those that numpy reads as they are; complex ones count as pairs.
 _PLAIN: Final = {
@@ -113,14 +115,42 @@ def computed(
     return Stored(name, dtype, shape, 4 * elements, read, is_computed=dtype != "F32")
 
 
-def reader(path: Path) -> ReadRange:
-    """Read ranges of a file; no page of it stays mapped, so that memory stays flat."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+class OpenFiles:
+    """Files that are read in ranges, of which only the last used ones stay open.
 
-    def read(start: int, end: int) -> bytes:
-        return os.pread(handle, max(0, end - start), start)
+    A version may have more files than a process may open. No page of one stays mapped, so that
+    memory stays flat.
+    """
 
-    return read
+    def __init__(self, most: int = MOST_OPEN) -> None:
+        self._most = most
+        self._handles: OrderedDict[Path, int] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
+
+    def reader(self, path: Path) -> ReadRange:
+        def read(start: int, end: int) -> bytes:
+            return os.pread(self._handle(path), max(0, end - start), start)
+
+        return read
+
+    def close(self) -> None:
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def _handle(self, path: Path) -> int:
+        handle = self._handles.get(path)
+        if handle is not None:
+            self._handles.move_to_end(path)
+            return handle
+        while len(self._handles) >= self._most:
+            os.close(self._handles.popitem(last=False)[1])
+        handle = self._handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return handle
 
 
 def within(read: ReadRange, low: int, high: int) -> ReadRange:

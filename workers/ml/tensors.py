@@ -15,17 +15,19 @@ from registry.formats.facts import malformed
 from registry.formats.weights import Chosen
 from workers.ml import myz
 from workers.ml.graph_weights import WIDEST_ROW, of_graph
-from workers.ml.stored import Numbers, ReadRange, Stored, computed, reader, within
+from workers.ml.stored import Numbers, OpenFiles, ReadRange, Stored, computed, within
 
 _MAX_TENSORS: Final = 1_000_000
 _MATRIX: Final = 2
 
 
-def open_tensors(folder: Path, chosen: Chosen, scratch: Path) -> dict[str, Stored]:
+def open_tensors(
+    folder: Path, chosen: Chosen, scratch: Path, files: OpenFiles
+) -> dict[str, Stored]:
     """Give the tensors of some files by their names; of two with one name, the first.
 
     Where the files are of several components, each name begins with that of its component. A coded
-    file is written out into `scratch` before.
+    file is written out into `scratch` before. The tensors are read through `files`.
 
     Raises:
         Invalid: a file is malformed.
@@ -34,7 +36,7 @@ def open_tensors(folder: Path, chosen: Chosen, scratch: Path) -> dict[str, Store
     found: dict[str, Stored] = {}
     parts = chosen.parts or ("",) * len(chosen.paths)
     for at, (path, part) in enumerate(zip(chosen.paths, parts, strict=True)):
-        for stored in _of_file(folder / path, chosen.format, scratch / str(at)):
+        for stored in _of_file(folder / path, chosen.format, scratch / str(at), files):
             if len(found) >= _MAX_TENSORS:
                 raise malformed("The files hold more than {limit} tensors.", limit=_MAX_TENSORS)
             name = f"{part}:{stored.name}" if part else stored.name
@@ -43,15 +45,15 @@ def open_tensors(folder: Path, chosen: Chosen, scratch: Path) -> dict[str, Store
     return found
 
 
-def _of_file(path: Path, format_name: str, scratch: Path) -> Iterator[Stored]:
+def _of_file(path: Path, format_name: str, scratch: Path, files: OpenFiles) -> Iterator[Stored]:
     if format_name == "myz":
         scratch.mkdir(parents=True, exist_ok=True)
         path = myz.unpack(path, scratch)
         format_name = path.suffix.removeprefix(".")
-    read = reader(path)
+    read = files.reader(path)
     size = path.stat().st_size
     if format_name == "onnx":
-        return iter(of_graph(path, size, read))
+        return iter(of_graph(path, size, files))
     return _of_state(size, read)
 
 

@@ -18,7 +18,7 @@ from registry.formats.weights import choose_weights
 from registry.recipes import DiffRecipe
 from workers.ml.job import Job
 from workers.ml.report import Report
-from workers.ml.stored import Numbers, Stored
+from workers.ml.stored import Numbers, OpenFiles, Stored
 from workers.ml.tensors import open_tensors
 
 State = Literal["equal", "changed", "recast", "reshaped", "renamed", "new", "gone"]
@@ -385,10 +385,25 @@ def run(job: Job, recipe: DiffRecipe) -> Report:
                 version=job.input(role).ref,
             )
     work = job.out / "work"
-    before, after = (
-        open_tensors(folder, one, work / role)
-        for folder, one, role in zip(folders, chosen, ("base", "model"), strict=True)
-    )
+    with OpenFiles() as files:
+        before, after = (
+            open_tensors(folder, one, work / role, files)
+            for folder, one, role in zip(folders, chosen, ("base", "model"), strict=True)
+        )
+        changes = _compare(job, recipe, before, after)
+    summary = {
+        "before": {"format": chosen[0].format, "paths": list(chosen[0].paths[:20])},
+        "after": {"format": chosen[1].format, "paths": list(chosen[1].paths[:20])},
+        **summarise(changes),
+    }
+    shutil.rmtree(work, ignore_errors=True)
+    message = f"{job.input('base').title} and {job.input('model').title} compared"
+    return Report("diff", [], {}, message, summary)
+
+
+def _compare(
+    job: Job, recipe: DiffRecipe, before: Mapping[str, Stored], after: Mapping[str, Stored]
+) -> list[Change]:
     total = sum(one.size for tensors in (before, after) for one in tensors.values())
     progress = Progress(
         total,
@@ -401,15 +416,7 @@ def run(job: Job, recipe: DiffRecipe) -> Report:
     known = checkpoint.known()
     if known:
         job.events.log(Text("Goes on after {count} tensors.", count=len(known)))
-    changes = compare_tensors(before, after, progress, known=known, keep=checkpoint.keep)
-    summary = {
-        "before": {"format": chosen[0].format, "paths": list(chosen[0].paths[:20])},
-        "after": {"format": chosen[1].format, "paths": list(chosen[1].paths[:20])},
-        **summarise(changes),
-    }
-    shutil.rmtree(work, ignore_errors=True)
-    message = f"{job.input('base').title} and {job.input('model').title} compared"
-    return Report("diff", [], {}, message, summary)
+    return compare_tensors(before, after, progress, known=known, keep=checkpoint.keep)
 
 
 def add_to(report: Report, job: Job) -> None:
@@ -421,11 +428,12 @@ def add_to(report: Report, job: Job) -> None:
         return
     work = job.out / "work-diff"
     try:
-        before, after = (
-            open_tensors(folder, one, work / str(at))
-            for at, (folder, one) in enumerate(zip(folders, chosen, strict=True))
-        )
-        changes = compare_tensors(before, after, Progress(0, go_on=job.interrupt.check))
+        with OpenFiles() as files:
+            before, after = (
+                open_tensors(folder, one, work / str(at), files)
+                for at, (folder, one) in enumerate(zip(folders, chosen, strict=True))
+            )
+            changes = compare_tensors(before, after, Progress(0, go_on=job.interrupt.check))
         report.summary[BESIDE] = summarise(changes)
     except (RegistryError, OSError, MemoryError) as error:
         # What was made is worth more than this; it can be asked for later.

@@ -21,7 +21,7 @@ from tests.workers.ml.little import compress_recipe, run_job, write_lstm, write_
 from workers.ml.compress.fixed_point import to_fixed_point
 from workers.ml.compress.weight_only import Options, quantize_weights
 from workers.ml.packed import PackedLinear, pack_halves
-from workers.ml.stored import Stored
+from workers.ml.stored import OpenFiles, Stored
 from workers.ml.tensors import open_tensors
 
 RNG = np.random.default_rng(3)
@@ -42,7 +42,8 @@ def saved(path: Path, nodes: list[Any], weights: dict[str, NDArray[Any]], width:
 
 
 def read(path: Path, format_name: str = "onnx") -> dict[str, Stored]:
-    return open_tensors(path.parent, Chosen(format_name, (path.name,)), path.parent / "scratch")
+    chosen = Chosen(format_name, (path.name,))
+    return open_tensors(path.parent, chosen, path.parent / "scratch", OpenFiles())
 
 
 def numbers(stored: Stored) -> NDArray[Any]:

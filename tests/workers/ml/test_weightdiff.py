@@ -1,6 +1,10 @@
 import json
 import math
+import os
 import resource
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from safetensors.torch import save_file as save_torch
 from registry.errors import Invalid
 from registry.formats.weights import NOTHING, Chosen, choose_weights
 from tests.registry.formats import samples
+from tests.workers.ml.little import ROOT
 from workers.ml import graph_weights, myz, weightdiff
-from workers.ml.stored import Stored
+from workers.ml.stored import OpenFiles, Stored
 from workers.ml.tensors import open_tensors
 from workers.ml.weightdiff import Change, Progress, compare_tensors
 
@@ -24,7 +29,7 @@ RNG = np.random.default_rng(7)
 
 
 def opened(folder: Path, *paths: str, format_name: str = "safetensors") -> dict[str, Stored]:
-    return open_tensors(folder, Chosen(format_name, paths), folder / "scratch")
+    return open_tensors(folder, Chosen(format_name, paths), folder / "scratch", OpenFiles())
 
 
 def compared(before: dict[str, Stored], after: dict[str, Stored]) -> dict[str, Change]:
@@ -312,6 +317,74 @@ def test_weights_beside_a_graph_are_read_and_nothing_else(tmp_path: Path) -> Non
         opened(tmp_path, "outside.onnx", format_name="onnx")
 
 
+MOST_OPEN = 320
+MANY = 200
+
+
+def write_adapters(folder: Path, last: float) -> None:
+    for at in range(MANY):
+        values = np.full(3, last if at == MANY - 1 else 1.0, "f4")
+        save_file({"w": values}, folder / f"{at:03}.safetensors")
+
+
+def write_coded_adapters(folder: Path, last: float) -> None:
+    write_adapters(folder, last)
+    for path in folder.glob("*.safetensors"):
+        myz.pack(path, path.with_suffix(".myz"))
+        path.unlink()
+
+
+def write_outside(folder: Path, last: float) -> None:
+    weights = []
+    for at in range(MANY):
+        (folder / f"{at:03}").write_bytes(np.full(3, last if at == MANY - 1 else 1.0, "f4"))
+        place = samples.field(1, "location") + samples.field(2, f"{at:03}")
+        said = samples.field(13, place) + samples.field(14, 1)
+        weights.append(samples.onnx_tensor(f"{at:03}:w", dims=(3,), raw=None, extra=said))
+    (folder / "model.onnx").write_bytes(samples.onnx(initializers=weights))
+
+
+@pytest.mark.parametrize("write", [write_adapters, write_coded_adapters, write_outside])
+def test_a_version_may_have_more_files_than_a_process_may_open(
+    tmp_path: Path, write: Callable[[Path, float], None]
+) -> None:
+    described: dict[str, Any] = {"job_id": "0", "inputs": {}, "out": "out", "checkpoints": "kept"}
+    described["recipe"] = {"kind": "diff", "base": "a/experts@1", "model": "a/experts@2"}
+    for number, role in enumerate(("base", "model"), 1):
+        (tmp_path / role).mkdir()
+        write(tmp_path / role, float(number))
+        place = {"path": role, "ref": described["recipe"][role], "may_be_named": True}
+        described["inputs"][role] = place
+    (tmp_path / "job.json").write_text(json.dumps(described))
+    limited = ["/bin/sh", "-c", f'ulimit -n {MOST_OPEN} && exec "$@"', "sh"]
+    ended = subprocess.run(
+        [*limited, sys.executable, "-P", "-s", "-m", "workers.ml", "job.json"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["summary"]
+    assert found["counts"] == {"changed": 1, "equal": MANY - 1}
+    (changed,) = (row["name"] for row in found["tensors"] if row["state"] == "changed")
+    assert changed == f"{MANY - 1}:w"
+
+
+def test_of_many_files_a_few_stay_open_and_none_at_the_end(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).write_text(name)
+    handles = Path("/proc/self/fd")
+    before = len(list(handles.iterdir()))
+    with OpenFiles(most=2) as files:
+        readers = [files.reader(tmp_path / name) for name in "abcd"]
+        assert b"".join(read(0, 1) for read in [*readers, *readers]) == b"abcdabcd"
+        assert len(list(handles.iterdir())) == before + 2
+    assert len(list(handles.iterdir())) == before
+
+
 def test_memory_stays_flat_however_large_a_tensor_is(tmp_path: Path) -> None:
     header = json.dumps(
         {"w": {"dtype": "F32", "shape": [1 << 26], "data_offsets": [0, 1 << 28]}}
@@ -472,7 +545,9 @@ def test_components_of_a_model_are_told_apart(tmp_path: Path) -> None:
         paths = [f"{part}.{format_name}" for part in ("encoder", "decoder")]
         found = compared(
             *(
-                open_tensors(tmp_path / folder, chosen, tmp_path / format_name / folder)
+                open_tensors(
+                    tmp_path / folder, chosen, tmp_path / format_name / folder, OpenFiles()
+                )
                 for folder, chosen in zip(
                     ("before", "after"), choose_weights(paths, paths), strict=True
                 )
