@@ -21,7 +21,7 @@ from registry.formats.tars import looks_like_tar, read_tar
 from registry.formats.zips import find_hidden_zip, read_zip
 
 # Goes up when a reader learns to see more, so that old blobs are looked at again.
-GENERATION = 6
+GENERATION = 7
 INSPECTOR = f"headers-{GENERATION}"
 MAX_JSON_BYTES = 4 * 1024 * 1024
 # What a reader here understands to the end, and what it cannot harm: numbers and plain text.

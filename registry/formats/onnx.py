@@ -28,6 +28,7 @@ MAX_ELEMENTS = 1 << 48
 MAX_PORTS = 1000
 MAX_DIMENSIONS = 64
 MAX_NESTING = 8
+MAX_LISTED_FILES = 2000
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "com.microsoft"})
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -210,9 +211,18 @@ def read_onnx(size: int, read: ReadRange) -> Facts:
             "opset": found.opsets.get("", found.opsets.get("ai.onnx")),
             "opsets": found.opsets,
             "nodes_count": found.nodes_count,
+            **_external(found),
         },
         findings=_findings(found),
     )
+
+
+def _external(found: Found) -> dict[str, Any]:
+    """Name the files beside the graph that it refers to, as paths from its own folder."""
+    if not found.external:
+        return {}
+    listed = sorted(found.external)[:MAX_LISTED_FILES]
+    return {"external": {"count": len(found.external), "paths": listed}}
 
 
 def _findings(found: Found) -> tuple[Text, ...]:

@@ -26,6 +26,8 @@ _NO_DATA: Final = frozenset(
 _NAMED_TEXTS: Final = frozenset({"license", "notice", "readme"})
 
 Components = Mapping[str, tuple[str, ...]]
+Outside = Mapping[str, Collection[str]]
+"""What graphs refer to, as paths from the folder of each; of one that is not here nobody knows."""
 
 
 class Chosen(NamedTuple):
@@ -62,9 +64,9 @@ def choose_weights(before: Collection[str], after: Collection[str]) -> tuple[Cho
     )
 
 
-def left_out(paths: Collection[str], chosen: Chosen) -> list[str]:
+def left_out(paths: Collection[str], chosen: Chosen, outside: Outside) -> list[str]:
     """Name the files that hold weights by their names, and are not among those that are read."""
-    read = {*chosen.paths, *data_of_graphs(paths, chosen)}
+    read = {*chosen.paths, *data_of_graphs(paths, chosen, outside)}
     return sorted(
         path
         for path in paths
@@ -72,16 +74,24 @@ def left_out(paths: Collection[str], chosen: Chosen) -> list[str]:
     )
 
 
-def data_of_graphs(paths: Collection[str], chosen: Chosen) -> list[str]:
-    """Name the files beside graphs that their numbers may lie in: only the graphs know which."""
+def data_of_graphs(paths: Collection[str], chosen: Chosen, outside: Outside) -> list[str]:
+    """Name the files beside graphs that their numbers lie in.
+
+    Where nobody knows which those are, it is all that could be by their names.
+    """
     if chosen.format != "onnx":
         return []
-    named = ((path, PurePosixPath(path.lower())) for path in paths)
-    return sorted(
-        path
-        for path, parts in named
-        if parts.suffix not in _NO_DATA and parts.name not in _NAMED_TEXTS
-    )
+    if any(graph not in outside for graph in chosen.paths):
+        return sorted(path for path in paths if _may_be_data(path))
+    named = {
+        str(PurePosixPath(graph).parent / name) for graph in chosen.paths for name in outside[graph]
+    }
+    return sorted(named.intersection(paths).difference(chosen.paths))
+
+
+def _may_be_data(path: str) -> bool:
+    named = PurePosixPath(path.lower())
+    return named.suffix not in _NO_DATA and named.name not in _NAMED_TEXTS
 
 
 def _of_format(paths: Collection[str], name: str) -> list[str]:

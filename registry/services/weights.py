@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple
 from django.utils import timezone
 
 from registry.errors import Text
-from registry.formats.weights import Chosen, choose_weights, data_of_graphs, left_out
-from registry.models import Actor, Blob, Kind, Version, WeightDiff, openable_files
+from registry.formats import INSPECTOR
+from registry.formats.weights import Chosen, Outside, choose_weights, data_of_graphs, left_out
+from registry.models import Actor, Blob, Inspection, Kind, Version, WeightDiff, openable_files
 
 # Another way to compare makes another key, and is computed again.
 GENERATION: Final = 4
@@ -67,7 +68,8 @@ def pair_of(actor: Actor, before: Version, after: Version) -> Pair:
         return Pair(why=Text("One of both is archived: only maintainers read its files."))
     files = openable_files([before, after])
     chosen = choose_weights(files[before.pk], files[after.pk])
-    for one, version in zip(chosen, (before, after), strict=True):
+    both = list(zip(chosen, (before, after), strict=True))
+    for one, version in both:
         if not one.paths:
             return Pair(
                 why=Text(
@@ -76,27 +78,44 @@ def pair_of(actor: Actor, before: Version, after: Version) -> Pair:
                     version=version.ref,
                 )
             )
+    outside = [_outside(files[version.pk], one) for one, version in both]
     held = [
-        _held(files[version.pk], one) for one, version in zip(chosen, (before, after), strict=True)
+        _held(files[version.pk], one, said)
+        for (one, version), said in zip(both, outside, strict=True)
     ]
     digests = [[(name, blob.sha256) for name, blob in row] for row in held]
     key = hashlib.sha256(json.dumps([GENERATION, *digests]).encode()).hexdigest()
     size = sum(blob.size_bytes for row in held for _name, blob in row)
     beside = (
-        tuple(left_out(files[version.pk], one))
-        for one, version in zip(chosen, (before, after), strict=True)
+        tuple(left_out(files[version.pk], one, said))
+        for (one, version), said in zip(both, outside, strict=True)
     )
     are_equal = sorted(digests[0]) == sorted(digests[1])
     return Pair(weights=Weights(key, size, are_equal, *chosen, *beside))
 
 
-def _held(files: Mapping[str, Blob], chosen: Chosen) -> list[tuple[str, Blob]]:
-    """Give all that the numbers may lie in, with the name that it has in the comparison."""
+def _outside(files: Mapping[str, Blob], chosen: Chosen) -> dict[str, Sequence[str]]:
+    """Say what the graphs refer to, as far as the present readers have listed it."""
+    if chosen.format != "onnx":
+        return {}
+    rows = Inspection.objects.filter(
+        blob__in={files[path].pk for path in chosen.paths}, inspector=f"{INSPECTOR}.onnx"
+    )
+    listed = {}
+    for blob_id, said in rows.values_list("blob", "facts__metadata__external"):
+        paths = said["paths"] if said else []
+        if not said or len(paths) == said["count"]:
+            listed[blob_id] = paths
+    return {path: listed[files[path].pk] for path in chosen.paths if files[path].pk in listed}
+
+
+def _held(files: Mapping[str, Blob], chosen: Chosen, outside: Outside) -> list[tuple[str, Blob]]:
+    """Give all that the numbers lie in, with the name that it has in the comparison."""
     parts = chosen.parts or ("",) * len(chosen.paths)
     named = zip(parts, chosen.paths, strict=True)
     return [
         *((part, files[path]) for part, path in named),
-        *((f"/{path}", files[path]) for path in data_of_graphs(files, chosen)),
+        *((f"/{path}", files[path]) for path in data_of_graphs(files, chosen, outside)),
     ]
 
 

@@ -2,10 +2,13 @@
 
 import orjson
 import pytest
+from django.db.models import Value
+from django.db.models.functions import Replace
 from django.test import Client
 
 from registry.errors import Invalid, NotFound
-from registry.models import Job, JobState, WeightDiff
+from registry.formats import INSPECTOR
+from registry.models import Inspection, Job, JobState, WeightDiff
 from registry.services import diffs, weights
 from registry.services.catalog import describe_repository
 from registry.services.jobs import submit_job
@@ -184,13 +187,64 @@ def test_other_formats_of_the_same_weights_are_left_out_and_named(owner, client)
     assert "Left out: model.onnx." in page
 
 
-def test_data_beside_a_graph_belongs_to_its_weights(owner):
+def graph_with(*locations):
+    """Write a graph that has six numbers in each of these files beside it."""
+    weights = [
+        samples.onnx_tensor(
+            f"w{number}",
+            raw=None,
+            extra=samples.field(13, samples.field(1, "location") + samples.field(2, location))
+            + samples.field(14, 1),
+        )
+        for number, location in enumerate(locations)
+    ]
+    return samples.onnx(initializers=weights)
+
+
+def test_data_that_a_graph_refers_to_belongs_to_its_weights(owner):
     repository = factories.make_model(owner, "outside")
-    for data in (b"1111", b"2222"):
-        files = {"model.onnx": samples.onnx(), "model.onnx.data": data, "README.md": b"# Words"}
+    for data in (b"1" * 24, b"2" * 24):
+        files = {
+            "onnx/model.onnx": graph_with("weights.bin"),
+            "onnx/weights.bin": data,
+            "weights.bin": b"\1" + data,
+        }
+        factories.make_version(owner, repository, files)
+    address = "alice/outside/versions/1/diff/2/weights"
+    asked = api(owner, "POST", address)[1]
+    assert asked["state"] == "running"
+    assert asked["left_out"] == {"before": ["weights.bin"], "after": ["weights.bin"]}
+    run_next()
+    found = api(owner, "GET", address)[1]
+    assert [(row["name"], row["state"]) for row in found["tensors"]] == [("w0", "changed")]
+
+
+def test_what_no_graph_refers_to_is_left_out_and_named(owner, client):
+    repository = factories.make_model(owner, "beside")
+    for data in (b"\1\0", b"\2\0"):
+        files = {
+            "model.onnx": graph_with("model.onnx_data"),
+            "model.onnx_data": bytes(24),
+            "pytorch_model.bin": data,
+        }
+        factories.make_version(owner, repository, files)
+    found = api(owner, "GET", "alice/beside/versions/1/diff/2/weights")[1]
+    assert found["state"] == "equal"
+    assert found["left_out"] == {"before": ["pytorch_model.bin"], "after": ["pytorch_model.bin"]}
+    page = client.get("/models/alice/beside/versions/1/diff/2").content.decode()
+    assert "Left out: pytorch_model.bin." in page
+
+
+def test_until_graphs_were_looked_at_anything_beside_them_may_be_their_data(owner):
+    repository = factories.make_model(owner, "older")
+    for data in (b"\1\0", b"\2\0"):
+        files = {"model.onnx": samples.onnx(), "data.bin": data, "README.md": b"# Words"}
         factories.make_version(owner, repository, files)
     before, after = pair(repository)
-    assert diffs.compare_weights(actor_of(owner), before, after).state == "unknown"
+    assert diffs.compare_weights(actor_of(owner), before, after).state == "equal"
+    Inspection.objects.update(inspector=Replace("inspector", Value(INSPECTOR), Value("headers-3")))
+    found = diffs.compare_weights(actor_of(owner), before, after)
+    assert (found.state, found.weights.beside_before) == ("unknown", ())
 
 
 def test_says_why_weights_cannot_be_compared(owner, model):

@@ -10,7 +10,7 @@ import pytest
 
 from registry.errors import Invalid
 from registry.formats import inspect
-from registry.formats.onnx import read_onnx
+from registry.formats.onnx import MAX_LISTED_FILES, read_onnx
 from tests.registry.formats import samples
 
 
@@ -211,7 +211,15 @@ def test_onnx_weights_elsewhere_and_strange_operators_are_findings():
     )
     assert facts.parameters_count == 6
     assert "w.data" in facts.findings[0].detail
+    assert facts.metadata["external"] == {"count": 1, "paths": ["w.data"]}
     assert "my.domain" in facts.findings[1].detail
+
+
+def test_of_very_many_files_beside_a_graph_the_first_are_listed():
+    weights = [outside(f"{number}.data") for number in range(MAX_LISTED_FILES + 1)]
+    said = look("m.onnx", samples.onnx(initializers=weights)).metadata["external"]
+    assert said["count"] == MAX_LISTED_FILES + 1
+    assert len(said["paths"]) == MAX_LISTED_FILES
 
 
 def nested_graphs(depth):
