@@ -1,13 +1,17 @@
 """Which files of two versions hold the weights that are to be compared; told by their paths."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 # As they are preferred: what says most of a model first.
 FORMATS: Final = ("safetensors", "myz", "onnx")
-_SHARD: Final = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.safetensors$", re.IGNORECASE)
+# What the weights are a variant of, such as `.fp16`, may stand behind the number of a shard.
+_SHARD: Final = re.compile(
+    r"-[0-9]{5}-of-([0-9]{5})(?P<variant>\.[a-z0-9_]+)?\.safetensors$", re.IGNORECASE
+)
 # What was converted of a file beside its like, or taken out of a program: often a copy of those.
 _STANDS_IN: Final = re.compile(
     r"(^|/)program\.safetensors$|\.(bin|ckpt|h5|keras|pkl|pt|pt2|pth)\.(safetensors|onnx)$",
@@ -52,7 +56,7 @@ def choose_weights(before: Collection[str], after: Collection[str]) -> tuple[Cho
         shared or next((name for name in FORMATS if one[name]), NOTHING.format) for one in offered
     ]
     found = [one.get(name, []) for one, name in zip(offered, formats, strict=True)]
-    by_path = not all(_are_named_apart(paths) for paths in found)
+    by_path = {stem for paths in found for stem in _ambiguous_stems(paths)}
     first, second = (_components(paths, by_path=by_path) for paths in found)
     first, second = _without_copies(first, second), _without_copies(second, first)
     is_plain = max(len(first), len(second)) <= 1
@@ -101,7 +105,7 @@ def _of_format(paths: Collection[str], name: str) -> list[str]:
 def _stem(path: str) -> str:
     """Give a file's name as other formats have it too, and all shards of one set."""
     shard = _SHARD.search(path)
-    return path[: shard.start()] if shard else path.rpartition(".")[0]
+    return path[: shard.start()] + (shard["variant"] or "") if shard else path.rpartition(".")[0]
 
 
 def _sets(paths: Sequence[str]) -> list[tuple[str, ...]]:
@@ -113,13 +117,15 @@ def _sets(paths: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(held) for held in found.values()]
 
 
-def _are_named_apart(paths: Sequence[str]) -> bool:
-    stems = [_stem(held[0]) for held in _sets(paths)]
-    return len(stems) == len(set(stems))
+def _ambiguous_stems(paths: Sequence[str]) -> set[str]:
+    """Give what names several sets, such as a file beside shards of it, or the path of another."""
+    counted, whole = Counter(_stem(held[0]) for held in _sets(paths)), set(paths)
+    return {stem for stem, count in counted.items() if count > 1 or stem in whole}
 
 
-def _components(paths: Sequence[str], *, by_path: bool) -> Components:
-    return {held[0] if by_path else _stem(held[0]): held for held in _sets(paths)}
+def _components(paths: Sequence[str], *, by_path: Collection[str]) -> Components:
+    named = ((_stem(held[0]), held) for held in _sets(paths))
+    return {held[0] if stem in by_path else stem: held for stem, held in named}
 
 
 def _without_copies(held: Components, other: Components) -> Components:
@@ -133,11 +139,26 @@ def _without_copies(held: Components, other: Components) -> Components:
 
 
 def _beside(first: Components, second: Components) -> Components:
-    """Name the main component of the first as that of the second, where neither has a match."""
-    main, other = _main(first), _main(second)
-    if main in second or other in first:
-        return first
-    return {other if name == main else name: paths for name, paths in first.items()}
+    """Name components of the first as those of the second, where neither has a match.
+
+    These are what is alone in a folder of both, and the main ones.
+    """
+    alone, other = _alone_in_folders(first), _alone_in_folders(second)
+    pairs = [(alone[folder], other[folder]) for folder in alone.keys() & other.keys()]
+    matched: dict[str, str] = {}
+    taken: set[str] = set()
+    for name, counterpart in [*pairs, (_main(first), _main(second))]:
+        is_free = name not in matched and counterpart not in taken
+        if is_free and name not in second and counterpart not in first:
+            matched[name] = counterpart
+            taken.add(counterpart)
+    return {matched.get(name, name): paths for name, paths in first.items()}
+
+
+def _alone_in_folders(held: Components) -> dict[PurePosixPath, str]:
+    folders = {name: PurePosixPath(paths[0]).parent for name, paths in held.items()}
+    counted = Counter(folders.values())
+    return {folder: name for name, folder in folders.items() if counted[folder] == 1}
 
 
 def _main(held: Components) -> str:

@@ -160,6 +160,89 @@ def test_all_components_are_compared(owner, changed, kept):
     }
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "states"),
+    [
+        pytest.param(
+            {"a/model": {"w": [1.0]}, "b/model": {"w": [2.0]}},
+            {"a/model": {"w": [1.5]}, "b/model": {"w": [2.0]}},
+            {"a/model:w": "changed", "b/model:w": "equal"},
+            id="one stem in two folders",
+        ),
+        pytest.param(
+            {
+                "llm/model-00001-of-00002": {"u": [1.0]},
+                "llm/model-00002-of-00002": {"v": [2.0]},
+                "vae/model": {"u": [3.0]},
+            },
+            {
+                "llm/model-00001-of-00003": {"u": [1.0]},
+                "llm/model-00002-of-00003": {"v": [2.5]},
+                "llm/model-00003-of-00003": {"x": [4.0]},
+                "vae/model": {"u": [3.0]},
+            },
+            {
+                "llm/model:u": "equal",
+                "llm/model:v": "changed",
+                "llm/model:x": "new",
+                "vae/model:u": "equal",
+            },
+            id="other shards in a folder",
+        ),
+        pytest.param(
+            {"weights": {"w": [1.0]}},
+            {"model": {"w": [1.5]}, "lora/adapter": {"w": [2.0]}},
+            {"model:w": "changed", "lora/adapter:w": "new"},
+            id="one file and several components",
+        ),
+        pytest.param(
+            {
+                "model": {"w": [1.0]},
+                "model-00001-of-00001": {"w": [1.0]},
+                "llm/model-00001-of-00002": {"u": [2.0]},
+                "llm/model-00002-of-00002": {"v": [3.0]},
+            },
+            {
+                "model": {"w": [1.0]},
+                "model-00001-of-00001": {"w": [1.5]},
+                "llm/model": {"u": [2.0], "v": [3.5]},
+            },
+            {
+                "model.safetensors:w": "equal",
+                "model-00001-of-00001.safetensors:w": "changed",
+                "llm/model:u": "equal",
+                "llm/model:v": "changed",
+            },
+            id="a file beside shards of its name",
+        ),
+        pytest.param(
+            {"unet/diffusion_model": {"w": [1.0]}, "vae/diffusion_model": {"w": [2.0]}},
+            {"unet/diffusion_pytorch_model": {"w": [1.5]}, "vae/fused": {"w": [2.0]}},
+            {"unet/diffusion_pytorch_model:w": "changed", "vae/fused:w": "equal"},
+            id="other names in the same folders",
+        ),
+    ],
+)
+def test_components_are_compared_with_their_counterparts(owner, before, after, states):
+    repository = factories.make_model(owner, "parts")
+    for parts in (before, after):
+        files = {
+            f"{name}.safetensors": safetensors_bytes(**tensors) for name, tensors in parts.items()
+        }
+        files |= {"llm/model.safetensors.index.json": orjson.dumps({"weight_map": sorted(files)})}
+        factories.make_version(owner, repository, files)
+    address = "alice/parts/versions/1/diff/2/weights"
+    asked = api(owner, "POST", address)[1]
+    assert asked["compared"] == {
+        side: sorted(f"{name}.safetensors" for name in parts)
+        for side, parts in (("before", before), ("after", after))
+    }
+    assert asked["left_out"] == {"before": [], "after": []}
+    run_next()
+    found = api(owner, "GET", address)[1]
+    assert {row["name"]: row["state"] for row in found["tensors"]} == states
+
+
 def test_what_only_one_version_has_is_new(owner):
     repository = factories.make_model(owner, "adapted")
     base = {"model.safetensors": safetensors_bytes(w=[1.0])}

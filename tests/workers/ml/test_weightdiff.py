@@ -523,6 +523,25 @@ def test_numbers_as_large_as_doubles_are_can_be_summed(tmp_path: Path) -> None:
                 "safetensors", ("model.safetensors", "program.safetensors"), ("model", "program")
             ),
         ),
+        (
+            ["m-00001-of-00002.fp16.safetensors", "m-00002-of-00002.fp16.safetensors"],
+            ["m.fp16.safetensors"],
+            Chosen(
+                "safetensors",
+                ("m-00001-of-00002.fp16.safetensors", "m-00002-of-00002.fp16.safetensors"),
+            ),
+            Chosen("safetensors", ("m.fp16.safetensors",)),
+        ),
+        (
+            ["m.safetensors", "m-00001-of-00001.safetensors", "m.safetensors.safetensors"],
+            ["m.safetensors"],
+            Chosen(
+                "safetensors",
+                ("m-00001-of-00001.safetensors", "m.safetensors", "m.safetensors.safetensors"),
+                ("m-00001-of-00001.safetensors", "m.safetensors", "m.safetensors.safetensors"),
+            ),
+            Chosen("safetensors", ("m.safetensors",), ("m.safetensors",)),
+        ),
         (["README.md"], ["model.onnx"], NOTHING, Chosen("onnx", ("model.onnx",))),
     ],
 )
