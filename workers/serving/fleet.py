@@ -273,7 +273,9 @@ class Fleet:
     def wake(self, served: Served) -> "asyncio.Task[None]":
         """Load a version; whoever asks meanwhile waits for the same."""
         served.put_away = False
-        served.state = State.LOADING
+        # Until it is tried again, what failed stays so for all who look.
+        if served.state is not State.FAILED or time.monotonic() >= served.again_at:
+            served.state = State.LOADING
         if served.loading is None:
             served.loading_since = time.monotonic()
             served.expected_seconds = self.shelf.expected_seconds(served.deployed)
@@ -304,6 +306,9 @@ class Fleet:
             pause = served.again_at - time.monotonic()
             if pause > 0:
                 await asyncio.sleep(pause)
+                served.loading_since = time.monotonic()
+                if not served.put_away:
+                    served.state = State.LOADING
             if served.laid is None:
                 served.laid = await asyncio.get_running_loop().run_in_executor(
                     self._layers, self.shelf.lay_out, served.deployed

@@ -913,6 +913,27 @@ def test_a_file_that_is_no_model_is_refused_at_once_the_next_time(yard):
     asyncio.run(go())
 
 
+def test_what_failed_is_said_to_have_failed_until_it_is_tried_again(yard):
+    async def go():
+        yard.route("a/bad", yard.version("a/bad", 1, BROKEN))
+        async with yard.plane() as plane:
+            (served,) = plane.fleet.all
+            with pytest.raises(Unavailable):
+                await plane.fleet.load(served)
+            trying = asyncio.create_task(plane.fleet.load(served))
+            await y.until(lambda: served.loading is not None)
+            (said,) = plane.status()["models"]
+            assert (said["state"], said["reason"]) == ("failed", served.failure.detail)
+            with pytest.raises(Unavailable, match="cannot be loaded"):
+                await y.ask(plane, "a/bad", y.floats([[1]]))
+            await y.until(lambda: served.state is State.LOADING)
+            with pytest.raises(Unavailable):
+                await trying
+            assert served.state is State.FAILED
+
+    asyncio.run(go())
+
+
 def test_traffic_goes_by_weight_and_to_who_was_named(yard):
     async def go():
         yard.route(
