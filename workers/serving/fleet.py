@@ -232,6 +232,9 @@ class Fleet:
         self.wake(served)
         left = served.expected_seconds - (now - served.loading_since)
         if left > PATIENCE_SECONDS:
+            # It found no room the last time: who passes calls on may find some elsewhere.
+            if isinstance(served.failure, NotLoaded):
+                raise served.failure
             raise NotLoaded(
                 "{model} version {version} is being loaded; try again in {retry_after} s.",
                 model=served.name,
@@ -317,6 +320,8 @@ class Fleet:
                 began = time.monotonic()
                 self._check_wanted(served)
                 self._check_room(served)
+                if isinstance(served.failure, NotLoaded):
+                    served.failure = None
                 self._make_room(self._expected(served), beside=served)
                 free = await self._free_on_device()
                 process = await self._open(served, served.laid)

@@ -27,6 +27,8 @@ EJECTED_SECONDS = 5.0
 LONGEST_EJECTION_SECONDS = 300.0
 # At most so many of them; one may always be.
 EJECTED_SHARE = 0.5
+# A model that is being loaded is said to be in the next report, or the one after it.
+PROMISED_SECONDS = 4.0
 # Neither in Redis nor answering for so long: it has gone.
 FORGOTTEN_SECONDS = 10.0
 
@@ -176,8 +178,11 @@ class Pool:
         return any(model.lower() in one.loaded for one in self.up if one not in beside)
 
     def promise(self, replica: Replica, model: str, seconds: float) -> None:
-        """Note that a replica is loading a model, which its own report may say only later."""
-        replica.promised[model.lower()] = self._clock() + seconds
+        """Note that a replica is loading a model, which its own report may say only later.
+
+        A load may end before its time, so the report alone counts from then on.
+        """
+        replica.promised[model.lower()] = self._clock() + min(seconds, PROMISED_SECONDS)
 
     # --- how they do ------------------------------------------------------------------------------
 

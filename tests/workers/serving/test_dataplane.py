@@ -898,6 +898,33 @@ def test_a_model_waits_for_room_while_the_others_are_busy(yard):
     asyncio.run(go())
 
 
+def test_who_waits_for_what_found_no_room_is_told_so(yard):
+    async def go():
+        other = yard.version("a/other", 1, y.linear(), idle_seconds=600)
+        yard.route("a/busy", yard.version("a/busy", 1, y.counting(), deadline_ms=300_000))
+        yard.route("a/other", other)
+        async with yard.plane(memory_bytes=80 << 20) as plane:
+            plane.fleet.shelf.record_seconds(other, 61.5)
+            served = next(one for one in plane.fleet.all if one.name == "a/other")
+            await y.ask(plane, "a/busy", y.numbers([1]))
+            busy = asyncio.create_task(y.ask(plane, "a/busy", y.numbers([10**8]), seconds=300))
+            await y.until(lambda: _served(plane, "a/busy").batcher.pending)
+            for code in ("not_loaded", "no_memory"):
+                with pytest.raises(NotLoaded) as refused:
+                    await y.ask(plane, "a/other", y.floats([[1]]))
+                assert refused.value.reason == code
+                await y.until(lambda: served.failure is not None)
+            busy.cancel()
+            _served(plane, "a/busy").process.kill()
+            async with asyncio.timeout(60):
+                while not served.is_ready:
+                    with suppress(NotLoaded):
+                        await plane.fleet.load(served)
+            assert served.failure is None
+
+    asyncio.run(go())
+
+
 def test_a_file_that_is_no_model_is_refused_at_once_the_next_time(yard):
     async def go():
         yard.route("a/bad", yard.version("a/bad", 1, b"\x08\x07nothing of a model"))

@@ -86,6 +86,17 @@ def test_who_is_loading_the_model_is_preferred_where_nobody_has_it():
     assert not yard["c"].promised
 
 
+def test_what_a_replica_told_a_caller_counts_until_it_reports():
+    yard = Yard("a", "b")
+    yard.pool.promise(yard["a"], "lab/one", 60)
+    yard.now += 3
+    yard.pool.hear([status("a", models=["lab/one"], state="loading")])
+    yard.now += 30
+    assert yard.picked("lab/one") == {"a"}
+    yard.pool.hear([status("a", models=["lab/one"], state="asleep")])
+    assert yard.picked("lab/one") == {"a", "b"}
+
+
 def test_who_has_the_model_loaded_is_preferred():
     yard = Yard("a", "b", "c")
     yard.pool.hear([status("b", models=["Lab/One"])])
