@@ -3,6 +3,8 @@
 A process that has touched CUDA can neither fork safely nor give its memory on the device back.
 """
 
+import functools
+import importlib.util
 import json
 import os
 import platform
@@ -27,6 +29,7 @@ print(json.dumps([
 ]))
 """
 _PROBE_SECONDS = 120
+_CUDA_PROVIDER = "libonnxruntime_providers_cuda.so"
 
 
 def probe_devices() -> list[dict[str, Any]]:
@@ -39,6 +42,14 @@ def probe_devices() -> list[dict[str, Any]]:
 def usable_cores() -> int:
     """Count the cores this process may run on, which a container limits."""
     return len(os.sched_getaffinity(0))
+
+
+@functools.cache
+def onnx_may_use_gpu() -> bool:
+    """Say whether this ONNX Runtime was built for CUDA, without loading it."""
+    found = importlib.util.find_spec("onnxruntime")
+    places = (found.submodule_search_locations or []) if found is not None else []
+    return any(Path(one, "capi", _CUDA_PROVIDER).exists() for one in places)
 
 
 def gpu_of_server(said: str) -> int | None:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from registry.errors import NotLoaded, RegistryError, Unavailable
 from registry.routes import Deployed
 from workers.device_memory import DeviceMemory
+from workers.devices import onnx_may_use_gpu
 from workers.serving.batcher import Batcher, Work
 from workers.serving.pace import Pace
 from workers.serving.process import Described, ModelProcess, Reply
@@ -57,6 +58,10 @@ class Held:
 
     def __add__(self, other: "Held") -> "Held":
         return Held(self.machine + other.machine, self.device + other.device)
+
+    def has_some_of(self, missing: "Held") -> bool:
+        """Say whether there would be more of what is missing without this."""
+        return bool((self.machine and missing.machine) or (self.device and missing.device))
 
 
 _NOTHING = Held()
@@ -190,12 +195,30 @@ class Fleet:
         weights = _weights(served)
         device = served.known_device_bytes
         if device is None:
-            device = 2 * weights + _CONTEXT_BYTES
+            device = 0 if self._stays_on_cpu(served) else 2 * weights + _CONTEXT_BYTES
         return Held(2 * weights + _PROCESS_BYTES, device if self._device is not None else 0)
 
-    def _is_room_for(self, held: Held) -> bool:
-        there = held.machine <= self.memory_bytes
-        return there and (self._device is None or held.device <= self.device_bytes)
+    def _stays_on_cpu(self, served: Served) -> bool:
+        """Say whether it is known before a version is loaded that it computes on no device."""
+        laid = served.laid
+        if laid is not None and laid.package is not None:
+            return True
+        is_graph = (
+            laid.onnx is not None if laid is not None else self.shelf.has_graph(served.deployed)
+        )
+        return is_graph and not onnx_may_use_gpu()
+
+    def _missing(self, taken: Held, needed: Held) -> Held:
+        """Tell how much is missing for what is needed beside what is taken.
+
+        What a model needs nothing of is never missing for it, however full that is.
+        """
+        together = taken + needed
+        on_device = self._device is not None and needed.device > 0
+        return Held(
+            max(0, together.machine - self.memory_bytes) if needed.machine else 0,
+            max(0, together.device - self.device_bytes) if on_device else 0,
+        )
 
     def keep(self, keys: Collection[Key]) -> None:
         """Say which versions requests may be sent to; the others leave when they are idle."""
@@ -302,16 +325,12 @@ class Fleet:
 
     def fits(self, served: Served) -> bool:
         """Say whether a version could be loaded without another one having to go."""
-        return self._is_room_for(self._claimed(beside=served) + self._expected(served))
+        missing = self._missing(self._claimed(beside=served), self._expected(served))
+        return missing == _NOTHING
 
     async def _load(self, served: Served) -> None:
         try:
-            pause = served.again_at - time.monotonic()
-            if pause > 0:
-                await asyncio.sleep(pause)
-                served.loading_since = time.monotonic()
-                if not served.put_away:
-                    served.state = State.LOADING
+            await self._wait_to_try_again(served)
             if served.laid is None:
                 served.laid = await asyncio.get_running_loop().run_in_executor(
                     self._layers, self.shelf.lay_out, served.deployed
@@ -319,10 +338,7 @@ class Fleet:
             async with self._gate:
                 began = time.monotonic()
                 self._check_wanted(served)
-                self._check_room(served)
-                if isinstance(served.failure, NotLoaded):
-                    served.failure = None
-                self._make_room(self._expected(served), beside=served)
+                self._find_room(served)
                 free = await self._free_on_device()
                 process = await self._open(served, served.laid)
                 served.held = await asyncio.to_thread(self._measure, served, process, free)
@@ -354,6 +370,15 @@ class Fleet:
                 *(served.memory_bytes >> 20, seconds),
             )
             self._make_room(served.held, beside=served)
+
+    async def _wait_to_try_again(self, served: Served) -> None:
+        pause = served.again_at - time.monotonic()
+        if pause <= 0:
+            return
+        await asyncio.sleep(pause)
+        served.loading_since = time.monotonic()
+        if not served.put_away:
+            served.state = State.LOADING
 
     async def _open(self, served: Served, laid: Laid) -> ModelProcess:
         """Start the process; a model that hangs on made-up rows is started without them."""
@@ -464,6 +489,18 @@ class Fleet:
         if away:
             served.batcher.fail_all(_unloaded())
 
+    def _find_room(self, served: Served) -> None:
+        """Make room for a version beside those that cannot sleep now.
+
+        Raises:
+            NotLoaded: they leave too little.
+
+        """
+        self._check_room(served)
+        if isinstance(served.failure, NotLoaded):
+            served.failure = None
+        self._make_room(self._expected(served), beside=served)
+
     def _make_room(self, needed: Held, *, beside: Served) -> None:
         """Let those sleep that were not called for longest, until the rest fits."""
         idle = sorted(
@@ -475,8 +512,11 @@ class Fleet:
             key=lambda served: served.batcher.last_used,
         )
         for served in idle:
-            if self._is_room_for(self._claimed(beside=beside) + needed):
+            missing = self._missing(self._claimed(beside=beside), needed)
+            if missing == _NOTHING:
                 return
+            if not served.held.has_some_of(missing):
+                continue
             logger.info("%s version %s makes room.", served.name, served.version)
             self.put_to_sleep(served)
 
@@ -508,9 +548,7 @@ class Fleet:
             ),
             _NOTHING,
         )
-        together = taken + self._expected(served)
-        is_full = taken.machine and together.machine > self.memory_bytes
-        if is_full or (taken.device and together.device > self.device_bytes):
+        if taken.has_some_of(self._missing(taken, self._expected(served))):
             raise NotLoaded(
                 "There is no memory for {model} version {version} beside models that are busy; "
                 "try again in {retry_after} s.",

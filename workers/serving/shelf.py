@@ -111,6 +111,10 @@ class Shelf:
     def clear(self, folder: Path) -> None:
         shutil.rmtree(folder.parent, ignore_errors=True)
 
+    def has_graph(self, deployed: Deployed) -> bool:
+        """Say whether ONNX Runtime runs the version for certain, as it is a graph already."""
+        return _kind_of(deployed) is _GRAPH and _graph_in(deployed.files) is not None
+
     def _is_made(self, deployed: Deployed) -> bool:
         """Say whether the version can be loaded without anything being made of it."""
         kind = _kind_of(deployed)

@@ -11,7 +11,7 @@ import pytest
 from registry.errors import NotLoaded
 from tests.workers.serving import yard as y
 from workers.device_memory import NvidiaMemory, memory_of_gpu
-from workers.serving import process
+from workers.serving import fleet, process
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -43,6 +43,7 @@ def on_gpu(monkeypatch):
     read = process.read_described
     said = {"runtime": "onnxruntime/cuda"}
     monkeypatch.setattr(process, "read_described", lambda found: read({**found, **said}))
+    monkeypatch.setattr(fleet, "onnx_may_use_gpu", lambda: True)
 
 
 @pytest.mark.parametrize("names_processes", [True, False])
@@ -96,6 +97,47 @@ def test_what_computes_on_the_cpu_beside_a_device_holds_nothing_of_it(yard):
         async with yard.plane(gpu=0, device=device) as plane:
             await y.ask(plane, "a/m", y.floats([[1]]))
             assert plane.status()["device_bytes"] == 0
+
+    asyncio.run(go())
+
+
+class Filled(Device):
+    """A device that those processes fill which lived when it was filled."""
+
+    def __init__(self):
+        super().__init__(each=4 * GIB - 100 * MIB)
+        self.filled_by = set()
+
+    def fill(self):
+        self.filled_by = super()._models()
+
+    def _models(self):
+        return self.filled_by
+
+
+def test_a_full_device_is_no_matter_to_what_computes_on_the_cpu(yard, monkeypatch):
+    monkeypatch.setattr(fleet, "_WEIGH_SECONDS", 0.0)
+    yard.route("a/busy", yard.version("a/busy", 1, y.counting(), deadline_ms=300_000))
+    for name in ("a/one", "a/two"):
+        yard.route(name, yard.version(name, 1, y.linear(), idle_seconds=600))
+
+    async def go():
+        device = Filled()
+        async with yard.plane(gpu=0, device=device) as plane:
+            served = {one.name: one for one in plane.fleet.all}
+            await y.ask(plane, "a/busy", y.numbers([1]))
+            device.fill()
+            await y.ask(plane, "a/one", y.floats([[1]]))
+            busy = asyncio.create_task(y.ask(plane, "a/busy", y.numbers([10**8]), seconds=300))
+            await y.until(lambda: served["a/busy"].batcher.pending)
+            await y.until(lambda: plane.status()["device_bytes"] == device.each)
+            assert served["a/one"].is_ready
+            for name in ("a/two", "a/one"):
+                assert plane.fleet.fits(served[name])
+                plane.fleet.put_to_sleep(served[name])
+                _, (answer,) = await y.ask(plane, name, y.floats([[1]]))
+                assert answer.tolist() == [[2]]
+            busy.cancel()
 
     asyncio.run(go())
 
