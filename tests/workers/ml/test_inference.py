@@ -523,6 +523,68 @@ def test_an_output_that_is_not_of_rows_is_refused(tmp_path):
     assert refusal(tmp_path / "job", infer_recipe(), model=model, dataset=dataset) == "bad_config"
 
 
+@pytest.mark.parametrize("axis", ["k", None])
+def test_a_further_output_that_is_not_of_rows_is_left_out(tmp_path, axis):
+    model = write_graph(
+        tmp_path / "model",
+        [("Identity", ["x"], ["scores"], {}), ("Unique", ["x"], ["found"], {})],
+        [("scores", TensorProto.FLOAT, ["n", 3]), ("found", TensorProto.FLOAT, [axis])],
+    )
+    (model / "config.json").write_text(json.dumps({"labels": ["cat", "dog", "owl"]}))
+    dataset = write_rows(tmp_path / "rows", PLAIN)
+    found = lines(run_job(tmp_path / "job", infer_recipe(), model=model, dataset=dataset))
+    assert [list(row) for row in found] == [["split", "row", "label", "label_index", "score"]] * 2
+
+
+def test_an_output_that_was_of_rows_at_first_keeps_its_column(tmp_path):
+    """As many different numbers as rows, as long as there are such rows."""
+    model = write_graph(
+        tmp_path / "model",
+        [("Identity", ["x"], ["y"], {}), ("Unique", ["x"], ["found"], {})],
+        [("y", TensorProto.FLOAT, ["n", 3]), ("found", TensorProto.FLOAT, [None])],
+    )
+    rows = [[1, 1, 1]] * 8 + [[1, 2, 3]]
+    dataset = write_rows(tmp_path / "rows", rows)
+    recipe = infer_recipe(batch_size=1)
+    with pytest.raises(Interrupted):
+        run_job(tmp_path / "job", recipe, interrupt=StopAfter(1), model=model, dataset=dataset)
+    found = lines(run_job(tmp_path / "job", recipe, model=model, dataset=dataset))
+    assert [row["found"] for row in found] == [1.0] * 8 + [None]
+
+
+def test_rows_of_another_release_are_computed_again(tmp_path):
+    model = write_graph(
+        tmp_path / "model",
+        [
+            ("Neg", ["x"], ["y"], {}),
+            ("ArgMax", ["x"], ["best"], {"axis": 1, "keepdims": 0}),
+        ],
+        [("y", TensorProto.FLOAT, ["n", 3]), ("best", TensorProto.INT64, ["n"])],
+    )
+    dataset = write_rows(tmp_path / "rows", PLAIN)
+    checkpoints = tmp_path / "job" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    line = b'{"split": "test", "row": 0, "output": [-3.0, 0.0, -1.0]}\n'
+    (checkpoints / "predictions.jsonl").write_bytes(line)
+    said = {"rows": 1, "rows_in_all": 1, "size_bytes": len(line)}
+    (checkpoints / "predictions.json").write_text(json.dumps(said))
+    result = run_job(tmp_path / "job", infer_recipe(), model=model, dataset=dataset)
+    assert [list(row) for row in lines(result)] == [["split", "row", "y", "best"]] * 2
+
+
+def test_parts_of_two_releases_are_not_put_together(tmp_path):
+    model, rows = write_echo(tmp_path / "model"), write_rows(tmp_path / "rows", PLAIN)
+    recipe, inputs = infer_recipe(shards=2), {"model": model, "dataset": rows}
+    parts = []
+    for at in range(2):
+        done = run_job(tmp_path / f"part{at}", recipe, part=(at, 2), **inputs)
+        path = str(done.files / "predictions.jsonl")
+        parts.append({"path": path, "summary": done.report["summary"]})
+    run_job(tmp_path / "joined", recipe, parts=parts, **inputs)
+    del parts[0]["summary"]["predicted"]["format"]
+    assert refusal(tmp_path / "mixed", recipe, parts=parts, **inputs) == "bad_part"
+
+
 def test_labels_of_a_later_split_are_kept(tmp_path):
     model = write_echo(tmp_path / "model", labels=["cat", "dog", "owl"])
     dataset = write_rows(tmp_path / "rows", PLAIN)

@@ -43,6 +43,8 @@ from workers.ml.statistics import probabilities, wilson
 FILE_NAME = "predictions.jsonl"
 PARQUET_NAME = "predictions.parquet"
 _STATE = "predictions.json"
+# Counted up when rows are written in another way: one file has rows of one way.
+_FORMAT = 1
 _SAVE_SECONDS = 2.0
 # Floats are written by the fewest digits that give the same number of their dtype, integers and
 # texts as they are, and what is not finite as null.
@@ -77,9 +79,12 @@ class Done:
     """How far the job is: spans that are whole, rows of the next, bytes on disk, right answers.
 
     `strange` counts rows whose label is no class of the model, `unclear` those where it gave
-    numbers that are not finite.
+    numbers that are not finite. `outputs` are those that each row has something of, once there was
+    one to see.
     """
 
+    format: int = _FORMAT
+    outputs: list[str] | None = None
     spans: int = 0
     rows: int = 0
     rows_in_all: int = 0
@@ -106,6 +111,8 @@ class Predicted:
     splits: list[str]
     strange: int = 0
     unclear: int = 0
+    # What says none is of a worker that knew of no other way to write rows.
+    format: int = 0
 
 
 def run(job: Job, recipe: recipes.InferRecipe) -> Report:
@@ -154,6 +161,7 @@ def _predict(job: Job, step: recipes.Predict) -> tuple[Path, Predicted]:
         splits=names,
         strange=done.strange,
         unclear=done.unclear,
+        format=done.format,
     )
 
 
@@ -168,6 +176,11 @@ def _join(job: Job, parts: Sequence[PartDone]) -> tuple[Path, Predicted]:
         said = [Predicted(**part.summary["predicted"]) for part in parts]
     except (KeyError, TypeError) as error:
         raise Invalid("A part of the job said nothing of its rows.", code="bad_part") from error
+    if len({one.format for one in said}) > 1:
+        raise Invalid(
+            "Workers of different releases computed parts of the job; start it again.",
+            code="bad_part",
+        )
     path = job.checkpoints / FILE_NAME
     with path.open("wb") as out:
         for at, part in enumerate(parts):
@@ -186,6 +199,7 @@ def _join(job: Job, parts: Sequence[PartDone]) -> tuple[Path, Predicted]:
         splits=said[0].splits,
         strange=sum(one.strange for one in said),
         unclear=sum(one.unclear for one in said),
+        format=said[0].format,
     )
 
 
@@ -268,7 +282,11 @@ class _Writer:
             if size <= 0:
                 return
             rows = {column: values[:size] for column, values in rows.items()}  # noqa: PLW2901
-            outputs = self._runtime.answer_block(rows, split, self._step.batch_size)
+            outputs = self._runtime.answer_block(
+                rows, split, self._step.batch_size, names=done.outputs
+            )
+            # Every row of the job has the same columns.
+            done.outputs = list(outputs)
             records = self._records(outputs, _actual(classes, rows, done), done)
             done.rows += size
             done.rows_in_all += size
@@ -392,9 +410,10 @@ def _plain(value: Any) -> Any:
 
 def _read_state(file: Path) -> Done:
     try:
-        state: Mapping[str, int] = json.loads(file.read_text(encoding="utf-8"))
-        return Done(**state)
-    except (OSError, ValueError, TypeError):
+        state: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        # Rows of another release may be written in another way.
+        return Done(**state) if state.get("format") == _FORMAT else Done()
+    except (OSError, ValueError, TypeError, AttributeError):
         return Done()
 
 

@@ -182,11 +182,13 @@ class OnnxEngine:
     def row_outputs(self) -> list[str]:
         sizes = {taken.shape[0] for taken in self._session.get_inputs() if taken.shape}
         first, *others = self._session.get_outputs()
-        # Of a fixed size that no input has, such as the layers of a state.
+        # Of another size than the inputs, such as the layers of a state, or what was found.
         of_rows = [
             one.name
             for one in others
-            if not one.shape or not isinstance(one.shape[0], int) or one.shape[0] in sizes
+            if not one.shape
+            or one.shape[0] in {None, *sizes}
+            or (isinstance(one.shape[0], str) and None in sizes)
         ]
         return [first.name, *of_rows]
 

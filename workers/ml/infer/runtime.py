@@ -57,18 +57,22 @@ class Runtime:
         restored[order] = joined
         return restored
 
-    def answer_block(self, rows: Rows, split: Split, batch_size: int) -> dict[str, Values]:
+    def answer_block(
+        self, rows: Rows, split: Split, batch_size: int, *, names: Sequence[str] | None = None
+    ) -> dict[str, Values]:
         """Run many rows in batches, as `run_block`, and keep every output under its name.
 
         The first is what `compute` makes of it. What says nothing of single rows is left out, and
-        what is there beside an embedding, which is of tokens.
+        what is there beside an embedding, which is of tokens. Given `names`, those outputs are
+        kept: one that has no value for each row of a batch is None in all of them.
         """
         order, batches = self._batches(rows, batch_size)
-        found: dict[str, list[Values]] = {}
-        for batch in batches:
-            for name, values in self._answers(self.feeder.feeds(batch, split)).items():
-                found.setdefault(name, []).append(values)
-        return {name: _restored(parts, order) for name, parts in found.items()}
+        found = [self._answers(self.feeder.feeds(batch, split)) for batch in batches]
+        if names is None:
+            names = [name for name in found[0] if all(one[name] is not None for one in found)]
+        return {
+            name: _restored([_values_or_none(one, name) for one in found], order) for name in names
+        }
 
     def _batches(self, rows: Rows, batch_size: int) -> tuple[NDArray[np.int64], Iterator[Rows]]:
         """Cut rows into batches of like length; give the order in which they are taken, too."""
@@ -85,29 +89,28 @@ class Runtime:
     def compute(self, feeds: Feeds) -> NDArray[Any]:
         return self._first(next(iter(self.engine.run(feeds).values())), feeds)
 
-    def _answers(self, feeds: Feeds) -> dict[str, Values]:
+    def _answers(self, feeds: Feeds) -> dict[str, Values | None]:
+        """Give what may say something of single rows; None where it does not for these."""
         outputs = self.engine.run(feeds)
         first = next(iter(outputs))
         outputs[first] = self._first(outputs[first], feeds)
         if self.answers == "embedding":
             return {first: outputs[first]}
         count = len(next(iter(feeds.values())))
-        kept: dict[str, Values] = {}
-        for name in self.engine.row_outputs:
-            shape = _shape_of(outputs[name])
-            if not shape and name != first:
-                continue
-            if shape[:1] != (count,):
-                raise Invalid(
-                    "The output {name!r} has the shape {shape} for {rows} rows; predictions take "
-                    "one value for each row.",
-                    code="bad_config",
-                    name=name,
-                    shape=list(shape),
-                    rows=count,
-                )
-            kept[name] = outputs[name]
-        return kept
+        shape = _shape_of(outputs[first])
+        if shape[:1] != (count,):
+            raise Invalid(
+                "The output {name!r} has the shape {shape} for {rows} rows; predictions take "
+                "one value for each row.",
+                code="bad_config",
+                name=first,
+                shape=list(shape),
+                rows=count,
+            )
+        return {
+            name: outputs[name] if _shape_of(outputs[name])[:1] == (count,) else None
+            for name in self.engine.row_outputs
+        }
 
     def _first(self, output: NDArray[Any], feeds: Feeds) -> NDArray[Any]:
         if self.answers == "embedding" and output.ndim == 3:
@@ -120,6 +123,13 @@ class Runtime:
                 labels=len(self.labels),
             )
         return output
+
+
+def _values_or_none(answers: dict[str, Values | None], name: str) -> Values:
+    """Give what an output says of a batch, or None for each row, as many as the first one has."""
+    values, first = answers.get(name), next(iter(answers.values()))
+    assert first is not None
+    return values if values is not None else [None] * len(first)
 
 
 def _shape_of(values: Values) -> tuple[int, ...]:
