@@ -408,8 +408,9 @@ class DataPlane:
         served = target.served
         future: asyncio.Future[Answer] = self._loop.create_future()
         deadline = request.deadline
-        if request.came_at and served.is_ready:
-            deadline = min(deadline, request.came_at + served.deadline_seconds)
+        if request.waited_seconds and served.is_ready:
+            left = served.deadline_seconds - request.waited_seconds
+            deadline = min(deadline, time.monotonic() + left)
         turn = turn_of(request.actor)
         work = Work("run", turn, deadline, future, target.counters, request.inputs)
         answer = await self._compute(entry, target, work, named=bool(request.version))

@@ -72,8 +72,8 @@ class InferRequest:
     # Names of the wanted outputs; none is all.
     outputs: list[str] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
-    # Since when it waits, where it waited to be read; a model's deadline counts from then.
-    came_at: float = 0.0
+    # How long others were read before it; a model's deadline is so much shorter.
+    waited_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import asyncio
 import os
 import struct
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Hashable
 from contextlib import suppress
@@ -43,18 +44,20 @@ class Reader:
 
     async def read(
         self, body: bytes, json_bytes: int | None, *, caller: Hashable, until: float
-    ) -> Asked:
-        """Read a call as `read_infer` does, beside the server.
+    ) -> tuple[Asked, float]:
+        """Read a call as `read_infer` does, beside the server; say how long its turn took to come.
 
         Raises:
             Invalid, TooLarge: what that raises; DeadlineExceeded: others took their turns until
             then; Unavailable: the process ended meanwhile.
 
         """
+        came_at = time.monotonic()
         async with self._turns.turn(caller, until):
+            waited = time.monotonic() - came_at
             try:
                 async with asyncio.timeout(_SECONDS):
-                    return await self._ask(body, json_bytes)
+                    return await self._ask(body, json_bytes), waited
             except (OSError, EOFError, TimeoutError) as error:
                 self._stop()
                 raise Unavailable("The request could not be read; try again.") from error

@@ -120,12 +120,12 @@ class Rest:
         actor, body = await self._come_in(exchange, model)
         length = exchange.count(_LENGTH)
         version = read_version(where["version"])
-        began, came_at = time.monotonic(), 0.0
+        began, waited = time.monotonic(), 0.0
         if length == 0:
             asked = await self._read_raw(actor, model, version, memoryview(body))
         elif APART_FROM_BYTES < (len(body) if length is None else length) <= MAX_JSON_BYTES:
-            came_at, until = began, began + self.plane.patience(actor, model)
-            asked = await self.reader.read(body, length, caller=turn_of(actor), until=until)
+            caller, until = turn_of(actor), began + self.plane.patience(actor, model)
+            asked, waited = await self.reader.read(body, length, caller=caller, until=until)
             exchange.holding.hold(sum(len(one.data) for one in asked.inputs))
         else:
             asked = read_infer(memoryview(body), length)
@@ -138,7 +138,7 @@ class Rest:
             parameters=asked.parameters,
             actor=actor,
             deadline=began + asked.timeout_seconds,
-            came_at=came_at,
+            waited_seconds=waited,
         )
         response = await exchange.unless_gone(self.plane.infer(request))
         size = sum(len(one.data) for one in response.outputs)

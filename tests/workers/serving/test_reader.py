@@ -24,7 +24,8 @@ def body_of(count, **more):
 
 async def read(reader, body, json_bytes=None, *, caller=1, seconds=60):
     until = time.monotonic() + seconds
-    return await reader.read(body, json_bytes, caller=caller, until=until)
+    asked, _ = await reader.read(body, json_bytes, caller=caller, until=until)
+    return asked
 
 
 def reading(story):
