@@ -57,6 +57,11 @@ class Actor:
     def is_anonymous(self) -> bool:
         return self.user_id is None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether a token keeps the person to one namespace or one repository."""
+        return self.limited_namespace_id is not None or self.limited_repository_id is not None
+
     def namespaces_as(self, least: Role) -> list[int]:
         """Give the namespaces in which the actor has at least this role."""
         return _with_role(self.roles, least)

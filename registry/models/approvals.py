@@ -79,8 +79,7 @@ class AliasProposal(models.Model):
 
 class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def asked_by(self, actor: Actor) -> Self:
-        limited = actor.limited_namespace_id or actor.limited_repository_id
-        if actor.user_id is None or limited:
+        if actor.user_id is None or actor.is_limited:
             return self.none()
         return self.filter(user_id=actor.user_id)
 

@@ -119,7 +119,7 @@ class AuditAction(StrEnum):
 class EventQuerySet(models.QuerySet["Event"]):
     def audited_by(self, actor: Actor) -> Self:
         """Keep the events of namespaces that the actor maintains; administrators see all."""
-        if actor.is_admin and not (actor.limited_namespace_id or actor.limited_repository_id):
+        if actor.is_admin and not actor.is_limited:
             return self
         held = actor.namespaces_as(Role.MAINTAINER)
         if actor.limited_repository_id is not None:

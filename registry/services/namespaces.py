@@ -111,7 +111,7 @@ def find_user(username: str) -> User:
 def create_namespace(*, actor: Actor, slug: object, display_name: object = "") -> Namespace:
     """Create an organisation that `actor` owns."""
     require_scope(actor, "write")
-    if actor.limited_namespace_id or actor.limited_repository_id:
+    if actor.is_limited:
         raise Denied("A token that is limited to one place cannot make another.")
     name = check_slug(slug)
     title = check_text("display_name", display_name, max_length=200)

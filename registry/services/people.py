@@ -31,7 +31,7 @@ def require_administrator(actor: Actor) -> None:
 
     """
     require_scope(actor, "admin")
-    if not actor.is_admin or actor.limited_namespace_id or actor.limited_repository_id:
+    if not actor.is_admin or actor.is_limited:
         raise Denied("Only an administrator of the installation may look after accounts.")
 
 

@@ -174,8 +174,7 @@ def hold_job_place(namespace_id: int) -> bool:
 
 
 def may_set_quotas(actor: Actor) -> bool:
-    limited = actor.limited_namespace_id or actor.limited_repository_id
-    return actor.is_admin and not limited
+    return actor.is_admin and not actor.is_limited
 
 
 @transaction.atomic

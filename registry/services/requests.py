@@ -49,7 +49,7 @@ def request_access(
 
     """
     require_scope(actor, "write")
-    if actor.limited_namespace_id or actor.limited_repository_id:
+    if actor.is_limited:
         raise Denied("A token that is limited to one place cannot ask for another.")
     if kind not in {"namespace", *Kind.values}:
         raise invalid_field("kind", "bad_choice", "Ask about a namespace, a model or a dataset.")

@@ -21,13 +21,9 @@ _MOST_FIELDS = 50
 
 def kept_by(actor: Actor) -> QuerySet[SavedSearch]:
     """Give the searches that a person keeps; none to a token that is limited to one place."""
-    if actor.is_anonymous or _is_limited(actor):
+    if actor.is_anonymous or actor.is_limited:
         return SavedSearch.objects.none()
     return SavedSearch.objects.filter(user_id=actor.person_id)
-
-
-def _is_limited(actor: Actor) -> bool:
-    return bool(actor.limited_namespace_id or actor.limited_repository_id)
 
 
 def save_search(*, actor: Actor, kind: str, name: object, query: str) -> SavedSearch:
@@ -41,7 +37,7 @@ def save_search(*, actor: Actor, kind: str, name: object, query: str) -> SavedSe
 
     """
     require_scope(actor, "write")
-    if _is_limited(actor):
+    if actor.is_limited:
         raise Denied("A token that is limited to one place cannot keep searches.")
     if kind not in Kind.values:
         raise invalid_field("kind", "bad_choice", "Search for a model or a dataset.")

@@ -39,7 +39,7 @@ def create_token(
     for scope in wanted:
         require_scope(actor, scope)
     require_scope(actor, "admin" if actor.token_id else "read")
-    if actor.limited_namespace_id or actor.limited_repository_id:
+    if actor.is_limited:
         raise Invalid("A token that is limited to one place cannot make tokens.")
     if expires_at is not None and expires_at <= timezone.now():
         raise invalid_field("expires_at", "in_the_past", "expires_at lies in the past.")
@@ -136,8 +136,7 @@ def revoke_token(*, actor: Actor, token_id: int) -> Token:
 
 def within_reach(actor: Actor, tokens: QuerySet[Token]) -> QuerySet[Token]:
     """Leave a token that is limited to one place nothing but itself."""
-    limited = actor.limited_namespace_id or actor.limited_repository_id
-    if limited and actor.token_id is not None:
+    if actor.is_limited and actor.token_id is not None:
         return tokens.filter(pk=actor.token_id)
     return tokens
 
