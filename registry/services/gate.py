@@ -7,8 +7,9 @@ not make chance look like evidence.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from registry.errors import Conflict
 from registry.models import Deployment, DeploymentRole, Version
@@ -104,12 +105,19 @@ def evidence_of(deployment: Deployment, beside: Version | None = None) -> Eviden
     if beside is not None and deployment.serves is not None:
         pair = [deployment.serves.pk, beside.pk]
         kept = kept if kept.get("pair") == pair else {}
-    counts = {name: int(kept.get(name, 0)) for name in COUNTED}
     percent = read_options(deployment.options).shadow_time_percent
+    return Evidence(**counts_for(kept, percent), time_percent=percent)
+
+
+def counts_for(kept: Mapping[str, Any], percent: int) -> dict[str, int]:
+    """Give what was counted of a shadow, for one limit of its time.
+
+    Where another limit was set since, what agreed still does; what was in time may not be any more.
+    """
+    counts = {name: int(kept.get(name, 0)) for name in COUNTED}
     if kept.get("time_percent") != percent:
-        # Another limit was set since then.
         counts |= {"timed": 0, "in_time": 0}
-    return Evidence(**counts, time_percent=percent)
+    return counts
 
 
 def require_allowed(evidence: Evidence, reason: str) -> None:

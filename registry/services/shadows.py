@@ -10,7 +10,7 @@ from registry.models import Deployment, DeploymentRole
 from registry.routes import read_options
 from registry.services.catalog import lock_repository
 from registry.services.deployments import deployments_of
-from registry.services.gate import COUNTED
+from registry.services.gate import COUNTED, counts_for
 
 # So many processes are remembered, for those that fall silent for a moment.
 _REMEMBERED = 100
@@ -42,10 +42,8 @@ def _gather(row: Deployment, said: Sequence[Mapping[str, Any]]) -> bool:
     pair = [shadow.serves.pk, answering.serves.pk]
     kept: dict[str, Any] = shadow.trial if shadow.trial.get("pair") == pair else {"pair": pair}
     percent = read_options(shadow.options).shadow_time_percent
-    if kept.get("time_percent", percent) != percent:
-        # Another limit was set: what agreed still does, but what was in time may not be any more.
-        kept = {**kept, "timed": 0, "in_time": 0}
-    fresh = _add({**kept, "time_percent": percent}, _counts_of(said, shadow.pk, pair, percent))
+    kept = {**kept, **counts_for(kept, percent), "time_percent": percent}
+    fresh = _add(kept, _counts_of(said, shadow.pk, pair, percent))
     if fresh == shadow.trial:
         return False
     shadow.trial = fresh
@@ -78,7 +76,7 @@ def _place(replica: str, one: Mapping[str, Any]) -> str:
 def _add(kept: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     """Add what is new since the last look; a replica that began again counts from nothing."""
     seen: dict[str, Any] = dict(kept.get("seen", {}))
-    total = {name: int(kept.get(name, 0)) for name in COUNTED}
+    total = {name: kept[name] for name in COUNTED}
     for replica, now in counts.items():
         before = seen.get(replica, {})
         if now["compared"] < before.get("compared", 0):
