@@ -52,10 +52,7 @@ class Runtime:
     def run_block(self, rows: Rows, split: Split, batch_size: int) -> NDArray[Any]:
         """Run many rows in batches; texts of like length together, as padding costs like words."""
         order, batches = self._batches(rows, batch_size)
-        joined = np.concatenate([self.run(batch, split) for batch in batches])
-        restored = np.empty_like(joined)
-        restored[order] = joined
-        return restored
+        return _in_order([self.run(batch, split) for batch in batches], order)
 
     def answer_block(
         self, rows: Rows, split: Split, batch_size: int, *, names: Sequence[str] | None = None
@@ -138,17 +135,21 @@ def _shape_of(values: Values) -> tuple[int, ...]:
 
 def _restored(parts: Sequence[Values], order: NDArray[np.int64]) -> Values:
     """Put the values of batches back into the order of the rows."""
-    shapes = {part.shape[1:] if isinstance(part, np.ndarray) else None for part in parts}
-    if len(shapes) == 1 and None not in shapes:
-        joined = np.concatenate(parts)
-        restored = np.empty_like(joined)
-        restored[order] = joined
-        return restored
+    tensors = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(tensors) == len(parts) and len({part.shape[1:] for part in tensors}) == 1:
+        return _in_order(tensors, order)
     # Of another size in each batch, or no tensor at all, such as a map of classes.
     values: list[Any] = [None] * len(order)
     for place, value in zip(order, itertools.chain.from_iterable(parts), strict=True):
         values[place] = value
     return values
+
+
+def _in_order(parts: Sequence[NDArray[Any]], order: NDArray[np.int64]) -> NDArray[Any]:
+    joined = np.concatenate(parts)
+    restored = np.empty_like(joined)
+    restored[order] = joined
+    return restored
 
 
 def load_runtime(
