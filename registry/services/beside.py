@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from registry.models import Actor, Alias, Artifact, Evaluation, Repository, Tag, Version, is_better
@@ -31,7 +32,7 @@ class Line:
     split: str = ""
     dataset: str | None = None
 
-    @property
+    @cached_property
     def differs(self) -> bool:
         return len({_comparable(value) for value in self.values}) > 1
 

@@ -177,7 +177,7 @@ def _file_text(held: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else _exact(value)
 
 
 def _exact(value: Any) -> str:
